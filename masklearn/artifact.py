@@ -1,0 +1,169 @@
+"""The mask file: the masks of a run with everything needed to use, check and repeat them, as safetensors."""
+
+import json
+import os
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from masklearn.ablation import Ablation, AblationName
+from masklearn.errors import UserError, one_line
+from masklearn.graph import NodeGraph
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelId:
+    """Which model a mask was learned on."""
+
+    lm: str
+    revision: str | None
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.lm}{'@' + self.revision if self.revision else ''} (fingerprint {self.fingerprint})"
+
+
+@dataclass(frozen=True)
+class Mask:
+    """All masks of a run (groups x sizes x nodes) and their provenance."""
+
+    mask: Tensor
+    """Boolean, shape (groups, sizes, nodes); a mask of size s has exactly s ones."""
+    scores: Tensor
+    """What the nodes were ranked by, float32, shape (groups, sizes or 1, nodes)."""
+    sizes: Tensor
+    """Nodes kept, int64, ascending, shape (sizes)."""
+    graph: NodeGraph
+    model: ModelId
+    groups: tuple[str, ...] = ("dataset",)
+    ablation: Ablation = Ablation()
+    positions: str = "all"
+    """Which positions were scored."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The settings of the run that learned the masks."""
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    """One row per size, as in `metrics.json`."""
+    version: str = field(default_factory=lambda: version("masklearn"))
+
+    def __post_init__(self) -> None:
+        expected = (len(self.groups), len(self.sizes), self.graph.n_nodes)
+        if tuple(self.mask.shape) != expected or self.mask.dtype != torch.bool:
+            raise ValueError(f"mask is {self.mask.dtype} of shape {tuple(self.mask.shape)}, expected bool of {expected}")
+        if self.scores.shape not in (expected, (expected[0], 1, expected[2])) or self.scores.dtype != torch.float32:
+            raise ValueError(f"scores are {self.scores.dtype} of shape {tuple(self.scores.shape)}, expected {expected}")
+        if not torch.equal(self.mask.sum(-1), self.sizes.expand(expected[:2])):
+            raise ValueError("a mask does not have as many nodes as its size says")
+
+    def select(self, s: int | float, group: str | None = None) -> Tensor:
+        """One mask, boolean of shape (nodes,).
+
+        Args:
+            s: Its size: a count, or a fraction of all nodes.
+            group: Its group; may be left out where there is but one.
+
+        Raises:
+            UserError: If the bank has no such size or group.
+        """
+        count = max(1, round(s * self.graph.n_nodes)) if isinstance(s, float) and 0 < s < 1 else int(s)
+        sizes = self.sizes.tolist()
+        if count not in sizes:
+            raise UserError(f"this bank has no mask of {count} nodes; it has {', '.join(map(str, sizes))}")
+        if group is None and len(self.groups) > 1:
+            raise UserError(f"this bank has {len(self.groups)} groups; name one, for example {self.groups[0]!r}")
+        if group is not None and group not in self.groups:
+            raise UserError(f"this bank has no group {group!r}; it has {', '.join(self.groups[:10])}")
+        return self.mask[self.groups.index(group) if group else 0, sizes.index(count)]
+
+    def require(self, model: ModelId) -> None:
+        """Refuse a model on which the masks were not learned.
+
+        Raises:
+            UserError: If the fingerprints differ; names both models.
+        """
+        if self.model.fingerprint != model.fingerprint:
+            raise UserError(f"the mask was learned on {self.model}, not on {model}. Give that model with --model.lm")
+
+    def with_metrics(self, metrics: list[dict[str, Any]]) -> "Mask":
+        return replace(self, metrics=metrics)
+
+    def save(self, path: str | Path) -> None:
+        """Write the file whole or not at all.
+
+        Raises:
+            UserError: If it cannot be written; what was there before is untouched.
+        """
+        tensors = {"mask": self.mask, "scores": self.scores, "sizes": self.sizes, **self.ablation.values()}
+        metadata = {
+            "format": FORMAT,
+            "model": vars(self.model),
+            "nodes": self.graph.names,
+            "groups": self.groups,
+            "ablation": self.ablation.name,
+            "positions": self.positions,
+            "config": self.config,
+            "metrics": self.metrics,
+            "masklearn": self.version,
+        }
+        packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_whole(Path(path), save(packed, {key: json.dumps(value) for key, value in metadata.items()}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Mask":
+        """Read a mask file.
+
+        Raises:
+            UserError: If it is absent, damaged, no mask file, or of a newer format.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            if metadata["format"] > FORMAT:
+                raise UserError(f"{path} has format {metadata['format']}; this masklearn reads up to {FORMAT}. Upgrade it")
+            name = cast(AblationName, metadata["ablation"])
+            return cls(
+                tensors["mask"],
+                tensors["scores"],
+                tensors["sizes"],
+                NodeGraph.from_names(metadata["nodes"]),
+                ModelId(**metadata["model"]),
+                tuple(metadata["groups"]),
+                Ablation(name, tensors.get("ablation.heads"), tensors.get("ablation.mlps")),
+                metadata["positions"],
+                metadata["config"],
+                metadata["metrics"],
+                metadata["masklearn"],
+            )
+        except UserError:
+            raise
+        except KeyError as error:
+            raise UserError(f"{path} is no mask file: it has no {error.args[0]!r}") from error
+        except (OSError, SafetensorError, ValueError, TypeError) as error:
+            raise UserError(f"cannot read the mask file {path}: {one_line(error)}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file aside, flush it to the disk, and put it in place in one step.
+
+    Raises:
+        UserError: If that fails; what was there before is untouched.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {one_line(error)}. Choose another folder, or make room") from error

@@ -1,0 +1,268 @@
+"""Text to batches: readers, tokens, splits by content, and the positions that count."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import datasets
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from masklearn.adapter import EMBEDDED, load_tokenizer
+from masklearn.errors import UserError, one_line
+from masklearn.tiny import tasks
+
+TaskName = Literal["mixed", "names", "agreement", "years", "copy"]
+Positions = Literal["last", "all"]
+Part = Literal["train", "validation", "test", "all"]
+
+READERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".csv": "csv", ".parquet": "parquet"}
+HELD_OUT = 0.1
+"""Share of the different texts that goes to the validation split, and again to the test split."""
+TASK_LIMIT = 1000
+"""Texts drawn from the embedded generator where no limit is given."""
+
+
+class Batch(NamedTuple):
+    """Some inputs, padded on the right to one length."""
+
+    input_ids: Tensor
+    """Shape (inputs, tokens)."""
+    real: Tensor
+    """False at padding. Boolean, shape (inputs, tokens)."""
+    scored: Tensor
+    """Which next-token distributions count. Boolean, shape (inputs, tokens)."""
+    index: Tensor
+    """Place of every input in its split. Shape (inputs)."""
+
+
+class Texts(torch.utils.data.Dataset[tuple[int, list[int]]]):
+    """Token ids of the texts of one split, with their places."""
+
+    def __init__(self, ids: Sequence[list[int]]) -> None:
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[int, list[int]]:
+        return index, self.ids[index]
+
+
+class StepSampler(Sampler[list[int]]):
+    """The indices of every training step's batch, as a function of seed and step alone.
+
+    So a run that goes on at step n sees what it would have seen. Epoch after epoch each input comes once.
+    """
+
+    def __init__(self, n: int, batch_size: int, steps: int, seed: int, first_step: int = 0) -> None:
+        self.n, self.batch_size, self.steps, self.seed, self.first_step = n, min(n, batch_size), steps, seed, first_step
+
+    def __len__(self) -> int:
+        """All steps of the run, those before the first included: Lightning counts them as done when it resumes."""
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        per_epoch = self.n // self.batch_size
+        for step in range(self.first_step, self.steps):
+            epoch, place = divmod(step, per_epoch)
+            order = torch.randperm(self.n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+            yield order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+
+
+class MaskData(LightningDataModule):
+    """Texts from a file, the hub or the embedded generator, tokenised for a model and split by content.
+
+    Args:
+        path: Text file: .jsonl, .json, .csv or .parquet with a text column, or .txt with a text a line.
+        dataset: Hugging Face hub id of a dataset, in place of a file.
+        subset: Configuration of the hub dataset, where it has several.
+        split: Split of the hub dataset to take texts from; masklearn's own splits are made within it.
+        task: Task of the embedded generator, in place of a file; mixed where nothing is given.
+        text_column: Column that holds the texts.
+        max_length: Tokens after which a text is cut.
+        positions: Next-token distributions that count: the last one of every text, or all.
+        batch_size: Texts per step; each is run under one mask of every size.
+        limit: Texts to use at most, from the start; all of a file by default, 1000 of the embedded generator.
+        skip_short: Leave out texts of fewer than two tokens, instead of stopping at the first.
+        seed: Seed of the embedded generator and of the order of the training texts.
+        lm: Model whose tokenizer is used.
+        revision: Revision of that model.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        dataset: str | None = None,
+        subset: str | None = None,
+        split: str = "train",
+        task: TaskName | None = None,
+        text_column: str = "text",
+        max_length: int = 128,
+        positions: Positions = "all",
+        batch_size: int = 16,
+        limit: int | None = None,
+        skip_short: bool = False,
+        seed: int = 0,
+        lm: str = EMBEDDED,
+        revision: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.path, self.hub_id, self.subset, self.split, self.task = path, dataset, subset, split, task
+        self.text_column, self.max_length, self.positions = text_column, max_length, positions
+        self.batch_size, self.limit, self.skip_short, self.seed = batch_size, limit, skip_short, seed
+        self.lm, self.revision = lm, revision
+        self.parts: dict[str, Texts] = {}
+        self.pad = 0
+        self._check()
+
+    def _check(self) -> None:
+        given = [flag for flag in ("path", "dataset", "task") if getattr(self, "hub_id" if flag == "dataset" else flag)]
+        if len(given) > 1:
+            raise UserError(f"data.{given[0]} and data.{given[1]} are both given; texts come from one. Drop one of them")
+        if not given:
+            self.task = "mixed"
+            if self.lm != EMBEDDED:
+                raise UserError(f"model.lm is {self.lm}, but no text is given for it. Add --data.path or --data.dataset")
+        for flag, least in (("batch_size", 1), ("max_length", 2), ("limit", 3)):
+            value = getattr(self, flag)
+            if value is not None and value < least:
+                raise UserError(f"data.{flag} is {value}; it must be at least {least}")
+
+    @property
+    def source(self) -> str:
+        """Where the texts come from, in words."""
+        return self.path or self.hub_id or f"the embedded {self.task} texts"
+
+    def prepare_data(self) -> None:
+        if self.hub_id:
+            self._read()  # one process fetches; nothing is kept
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002  (Lightning's signature)
+        if self.parts:
+            return
+        tokenizer = load_tokenizer(self.lm, self.revision)
+        self.pad = int(tokenizer.pad_token_id or 0)
+        texts = self._read()
+        ids = self._tokenize(tokenizer, texts)
+        parts = split_by_content(texts)
+        if min(map(len, parts.values())) == 0:
+            raise UserError(
+                f"{self.source} holds {len(set(texts))} different texts; train, validation and test take one each. "
+                "Give at least 3"
+            )
+        self.parts = {name: Texts([ids[i] for i in part]) for name, part in parts.items()}
+        self.parts["all"] = Texts(ids)
+
+    def loader(self, part: Part) -> DataLoader[Any]:
+        """All texts of a split in order, `batch_size` at a time."""
+        return DataLoader(self.parts[part], batch_size=self.batch_size, collate_fn=self._collate)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        assert self.trainer is not None
+        texts, first = self.parts["train"], self.trainer.global_step
+        sampler = StepSampler(len(texts), self.batch_size, self.trainer.max_steps, self.seed, first)
+        return DataLoader(texts, batch_sampler=sampler, collate_fn=self._collate)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self.loader("validation")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.loader("test")
+
+    def _read(self) -> list[str]:
+        if self.task:
+            return self._generate(self.task)
+        rows = self._rows_of_file(self.path) if self.path else self._rows_of_hub()
+        rows = rows.take(self.limit) if self.limit and isinstance(rows, datasets.IterableDataset) else rows
+        columns = rows.column_names or list(next(iter(rows), {}))
+        if self.text_column not in columns:
+            raise UserError(
+                f"{self.source} has no column {self.text_column!r}; it has {', '.join(columns) or 'none'}. "
+                f"Name one with --data.text_column"
+            )
+        texts = [row[self.text_column] for row in islice(rows.select_columns([self.text_column]), self.limit)]
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(
+                    f"{self.source}, row {i + 1}: {self.text_column!r} holds {text!r}, which is no text. "
+                    "Mend the row, or name another column with --data.text_column"
+                )
+        if self.path and Path(self.path).suffix == ".txt":
+            texts = [text for text in texts if text.strip()]  # blank lines separate texts; they are none
+        if not texts:
+            raise UserError(f"{self.source} holds no text")
+        return texts
+
+    def _generate(self, task: TaskName) -> list[str]:
+        limit = self.limit or TASK_LIMIT
+        if task == tasks.MIXED:
+            return list(islice(tasks.texts(self.seed), limit))
+        return [prompt.text for prompt in islice(tasks.prompts(task, self.seed), limit)]
+
+    def _rows_of_file(self, given: str) -> datasets.Dataset:
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise UserError(f"data.path: there is no file {given}")
+        if path.suffix not in READERS:
+            raise UserError(f"data.path: {given} ends in {path.suffix!r}; known are {', '.join(READERS)}")
+        if not path.stat().st_size:
+            raise UserError(f"data.path: {given} is empty")
+        try:
+            return datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+        except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+            raise UserError(f"data.path: cannot read {given}: {one_line(error.__cause__ or error)}") from error
+
+    def _rows_of_hub(self) -> datasets.Dataset | datasets.IterableDataset:
+        assert self.hub_id is not None
+        try:  # with a limit, only the rows asked for are fetched
+            return datasets.load_dataset(self.hub_id, self.subset, split=self.split, streaming=self.limit is not None)
+        except (ValueError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
+            raise UserError(
+                f"data.dataset: cannot load {self.hub_id!r}, split {self.split!r} ({one_line(error)}). "
+                "Give a hub id that this machine can reach, or a file with --data.path"
+            ) from error
+
+    def _tokenize(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        short = [i for i, row in enumerate(ids) if len(row) < 2]
+        if short and not self.skip_short:
+            raise UserError(
+                f"{self.source}: {len(short)} of {len(ids)} texts are shorter than two tokens, the first is text "
+                f"{short[0] + 1}, {texts[short[0]]!r}. Remove them, or leave them out with --data.skip_short true"
+            )
+        for i in reversed(short):
+            del ids[i], texts[i]
+        return ids
+
+    def _collate(self, rows: list[tuple[int, list[int]]]) -> Batch:
+        index, ids = zip(*rows, strict=True)
+        lengths = torch.tensor([len(row) for row in ids])
+        place = torch.arange(int(lengths.max())).expand(len(ids), -1)
+        input_ids = torch.full(place.shape, self.pad)
+        real = place < lengths[:, None]
+        input_ids[real] = torch.tensor([token for row in ids for token in row])
+        scored = real if self.positions == "all" else place == lengths[:, None] - 1
+        return Batch(input_ids, real, scored, torch.tensor(index))
+
+
+def split_by_content(texts: Sequence[str]) -> dict[str, list[int]]:
+    """Indices of the texts of each split, in the order given.
+
+    Equal texts fall into the same split, and neither order nor repetition changes where a text falls: the different
+    texts are ranked by a hash, and the first tenth is for testing, the second for validation.
+    """
+    ranked = sorted({text: hashlib.sha256(text.encode()).digest() for text in texts}.items(), key=lambda pair: pair[1])
+    held_out = max(1, round(HELD_OUT * len(ranked)))
+    part_of: dict[str, str] = {}
+    for rank, (text, _) in enumerate(ranked):
+        part_of[text] = "test" if rank < held_out else "validation" if rank < 2 * held_out else "train"
+    parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for i, text in enumerate(texts):
+        parts[part_of[text]].append(i)
+    return parts

@@ -1,0 +1,63 @@
+"""Hard-concrete gates: one number in [0, 1] per node, sampled while learning, cut to exactly `s` ones at the end.
+
+Source: Louizos et al. 2018, section 2.2 (arXiv:1712.01312).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+LOW, HIGH = -0.1, 1.1
+"""Range before clamping to [0, 1]; reaching past both ends is what allows exact zeros and ones."""
+START = 2.0
+"""First log-odds of every gate: 95 % open or more, and a third of all draws still carry a gradient."""
+
+
+def sample(log_alpha: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
+    """Draw gates in [0, 1], differentiably.
+
+    Args:
+        log_alpha: Log-odds of the gates, any shape.
+        temperature: Softness (dimensionless); towards 0 a gate becomes a coin.
+        noise: Uniform numbers in (0, 1) to draw with, of the same shape; fresh ones by default.
+    """
+    noise = torch.rand_like(log_alpha) if noise is None else noise
+    concrete = torch.sigmoid((log_alpha + noise.logit(eps=1e-6)) / temperature)
+    return (concrete * (HIGH - LOW) + LOW).clamp(0, 1)
+
+
+def open_probability(log_alpha: Tensor, temperature: float) -> Tensor:
+    """P(gate > 0) in closed form, of the same shape; its sum over nodes is the expected number of open gates."""
+    return torch.sigmoid(log_alpha - temperature * math.log(-LOW / HIGH))
+
+
+def top(scores: Tensor, sizes: Tensor) -> Tensor:
+    """Masks that keep the nodes with the highest scores: exactly as many as asked, ties broken by node order.
+
+    Args:
+        scores: Shape (..., nodes).
+        sizes: Nodes to keep, integers broadcastable to shape (...).
+
+    Returns:
+        Boolean masks of shape (..., nodes).
+    """
+    rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+    return rank < sizes.unsqueeze(-1)
+
+
+class GateBank(nn.Module):
+    """The log-odds of all gates of a run: groups x sizes x nodes."""
+
+    def __init__(self, n_groups: int, n_sizes: int, n_nodes: int) -> None:
+        super().__init__()
+        self.log_alpha = nn.Parameter(torch.full((n_groups, n_sizes, n_nodes), START))
+
+    def forward(self, group: Tensor, size: Tensor) -> Tensor:
+        """Log-odds of one mask per row: group and size indices of shape (...) to (..., nodes)."""
+        return self.log_alpha[group, size]
+
+    @torch.no_grad()
+    def discretize(self, sizes: Tensor) -> Tensor:
+        """The masks learned: the `s` most probable nodes of every group and size. Shape (groups, sizes, nodes)."""
+        return top(self.log_alpha, sizes)

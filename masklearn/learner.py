@@ -1,0 +1,203 @@
+"""Learn the few nodes that reproduce a frozen model's own predictions: the loop, told step by step."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from masklearn.ablation import Ablation, AblationName
+from masklearn.adapter import EMBEDDED, DTypeName, load_lm
+from masklearn.artifact import Mask, ModelId
+from masklearn.budget import Lagrangian, Schedule, resolve_sizes
+from masklearn.data import Batch, MaskData
+from masklearn.errors import NonFiniteLoss, UserError
+from masklearn.gates import GateBank, open_probability, sample
+from masklearn.graph import NodeGraph
+from masklearn.masked_lm import MaskedLM
+from masklearn.objective import chunked_kl
+
+FLOOR = 0.003
+"""Nats added to a KL before its logarithm is taken, so that a mask that is good enough stops pulling."""
+CACHE_BYTES = 2**30
+"""Full targets are kept for the whole run if they take no more than this."""
+
+
+class MaskLearner(LightningModule):
+    """Learns one mask for every size: which nodes to keep so that the model's predictions stay what they are.
+
+    Args:
+        lm: Model: a folder, a hub id, or embedded.
+        revision: Branch, tag or commit of the model on the hub.
+        dtype: Precision of the frozen weights; gates and divergences are always float32.
+        sizes: Nodes to keep: counts, or fractions of all nodes below 1; one mask each, learned side by side.
+        ablation: What a closed node emits: zero, or its mean over the training split.
+        budget: How the expected size is driven to the one asked for: by an augmented Lagrangian.
+        steps: Optimiser steps.
+        lr: Learning rate of the gates' log-odds (log-odds per step, roughly).
+        temperature: Softness of the gates at the first and at the last step (dimensionless).
+        seed: Seed of the gates' noise.
+    """
+
+    def __init__(
+        self,
+        lm: str = EMBEDDED,
+        revision: str | None = None,
+        dtype: DTypeName = "float32",
+        sizes: Sequence[int | float] = (0.1, 0.2, 0.35, 0.5, 0.75),
+        ablation: AblationName = "zero",
+        budget: Literal["lagrangian"] = "lagrangian",
+        steps: int = 300,
+        lr: float = 0.1,
+        temperature: tuple[float, float] = (1.0, 0.5),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.lm, self.revision, self.dtype_name = lm, revision, dtype
+        self.asked_sizes, self.ablation_name, self.lr, self.seed = list(sizes), ablation, lr, seed
+        self.schedule = Schedule(steps, temperature)
+        self.strict_loading = False  # checkpoints leave the language model out
+        self.automatic_optimization = True
+        self._targets: list[Tensor] = []
+
+    # --- what is learned on -------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning's signature)
+        """Load the model, measure the ablation's values, and lay out the bank."""
+        masked_lm = MaskedLM(load_lm(self.lm, self.revision, self.dtype_name))
+        self.sizes = resolve_sizes(self.asked_sizes, masked_lm.graph.n_nodes)
+        if self.ablation_name == "mean":
+            batches = ((batch.input_ids, batch.real) for batch in self._data.loader("train"))
+            masked_lm.ablation = masked_lm.mean_ablation(batches)
+        self.masked_lm = masked_lm
+        self.bank = GateBank(1, len(self.sizes), masked_lm.graph.n_nodes)
+        self.price = Lagrangian(1, len(self.sizes))
+
+    @property
+    def _data(self) -> MaskData:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, MaskData):
+            raise UserError("a MaskLearner learns on a MaskData: trainer.fit(learner, datamodule=MaskData(...))")
+        return data
+
+    @property
+    def graph(self) -> NodeGraph:
+        return self.masked_lm.graph
+
+    @property
+    def ablation(self) -> Ablation:
+        return self.masked_lm.ablation
+
+    @property
+    def model_id(self) -> ModelId:
+        return ModelId(self.lm, self.revision, self.masked_lm.layout.fingerprint)
+
+    def on_fit_start(self) -> None:
+        """Run the full model once over the training split, and keep what it says where it fits."""
+        kept = 0
+        for batch in self._data.loader("train"):
+            full = self._full(Batch(*(t.to(self.device) for t in batch)))
+            kept += full.nbytes
+            if kept > CACHE_BYTES:
+                self._targets = []
+                return
+            self._targets += full.split(batch.scored.sum(1).tolist())
+
+    def _full(self, batch: Batch) -> Tensor:
+        return self.masked_lm.full(batch.input_ids, batch.scored)
+
+    def _target(self, batch: Batch) -> Tensor:
+        """The full model's hidden states at the batch's scored positions, shape (positions, width)."""
+        return torch.cat([self._targets[i] for i in batch.index.tolist()]) if self._targets else self._full(batch)
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    @property
+    def temperature(self) -> float:
+        return self.schedule.temperature_at(self.global_step)
+
+    def expected_sizes(self) -> Tensor:
+        """Expected number of open gates of every mask, shape (groups, sizes)."""
+        return open_probability(self.bank.log_alpha, self.temperature).sum(-1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002  (Lightning's signature)
+        gates = sample(self._rows(batch), self.temperature, self._noise(batch))  # (sizes, inputs, nodes)
+        masked = self.masked_lm(batch.input_ids, batch.scored, gates)  # (sizes, positions, width)
+        kl = chunked_kl(self._target(batch), masked, self.masked_lm.head).mean(-1)  # (sizes,)
+        expected = self.expected_sizes()  # (1, sizes)
+        target = self.schedule.target_at(self.global_step, self._sizes, self.graph.n_nodes)
+        price = self.price(expected, target)
+        # KLs of different sizes lie two orders of magnitude apart; the logarithm makes each pull by its relative change
+        loss = (kl + FLOOR).log().sum() + price.sum()
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(
+                f"the loss at step {self.global_step} is not finite (KL {kl.tolist()}). "
+                "Try --model.dtype float32, or a lower --model.lr"
+            )
+        self._log_step(kl.detach(), expected.detach()[0], target)
+        return loss
+
+    @property
+    def _sizes(self) -> Tensor:
+        return torch.tensor(self.sizes, device=self.device)
+
+    def _rows(self, batch: Batch) -> Tensor:
+        """Log-odds of every row's gates: each input once under every size. Shape (sizes, inputs, nodes)."""
+        return self.bank.log_alpha[0][:, None].expand(-1, len(batch.input_ids), -1)
+
+    def _noise(self, batch: Batch) -> Tensor:
+        """Uniform noise as a function of seed and step alone, so that a resumed run draws what it would have drawn."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+        shape = (len(self.sizes), len(batch.input_ids), self.graph.n_nodes)
+        return torch.rand(shape, generator=generator).to(self.device)
+
+    def _log_step(self, kl: Tensor, expected: Tensor, target: Tensor) -> None:
+        bar = {"kl": kl.mean(), "open": expected.mean(), "target": target.mean(), "temperature": self.temperature}
+        self.log_dict(bar, prog_bar=True, logger=False)
+        rows = {"kl": kl, "open": expected, "budget_error": expected - target, "multiplier": self.price.multiplier[0]}
+        for name, values in rows.items():
+            self.log_dict({f"train/{name}/s={s}": v for s, v in zip(self.sizes, values, strict=True)})
+        self.log_dict({"train/temperature": self.temperature, "train/lr": self.lr * self._rate(self.global_step)})
+
+    @torch.no_grad()
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  (Lightning's signature)
+        """KL of the masks as they would be cut now."""
+        masks = self.bank.discretize(self._sizes)[0].float()
+        gates = masks[:, None].expand(-1, len(batch.input_ids), -1)
+        masked = self.masked_lm(batch.input_ids, batch.scored, gates)
+        kl = chunked_kl(self._full(batch), masked, self.masked_lm.head).mean(-1)
+        named = {f"val/kl/s={s}": value for s, value in zip(self.sizes, kl, strict=True)}
+        self.log_dict(named, batch_size=int(batch.scored.sum()))
+
+    def configure_optimizers(self) -> Any:
+        # No weight decay: it would pull log-odds to 0, where a gate is open in 83 % of all draws.
+        gates = {"params": self.bank.parameters()}
+        multipliers = {"params": self.price.parameters(), "maximize": True}
+        optimizer = torch.optim.Adam([gates, multipliers], lr=self.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        return self.schedule.rate_at(step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the frozen weights out."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith("masked_lm.")}
+
+    # --- what was learned ---------------------------------------------------------------------------------------------
+
+    def discretize(self) -> Mask:
+        """The masks learned: exactly `s` nodes each."""
+        sizes = torch.tensor(self.sizes)
+        return Mask(
+            mask=self.bank.discretize(sizes.to(self.device)).cpu(),
+            scores=self.bank.log_alpha.detach().cpu(),
+            sizes=sizes,
+            graph=self.graph,
+            model=self.model_id,
+            ablation=self.ablation,
+            positions=self._data.positions,
+        )

@@ -1,0 +1,193 @@
+"""The frozen model under gates: the one place where a gate meets an activation, and the owner of every hook."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from masklearn.ablation import Ablation, RunningMean
+from masklearn.adapter import Layout
+from masklearn.errors import UserError
+from masklearn.graph import NodeGraph
+
+Change = Callable[[Tensor], Tensor]
+"""From a node's output to what it shall be: (rows, tokens, width) to the same."""
+
+
+def _change_input(module: nn.Module, change: Change) -> RemovableHandle:
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (change(args[0]), *args[1:])
+
+    return module.register_forward_pre_hook(hook)
+
+
+def _change_output(module: nn.Module, change: Change) -> RemovableHandle:
+    def hook(_: nn.Module, args: Any, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    return module.register_forward_hook(hook)
+
+
+@contextmanager
+def _changed(layout: Layout, heads: Callable[[int], Change], mlp: Callable[[int], Change]) -> Iterator[None]:
+    """Put a change on the heads and on the MLP of every layer, while the context lasts."""
+    with ExitStack() as stack:
+        for layer, site in enumerate(layout.sites):
+            stack.callback(_change_input(site.heads, heads(layer)).remove)
+            stack.callback(_change_output(site.mlp, mlp(layer)).remove)
+        yield
+
+
+def _blend(output: Tensor, gate: Tensor, closed: Tensor | None) -> Tensor:
+    """`gate` of a node's output and the rest of what it emits when closed.
+
+    Shapes: output (rows * tokens, parts, width), or with rows and tokens apart; gate (rows, parts); closed (parts, width).
+    """
+    parts = output.reshape(len(gate), -1, gate.shape[-1], output.shape[-1] // gate.shape[-1])
+    gate = gate.to(output.dtype)[:, None, :, None]
+    if closed is None:
+        parts = parts * gate
+    else:
+        closed = closed.to(output)
+        parts = closed + gate * (parts - closed)
+    return parts.reshape(output.shape)
+
+
+@contextmanager
+def gated(
+    lm: PreTrainedModel, gates: Tensor, ablation: Ablation = Ablation(), layout: Layout | None = None
+) -> Iterator[PreTrainedModel]:
+    """Run a model with its nodes gated, as long as the context lasts.
+
+    Args:
+        lm: The model.
+        gates: 1 keeps a node, 0 ablates it. Shape (nodes,) for all rows alike, or (rows, nodes).
+        ablation: What closed nodes emit.
+        layout: The model's layout, if it is known already.
+
+    Raises:
+        UserError: If the gates are not one per node.
+    """
+    layout = layout or Layout.of(lm)
+    graph = layout.graph
+    if gates.dim() not in (1, 2) or gates.shape[-1] != graph.n_nodes:
+        raise UserError(f"gates of shape {tuple(gates.shape)} do not fit a model of {graph.n_nodes} nodes")
+    picture = graph.by_layer(torch.atleast_2d(gates.float()))  # (rows, layers, heads + 1)
+
+    def heads(layer: int) -> Change:
+        closed = None if ablation.heads is None else ablation.heads[layer]
+        return lambda output: _blend(output, picture[:, layer, :-1], closed)
+
+    def mlp(layer: int) -> Change:
+        closed = None if ablation.mlps is None else ablation.mlps[layer][None]
+        return lambda output: _blend(output, picture[:, layer, -1:], closed)
+
+    with _changed(layout, heads, mlp):
+        yield lm
+
+
+class MaskedLM(nn.Module):
+    """A frozen model that is run whole or under one gate vector per row, and read at the scored positions only."""
+
+    def __init__(self, lm: PreTrainedModel, ablation: Ablation = Ablation()) -> None:
+        super().__init__()
+        self.lm, self.ablation = lm, ablation
+        self.layout = Layout.of(lm)
+        self._check()
+
+    @property
+    def graph(self) -> NodeGraph:
+        return self.layout.graph
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.device
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of last hidden states."""
+        return self.layout.head(hidden)
+
+    @torch.no_grad()
+    def full(self, input_ids: Tensor, scored: Tensor) -> Tensor:
+        """The full model's last hidden states at the scored positions.
+
+        Args:
+            input_ids: Shape (inputs, tokens), padded on the right.
+            scored: Which next-token distributions count, boolean, of the same shape.
+
+        Returns:
+            Shape (positions, width), the positions in row-major order.
+        """
+        return self.layout.hidden(input_ids)[scored]
+
+    def forward(self, input_ids: Tensor, scored: Tensor, gates: Tensor) -> Tensor:
+        """Last hidden states at the scored positions of every input under each of its K gate vectors.
+
+        Args:
+            input_ids: Shape (inputs, tokens), padded on the right.
+            scored: Boolean, of the same shape.
+            gates: Shape (K, inputs, nodes).
+
+        Returns:
+            Shape (K, positions, width).
+        """
+        k = len(gates)
+        with gated(self.lm, gates.flatten(0, 1), self.ablation, self.layout):
+            hidden = self.layout.hidden(input_ids.repeat(k, 1))
+        return hidden.unflatten(0, (k, -1))[:, scored]
+
+    @torch.no_grad()
+    def mean_ablation(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Ablation:
+        """The mean ablation of this model on some text.
+
+        Args:
+            batches: Token ids and a boolean mask of the real tokens, each of shape (inputs, tokens).
+        """
+        means = {"heads": [RunningMean() for _ in self.layout.sites], "mlp": [RunningMean() for _ in self.layout.sites]}
+        real = torch.empty(0)
+
+        def record(kind: str) -> Callable[[int], Change]:
+            def change(layer: int) -> Change:
+                def look(output: Tensor) -> Tensor:
+                    means[kind][layer].update(output.reshape(*real.shape, -1)[real])
+                    return output
+
+                return look
+
+            return change
+
+        with _changed(self.layout, record("heads"), record("mlp")):
+            for input_ids, real in batches:  # noqa: B007  (the hooks read it)
+                self.layout.hidden(input_ids)
+        heads, mlps = (torch.stack([mean.compute() for mean in means[kind]]) for kind in ("heads", "mlp"))
+        return Ablation("mean", heads.unflatten(-1, (self.graph.n_heads, -1)), mlps)
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Refuse a model whose layout was misread: every site must be passed once, and open gates must change nothing."""
+        input_ids = torch.arange(1, 7, device=self.device).view(2, 3) % self.lm.config.get_text_config().vocab_size
+        expected = self.lm(input_ids=input_ids, use_cache=False).logits
+        passed = [0] * (2 * len(self.layout.sites))
+
+        def count(offset: int) -> Callable[[int], Change]:
+            def change(layer: int) -> Change:
+                def look(output: Tensor) -> Tensor:
+                    passed[2 * layer + offset] += 1
+                    return output * 1
+
+                return look
+
+            return change
+
+        with _changed(self.layout, count(0), count(1)):
+            found = self.head(self.layout.hidden(input_ids))
+        name = type(self.lm).__name__
+        if set(passed) != {1}:
+            raise UserError(f"model.lm: {name} passes its nodes {sorted(set(passed))} times a forward, expected once each")
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+            gap = (found - expected).abs().max().item()
+            raise UserError(f"model.lm: the output head of {name} was misread: logits differ by {gap:.3g}, expected 0")

@@ -1,0 +1,96 @@
+"""How close a subgraph's next-token distributions are to the full model's, as torchmetrics."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from masklearn.objective import kl_divergence
+
+NUCLEI = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
+"""Nucleus sizes, in percent of the probability, as in Kervadec et al. 2026 (arXiv 2605.27033)."""
+
+
+def tv_distance(full: Tensor, masked: Tensor) -> Tensor:
+    """Total variation of log-probabilities (..., vocabulary), in [0, 1], of shape (...)."""
+    return (full.exp() - masked.exp()).abs().sum(-1) / 2
+
+
+def js_divergence(full: Tensor, masked: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of log-probabilities (..., vocabulary), in nats, of shape (...); at most log 2."""
+    full, masked = torch.broadcast_tensors(full, masked)
+    middle = torch.logaddexp(full, masked) - torch.tensor(2.0).log()
+    return (kl_divergence(full, middle) + kl_divergence(masked, middle)) / 2
+
+
+def recovered_nucleus(full: Tensor, masked: Tensor) -> Tensor:
+    """The largest nucleus, in percent of the probability, that both share: the same tokens in the same order.
+
+    Args:
+        full: The full model's log-probabilities, shape (positions, vocabulary).
+        masked: The subgraphs', shape (K, positions, vocabulary).
+
+    Returns:
+        One of `NUCLEI`, or 0 if they share none. Shape (K, positions).
+    """
+    best = torch.zeros(masked.shape[:-1], device=masked.device)
+    full_order, masked_order = (logp.argsort(dim=-1, descending=True, stable=True) for logp in (full, masked))
+    same = (full_order == masked_order).long().cumprod(-1).sum(-1)  # ranks from the top at which the tokens agree
+    for percent in NUCLEI:
+        needed, found = (_nucleus_size(logp, order, percent) for logp, order in ((full, full_order), (masked, masked_order)))
+        best[(needed == found) & (needed <= same)] = percent
+    return best
+
+
+def _nucleus_size(logp: Tensor, order: Tensor, percent: float) -> Tensor:
+    """How many of the top tokens it takes to hold a share of the probability."""
+    before = logp.gather(-1, order).exp().cumsum(-1)
+    return (before < percent / 100 - 1e-6).sum(-1) + 1
+
+
+class SubgraphMetrics(Metric):
+    """Means over scored positions, for K subgraphs side by side. All divergences in nats.
+
+    `compute` gives tensors of shape (K,): `kl`, `tv`, `js`, `top1` (share of positions with the same most probable
+    token), `nucleus_median` (percent, see `recovered_nucleus`), `cross_entropy` of the subgraphs, and, the same for
+    all, `full_cross_entropy`. Cross-entropies are against the tokens that came, where one came.
+    """
+
+    full_state_update = False
+
+    def __init__(self, n_masks: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("kl", "tv", "js", "top1", "cross_entropy", "full_cross_entropy"):
+            self.add_state(name, torch.zeros(n_masks, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("nuclei", torch.zeros(n_masks, len(NUCLEI) + 1, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("positions", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("labelled", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, full: Tensor, masked: Tensor, labels: Tensor) -> None:
+        """Take in some positions.
+
+        Args:
+            full: The full model's log-probabilities, shape (positions, vocabulary).
+            masked: The subgraphs', shape (K, positions, vocabulary).
+            labels: The token that came next, or -1 where the text ended. Shape (positions,).
+        """
+        self.kl += kl_divergence(full, masked).double().sum(-1)
+        self.tv += tv_distance(full, masked).double().sum(-1)
+        self.js += js_divergence(full, masked).double().sum(-1)
+        self.top1 += (full.argmax(-1) == masked.argmax(-1)).double().sum(-1)
+        levels = torch.tensor((0, *NUCLEI), device=masked.device)
+        self.nuclei += (recovered_nucleus(full, masked)[..., None] == levels).sum(1)
+        self.positions += len(labels)
+        known = labels >= 0
+        self.labelled += known.sum()
+        at = labels[known, None]
+        self.full_cross_entropy -= full[known].gather(-1, at).double().sum()
+        self.cross_entropy -= masked[:, known].gather(-1, at.expand(len(masked), -1, -1)).double().sum((-2, -1))
+
+    def compute(self) -> dict[str, Tensor]:
+        means = {name: getattr(self, name) / self.positions for name in ("kl", "tv", "js", "top1")}
+        for name in ("cross_entropy", "full_cross_entropy"):
+            means[name] = getattr(self, name) / self.labelled  # NaN where no position has a next token
+        median = (self.nuclei.cumsum(-1) * 2 >= self.positions).long().argmax(-1)
+        return means | {"nucleus_median": torch.tensor((0, *NUCLEI), device=median.device)[median]}

@@ -1,0 +1,82 @@
+"""Divergences between the full model's and the masked model's next-token distributions: exact, in float32, in chunks.
+
+Logits are never held for all positions at once. What travels is the last hidden state, and the output head is applied
+to as many positions at a time as `CHUNK` allows, for the full and the masked model together.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Head = Callable[[Tensor], Tensor]
+"""Last hidden states (..., width) to logits (..., vocabulary)."""
+CHUNK = 2**24
+"""Logits held at once (64 MB in float32); changes memory, never the result."""
+
+
+def kl_divergence(full: Tensor, masked: Tensor) -> Tensor:
+    """KL(full || masked) of log-probabilities (..., vocabulary), in nats, of shape (...).
+
+    Rounding can push the divergence of equal distributions below zero; it is then zero.
+    """
+    return (full.exp() * (full - masked)).sum(-1).clamp_min(0)
+
+
+def log_probabilities(hidden: Tensor, head: Head) -> Tensor:
+    """Float32 log-probabilities (..., vocabulary) of last hidden states (..., width)."""
+    return head(hidden).float().log_softmax(-1)
+
+
+def chunks(full: Tensor, n_masks: int, head: Head) -> Iterator[slice]:
+    """Slices of the positions of `full` (positions, width), each small enough for `n_masks` models' logits at once."""
+    if not len(full):
+        return
+    with torch.no_grad():
+        vocabulary = head(full[:1]).shape[-1]
+    step = max(1, CHUNK // (n_masks * vocabulary))
+    for begin in range(0, len(full), step):
+        yield slice(begin, begin + step)
+
+
+class _ChunkedKL(torch.autograd.Function):
+    """Every position's KL depends on its own hidden state alone, so its gradient is taken while its chunk is at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, masked: Tensor, full: Tensor, head: Head) -> Tensor:
+        learning = ctx.needs_input_grad[0]
+        kl = torch.empty(masked.shape[:-1], dtype=torch.float32, device=masked.device)
+        ctx.gradient = torch.empty_like(masked) if learning else None
+        for piece in chunks(full, len(masked), head):
+            target = log_probabilities(full[piece], head)
+            inputs = masked[:, piece].detach().requires_grad_(learning)
+            with torch.set_grad_enabled(learning):
+                part = kl_divergence(target, log_probabilities(inputs, head))
+                if learning:
+                    (ctx.gradient[:, piece],) = torch.autograd.grad(part.sum(), inputs)
+            kl[:, piece] = part.detach()
+        return kl
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        return upstream.unsqueeze(-1).to(ctx.gradient.dtype) * ctx.gradient, None, None
+
+
+def chunked_kl(full: Tensor, masked: Tensor, head: Head) -> Tensor:
+    """KL(full || masked) at every position, in nats; differentiable in `masked`.
+
+    Args:
+        full: The full model's last hidden states, shape (positions, width).
+        masked: Those of K masked models, shape (K, positions, width).
+        head: The model's output head, frozen.
+
+    Returns:
+        Shape (K, positions), float32; 0 where both agree.
+
+    Raises:
+        ValueError: If positions or width differ.
+    """
+    if full.shape != masked.shape[1:]:
+        raise ValueError(f"hidden states of {tuple(full.shape)} and {tuple(masked.shape)} do not match")
+    return _ChunkedKL.apply(masked, full, head)  # pyright: ignore[reportReturnType]

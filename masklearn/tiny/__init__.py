@@ -1,0 +1,6 @@
+"""The embedded model and its language: something real to learn masks on, with no download."""
+
+from pathlib import Path
+
+MODEL = Path(__file__).parent / "model"
+"""Folder of the embedded model, in Hugging Face format."""
