@@ -1,0 +1,39 @@
+"""Which attention heads and MLPs of a frozen language model does an input need?"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from masklearn.ablation import Ablation
+from masklearn.adapter import load_lm, load_tokenizer
+from masklearn.artifact import Mask
+from masklearn.errors import UserError
+from masklearn.graph import Node, NodeGraph
+from masklearn.masked_lm import MaskedLM, gated
+
+if TYPE_CHECKING:
+    from masklearn.data import MaskData
+    from masklearn.learner import MaskLearner
+
+_LATER = {"MaskData": "masklearn.data", "MaskLearner": "masklearn.learner"}
+"""What stands on Lightning, which takes seconds to import and is not needed to use a mask."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
+
+
+__all__ = [
+    "Ablation",
+    "Mask",
+    "MaskData",
+    "MaskLearner",
+    "MaskedLM",
+    "Node",
+    "NodeGraph",
+    "UserError",
+    "gated",
+    "load_lm",
+    "load_tokenizer",
+]

@@ -127,7 +127,7 @@ class Mask:
                 metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
             if metadata["format"] > FORMAT:
-                raise UserError(f"{path} has format {metadata['format']}; this masklearn reads up to {FORMAT}. Upgrade it")
+                raise UserError(f"it has format {metadata['format']}; this masklearn reads up to {FORMAT}. Upgrade it")
             name = cast(AblationName, metadata["ablation"])
             return cls(
                 tensors["mask"],
@@ -142,11 +142,9 @@ class Mask:
                 metadata["metrics"],
                 metadata["masklearn"],
             )
-        except UserError:
-            raise
         except KeyError as error:
             raise UserError(f"{path} is no mask file: it has no {error.args[0]!r}") from error
-        except (OSError, SafetensorError, ValueError, TypeError) as error:
+        except (OSError, SafetensorError, UserError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"cannot read the mask file {path}: {one_line(error)}") from error
 
 

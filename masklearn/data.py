@@ -40,6 +40,9 @@ class Batch(NamedTuple):
     index: Tensor
     """Place of every input in its split. Shape (inputs)."""
 
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(tensor.to(device) for tensor in self))
+
 
 class Texts(torch.utils.data.Dataset[tuple[int, list[int]]]):
     """Token ids of the texts of one split, with their places."""

@@ -34,7 +34,7 @@ def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> lis
         One row of metrics per mask; their meaning is `SubgraphMetrics`'s.
     """
     meters: list[SubgraphMetrics] = []
-    for batch in batches:
+    for batch in (batch.to(masked_lm.device) for batch in batches):
         full = masked_lm.full(batch.input_ids, batch.scored)
         labels = torch.where(batch.real, batch.input_ids, -1).roll(-1, 1)
         labels[:, -1] = -1

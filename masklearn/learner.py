@@ -59,21 +59,27 @@ class MaskLearner(LightningModule):
         self.asked_sizes, self.ablation_name, self.lr, self.seed = list(sizes), ablation, lr, seed
         self.schedule = Schedule(steps, temperature)
         self.strict_loading = False  # checkpoints leave the language model out
-        self.automatic_optimization = True
         self._targets: list[Tensor] = []
 
     # --- what is learned on -------------------------------------------------------------------------------------------
 
+    def load(self) -> None:
+        """Load the model and lay out the bank; whatever can be wrong with either shows here.
+
+        Raises:
+            UserError: If the model cannot be loaded or gated, or a size does not fit it.
+        """
+        self.masked_lm = MaskedLM(load_lm(self.lm, self.revision, self.dtype_name))
+        self.sizes = resolve_sizes(self.asked_sizes, self.graph.n_nodes)
+        self.bank = GateBank(1, len(self.sizes), self.graph.n_nodes)
+        self.price = Lagrangian(1, len(self.sizes))
+
     def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning's signature)
-        """Load the model, measure the ablation's values, and lay out the bank."""
-        masked_lm = MaskedLM(load_lm(self.lm, self.revision, self.dtype_name))
-        self.sizes = resolve_sizes(self.asked_sizes, masked_lm.graph.n_nodes)
+        if not hasattr(self, "bank"):
+            self.load()
         if self.ablation_name == "mean":
             batches = ((batch.input_ids, batch.real) for batch in self._data.loader("train"))
-            masked_lm.ablation = masked_lm.mean_ablation(batches)
-        self.masked_lm = masked_lm
-        self.bank = GateBank(1, len(self.sizes), masked_lm.graph.n_nodes)
-        self.price = Lagrangian(1, len(self.sizes))
+            self.masked_lm.ablation = self.masked_lm.mean_ablation(batches)
 
     @property
     def _data(self) -> MaskData:
@@ -98,7 +104,7 @@ class MaskLearner(LightningModule):
         """Run the full model once over the training split, and keep what it says where it fits."""
         kept = 0
         for batch in self._data.loader("train"):
-            full = self._full(Batch(*(t.to(self.device) for t in batch)))
+            full = self._full(batch.to(self.device))
             kept += full.nbytes
             if kept > CACHE_BYTES:
                 self._targets = []
@@ -118,9 +124,13 @@ class MaskLearner(LightningModule):
     def temperature(self) -> float:
         return self.schedule.temperature_at(self.global_step)
 
+    def open_probabilities(self) -> Tensor:
+        """P(open) of every gate, shape (groups, sizes, nodes)."""
+        return open_probability(self.bank.log_alpha, self.temperature)
+
     def expected_sizes(self) -> Tensor:
         """Expected number of open gates of every mask, shape (groups, sizes)."""
-        return open_probability(self.bank.log_alpha, self.temperature).sum(-1)
+        return self.open_probabilities().sum(-1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002  (Lightning's signature)
         gates = sample(self._rows(batch), self.temperature, self._noise(batch))  # (sizes, inputs, nodes)

@@ -25,7 +25,9 @@ def js_divergence(full: Tensor, masked: Tensor) -> Tensor:
 
 
 def recovered_nucleus(full: Tensor, masked: Tensor) -> Tensor:
-    """The largest nucleus, in percent of the probability, that both share: the same tokens in the same order.
+    """How much of the head of the distribution is in place: the percentage up to which every nucleus is recovered.
+
+    A nucleus is recovered when the smallest sets of top tokens that hold so much probability are equal, order included.
 
     Args:
         full: The full model's log-probabilities, shape (positions, vocabulary).
@@ -35,11 +37,13 @@ def recovered_nucleus(full: Tensor, masked: Tensor) -> Tensor:
         One of `NUCLEI`, or 0 if they share none. Shape (K, positions).
     """
     best = torch.zeros(masked.shape[:-1], device=masked.device)
+    intact = torch.ones_like(best, dtype=torch.bool)
     full_order, masked_order = (logp.argsort(dim=-1, descending=True, stable=True) for logp in (full, masked))
     same = (full_order == masked_order).long().cumprod(-1).sum(-1)  # ranks from the top at which the tokens agree
     for percent in NUCLEI:
         needed, found = (_nucleus_size(logp, order, percent) for logp, order in ((full, full_order), (masked, masked_order)))
-        best[(needed == found) & (needed <= same)] = percent
+        intact &= (needed == found) & (needed <= same)
+        best[intact] = percent
     return best
 
 

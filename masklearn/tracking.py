@@ -1,0 +1,127 @@
+"""Weights & Biases: the only room that knows it. Without a login a run is kept on disk, and nobody is asked anything."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, cast
+
+import wandb
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from masklearn.artifact import Mask, write_whole
+from masklearn.learner import MaskLearner
+
+PROJECT = "masklearn"
+HISTOGRAM_EVERY = 50
+"""Steps between two histograms of the gates."""
+
+
+def logger_for(folder: Path, config: dict[str, Any], resume: bool = False) -> WandbLogger:
+    """A logger that writes into a run's folder: online with a login, offline without one.
+
+    Args:
+        folder: The run's folder.
+        config: Everything the run was asked for.
+        resume: Go on with the W&B run that was begun in this folder.
+    """
+    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+    known = folder / "wandb" / "run-id"
+    run_id = known.read_text() if resume and known.is_file() else token_hex(4)
+    write_whole(known, run_id.encode())
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    run = wandb.init(
+        project=project,
+        name=folder.name,
+        id=run_id,
+        resume="allow",
+        dir=folder,
+        mode=cast(Any, mode),
+        config=config,
+        settings=wandb.Settings(silent=mode != "online"),  # offline we say it ourselves, in one line
+    )
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(project=project, save_dir=folder, id=run_id, experiment=run)
+
+
+def whereabouts(logger: WandbLogger) -> str:
+    """One line that says where a run is to be seen."""
+    run = logger.experiment
+    if run.disabled:
+        return "W&B: disabled"
+    if not run.offline:
+        return f"W&B: {run.url}"
+    folder = Path(run.dir).parent
+    shown = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder
+    return f"W&B: no login found, so the run lies in {shown}. Send it with: wandb sync {shown}"
+
+
+class GateHistograms(Callback):
+    """Logs how probable the gates of every size are to be open, at intervals and at the end."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (trainer.global_step - 1) % HISTOGRAM_EVERY == 0:
+            self._log(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, MaskLearner)
+        histograms = {
+            f"gates/s={s}": wandb.Histogram(probability.tolist())
+            for s, probability in zip(pl_module.sizes, pl_module.open_probabilities()[0], strict=True)
+        }
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_metrics(histograms, step=trainer.global_step)  # pyright: ignore[reportArgumentType]
+
+
+def log_results(
+    logger: WandbLogger, mask: Mask, rows: Sequence[dict[str, Any]], mask_file: Path, figures: Iterable[Path]
+) -> None:
+    """Log what a run ends with: tables, figures, summary and the mask file as a versioned artifact."""
+    run = logger.experiment
+    flat = [_flat(row) for row in rows]
+    run.log(
+        {
+            "results": wandb.Table(columns=list(flat[0]), data=[list(row.values()) for row in flat]),
+            "nodes": _node_table(mask),
+            **{f"figures/{path.stem}": wandb.Image(str(path)) for path in figures},
+        }
+    )
+    for row in flat:
+        run.summary.update({f"test/{name}/s={row['s']}": value for name, value in row.items() if name != "s"})
+    source = re.sub(r"[^\w.-]+", "-", mask.model.lm).strip("-.")[-64:]
+    artifact = wandb.Artifact(
+        f"mask-{source}",
+        type="mask",
+        metadata={"model": vars(mask.model), "sizes": mask.sizes.tolist(), "ablation": mask.ablation.name},
+    )
+    artifact.add_file(str(mask_file))
+    run.log_artifact(artifact)
+
+
+def finish() -> None:
+    """Flush the current run, if there is one."""
+    wandb.finish()
+
+
+def _node_table(mask: Mask) -> wandb.Table:
+    """Which nodes every mask keeps, a row per node."""
+    sizes = mask.sizes.tolist()
+    nodes = zip(mask.graph.nodes, mask.mask[0].T.tolist(), strict=True)
+    data = [[node.name, node.layer, node.head, *kept] for node, kept in nodes]
+    return wandb.Table(columns=["node", "layer", "head", *(f"s={s}" for s in sizes)], data=data)
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested results as one level: `controls/random/kl_mean`."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

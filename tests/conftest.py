@@ -1,0 +1,71 @@
+"""Small models and texts that every test may use; nothing is fetched and nothing outside the test's folder is written."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from masklearn.masked_lm import MaskedLM
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def tiny_llama(seed: int = 0, layers: int = 3) -> PreTrainedModel:
+    """Grouped KV, and a head width that is not hidden / heads."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=64, initializer_range=0.3,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def tiny_gpt2(seed: int = 0) -> PreTrainedModel:
+    """Conv1D, biases everywhere, learned positions."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=50, n_embd=24, n_layer=3, n_head=4, n_positions=64, initializer_range=0.3,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    lm = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    for name, parameter in lm.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return lm
+
+
+@pytest.fixture(params=[tiny_llama, tiny_gpt2], ids=["llama", "gpt2"])
+def lm(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return request.param()
+
+
+@pytest.fixture
+def masked_lm(lm: PreTrainedModel) -> MaskedLM:
+    return MaskedLM(lm)
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    return torch.randint(3, 50, (2, 7), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def everywhere(tokens: Tensor) -> Tensor:
+    """Every position scored."""
+    return torch.ones_like(tokens, dtype=torch.bool)
+
+
+@pytest.fixture
+def stories() -> Path:
+    """The pretrained model and its texts that stand beside a checkout of the project."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared beside this checkout: its pretrained model and texts are not part of the project")
+    return SHARED

@@ -1,0 +1,134 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import masklearn as ml
+from masklearn.artifact import ModelId, write_whole
+
+
+def bank(ablation: ml.Ablation = ml.Ablation()) -> ml.Mask:
+    mask = torch.tensor([[[1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 1, 1]]]).bool()
+    return ml.Mask(
+        mask=mask,
+        scores=torch.randn(1, 2, 6),
+        sizes=torch.tensor([1, 4]),
+        graph=ml.NodeGraph(2, 2),
+        model=ModelId("some/model", "main", "0123456789abcdef"),
+        ablation=ablation,
+        config={"model": {"steps": 3}},
+        metrics=[{"s": 1, "kl": 0.5}],
+    )
+
+
+@pytest.mark.parametrize(
+    "ablation", [ml.Ablation(), ml.Ablation("mean", torch.randn(2, 2, 3), torch.randn(2, 6))], ids=["zero", "mean"]
+)
+def test_a_file_brings_back_all_that_was_saved(tmp_path: Path, ablation: ml.Ablation) -> None:
+    saved = bank(ablation)
+    saved.save(tmp_path / "new" / "mask.safetensors")
+    loaded = ml.Mask.load(tmp_path / "new" / "mask.safetensors")
+    for name, value in vars(saved).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(getattr(loaded, name), value)
+        elif name != "ablation":
+            assert getattr(loaded, name) == value
+    assert loaded.ablation.name == ablation.name
+    for name, value in ablation.values().items():
+        assert torch.equal(loaded.ablation.values()[name], value)
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["mask.safetensors"]  # nothing left aside
+
+
+def test_other_tools_can_read_the_file(tmp_path: Path) -> None:
+    bank().save(tmp_path / "mask.safetensors")
+    with safe_open(tmp_path / "mask.safetensors", framework="np") as file:
+        assert set(file.keys()) == {"mask", "scores", "sizes"}
+        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
+    assert metadata["nodes"] == ["a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1"]
+    assert metadata["model"] == {"lm": "some/model", "revision": "main", "fingerprint": "0123456789abcdef"}
+    assert (metadata["format"], metadata["masklearn"]) == (1, "0.1.0")
+
+
+def test_select_by_count_and_by_share() -> None:
+    assert bank().select(s=4).tolist() == [True, False, True, False, True, True]
+    assert torch.equal(bank().select(s=0.66), bank().select(s=4))
+    with pytest.raises(ml.UserError, match="no mask of 2 nodes; it has 1, 4"):
+        bank().select(s=2)
+    with pytest.raises(ml.UserError, match="no group 'x'"):
+        bank().select(s=4, group="x")
+
+
+def test_another_model_is_refused_and_both_are_named() -> None:
+    bank().require(ModelId("renamed", None, "0123456789abcdef"))
+    with pytest.raises(ml.UserError, match=r"some/model@main .*0123.*, not on other/model \(fingerprint ffff"):
+        bank().require(ModelId("other/model", None, "ffff"))
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("good") / "mask.safetensors"
+    bank().save(path)
+    return path
+
+
+@given(keep=st.floats(0, 0.999))
+def test_a_truncated_file_is_a_clear_line(good: Path, keep: float) -> None:
+    content = good.read_bytes()
+    cut = good.with_name("cut.safetensors")
+    cut.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(ml.UserError, match="cut.safetensors") as caught:
+        ml.Mask.load(cut)
+    assert "\n" not in str(caught.value)
+
+
+@given(place=st.floats(0, 0.999), byte=st.integers(0, 255))
+def test_an_altered_file_is_read_as_a_whole_bank_or_refused(good: Path, place: float, byte: int) -> None:
+    content = bytearray(good.read_bytes())
+    content[int(place * len(content))] = byte
+    altered = good.with_name("altered.safetensors")
+    altered.write_bytes(content)
+    try:
+        mask = ml.Mask.load(altered)
+    except ml.UserError as error:
+        assert "altered.safetensors" in str(error)
+    else:
+        assert torch.equal(mask.mask.sum(-1), mask.sizes[None])
+
+
+def test_what_is_no_mask_file_is_a_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "mask.safetensors"
+    with pytest.raises(ml.UserError, match="cannot read the mask file"):
+        ml.Mask.load(path)
+    path.write_text("hello")
+    with pytest.raises(ml.UserError, match="cannot read the mask file"):
+        ml.Mask.load(path)
+    save_file({"weight": torch.ones(3)}, path)
+    with pytest.raises(ml.UserError, match="is no mask file: it has no 'format'"):
+        ml.Mask.load(path)
+
+
+def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("masklearn.artifact.FORMAT", 2)
+    bank().save(tmp_path / "mask.safetensors")
+    monkeypatch.undo()
+    with pytest.raises(ml.UserError, match="mask.safetensors: it has format 2; this masklearn reads up to 1"):
+        ml.Mask.load(tmp_path / "mask.safetensors")
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ml.UserError, match="cannot write .*No space left on device.*make room"):
+        write_whole(path, b"after")
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]

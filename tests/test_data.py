@@ -1,0 +1,149 @@
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import masklearn as ml
+from masklearn.data import StepSampler, split_by_content
+
+TEXTS = [f"the {noun} near the dogs {verb} ." for noun in ("dog", "cat", "bird", "king") for verb in ("runs", "sings", "waits")]
+
+
+def write(path: Path, texts: list[str]) -> Path:
+    """The texts in the format of the file's name."""
+    rows = datasets.Dataset.from_dict({"id": list(range(len(texts))), "text": texts})
+    if path.suffix == ".txt":
+        path.write_text("\n\n".join(texts))
+    elif path.suffix == ".csv":
+        rows.to_csv(path)
+    elif path.suffix == ".parquet":
+        rows.to_parquet(path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".txt"])
+def test_every_format_gives_the_same_tokens(tmp_path: Path, suffix: str) -> None:
+    data = ml.MaskData(path=str(write(tmp_path / f"texts{suffix}", TEXTS)))
+    data.setup()
+    tokenizer = ml.load_tokenizer()
+    assert data.parts["all"].ids == tokenizer(TEXTS)["input_ids"]
+    assert [len(data.parts[part]) for part in ("train", "validation", "test")] == [10, 1, 1]
+
+
+def test_a_batch_by_hand(tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.jsonl", ["dog cat", "the dog runs .", "a"])
+    vocabulary = ml.load_tokenizer().get_vocab()
+    begin, dog, cat, the, runs, stop = (vocabulary[token] for token in ("<s>", "dog", "cat", "the", "runs", "."))
+    for positions, scored in {"all": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], "last": [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1]]}.items():
+        data = ml.MaskData(path=str(path), positions=positions, batch_size=2)  # pyright: ignore[reportArgumentType]
+        data.setup()
+        batch = next(iter(data.loader("all")))
+        assert batch.input_ids.tolist() == [[begin, dog, cat, 0, 0], [begin, the, dog, runs, stop]]
+        assert batch.real.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+        assert batch.scored.int().tolist() == scored
+        assert batch.index.tolist() == [0, 1]
+
+
+@given(st.lists(st.text(), min_size=3), st.randoms())
+def test_a_split_depends_on_content_alone(texts: list[str], rng) -> None:
+    parts = split_by_content(texts)
+    assert sorted(i for part in parts.values() for i in part) == list(range(len(texts)))
+    where = {texts[i]: name for name, part in parts.items() for i in part}
+    assert all(where[texts[i]] == name for name, part in parts.items() for i in part)  # equal texts fall together
+    shuffled = texts * 2
+    rng.shuffle(shuffled)
+    assert {shuffled[i]: name for name, part in split_by_content(shuffled).items() for i in part} == where
+
+
+@given(n=st.integers(1, 30), batch_size=st.integers(1, 40), seed=st.integers(0, 5), first=st.integers(0, 20))
+def test_a_step_sees_the_same_inputs_wherever_the_run_began(n: int, batch_size: int, seed: int, first: int) -> None:
+    whole = list(StepSampler(n, batch_size, 20, seed))
+    assert list(StepSampler(n, batch_size, 20, seed, first)) == whole[first:]
+    assert len(whole) == len(StepSampler(n, batch_size, 20, seed, first)) == 20
+    per_epoch = n // min(n, batch_size)
+    epoch = [i for batch in whole[:per_epoch] for i in batch]
+    assert len(set(epoch)) == len(epoch)
+
+
+def test_texts_are_cut_and_limited() -> None:
+    data = ml.MaskData(task="mixed", max_length=5, limit=20)
+    data.setup()
+    assert len(data.parts["all"]) == 20
+    assert max(map(len, data.parts["all"].ids)) == 5
+
+
+def test_short_texts_are_left_out_when_asked(tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.jsonl", ["", *TEXTS, ""])
+    with pytest.raises(ml.UserError, match=r"2 of 14 texts are shorter than two tokens, the first is text 1.*skip_short"):
+        ml.MaskData(path=str(path)).setup()
+    data = ml.MaskData(path=str(path), skip_short=True)
+    data.setup()
+    assert len(data.parts["all"]) == len(TEXTS)
+
+
+def test_a_hub_dataset_is_read_like_a_file(tmp_path: Path) -> None:
+    """A folder of data files is to the datasets library what a hub id is."""
+    write(tmp_path / "train.parquet", TEXTS)
+    for limit in (None, 5):
+        data = ml.MaskData(dataset=str(tmp_path), limit=limit)
+        data.prepare_data()
+        data.setup()
+        assert len(data.parts["all"]) == (limit or len(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("no.jsonl", None, "there is no file"),
+        ("empty.jsonl", "", "is empty"),
+        ("blank.txt", "\n \n\n", "holds no text"),
+        ("bad.jsonl", '{"text": "dog"}\n{"text": \n', "cannot read"),
+        ("columns.jsonl", '{"prompt": "dog", "id": 1}\n', "no column 'text'; it has prompt, id.*text_column"),
+        ("columns.csv", "prompt,id\ndog,1\n", "no column 'text'; it has prompt, id"),
+        ("number.jsonl", '{"text": "dog runs"}\n{"text": null}\n', "row 2: 'text' holds None, which is no text"),
+        ("two.txt", "the dog\nthe cat\nthe dog\n", "holds 2 different texts.*at least 3"),
+        ("texts.pdf", "%PDF", r"ends in '\.pdf'; known are \.jsonl"),
+        ("bad.parquet", "no parquet", "cannot read"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_a_clear_line(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ml.UserError, match=message) as caught:
+        ml.MaskData(path=str(path)).setup()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "data.batch_size is 0; it must be at least 1"),
+        ({"max_length": 1}, "data.max_length is 1"),
+        ({"limit": 0}, "data.limit is 0"),
+        ({"path": "x.txt", "task": "names"}, "both given"),
+        ({"lm": "gpt2"}, "no text is given"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ml.UserError, match=message):
+        ml.MaskData(**settings)
+
+
+def test_an_unreachable_hub_dataset_is_a_clear_line() -> None:
+    with pytest.raises(ml.UserError, match=r"data\.dataset: cannot load 'nobody/nothing'"):
+        ml.MaskData(dataset="nobody/nothing").setup()
+
+
+def test_pad_tokens_of_the_text_itself_count(tmp_path: Path) -> None:
+    """What is padding is known by length, not by token: many tokenizers pad with a token that also occurs."""
+    data = ml.MaskData(path=str(write(tmp_path / "texts.jsonl", ["dog <pad> cat", "dog", "cat cat"])))
+    data.setup()
+    batch = next(iter(data.loader("all")))
+    assert torch.equal(batch.real.sum(1), torch.tensor([4, 2, 3]))

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.functional import kl_div
+from torch.testing import assert_close
+
+from masklearn import objective
+from masklearn.objective import chunked_kl, kl_divergence
+
+
+def test_kl_of_two_coins_by_hand() -> None:
+    full, masked = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+    # 1/2 log(1/2 / 1/4) + 1/2 log(1/2 / 3/4) = 1/2 log(4/3)
+    assert_close(kl_divergence(full, masked), torch.tensor(4 / 3).log() / 2)
+
+
+def reference(full: Tensor, masked: Tensor, head: nn.Module) -> Tensor:
+    """All at once, by torch's own divergence."""
+    target = head(full).log_softmax(-1).expand(len(masked), -1, -1)
+    return kl_div(head(masked).log_softmax(-1), target, log_target=True, reduction="none").sum(-1)
+
+
+@settings(deadline=None)
+@given(k=st.integers(1, 4), positions=st.integers(1, 9), chunk=st.integers(1, 200), seed=st.integers(0, 100))
+def test_chunks_change_neither_value_nor_gradient(k: int, positions: int, chunk: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    head = nn.Linear(5, 11).requires_grad_(False)
+    full = torch.randn(positions, 5)
+    masked, again = (torch.randn(k, positions, 5, generator=torch.Generator().manual_seed(seed)) for _ in range(2))
+    weights = torch.rand(k, positions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objective, "CHUNK", chunk)
+        found = chunked_kl(full, masked.requires_grad_(), head)
+        (found * weights).sum().backward()
+    expected = reference(full, again.requires_grad_(), head)
+    (expected * weights).sum().backward()
+    assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert_close(masked.grad, again.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_equal_states_have_no_divergence() -> None:
+    full = torch.randn(6, 5)
+    kl = chunked_kl(full, full.expand(2, -1, -1), nn.Linear(5, 11))
+    assert ((kl >= 0) & (kl < 1e-6)).all()  # rounding may leave a trace, but never below zero
+
+
+def test_logits_are_never_held_for_all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    weight = torch.randn(100, 4)
+
+    def head(hidden: Tensor) -> Tensor:
+        seen.append(hidden.shape[:-1].numel() * 100)
+        return hidden @ weight.T
+
+    monkeypatch.setattr(objective, "CHUNK", 1000)
+    chunked_kl(torch.randn(64, 4), torch.randn(3, 64, 4), head)
+    assert max(seen) <= 1000
+
+
+def test_states_that_do_not_match_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not match"):
+        chunked_kl(torch.randn(6, 5), torch.randn(2, 7, 5), nn.Linear(5, 11))
