@@ -11,25 +11,27 @@ from torch import Tensor, nn
 LOW, HIGH = -0.1, 1.1
 """Range before clamping to [0, 1]; reaching past both ends is what allows exact zeros and ones."""
 START = 2.0
-"""First log-odds of every gate: 95 % open or more, and a third of all draws still carry a gradient."""
+"""First log-odds of every gate: open in 88 % of all draws, and most draws still carry a gradient."""
 
 
-def sample(log_alpha: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
+def sample(log_odds: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
     """Draw gates in [0, 1], differentiably.
 
     Args:
-        log_alpha: Log-odds of the gates, any shape.
+        log_odds: Log-odds of the gates being open, any shape. Louizos et al.'s `log_alpha` is this plus
+            `temperature * log(-LOW / HIGH)`; kept like this, annealing the temperature moves no gate's P(open).
         temperature: Softness (dimensionless); towards 0 a gate becomes a coin.
         noise: Uniform numbers in (0, 1) to draw with, of the same shape; fresh ones by default.
     """
-    noise = torch.rand_like(log_alpha) if noise is None else noise
+    noise = torch.rand_like(log_odds) if noise is None else noise
+    log_alpha = log_odds + temperature * math.log(-LOW / HIGH)
     concrete = torch.sigmoid((log_alpha + noise.logit(eps=1e-6)) / temperature)
     return (concrete * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
-def open_probability(log_alpha: Tensor, temperature: float) -> Tensor:
-    """P(gate > 0) in closed form, of the same shape; its sum over nodes is the expected number of open gates."""
-    return torch.sigmoid(log_alpha - temperature * math.log(-LOW / HIGH))
+def open_probability(log_odds: Tensor) -> Tensor:
+    """P(gate > 0), of the same shape, whatever the temperature; its sum over nodes is the expected number of open gates."""
+    return log_odds.sigmoid()
 
 
 def top(scores: Tensor, sizes: Tensor) -> Tensor:
@@ -51,13 +53,14 @@ class GateBank(nn.Module):
 
     def __init__(self, n_groups: int, n_sizes: int, n_nodes: int) -> None:
         super().__init__()
-        self.log_alpha = nn.Parameter(torch.full((n_groups, n_sizes, n_nodes), START))
+        self.log_odds = nn.Parameter(torch.full((n_groups, n_sizes, n_nodes), START))
 
-    def forward(self, group: Tensor, size: Tensor) -> Tensor:
-        """Log-odds of one mask per row: group and size indices of shape (...) to (..., nodes)."""
-        return self.log_alpha[group, size]
+    @torch.no_grad()
+    def limit(self, bound: float) -> None:
+        """Keep every gate undecided enough to change its mind: log-odds within +-`bound`."""
+        self.log_odds.clamp_(-bound, bound)
 
     @torch.no_grad()
     def discretize(self, sizes: Tensor) -> Tensor:
         """The masks learned: the `s` most probable nodes of every group and size. Shape (groups, sizes, nodes)."""
-        return top(self.log_alpha, sizes)
+        return top(self.log_odds, sizes)

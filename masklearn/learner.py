@@ -35,7 +35,7 @@ class MaskLearner(LightningModule):
         ablation: What a closed node emits: zero, or its mean over the training split.
         budget: How the expected size is driven to the one asked for: by an augmented Lagrangian.
         steps: Optimiser steps.
-        lr: Learning rate of the gates' log-odds (log-odds per step, roughly).
+        lr: Learning rate: by how much, at most, a gate's log-odds of being open move in a step.
         temperature: Softness of the gates at the first and at the last step (dimensionless).
         seed: Seed of the gates' noise.
     """
@@ -49,7 +49,7 @@ class MaskLearner(LightningModule):
         ablation: AblationName = "zero",
         budget: Literal["lagrangian"] = "lagrangian",
         steps: int = 300,
-        lr: float = 0.1,
+        lr: float = 0.8,
         temperature: tuple[float, float] = (1.0, 0.5),
         seed: int = 0,
     ) -> None:
@@ -72,7 +72,7 @@ class MaskLearner(LightningModule):
         self.masked_lm = MaskedLM(load_lm(self.lm, self.revision, self.dtype_name))
         self.sizes = resolve_sizes(self.asked_sizes, self.graph.n_nodes)
         self.bank = GateBank(1, len(self.sizes), self.graph.n_nodes)
-        self.price = Lagrangian(1, len(self.sizes))
+        self.price = Lagrangian(1, len(self.sizes), self.graph.n_nodes)
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning's signature)
         if not hasattr(self, "bank"):
@@ -126,28 +126,37 @@ class MaskLearner(LightningModule):
 
     def open_probabilities(self) -> Tensor:
         """P(open) of every gate, shape (groups, sizes, nodes)."""
-        return open_probability(self.bank.log_alpha, self.temperature)
+        return open_probability(self.bank.log_odds)
 
     def expected_sizes(self) -> Tensor:
         """Expected number of open gates of every mask, shape (groups, sizes)."""
         return self.open_probabilities().sum(-1)
 
+    def budget_error(self) -> Tensor:
+        """Expected less wanted number of open gates at this step, shape (groups, sizes)."""
+        return self.expected_sizes() - self.schedule.target_at(self.global_step, self._sizes, self.graph.n_nodes)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002  (Lightning's signature)
         gates = sample(self._rows(batch), self.temperature, self._noise(batch))  # (sizes, inputs, nodes)
         masked = self.masked_lm(batch.input_ids, batch.scored, gates)  # (sizes, positions, width)
         kl = chunked_kl(self._target(batch), masked, self.masked_lm.head).mean(-1)  # (sizes,)
-        expected = self.expected_sizes()  # (1, sizes)
-        target = self.schedule.target_at(self.global_step, self._sizes, self.graph.n_nodes)
-        price = self.price(expected, target)
         # KLs of different sizes lie two orders of magnitude apart; the logarithm makes each pull by its relative change
+        price = self.price(self.budget_error(), self.schedule.stiffness_at(self.global_step))
         loss = (kl + FLOOR).log().sum() + price.sum()
         if not torch.isfinite(loss):
             raise NonFiniteLoss(
                 f"the loss at step {self.global_step} is not finite (KL {kl.tolist()}). "
                 "Try --model.dtype float32, or a lower --model.lr"
             )
-        self._log_step(kl.detach(), expected.detach()[0], target)
+        self._log_step(kl.detach())
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The gates descend, and then the multipliers climb."""
+        step, error = self.global_step, self.budget_error()
+        super().optimizer_step(*args, **kwargs)
+        self.price.climb(error, self.schedule.stiffness_at(step))
+        self.bank.limit(self.schedule.bound_at(step, self.graph.n_nodes))
 
     @property
     def _sizes(self) -> Tensor:
@@ -155,7 +164,7 @@ class MaskLearner(LightningModule):
 
     def _rows(self, batch: Batch) -> Tensor:
         """Log-odds of every row's gates: each input once under every size. Shape (sizes, inputs, nodes)."""
-        return self.bank.log_alpha[0][:, None].expand(-1, len(batch.input_ids), -1)
+        return self.bank.log_odds[0][:, None].expand(-1, len(batch.input_ids), -1)
 
     def _noise(self, batch: Batch) -> Tensor:
         """Uniform noise as a function of seed and step alone, so that a resumed run draws what it would have drawn."""
@@ -163,10 +172,12 @@ class MaskLearner(LightningModule):
         shape = (len(self.sizes), len(batch.input_ids), self.graph.n_nodes)
         return torch.rand(shape, generator=generator).to(self.device)
 
-    def _log_step(self, kl: Tensor, expected: Tensor, target: Tensor) -> None:
-        bar = {"kl": kl.mean(), "open": expected.mean(), "target": target.mean(), "temperature": self.temperature}
+    @torch.no_grad()
+    def _log_step(self, kl: Tensor) -> None:
+        expected, error = self.expected_sizes()[0], self.budget_error()[0]
+        bar = {"kl": kl.mean(), "open": expected.mean(), "wanted": (expected - error).mean(), "temp": self.temperature}
         self.log_dict(bar, prog_bar=True, logger=False)
-        rows = {"kl": kl, "open": expected, "budget_error": expected - target, "multiplier": self.price.multiplier[0]}
+        rows = {"kl": kl, "open": expected, "budget_error": error, "multiplier": self.price.multiplier[0]}
         for name, values in rows.items():
             self.log_dict({f"train/{name}/s={s}": v for s, v in zip(self.sizes, values, strict=True)})
         self.log_dict({"train/temperature": self.temperature, "train/lr": self.lr * self._rate(self.global_step)})
@@ -182,10 +193,9 @@ class MaskLearner(LightningModule):
         self.log_dict(named, batch_size=int(batch.scored.sum()))
 
     def configure_optimizers(self) -> Any:
-        # No weight decay: it would pull log-odds to 0, where a gate is open in 83 % of all draws.
-        gates = {"params": self.bank.parameters()}
-        multipliers = {"params": self.price.parameters(), "maximize": True}
-        optimizer = torch.optim.Adam([gates, multipliers], lr=self.lr)
+        # No weight decay: it would pull log-odds to 0, where a gate is open in half of all draws. Short memories, since
+        # gradients shrink by orders of magnitude as gates make up their minds, and momentum overshoots the budget.
+        optimizer = torch.optim.Adam(self.bank.parameters(), lr=self.lr, betas=(0.8, 0.95))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -204,7 +214,7 @@ class MaskLearner(LightningModule):
         sizes = torch.tensor(self.sizes)
         return Mask(
             mask=self.bank.discretize(sizes.to(self.device)).cpu(),
-            scores=self.bank.log_alpha.detach().cpu(),
+            scores=self.bank.log_odds.detach().cpu(),
             sizes=sizes,
             graph=self.graph,
             model=self.model_id,

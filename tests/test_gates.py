@@ -1,3 +1,5 @@
+import math
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,23 +9,24 @@ from masklearn.gates import GateBank, open_probability, sample, top
 
 
 def test_one_gate_by_hand() -> None:
+    # log_alpha = 0 at temperature 2/3 is open with P = sigmoid(0 - 2/3 * log(0.1 / 1.1)) = 1 / (1 + 11 ** (-2/3)) = 0.832
+    log_odds = torch.tensor([2 / 3 * math.log(11)])
+    assert_close(open_probability(log_odds), torch.tensor([1 / (1 + 11 ** (-2 / 3))]))
     # u = 1/2 is no noise; sigmoid(0 / beta) = 1/2; stretched to 1/2 * 1.2 - 0.1 = 1/2
-    assert_close(sample(torch.zeros(1), 0.5, noise=torch.tensor([0.5])), torch.tensor([0.5]))
-    # P(open) = sigmoid(0 - 2/3 * log(0.1 / 1.1)) = 1 / (1 + 11 ** (-2/3)) = 0.8318
-    assert_close(open_probability(torch.zeros(1), 2 / 3), torch.tensor([0.83180]), atol=1e-4, rtol=0)
+    assert_close(sample(log_odds, 2 / 3, noise=torch.tensor([0.5])), torch.tensor([0.5]))
 
 
-@given(log_alpha=st.floats(-6, 6), temperature=st.floats(0.2, 1.5))
-def test_open_probability_agrees_with_sampling(log_alpha: float, temperature: float) -> None:
+@given(log_odds=st.floats(-6, 6), temperature=st.floats(0.2, 1.5))
+def test_open_probability_agrees_with_sampling(log_odds: float, temperature: float) -> None:
     torch.manual_seed(0)
-    many = torch.full((20_000,), log_alpha)
+    many = torch.full((20_000,), log_odds)
     share_open = (sample(many, temperature) > 0).float().mean()
-    assert_close(share_open, open_probability(many, temperature).mean(), atol=0.015, rtol=0)
+    assert_close(share_open, open_probability(many).mean(), atol=0.015, rtol=0)
 
 
-@given(log_alpha=st.floats(-20, 20), noise=st.floats(0, 1))
-def test_gates_lie_between_zero_and_one(log_alpha: float, noise: float) -> None:
-    gate = sample(torch.tensor([log_alpha]), 0.5, torch.tensor([noise])).item()
+@given(log_odds=st.floats(-20, 20), noise=st.floats(0, 1))
+def test_gates_lie_between_zero_and_one(log_odds: float, noise: float) -> None:
+    gate = sample(torch.tensor([log_odds]), 0.5, torch.tensor([noise])).item()
     assert 0 <= gate <= 1
 
 
@@ -40,7 +43,7 @@ def test_top_keeps_exactly_s_of_the_best(scores: list[int], data: st.DataObject)
 
 def test_masks_of_all_sizes_at_once() -> None:
     bank = GateBank(n_groups=2, n_sizes=3, n_nodes=8)
-    torch.nn.init.normal_(bank.log_alpha, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(bank.log_odds, generator=torch.Generator().manual_seed(0))
     sizes = torch.tensor([1, 4, 8])
     masks = bank.discretize(sizes)
     assert masks.shape == (2, 3, 8)

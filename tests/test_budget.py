@@ -1,0 +1,80 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import masklearn as ml
+from masklearn.budget import Lagrangian, Schedule, resolve_sizes
+from masklearn.gates import GateBank, open_probability, sample
+
+
+def test_price_by_hand() -> None:
+    price = Lagrangian(1, 2, n_nodes=40)  # rho = 1
+    price.multiplier[:] = torch.tensor([[0.5, 0.0]])
+    # 0.5 * 2 + 2^2 / 2 = 3, and 0 * -1 + 1 / 2
+    assert price(torch.tensor([[2.0, -1.0]])).tolist() == [[3.0, 0.5]]
+    price.climb(torch.tensor([[2.0, -1.0]]))
+    torch.testing.assert_close(price.multiplier, torch.tensor([[0.54, -0.02]]))
+
+
+def test_sizes_are_counts_or_shares() -> None:
+    assert resolve_sizes([30, 0.25, 8, 1.0], 36) == [1, 8, 9, 30]
+    assert resolve_sizes([0.001], 36) == [1]  # a share of at least one node
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([], "is empty"),
+        ([0], "asks for 0 nodes, but the model has 36. Choose from 1 to 36"),
+        ([37], "asks for 37 nodes"),
+        ([-3], "asks for -3 nodes"),
+        ([-0.5], "a count is a whole number, a fraction lies below 1"),
+        ([8, 8], "names 8 of 36 nodes twice"),
+        ([9, 0.25], "names 9 of 36 nodes twice, as 9 and as 0.25"),
+        ([8.5], "asks for 8.5 nodes"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(sizes: list[float], message: str) -> None:
+    with pytest.raises(ml.UserError, match=message):
+        resolve_sizes(sizes, 36)
+
+
+@given(steps=st.integers(1, 500), n_nodes=st.integers(1, 1000), data=st.data())
+def test_the_target_shrinks_from_all_nodes_to_the_size(steps: int, n_nodes: int, data: st.DataObject) -> None:
+    size = torch.tensor([data.draw(st.integers(1, n_nodes))])
+    schedule = Schedule(steps, (1.0, 0.5))
+    targets = [schedule.target_at(step, size, n_nodes).item() for step in range(steps)]
+    assert targets[0] == pytest.approx(n_nodes) or steps == 1
+    assert targets[-1] == pytest.approx(size.item()) or steps == 1
+    assert all(a >= b - 1e-3 for a, b in zip(targets, targets[1:], strict=False))
+    assert schedule.temperature_at(steps - 1) == pytest.approx(0.5 if steps > 1 else 1.0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    n_nodes=st.integers(12, 400),
+    share=st.floats(0.02, 0.98),
+    lr=st.floats(0.3, 1.0),
+    seed=st.integers(0, 100),
+)
+def test_every_size_arrives(n_nodes: int, share: float, lr: float, seed: int) -> None:
+    """Within half a node, on a divergence that falls off with the worth of the nodes that are open."""
+    torch.manual_seed(seed)
+    sizes = torch.tensor([max(1, round(share * n_nodes))])
+    worth = torch.rand(n_nodes).pow(4)
+    bank, price, schedule = GateBank(1, 1, n_nodes), Lagrangian(1, 1, n_nodes), Schedule(200, (1.0, 0.5))
+    optimizer = torch.optim.Adam(bank.parameters(), lr=lr, betas=(0.8, 0.95))
+    for step in range(schedule.steps):
+        optimizer.param_groups[0]["lr"] = lr * schedule.rate_at(step)
+        closed = 1 - sample(bank.log_odds.expand(8, 1, -1), schedule.temperature_at(step))
+        kl = (closed * worth).sum(-1).mean() * 10 / worth.sum()
+        error = open_probability(bank.log_odds).sum(-1) - schedule.target_at(step, sizes, n_nodes)
+        stiffness = schedule.stiffness_at(step)
+        loss = (kl + 0.003).log() + price(error, stiffness).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        price.climb(error.detach(), stiffness)
+        bank.limit(schedule.bound_at(step, n_nodes))
+    assert open_probability(bank.log_odds).sum().item() == pytest.approx(sizes.item(), abs=0.5)

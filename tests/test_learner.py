@@ -1,0 +1,131 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from transformers import PreTrainedModel
+
+import masklearn as ml
+from masklearn import learner as learner_module
+from masklearn.masked_lm import MaskedLM
+
+
+def trainer(steps: int, folder: Path, **settings: object) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
+    checkpoint = ModelCheckpoint(folder, filename="last", every_n_train_steps=1, enable_version_counter=False)
+    return Trainer(max_steps=steps, accelerator="cpu", callbacks=[checkpoint], **quiet | settings)
+
+
+def learn(folder: Path, lm: str = "embedded", data: dict | None = None, **settings: object) -> ml.MaskLearner:
+    learner = ml.MaskLearner(lm, **settings)  # pyright: ignore[reportArgumentType]
+    texts = ml.MaskData(**{"task": "names", "limit": 40, "lm": lm} | (data or {}))
+    trainer(learner.schedule.steps, folder).fit(learner, datamodule=texts)
+    return learner
+
+
+def test_frozen_means_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[PreTrainedModel] = []
+
+    def load(*args: object) -> PreTrainedModel:
+        loaded.append(ml.load_lm(*args))  # pyright: ignore[reportArgumentType]
+        loaded.append(copy.deepcopy(loaded[0]))
+        return loaded[0]
+
+    monkeypatch.setattr(learner_module, "load_lm", load)
+    learner = learn(tmp_path, steps=3)
+    after, before = loaded
+    for (name, now), (_, then) in zip(after.state_dict().items(), before.state_dict().items(), strict=True):
+        assert torch.equal(now, then), f"{name} has changed"
+    assert not any(p.grad is not None for p in after.parameters())
+    assert not after.training
+    assert learner.bank.log_odds.grad is not None
+
+
+def test_checkpoints_leave_the_model_out(tmp_path: Path) -> None:
+    learn(tmp_path, steps=2)
+    file = tmp_path / "last.ckpt"
+    assert file.stat().st_size < 200_000
+    state = torch.load(file, weights_only=True)["state_dict"]
+    assert set(state) == {"bank.log_odds", "price.multiplier"}
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str) -> None:
+    """A model in which all but four nodes add nothing: they are the best subgraph of four nodes, and a perfect one."""
+    planted = {"a0.h1", "m0", "a2.h3", "m3"}
+    lm = ml.load_lm()
+    layout = MaskedLM(lm).layout
+    for node in layout.graph.nodes:
+        if node.name not in planted:
+            site = layout.sites[node.layer]
+            if node.head is None:
+                site.mlp.down_proj.weight.zero_()
+            else:
+                width = site.heads.in_features // layout.graph.n_heads
+                site.heads.weight[:, node.head * width : (node.head + 1) * width] = 0
+    lm.save_pretrained(tmp_path / "lm")
+    ml.load_tokenizer().save_pretrained(tmp_path / "lm")
+    data = {"positions": "all", "batch_size": 8}
+    learner = learn(tmp_path, str(tmp_path / "lm"), data, sizes=[2, 4, 12], ablation=ablation, steps=80)
+    mask = learner.discretize()
+    kept = {name for name, keep in zip(mask.graph.names, mask.select(s=4), strict=True) if keep}
+    assert kept == planted
+    assert planted > {name for name, keep in zip(mask.graph.names, mask.select(s=2), strict=True) if keep}
+
+
+def test_expected_sizes_arrive(tmp_path: Path) -> None:
+    learner = learn(tmp_path, data={"task": "mixed"}, sizes=[1, 4, 18, 30, 35], steps=120)
+    for size, expected in zip(learner.sizes, learner.expected_sizes()[0].tolist(), strict=True):
+        assert expected == pytest.approx(size, abs=0.5)
+    assert learner.discretize().mask.sum(-1).tolist() == [[1, 4, 18, 30, 35]]
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    whole = learn(tmp_path / "whole", steps=7)
+
+    def stop(learner: ml.MaskLearner) -> None:
+        raise KeyError("killed")
+
+    part = ml.MaskLearner(steps=7)
+    data = {"task": "names", "limit": 40}
+    first = trainer(7, tmp_path / "part", limit_train_batches=7)
+    part.on_train_batch_end = lambda *_: stop(part) if part.global_step == 4 else None  # pyright: ignore
+    with pytest.raises(KeyError):
+        first.fit(part, datamodule=ml.MaskData(**data))
+    resumed = ml.MaskLearner(steps=7)
+    trainer(7, tmp_path / "part").fit(
+        resumed, datamodule=ml.MaskData(**data), ckpt_path=tmp_path / "part" / "last.ckpt", weights_only=True
+    )
+    assert resumed.global_step == 7
+    assert torch.equal(resumed.bank.log_odds, whole.bank.log_odds)
+    assert torch.equal(resumed.price.multiplier, whole.price.multiplier)
+
+
+def test_full_targets_are_the_same_kept_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = learn(tmp_path, steps=3)
+    monkeypatch.setattr(learner_module, "CACHE_BYTES", 1000)
+    again = learn(tmp_path, steps=3)
+    assert kept._targets and not again._targets
+    torch.testing.assert_close(kept.bank.log_odds, again.bank.log_odds, atol=1e-4, rtol=0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = ml.MaskLearner(steps=9)
+    chunked_kl = learner_module.chunked_kl
+
+    def broken(*args: object) -> torch.Tensor:
+        return chunked_kl(*args) * (float("nan") if learner.global_step == 5 else 1)  # pyright: ignore
+
+    monkeypatch.setattr(learner_module, "chunked_kl", broken)
+    with pytest.raises(ml.UserError, match="the loss at step 5 is not finite"):
+        trainer(9, tmp_path).fit(learner, datamodule=ml.MaskData(task="names", limit=40))
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 5
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+def test_a_learner_needs_its_own_kind_of_data(tmp_path: Path) -> None:
+    with pytest.raises(ml.UserError, match="MaskData"):
+        trainer(1, tmp_path).fit(ml.MaskLearner(), train_dataloaders=[1])
