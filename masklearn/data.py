@@ -60,22 +60,49 @@ class Texts(torch.utils.data.Dataset[tuple[int, list[int]]]):
 class StepSampler(Sampler[list[int]]):
     """The indices of every training step's batch, as a function of seed and step alone.
 
-    So a run that goes on at step n sees what it would have seen. Epoch after epoch each input comes once.
+    So a run that goes on at step n sees what it would have seen. Epoch after epoch each input comes once (but for a last,
+    smaller batch, which is dropped), and texts of like length share a batch, so that little of it is padding.
     """
 
-    def __init__(self, n: int, batch_size: int, steps: int, seed: int, first_step: int = 0) -> None:
-        self.n, self.batch_size, self.steps, self.seed, self.first_step = n, min(n, batch_size), steps, seed, first_step
+    WINDOW = 8
+    """Batches among which texts are sorted by length."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, steps: int, seed: int, first_step: int = 0) -> None:
+        self.lengths, self.batch_size = lengths, min(len(lengths), batch_size)
+        self.steps, self.seed, self.first_step = steps, seed, first_step
 
     def __len__(self) -> int:
         """All steps of the run, those before the first included: Lightning counts them as done when it resumes."""
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        per_epoch = self.n // self.batch_size
-        for step in range(self.first_step, self.steps):
+        step, per_epoch = self.first_step, len(self.lengths) // self.batch_size
+        while step < self.steps:
             epoch, place = divmod(step, per_epoch)
-            order = torch.randperm(self.n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
-            yield order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+            batches = self._epoch(epoch)[place : place + self.steps - step]
+            yield from batches
+            step += len(batches)
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        whole = len(order) - len(order) % self.batch_size
+        window = self.WINDOW * self.batch_size
+        by_length = [
+            i for begin in range(0, whole, window) for i in sorted(order[begin : min(begin + window, whole)], key=self.lengths.__getitem__)
+        ]
+        batches = [by_length[begin : begin + self.batch_size] for begin in range(0, whole, self.batch_size)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+class StepLoader(DataLoader[Any]):
+    """A loader that Lightning may resume in the middle: its state is the trainer's step, which Lightning keeps anyway."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load: the sampler was made for the step at which the run goes on."""
 
 
 class MaskData(LightningDataModule):
@@ -169,8 +196,9 @@ class MaskData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
         texts, first = self.parts["train"], self.trainer.global_step
-        sampler = StepSampler(len(texts), self.batch_size, self.trainer.max_steps, self.seed, first)
-        return DataLoader(texts, batch_sampler=sampler, collate_fn=self._collate)
+        lengths = [len(row) for row in texts.ids]
+        sampler = StepSampler(lengths, self.batch_size, self.trainer.max_steps, self.seed, first)
+        return StepLoader(texts, batch_sampler=sampler, collate_fn=self._collate)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.loader("validation")

@@ -15,8 +15,8 @@ from masklearn.objective import chunks, log_probabilities
 
 N_RANDOM = 10
 """Random subgraphs of each size that a learned one is held against."""
-ROWS = 128
-"""Rows (texts x masks) of one forward."""
+AT_ONCE = 8
+"""Masks that share a forward."""
 
 Row = dict[str, Any]
 
@@ -38,7 +38,7 @@ def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> lis
         full = masked_lm.full(batch.input_ids, batch.scored)
         labels = torch.where(batch.real, batch.input_ids, -1).roll(-1, 1)
         labels[:, -1] = -1
-        for i, part in enumerate(masks.split(max(1, ROWS // len(batch.input_ids)))):
+        for i, part in enumerate(masks.split(AT_ONCE)):
             if i == len(meters):
                 meters.append(SubgraphMetrics(len(part)).to(masks.device))
             gates = part.float()[:, None].expand(-1, len(batch.input_ids), -1)

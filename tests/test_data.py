@@ -61,14 +61,29 @@ def test_a_split_depends_on_content_alone(texts: list[str], rng) -> None:
     assert {shuffled[i]: name for name, part in split_by_content(shuffled).items() for i in part} == where
 
 
-@given(n=st.integers(1, 30), batch_size=st.integers(1, 40), seed=st.integers(0, 5), first=st.integers(0, 20))
-def test_a_step_sees_the_same_inputs_wherever_the_run_began(n: int, batch_size: int, seed: int, first: int) -> None:
-    whole = list(StepSampler(n, batch_size, 20, seed))
-    assert list(StepSampler(n, batch_size, 20, seed, first)) == whole[first:]
-    assert len(whole) == len(StepSampler(n, batch_size, 20, seed, first)) == 20
-    per_epoch = n // min(n, batch_size)
-    epoch = [i for batch in whole[:per_epoch] for i in batch]
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=30),
+    batch_size=st.integers(1, 40),
+    seed=st.integers(0, 5),
+    first=st.integers(0, 20),
+)
+def test_a_step_sees_the_same_inputs_wherever_the_run_began(
+    lengths: list[int], batch_size: int, seed: int, first: int
+) -> None:
+    whole = list(StepSampler(lengths, batch_size, 20, seed))
+    assert list(StepSampler(lengths, batch_size, 20, seed, first)) == whole[first:]
+    assert len(whole) == len(StepSampler(lengths, batch_size, 20, seed, first)) == 20
+    size = min(len(lengths), batch_size)
+    assert all(len(batch) == size for batch in whole)
+    epoch = [i for batch in whole[: len(lengths) // size] for i in batch]
     assert len(set(epoch)) == len(epoch)
+
+
+def test_texts_of_like_length_share_a_batch() -> None:
+    lengths = torch.randint(1, 100, (320,), generator=torch.Generator().manual_seed(0)).tolist()
+    padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in StepSampler(lengths, 16, 20, 0))
+    assert padded < 1.2 * sum(lengths)
+    assert sum(max(lengths[i : i + 16]) * 16 for i in range(0, 320, 16)) > 1.7 * sum(lengths)  # as they come
 
 
 def test_texts_are_cut_and_limited() -> None:

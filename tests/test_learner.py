@@ -76,7 +76,7 @@ def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str) -> None:
 
 
 def test_expected_sizes_arrive(tmp_path: Path) -> None:
-    learner = learn(tmp_path, data={"task": "mixed"}, sizes=[1, 4, 18, 30, 35], steps=120)
+    learner = learn(tmp_path, data={"task": "mixed", "batch_size": 4}, sizes=[1, 4, 18, 30, 35], steps=120)
     for size, expected in zip(learner.sizes, learner.expected_sizes()[0].tolist(), strict=True):
         assert expected == pytest.approx(size, abs=0.5)
     assert learner.discretize().mask.sum(-1).tolist() == [[1, 4, 18, 30, 35]]
@@ -126,6 +126,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: py
     assert all(value.isfinite().all() for value in state["state_dict"].values())
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_a_learner_needs_its_own_kind_of_data(tmp_path: Path) -> None:
     with pytest.raises(ml.UserError, match="MaskData"):
         trainer(1, tmp_path).fit(ml.MaskLearner(), train_dataloaders=[1])
