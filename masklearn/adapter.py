@@ -73,7 +73,7 @@ class Layout:
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of last hidden states: (..., width) to (..., vocabulary)."""
         config: Any = self.lm.config.get_text_config(decoder=True)
-        logits = self.lm.get_output_embeddings()(hidden)
+        logits: Tensor = self.lm.get_output_embeddings()(hidden)  # pyright: ignore[reportOptionalCall]
         logits = logits * (getattr(config, "logit_scale", None) or 1)  # Cohere
         logits = logits / (getattr(config, "logits_scaling", None) or 1)  # Granite
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
@@ -96,7 +96,9 @@ def _layers(lm: PreTrainedModel, graph: NodeGraph) -> nn.ModuleList:
 
 def _site(lm: PreTrainedModel, layer: nn.Module, graph: NodeGraph) -> Site:
     attentions = [
-        child for name, child in layer.named_children() if ("attn" in name or "attention" in name) and "norm" not in name
+        child
+        for name, child in layer.named_children()
+        if ("attn" in name or "attention" in name) and "norm" not in name
     ]
     projections = [
         module
@@ -140,6 +142,13 @@ def _source(lm: str) -> str:
     return str(path) if path.is_dir() else lm
 
 
+def _unloadable(lm: str, error: Exception) -> UserError:
+    return UserError(
+        f"model.lm: cannot load {lm!r} ({one_line(error)}). "
+        f"Give a model's folder, a hub id that this machine can reach, or {EMBEDDED}"
+    )
+
+
 def load_lm(
     lm: str = EMBEDDED, revision: str | None = None, dtype: DTypeName = "float32", device: str = "cpu"
 ) -> PreTrainedModel:
@@ -159,11 +168,9 @@ def load_lm(
         AutoConfig.from_pretrained(source, revision=revision)  # cheap, and the clearest about what is wrong
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=getattr(torch, dtype))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(
-            f"model.lm: cannot load {lm!r} ({one_line(error)}). "
-            f"Give a model's folder, a hub id that this machine can reach, or {EMBEDDED}"
-        ) from error
-    return model.eval().requires_grad_(False).to(device)
+        raise _unloadable(lm, error) from error
+    model = model.eval().requires_grad_(False)
+    return nn.Module.to(model, device)
 
 
 def load_tokenizer(lm: str = EMBEDDED, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -176,7 +183,7 @@ def load_tokenizer(lm: str = EMBEDDED, revision: str | None = None) -> PreTraine
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"model.lm: cannot load the tokenizer of {lm!r} ({one_line(error)})") from error
+        raise _unloadable(lm, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     tokenizer.padding_side = "right"

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -56,7 +57,9 @@ class Mask:
     def __post_init__(self) -> None:
         expected = (len(self.groups), len(self.sizes), self.graph.n_nodes)
         if tuple(self.mask.shape) != expected or self.mask.dtype != torch.bool:
-            raise ValueError(f"mask is {self.mask.dtype} of shape {tuple(self.mask.shape)}, expected bool of {expected}")
+            raise ValueError(
+                f"mask is {self.mask.dtype} of shape {tuple(self.mask.shape)}, expected bool of {expected}"
+            )
         if self.scores.shape not in (expected, (expected[0], 1, expected[2])) or self.scores.dtype != torch.float32:
             raise ValueError(f"scores are {self.scores.dtype} of shape {tuple(self.scores.shape)}, expected {expected}")
         if not torch.equal(self.mask.sum(-1), self.sizes.expand(expected[:2])):
@@ -163,5 +166,6 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
         raise UserError(f"cannot write {path}: {one_line(error)}. Choose another folder, or make room") from error

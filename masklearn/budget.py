@@ -22,7 +22,9 @@ def resolve_sizes(sizes: Sequence[int | float], n_nodes: int) -> list[int]:
     for size in sizes:
         if isinstance(size, float) and not size.is_integer():
             if not 0 < size < 1:
-                raise UserError(f"model.sizes asks for {size} nodes; a count is a whole number, a fraction lies below 1")
+                raise UserError(
+                    f"model.sizes asks for {size} nodes; a count is a whole number, a fraction lies below 1"
+                )
             count = max(1, round(size * n_nodes))
         else:
             count = int(size)
@@ -33,7 +35,7 @@ def resolve_sizes(sizes: Sequence[int | float], n_nodes: int) -> list[int]:
             )
         if count in counts:
             raise UserError(
-                f"model.sizes names {count} of {n_nodes} nodes twice, as {counts[count]} and as {size}. Drop one of them"
+                f"model.sizes names {count} of {n_nodes} nodes twice, as {counts[count]} and as {size}. Drop one"
             )
         counts[count] = size
     return sorted(counts)
@@ -62,7 +64,7 @@ class Schedule:
         return first + (last - first) * self.progress(step)
 
     def target_at(self, step: int, sizes: Tensor, n_nodes: int) -> Tensor:
-        """The expected size to be at now: from `n_nodes` to each size geometrically, since every halving costs alike."""
+        """The expected size to be at now: from `n_nodes` to each size geometrically, as every halving costs alike."""
         share = min(1.0, self.progress(step) / self.warm_up)
         return n_nodes * (sizes / n_nodes) ** share
 
@@ -71,7 +73,7 @@ class Schedule:
         return max(0.03, self._cooling(step))
 
     def stiffness_at(self, step: int) -> float:
-        """Factor on the budget's pull, which grows eightfold while the gates cool down, so that they settle on target."""
+        """Factor on the budget's pull: it grows eightfold while the gates cool down, so that they settle on target."""
         return 8.0 ** (1 - self._cooling(step))
 
     def _cooling(self, step: int) -> float:
@@ -89,9 +91,9 @@ class Schedule:
 class Lagrangian(nn.Module):
     """`multiplier * error + rho / 2 * error^2`, where error = expected - target number of open gates.
 
-    The augmented Lagrangian of the constraint error = 0: the quadratic part holds the size near its target from the first
-    step, and the multiplier, climbing by gradient ascent, takes away what error is left. A node is worth the less the more
-    there are, so `rho` falls with their number.
+    The augmented Lagrangian of the constraint error = 0: the quadratic part holds the size near its target from the
+    first step, and the multiplier, climbing by gradient ascent, takes away what error is left. A node is worth the less
+    the more there are, so `rho` falls with their number.
     """
 
     PULL, CLIMB = 40.0, 0.02
@@ -103,7 +105,7 @@ class Lagrangian(nn.Module):
         self.register_buffer("multiplier", torch.zeros(n_groups, n_sizes))
 
     def forward(self, error: Tensor, stiffness: float = 1.0) -> Tensor:
-        """Price of every mask, in nats, of errors in nodes, both of shape (groups, sizes); `stiffness` is a factor on rho."""
+        """Price of every mask, in nats, of errors in nodes, both (groups, sizes); `stiffness` is a factor on rho."""
         return self.multiplier * error + stiffness * self.rho / 2 * error.square()
 
     @torch.no_grad()

@@ -4,10 +4,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import datasets
 import torch
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -37,7 +38,7 @@ class Batch(NamedTuple):
     """False at padding. Boolean, shape (inputs, tokens)."""
     scored: Tensor
     """Which next-token distributions count. Boolean, shape (inputs, tokens)."""
-    index: Tensor
+    place: Tensor
     """Place of every input in its split. Shape (inputs)."""
 
     def to(self, device: torch.device) -> "Batch":
@@ -60,8 +61,8 @@ class Texts(torch.utils.data.Dataset[tuple[int, list[int]]]):
 class StepSampler(Sampler[list[int]]):
     """The indices of every training step's batch, as a function of seed and step alone.
 
-    So a run that goes on at step n sees what it would have seen. Epoch after epoch each input comes once (but for a last,
-    smaller batch, which is dropped), and texts of like length share a batch, so that little of it is padding.
+    So a run that goes on at step n sees what it would have seen. Epoch after epoch each input comes once (but for a
+    last, smaller batch, which is dropped), and texts of like length share a batch, so that little of it is padding.
     """
 
     WINDOW = 8
@@ -89,14 +90,16 @@ class StepSampler(Sampler[list[int]]):
         whole = len(order) - len(order) % self.batch_size
         window = self.WINDOW * self.batch_size
         by_length = [
-            i for begin in range(0, whole, window) for i in sorted(order[begin : min(begin + window, whole)], key=self.lengths.__getitem__)
+            i
+            for begin in range(0, whole, window)
+            for i in sorted(order[begin : min(begin + window, whole)], key=self.lengths.__getitem__)
         ]
         batches = [by_length[begin : begin + self.batch_size] for begin in range(0, whole, self.batch_size)]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
 class StepLoader(DataLoader[Any]):
-    """A loader that Lightning may resume in the middle: its state is the trainer's step, which Lightning keeps anyway."""
+    """A loader that Lightning may resume in the middle: its state is the trainer's step, which Lightning keeps."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -143,8 +146,10 @@ class MaskData(LightningDataModule):
         revision: str | None = None,
     ) -> None:
         super().__init__()
-        self.path, self.hub_id, self.subset, self.split, self.task = path, dataset, subset, split, task
-        self.text_column, self.max_length, self.positions = text_column, max_length, positions
+        self.path, self.hub_id, self.subset, self.split = path, dataset, subset, split
+        self.task: TaskName | None = task
+        self.text_column, self.max_length = text_column, max_length
+        self.positions: Positions = positions
         self.batch_size, self.limit, self.skip_short, self.seed = batch_size, limit, skip_short, seed
         self.lm, self.revision = lm, revision
         self.parts: dict[str, Texts] = {}
@@ -154,11 +159,15 @@ class MaskData(LightningDataModule):
     def _check(self) -> None:
         given = [flag for flag in ("path", "dataset", "task") if getattr(self, "hub_id" if flag == "dataset" else flag)]
         if len(given) > 1:
-            raise UserError(f"data.{given[0]} and data.{given[1]} are both given; texts come from one. Drop one of them")
+            raise UserError(
+                f"data.{given[0]} and data.{given[1]} are both given; texts come from one. Drop one of them"
+            )
         if not given:
             self.task = "mixed"
             if self.lm != EMBEDDED:
-                raise UserError(f"model.lm is {self.lm}, but no text is given for it. Add --data.path or --data.dataset")
+                raise UserError(
+                    f"model.lm is {self.lm}, but no text is given for it. Add --data.path or --data.dataset"
+                )
         for flag, least in (("batch_size", 1), ("max_length", 2), ("limit", 3)):
             value = getattr(self, flag)
             if value is not None and value < least:
@@ -173,11 +182,11 @@ class MaskData(LightningDataModule):
         if self.hub_id:
             self._read()  # one process fetches; nothing is kept
 
-    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002  (Lightning's signature)
+    def setup(self, stage: str | None = None) -> None:
         if self.parts:
             return
         tokenizer = load_tokenizer(self.lm, self.revision)
-        self.pad = int(tokenizer.pad_token_id or 0)
+        self.pad = cast(int, tokenizer.pad_token_id or 0)
         texts = self._read()
         ids = self._tokenize(tokenizer, texts)
         parts = split_by_content(texts)
@@ -246,21 +255,28 @@ class MaskData(LightningDataModule):
             raise UserError(f"data.path: {given} is empty")
         try:
             return datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train")
-        except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+        except (DatasetGenerationError, ValueError, OSError) as error:
             raise UserError(f"data.path: cannot read {given}: {one_line(error.__cause__ or error)}") from error
 
     def _rows_of_hub(self) -> datasets.Dataset | datasets.IterableDataset:
         assert self.hub_id is not None
         try:  # with a limit, only the rows asked for are fetched
             return datasets.load_dataset(self.hub_id, self.subset, split=self.split, streaming=self.limit is not None)
-        except (ValueError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
+        except (ValueError, OSError, DatasetNotFoundError) as error:
             raise UserError(
                 f"data.dataset: cannot load {self.hub_id!r}, split {self.split!r} ({one_line(error)}). "
                 "Give a hub id that this machine can reach, or a file with --data.path"
             ) from error
 
     def _tokenize(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        try:
+            encoded = tokenizer(texts, truncation=True, max_length=self.max_length)
+        except Exception as error:  # tokenizers raises nothing more special
+            raise UserError(
+                f"{self.source}: the tokenizer of {self.lm} cannot read these texts ({one_line(error)}). "
+                "Give the model that the texts are for with --model.lm"
+            ) from error
+        ids = cast(list[list[int]], encoded["input_ids"])
         short = [i for i, row in enumerate(ids) if len(row) < 2]
         if short and not self.skip_short:
             raise UserError(

@@ -1,5 +1,6 @@
 """Masks x text x metrics to one tidy table: the one path by which every reported number is made."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,7 +23,7 @@ Row = dict[str, Any]
 
 
 @torch.no_grad()
-def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> list[dict[str, float]]:
+def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> list[Row]:
     """Metrics of discrete subgraphs on some text.
 
     Args:
@@ -31,7 +32,8 @@ def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> lis
         batches: The text.
 
     Returns:
-        One row of metrics per mask; their meaning is `SubgraphMetrics`'s.
+        One row of metrics per mask; their meaning is `SubgraphMetrics`'s. None stands for what is not defined: a
+        cross-entropy where no text goes on after a scored position.
     """
     meters: list[SubgraphMetrics] = []
     for batch in (batch.to(masked_lm.device) for batch in batches):
@@ -49,15 +51,16 @@ def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> lis
                     log_probabilities(masked[:, piece], masked_lm.head),
                     labels[batch.scored][piece],
                 )
-    columns: dict[str, list[float]] = {}
+    columns: dict[str, list[float | None]] = {}
     for meter in meters:
         for name, values in meter.compute().items():
-            columns.setdefault(name, []).extend(values.tolist())
+            known = (None if math.isnan(value) else value for value in values.reshape(-1).tolist())
+            columns.setdefault(name, []).extend(known)
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def evaluate(masked_lm: MaskedLM, mask: Mask, batches: Iterable[Batch]) -> list[Row]:
-    """The table of a bank: for every size its metrics, its nodes, and random subgraphs of the same size as a control."""
+    """The table of a bank: for every size its metrics, its nodes, and random subgraphs of that size as a control."""
     random = random_masks(N_RANDOM, mask.sizes, mask.graph.n_nodes)
     stacked = torch.cat([mask.mask[:1], random]).flatten(0, 1).to(masked_lm.device)
     measured = measure(masked_lm, stacked, batches)
@@ -76,11 +79,27 @@ def evaluate(masked_lm: MaskedLM, mask: Mask, batches: Iterable[Batch]) -> list[
     ]
 
 
-def _spread(rows: list[dict[str, float]]) -> dict[str, float]:
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _spread(rows: list[Row]) -> dict[str, float]:
     """Mean and standard deviation over some subgraphs of the same size."""
     columns = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in ("kl", "tv", "top1")}
-    spread = {f"{name}_{of}": float(getattr(values, of)()) for name, values in columns.items() for of in ("mean", "std")}
+    spread = {
+        f"{name}_{of}": float(getattr(values, of)()) for name, values in columns.items() for of in ("mean", "std")
+    }
     return {"n": len(rows), **spread}
+
+
+def describe(mask: Mask, rows: list[Row]) -> dict[str, Any]:
+    """What `metrics.json` says of a bank."""
+    graph = mask.graph
+    return {
+        "model": vars(mask.model) | {"n_nodes": graph.n_nodes, "n_layers": graph.n_layers, "n_heads": graph.n_heads},
+        "data": mask.config.get("data", {}),
+        "sizes": rows,
+    }
 
 
 def table(rows: list[Row]) -> str:
@@ -96,8 +115,8 @@ def table(rows: list[Row]) -> str:
         "JS": lambda r: f"{r['js']:.3f}",
         "top-1": lambda r: f"{r['top1']:.1%}",
         "nucleus": lambda r: f"{r['nucleus_median']:.0f}%",
-        "CE": lambda r: f"{r['cross_entropy']:.3f}",
-        "full CE": lambda r: f"{r['full_cross_entropy']:.3f}",
+        "CE": lambda r: _shown(r["cross_entropy"]),
+        "full CE": lambda r: _shown(r["full_cross_entropy"]),
     }
     cells = [list(columns), *([show(row) for show in columns.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -30,7 +30,7 @@ def sample(log_odds: Tensor, temperature: float, noise: Tensor | None = None) ->
 
 
 def open_probability(log_odds: Tensor) -> Tensor:
-    """P(gate > 0), of the same shape, whatever the temperature; its sum over nodes is the expected number of open gates."""
+    """P(gate > 0), of the same shape, whatever the temperature; summed over nodes, the expected open count."""
     return log_odds.sigmoid()
 
 

@@ -54,9 +54,16 @@ class MaskLearner(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for flag, value in {"steps": steps, "lr": lr, "temperature": min(temperature)}.items():
+            if value <= 0:
+                raise UserError(
+                    f"model.{flag} is {value}; it must be {'at least 1' if flag == 'steps' else 'positive'}"
+                )
         self.save_hyperparameters()
-        self.lm, self.revision, self.dtype_name = lm, revision, dtype
-        self.asked_sizes, self.ablation_name, self.lr, self.seed = list(sizes), ablation, lr, seed
+        self.lm, self.revision, self.lr, self.seed = lm, revision, lr, seed
+        self.dtype_name: DTypeName = dtype
+        self.asked_sizes = list(sizes)
+        self.ablation_name: AblationName = ablation
         self.schedule = Schedule(steps, temperature)
         self.strict_loading = False  # checkpoints leave the language model out
         self._targets: list[Tensor] = []
@@ -74,7 +81,7 @@ class MaskLearner(LightningModule):
         self.bank = GateBank(1, len(self.sizes), self.graph.n_nodes)
         self.price = Lagrangian(1, len(self.sizes), self.graph.n_nodes)
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning's signature)
+    def setup(self, stage: str) -> None:
         if not hasattr(self, "bank"):
             self.load()
         if self.ablation_name == "mean":
@@ -116,7 +123,7 @@ class MaskLearner(LightningModule):
 
     def _target(self, batch: Batch) -> Tensor:
         """The full model's hidden states at the batch's scored positions, shape (positions, width)."""
-        return torch.cat([self._targets[i] for i in batch.index.tolist()]) if self._targets else self._full(batch)
+        return torch.cat([self._targets[i] for i in batch.place.tolist()]) if self._targets else self._full(batch)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -136,7 +143,7 @@ class MaskLearner(LightningModule):
         """Expected less wanted number of open gates at this step, shape (groups, sizes)."""
         return self.expected_sizes() - self.schedule.target_at(self.global_step, self._sizes, self.graph.n_nodes)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002  (Lightning's signature)
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         gates = sample(self._rows(batch), self.temperature, self._noise(batch))  # (sizes, inputs, nodes)
         masked = self.masked_lm(batch.input_ids, batch.scored, gates)  # (sizes, positions, width)
         kl = chunked_kl(self._target(batch), masked, self.masked_lm.head).mean(-1)  # (sizes,)
@@ -183,7 +190,7 @@ class MaskLearner(LightningModule):
         self.log_dict({"train/temperature": self.temperature, "train/lr": self.lr * self._rate(self.global_step)})
 
     @torch.no_grad()
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002  (Lightning's signature)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """KL of the masks as they would be cut now."""
         masks = self.bank.discretize(self._sizes)[0].float()
         gates = masks[:, None].expand(-1, len(batch.input_ids), -1)

@@ -45,7 +45,7 @@ def _changed(layout: Layout, heads: Callable[[int], Change], mlp: Callable[[int]
 def _blend(output: Tensor, gate: Tensor, closed: Tensor | None) -> Tensor:
     """`gate` of a node's output and the rest of what it emits when closed.
 
-    Shapes: output (rows * tokens, parts, width), or with rows and tokens apart; gate (rows, parts); closed (parts, width).
+    Shapes: output (rows, tokens, parts * width), or rows and tokens in one; gate (rows, parts); closed (parts, width).
     """
     parts = output.reshape(len(gate), -1, gate.shape[-1], output.shape[-1] // gate.shape[-1])
     gate = gate.to(output.dtype)[:, None, :, None]
@@ -168,7 +168,7 @@ class MaskedLM(nn.Module):
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Refuse a model whose layout was misread: every site must be passed once, and open gates must change nothing."""
+        """Refuse a model whose layout was misread: every site is passed once, and open gates change nothing."""
         input_ids = torch.arange(1, 7, device=self.device).view(2, 3) % self.lm.config.get_text_config().vocab_size
         expected = self.lm(input_ids=input_ids, use_cache=False).logits
         passed = [0] * (2 * len(self.layout.sites))
@@ -187,7 +187,9 @@ class MaskedLM(nn.Module):
             found = self.head(self.layout.hidden(input_ids))
         name = type(self.lm).__name__
         if set(passed) != {1}:
-            raise UserError(f"model.lm: {name} passes its nodes {sorted(set(passed))} times a forward, expected once each")
+            raise UserError(
+                f"model.lm: {name} passes its nodes {sorted(set(passed))} times a forward, expected once each"
+            )
         if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
             gap = (found - expected).abs().max().item()
             raise UserError(f"model.lm: the output head of {name} was misread: logits differ by {gap:.3g}, expected 0")

@@ -41,7 +41,9 @@ def recovered_nucleus(full: Tensor, masked: Tensor) -> Tensor:
     full_order, masked_order = (logp.argsort(dim=-1, descending=True, stable=True) for logp in (full, masked))
     same = (full_order == masked_order).long().cumprod(-1).sum(-1)  # ranks from the top at which the tokens agree
     for percent in NUCLEI:
-        needed, found = (_nucleus_size(logp, order, percent) for logp, order in ((full, full_order), (masked, masked_order)))
+        needed, found = (
+            _nucleus_size(logp, order, percent) for logp, order in ((full, full_order), (masked, masked_order))
+        )
         intact &= (needed == found) & (needed <= same)
         best[intact] = percent
     return best
@@ -96,5 +98,6 @@ class SubgraphMetrics(Metric):
         means = {name: getattr(self, name) / self.positions for name in ("kl", "tv", "js", "top1")}
         for name in ("cross_entropy", "full_cross_entropy"):
             means[name] = getattr(self, name) / self.labelled  # NaN where no position has a next token
-        median = (self.nuclei.cumsum(-1) * 2 >= self.positions).long().argmax(-1)
+        nuclei: Tensor = self.nuclei
+        median = (nuclei.cumsum(-1) * 2 >= self.positions).long().argmax(-1)
         return means | {"nucleus_median": torch.tensor((0, *NUCLEI), device=median.device)[median]}

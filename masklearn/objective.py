@@ -41,21 +41,22 @@ def chunks(full: Tensor, n_masks: int, head: Head) -> Iterator[slice]:
 
 
 class _ChunkedKL(torch.autograd.Function):
-    """Every position's KL depends on its own hidden state alone, so its gradient is taken while its chunk is at hand."""
+    """A position's KL depends on its own hidden state alone, so its gradient is taken while its chunk is at hand."""
 
     @staticmethod
     def forward(ctx: Any, masked: Tensor, full: Tensor, head: Head) -> Tensor:
         learning = ctx.needs_input_grad[0]
         kl = torch.empty(masked.shape[:-1], dtype=torch.float32, device=masked.device)
-        ctx.gradient = torch.empty_like(masked) if learning else None
+        gradient = torch.empty_like(masked) if learning else torch.empty(0)
         for piece in chunks(full, len(masked), head):
             target = log_probabilities(full[piece], head)
             inputs = masked[:, piece].detach().requires_grad_(learning)
             with torch.set_grad_enabled(learning):
                 part = kl_divergence(target, log_probabilities(inputs, head))
                 if learning:
-                    (ctx.gradient[:, piece],) = torch.autograd.grad(part.sum(), inputs)
+                    (gradient[:, piece],) = torch.autograd.grad(part.sum(), inputs)
             kl[:, piece] = part.detach()
+        ctx.gradient = gradient
         return kl
 
     @staticmethod

@@ -40,7 +40,10 @@ def _picture(axes: Axes, mask: Mask, size: int) -> None:
     kept = graph.by_layer(mask.mask[0, size]).int().numpy()
     axes.pcolormesh(kept, cmap=ListedColormap([CLOSED, LEARNED]), vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
     axes.axvline(graph.n_heads, color="black", linewidth=0.8)
-    heads, layers = range(0, graph.n_heads, max(1, graph.n_heads // 4)), range(0, graph.n_layers, max(1, graph.n_layers // 8))
+    heads, layers = (
+        range(0, graph.n_heads, max(1, graph.n_heads // 4)),
+        range(0, graph.n_layers, max(1, graph.n_layers // 8)),
+    )
     axes.set_xticks([h + 0.5 for h in heads] + [graph.n_heads + 0.5], [*(f"h{h}" for h in heads), "mlp"], fontsize=6)
     axes.set_yticks([layer + 0.5 for layer in layers], [str(layer) for layer in layers], fontsize=6)
     axes.tick_params(length=0)
@@ -52,7 +55,8 @@ def size_curve(rows: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(6.4, 2.6), **STYLE)
     share = [100 * row["fraction"] for row in rows]
     labels = {"kl": "KL from the full model\n(nats per token)", "tv": "TV distance"}
-    for axes, (name, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+    panels: list[Axes] = list(figure.subplots(1, 2))
+    for axes, (name, label) in zip(panels, labels.items(), strict=True):
         random = [row["controls"]["random"] for row in rows]
         mean, std = ([r[f"{name}_{of}"] for r in random] for of in ("mean", "std"))
         low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
@@ -64,7 +68,7 @@ def size_curve(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(bottom=0)
-    axes.legend(fontsize=7, frameon=False)
+    panels[-1].legend(fontsize=7, frameon=False)
     return figure
 
 

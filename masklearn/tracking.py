@@ -1,4 +1,4 @@
-"""Weights & Biases: the only room that knows it. Without a login a run is kept on disk, and nobody is asked anything."""
+"""Weights & Biases: the only room that knows it. Without a login a run is kept on disk, and nobody is asked."""
 
 import os
 import re
@@ -102,7 +102,7 @@ def log_results(
         type="mask",
         metadata={"model": vars(mask.model), "sizes": mask.sizes.tolist(), "ablation": mask.ablation.name},
     )
-    artifact.add_file(str(mask_file))
+    artifact.add_file(str(mask_file), policy="immutable")  # sent from where it lies, not from a copy
     run.log_artifact(artifact)
 
 
@@ -115,7 +115,7 @@ def _node_table(mask: Mask) -> wandb.Table:
     """Which nodes every mask keeps, a row per node."""
     sizes = mask.sizes.tolist()
     nodes = zip(mask.graph.nodes, mask.mask[0].T.tolist(), strict=True)
-    data = [[node.name, node.layer, node.head, *kept] for node, kept in nodes]
+    data: list[Any] = [[node.name, node.layer, node.head, *kept] for node, kept in nodes]
     return wandb.Table(columns=["node", "layer", "head", *(f"s={s}" for s in sizes)], data=data)
 
 

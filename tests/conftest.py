@@ -1,11 +1,16 @@
-"""Small models and texts that every test may use; nothing is fetched and nothing outside the test's folder is written."""
+"""Small models and texts that every test may use; nothing is fetched."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +19,20 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from masklearn.masked_lm import MaskedLM
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+SMALL = [
+    "--data.task",
+    "names",
+    "--data.positions",
+    "last",
+    "--data.limit",
+    "60",
+    "--model.steps",
+    "60",
+    "--model.sizes",
+    "[4, 0.5, 30]",
+]
 
 
 def tiny_llama(seed: int = 0, layers: int = 3) -> PreTrainedModel:
@@ -69,3 +87,23 @@ def stories() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no ../shared beside this checkout: its pretrained model and texts are not part of the project")
     return SHARED
+
+
+@dataclass
+class Run:
+    folder: Path
+    output: str
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return json.loads((self.folder / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One whole run, as a person starts it."""
+    folder = tmp_path_factory.mktemp("runs") / "a run"
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--run.dir", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return Run(folder, done.stdout)

@@ -41,7 +41,8 @@ def _llama(lm: PreTrainedModel, input_ids: Tensor, graph: NodeGraph, through) ->
         x = layer.input_layernorm(stream)
         attention = layer.self_attn
         q, k, v = (
-            p(x).unflatten(-1, (-1, width)).transpose(1, 2) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+            p(x).unflatten(-1, (-1, width)).transpose(1, 2)
+            for p in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
         added = torch.zeros_like(stream)

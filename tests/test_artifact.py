@@ -92,12 +92,12 @@ def test_an_altered_file_is_read_as_a_whole_bank_or_refused(good: Path, place: f
     content[int(place * len(content))] = byte
     altered = good.with_name("altered.safetensors")
     altered.write_bytes(content)
+    refused, mask = "", bank()
     try:
         mask = ml.Mask.load(altered)
     except ml.UserError as error:
-        assert "altered.safetensors" in str(error)
-    else:
-        assert torch.equal(mask.mask.sum(-1), mask.sizes[None])
+        refused = str(error)
+    assert "altered.safetensors" in refused or torch.equal(mask.mask.sum(-1), mask.sizes[None])
 
 
 def test_what_is_no_mask_file_is_a_clear_line(tmp_path: Path) -> None:

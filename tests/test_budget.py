@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -47,7 +49,7 @@ def test_the_target_shrinks_from_all_nodes_to_the_size(steps: int, n_nodes: int,
     targets = [schedule.target_at(step, size, n_nodes).item() for step in range(steps)]
     assert targets[0] == pytest.approx(n_nodes) or steps == 1
     assert targets[-1] == pytest.approx(size.item()) or steps == 1
-    assert all(a >= b - 1e-3 for a, b in zip(targets, targets[1:], strict=False))
+    assert all(a >= b - 1e-3 for a, b in pairwise(targets))
     assert schedule.temperature_at(steps - 1) == pytest.approx(0.5 if steps > 1 else 1.0)
 
 

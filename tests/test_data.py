@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 import masklearn as ml
 from masklearn.data import StepSampler, split_by_content
 
-TEXTS = [f"the {noun} near the dogs {verb} ." for noun in ("dog", "cat", "bird", "king") for verb in ("runs", "sings", "waits")]
+TEXTS = [
+    f"the {noun} near the dogs {verb} ."
+    for noun in ("dog", "cat", "bird", "king")
+    for verb in ("runs", "sings", "waits")
+]
 
 
 def write(path: Path, texts: list[str]) -> Path:
@@ -40,14 +44,17 @@ def test_a_batch_by_hand(tmp_path: Path) -> None:
     path = write(tmp_path / "texts.jsonl", ["dog cat", "the dog runs .", "a"])
     vocabulary = ml.load_tokenizer().get_vocab()
     begin, dog, cat, the, runs, stop = (vocabulary[token] for token in ("<s>", "dog", "cat", "the", "runs", "."))
-    for positions, scored in {"all": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], "last": [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1]]}.items():
+    for positions, scored in {
+        "all": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]],
+        "last": [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1]],
+    }.items():
         data = ml.MaskData(path=str(path), positions=positions, batch_size=2)  # pyright: ignore[reportArgumentType]
         data.setup()
         batch = next(iter(data.loader("all")))
         assert batch.input_ids.tolist() == [[begin, dog, cat, 0, 0], [begin, the, dog, runs, stop]]
         assert batch.real.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
         assert batch.scored.int().tolist() == scored
-        assert batch.index.tolist() == [0, 1]
+        assert batch.place.tolist() == [0, 1]
 
 
 @given(st.lists(st.text(), min_size=3), st.randoms())
@@ -95,7 +102,9 @@ def test_texts_are_cut_and_limited() -> None:
 
 def test_short_texts_are_left_out_when_asked(tmp_path: Path) -> None:
     path = write(tmp_path / "texts.jsonl", ["", *TEXTS, ""])
-    with pytest.raises(ml.UserError, match=r"2 of 14 texts are shorter than two tokens, the first is text 1.*skip_short"):
+    with pytest.raises(
+        ml.UserError, match=r"2 of 14 texts are shorter than two tokens, the first is text 1.*skip_short"
+    ):
         ml.MaskData(path=str(path)).setup()
     data = ml.MaskData(path=str(path), skip_short=True)
     data.setup()
@@ -124,10 +133,13 @@ def test_a_hub_dataset_is_read_like_a_file(tmp_path: Path) -> None:
         ("number.jsonl", '{"text": "dog runs"}\n{"text": null}\n', "row 2: 'text' holds None, which is no text"),
         ("two.txt", "the dog\nthe cat\nthe dog\n", "holds 2 different texts.*at least 3"),
         ("texts.pdf", "%PDF", r"ends in '\.pdf'; known are \.jsonl"),
+        ("foreign.txt", "the dog\nein Hund\nthe cat\n", "tokenizer of embedded cannot read these texts.*--model.lm"),
         ("bad.parquet", "no parquet", "cannot read"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_a_clear_line(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+def test_a_file_that_cannot_be_used_is_a_clear_line(
+    tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_text(content)

@@ -9,7 +9,7 @@ from masklearn.gates import GateBank, open_probability, sample, top
 
 
 def test_one_gate_by_hand() -> None:
-    # log_alpha = 0 at temperature 2/3 is open with P = sigmoid(0 - 2/3 * log(0.1 / 1.1)) = 1 / (1 + 11 ** (-2/3)) = 0.832
+    # log_alpha = 0 at temperature 2/3: P(open) = sigmoid(0 - 2/3 * log(0.1 / 1.1)) = 1 / (1 + 11 ** (-2/3)) = 0.832
     log_odds = torch.tensor([2 / 3 * math.log(11)])
     assert_close(open_probability(log_odds), torch.tensor([1 / (1 + 11 ** (-2 / 3))]))
     # u = 1/2 is no noise; sigmoid(0 / beta) = 1/2; stretched to 1/2 * 1.2 - 0.1 = 1/2

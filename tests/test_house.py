@@ -20,7 +20,12 @@ FLOORS = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 ROOMS = [path for path in sorted(HOUSE.rglob("*.py")) if path != HOUSE / "__init__.py"]
-ONLY = {"wandb": {"tracking"}, "matplotlib": {"report"}, "jsonargparse": {"cli", "tiny"}, "transformers": {"adapter", "masked_lm", "data", "cli", "tiny"}}
+ONLY = {
+    "wandb": {"tracking"},
+    "matplotlib": {"report"},
+    "jsonargparse": {"cli", "tiny"},
+    "transformers": {"adapter", "masked_lm", "data", "cli", "tiny"},
+}
 
 
 def room_of(path: Path) -> str:
@@ -51,7 +56,9 @@ def test_a_room_imports_no_room_above_it(path: Path) -> None:
 
 
 def test_importing_the_package_has_no_side_effects() -> None:
-    code = "import sys, masklearn; print(*sorted(m for m in ('wandb', 'matplotlib', 'jsonargparse') if m in sys.modules))"
+    code = (
+        "import sys, masklearn; print(*sorted(m for m in ('wandb', 'matplotlib', 'jsonargparse') if m in sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

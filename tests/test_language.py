@@ -12,7 +12,7 @@ from masklearn.tiny.train import build_tokenizer, measure
 
 
 def test_entropy_of_an_announced_choice() -> None:
-    choices = list(language.truth("pick eight of".split()))
+    choices = list(language.truth(["pick", "eight", "of"]))
     assert language.entropy(choices[3]) == pytest.approx(math.log(8))
 
 
@@ -23,7 +23,7 @@ def test_two_names_leave_one_answer() -> None:
 
 def test_a_word_out_of_place_is_named() -> None:
     with pytest.raises(ValueError, match="token 1, 'or'"):
-        list(language.truth("mary or john".split()))
+        list(language.truth(["mary", "or", "john"]))
 
 
 @given(st.integers(0, 10**9))

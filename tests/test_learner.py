@@ -63,8 +63,9 @@ def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str) -> None:
             if node.head is None:
                 site.mlp.down_proj.weight.zero_()
             else:
-                width = site.heads.in_features // layout.graph.n_heads
-                site.heads.weight[:, node.head * width : (node.head + 1) * width] = 0
+                weight = site.heads.get_parameter("weight")
+                width = weight.shape[1] // layout.graph.n_heads
+                weight[:, node.head * width : (node.head + 1) * width] = 0
     lm.save_pretrained(tmp_path / "lm")
     ml.load_tokenizer().save_pretrained(tmp_path / "lm")
     data = {"positions": "all", "batch_size": 8}
@@ -85,13 +86,15 @@ def test_expected_sizes_arrive(tmp_path: Path) -> None:
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
     whole = learn(tmp_path / "whole", steps=7)
 
-    def stop(learner: ml.MaskLearner) -> None:
-        raise KeyError("killed")
-
     part = ml.MaskLearner(steps=7)
     data = {"task": "names", "limit": 40}
     first = trainer(7, tmp_path / "part", limit_train_batches=7)
-    part.on_train_batch_end = lambda *_: stop(part) if part.global_step == 4 else None  # pyright: ignore
+
+    def kill(*_: object) -> None:
+        if part.global_step == 4:
+            raise KeyError("killed")
+
+    part.on_train_batch_end = kill
     with pytest.raises(KeyError):
         first.fit(part, datamodule=ml.MaskData(**data))
     resumed = ml.MaskLearner(steps=7)

@@ -20,7 +20,9 @@ def test_distances_of_two_coins_by_hand() -> None:
     fair, loaded = logp(0.5, 0.5), logp(1.0, 1e-30)
     assert_close(tv_distance(fair, loaded), torch.tensor(0.5))
     # m = (3/4, 1/4): (KL(fair||m) + KL(loaded||m)) / 2 = (log(4/3)/2 + log(4/3)) / 2
-    expected = (0.5 * torch.tensor(0.5 / 0.75).log() + 0.5 * torch.tensor(0.5 / 0.25).log() + torch.tensor(4 / 3).log()) / 2
+    expected = (
+        0.5 * torch.tensor(0.5 / 0.75).log() + 0.5 * torch.tensor(0.5 / 0.25).log() + torch.tensor(4 / 3).log()
+    ) / 2
     assert_close(js_divergence(fair, loaded), expected)
 
 

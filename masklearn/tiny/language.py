@@ -1,8 +1,8 @@
 """A small language whose true next-token distribution is known at every token.
 
 A sentence is a coroutine: it yields the distribution of its next token and is sent the token that came. Sentences keep
-no secrets (every choice is a visible token), so what is yielded *is* the true conditional distribution given the prefix.
-Writing a text and reading the truth off a given text are then the same walk, with the tokens drawn or given.
+no secrets (every choice is a visible token), so what is yielded *is* the true distribution given the prefix. Writing a
+text and reading the truth off a given text are then the same walk, with the tokens drawn or given.
 """
 
 import math
@@ -20,7 +20,9 @@ PLACES = tuple("park market river school garden harbor castle forest".split())
 THINGS = tuple("ball book ring lamp coin drum kite cup".split())
 GAVE = ("gave", "sent", "sold", "lent")
 NOUNS = tuple("dog cat bird girl boy king horse farmer teacher child friend guard poet sailor".split())
-PLURALS = tuple("dogs cats birds girls boys kings horses farmers teachers children friends guards poets sailors".split())
+PLURALS = tuple(
+    "dogs cats birds girls boys kings horses farmers teachers children friends guards poets sailors".split()
+)
 VERBS = tuple("runs sleeps sings waits smiles works laughs dances".split())
 PLURAL_VERBS = tuple("run sleep sing wait smile work laugh dance".split())
 PREPOSITIONS = ("near", "behind", "beside")
@@ -183,7 +185,7 @@ def write(rng: random.Random, sentence: Callable[[], Sentence] = text) -> list[s
     try:
         choice = next(walk)
         while True:
-            (token,) = rng.choices(list(choice), weights=choice.values())
+            (token,) = rng.choices(list(choice), weights=list(choice.values()))
             tokens.append(token)
             choice = walk.send(token)
     except StopIteration:

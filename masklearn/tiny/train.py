@@ -1,7 +1,7 @@
 """Train the embedded model on its language, measure it, and write weights, tokenizer and model card.
 
-    python -m masklearn.tiny.train                      # the committed model, anew
-    python -m masklearn.tiny.train --family gpt2 --layers 2 --heads 4 --out small   # a sibling
+python -m masklearn.tiny.train                      # the committed model, anew
+python -m masklearn.tiny.train --family gpt2 --layers 2 --heads 4 --out small   # a sibling
 """
 
 import random
@@ -46,13 +46,13 @@ def build_tokenizer() -> FastTokenizer:
 
 def build_model(family: Family, layers: int, heads: int, width: int) -> PreTrainedModel:
     words = language.vocabulary()
-    ids = {
+    ids: dict[str, Any] = {
         "bos_token_id": words.index(language.BEGIN),
         "eos_token_id": words.index(language.END),
         "pad_token_id": words.index(language.PAD),
     }
     if family == "gpt2":
-        drop = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        drop: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         gpt2 = GPT2Config(
             vocab_size=len(words), n_layer=layers, n_head=heads, n_embd=width, n_positions=CONTEXT, **drop, **ids
         )

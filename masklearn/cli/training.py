@@ -1,32 +1,22 @@
-"""The command line: flags and YAML to a trained, evaluated, tracked and exported bank; mistakes to one clear line."""
+"""`python train.py`: flags and YAML to a trained, evaluated, tracked and exported bank."""
 
 import json
-import logging
-import re
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
-import torch
-from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from transformers.utils import logging as transformers_logging
 
 from masklearn import evaluation
-from masklearn.adapter import DTypeName, load_lm
-from masklearn.artifact import Mask, ModelId, write_whole
-from masklearn.data import MaskData, Part
-from masklearn.errors import NonFiniteLoss, UserError, nearest
+from masklearn.artifact import Mask, write_whole
+from masklearn.cli.parsing import explained
+from masklearn.data import MaskData
+from masklearn.errors import NonFiniteLoss, UserError
 from masklearn.learner import MaskLearner
-from masklearn.masked_lm import MaskedLM
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
@@ -36,7 +26,6 @@ CHECKPOINT_EVERY = 50
 VALIDATE_EVERY = 50
 """Steps between two looks at the validation split."""
 LAST = Path("checkpoints") / "last.ckpt"
-SOURCES = ("path", "dataset", "task")
 
 
 class RunFolder:
@@ -51,6 +40,14 @@ class RunFolder:
         self.dir, self.resume = dir, resume
 
 
+class Progress(TQDMProgressBar):
+    """One line: KL, expected and wanted size (means over the sizes), temperature."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
+
+
 class TrainCLI(LightningCLI):
     """Lightning's command line over a `MaskLearner`, a `MaskData` and the trainer, without subcommands."""
 
@@ -63,9 +60,14 @@ class TrainCLI(LightningCLI):
             auto_configure_optimizers=False,
             save_config_callback=None,  # we write config.yaml when nothing can be wrong any more
             seed_everything_default=False,
-            parser_kwargs={"prog": "train.py", "exit_on_error": False, "description": TRAIN_HELP},
+            parser_kwargs={
+                "prog": "train.py",
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                "description": TRAIN_HELP,
+            },
             trainer_defaults={
-                "accelerator": "auto",
+                "max_epochs": 1,  # a run is one pass of model.steps batches
                 "log_every_n_steps": 1,
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
@@ -79,7 +81,7 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("model.steps", "trainer.max_steps")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        with _explained(parser):
+        with explained(parser):
             super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
@@ -87,13 +89,15 @@ class TrainCLI(LightningCLI):
         config = self.config
         if config.run.dir is None:
             if config.run.resume:
-                raise UserError("run.resume needs the run to go on with. Give its --config .../config.yaml, or --run.dir")
+                raise UserError(
+                    "run.resume needs the run to go on with. Give its --config .../config.yaml, or --run.dir"
+                )
             name = Path(str(config.config[-1])).stem if config.config else "default"
             config.run.dir = str(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
         self.folder = Path(config.run.dir)
         asked = config.clone()
         asked.run.resume = False
-        self.asked_yaml = self.parser.dump(asked, skip_none=False)
+        self.asked_yaml = self.parser.dump(asked, skip_unset=False)
         self.asked = asked
         self.resume = bool(config.run.resume)
         self.tracked = config.trainer.logger in (None, True)
@@ -108,59 +112,17 @@ class TrainCLI(LightningCLI):
             every_n_train_steps=CHECKPOINT_EVERY,
             enable_version_counter=False,
         )
-        self.trainer_defaults["callbacks"] = [checkpoint] if config.trainer.enable_checkpointing is not False else []
+        self.trainer_defaults["callbacks"] = [
+            *([] if config.trainer.enable_checkpointing is False else [checkpoint]),
+            *([] if config.trainer.enable_progress_bar is False else [Progress()]),
+        ]
 
 
 TRAIN_HELP = """Learn which attention heads and MLPs of a frozen language model are needed.
 Every flag is also a key of a YAML file: see --print_config. Flags after --config override it."""
 
 
-def train(args: list[str] | None = None) -> int:
-    """`python train.py`: the exit code."""
-    return _guarded(_train, args)
-
-
-def evaluate(args: list[str] | None = None) -> int:
-    """`python evaluate.py`: the exit code."""
-    return _guarded(_evaluate, args)
-
-
-def _guarded(door: Callable[[list[str] | None], None], args: list[str] | None) -> int:
-    """Run a door; a user's mistake becomes one line and exit code 2."""
-    _quieten()
-    try:
-        door(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _quieten() -> None:
-    """Silence what other libraries say about themselves, so that what we say is seen."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*Checkpoint directory.*exists.*"):
-        warnings.filterwarnings("ignore", message)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-
-
-def explain(message: str, known: Iterable[str]) -> str:
-    """The parser's complaint in one line, with the nearest known key where a key was not known."""
-    text = " ".join(line.strip(" -") for line in message.splitlines() if line.strip())
-    flag = re.search(r"unrecognized arguments: (?:--)?([^\s=]+)", text)
-    key = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
-    if not flag and not key:
-        text = re.sub(r"<class '(\w+)'>|typing\.|^Parser key ", r"\1", text)
-        return f"{text.rstrip('. ')}. See --help"
-    unknown = flag.group(1) if flag else ".".join(key.groups())  # pyright: ignore[reportOptionalMemberAccess]
-    match = nearest(unknown, known)
-    return f"there is no flag or key {unknown}. " + (f"Did you mean {match}?" if match else "See --help for all of them")
-
-
-def _train(args: list[str] | None) -> None:
+def run_training(args: list[str] | None) -> None:
     cli = TrainCLI(args)
     began = time.monotonic()
     learner, data, trainer = cli.model, cli.datamodule, cli.trainer
@@ -177,6 +139,7 @@ def _train(args: list[str] | None) -> None:
     print(_introduction(learner, data), flush=True)
     try:
         trainer.fit(learner, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.save_checkpoint(cli.folder / LAST)
     except SystemExit:  # Lightning's answer to Ctrl-C, after it has wound up
         raise UserError(f"stopped at step {trainer.global_step}. {_how_to_resume(cli)}") from None
     except NonFiniteLoss as error:
@@ -224,7 +187,8 @@ def _start_tracking(cli: TrainCLI, config: dict[str, Any]) -> "WandbLogger | Non
 
     logger = tracking.logger_for(cli.folder, config, resume=cli.resume)
     cli.trainer.logger = logger
-    cli.trainer.callbacks.append(tracking.GateHistograms())
+    callbacks: list[Callback] = cli.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    callbacks.append(tracking.GateHistograms())
     print(tracking.whereabouts(logger))
     return logger
 
@@ -253,7 +217,7 @@ def _write_results(
     mask_file, results = folder / "mask.safetensors", folder / "metrics.json"
     figures = _draw(folder / "figures", mask, rows)
     mask.save(mask_file)
-    described = describe(mask, rows) | {"expected_sizes": expected, "seconds": round(seconds, 1)}
+    described = evaluation.describe(mask, rows) | {"expected_sizes": expected, "seconds": round(seconds, 1)}
     write_whole(results, json.dumps(described, indent=2).encode())
     if logger:
         from masklearn import tracking
@@ -264,16 +228,6 @@ def _write_results(
     print(f"\nHeld-out text, nats per token:\n\n{evaluation.table(rows)}\n\nWritten in {seconds:.0f} s: {written}")
 
 
-def describe(mask: Mask, rows: list[evaluation.Row]) -> dict[str, Any]:
-    """What `metrics.json` says of a bank."""
-    graph = mask.graph
-    return {
-        "model": vars(mask.model) | {"n_nodes": graph.n_nodes, "n_layers": graph.n_layers, "n_heads": graph.n_heads},
-        "data": mask.config.get("data", {}),
-        "sizes": rows,
-    }
-
-
 def _draw(folder: Path, mask: Mask, rows: list[evaluation.Row]) -> list[Path]:
     if find_spec("matplotlib") is None:
         print("No figures drawn: they need matplotlib. Get it with: pip install 'masklearn[report]'")
@@ -281,81 +235,3 @@ def _draw(folder: Path, mask: Mask, rows: list[evaluation.Row]) -> list[Path]:
     from masklearn import report  # matplotlib takes a second to import
 
     return report.write_figures(folder, mask, rows)
-
-
-class EvaluateFlags:
-    """Masks to evaluate, and on what.
-
-    Args:
-        mask: Mask file; may be given several times.
-        lm: Model to evaluate on, where it has moved since the mask was learned.
-        dtype: Precision of the weights; that of the mask's run by default.
-        part: Texts that count: test, validation, train or all. By default the test split of the mask's own data, and
-            all of other data.
-        out: Folder to write metrics.json to.
-    """
-
-    def __init__(
-        self,
-        mask: list[str],
-        lm: str | None = None,
-        dtype: DTypeName | None = None,
-        part: Part | None = None,
-        out: str | None = None,
-    ) -> None:
-        self.mask, self.lm, self.dtype, self.part, self.out = mask, lm, dtype, part, out
-
-
-def _evaluate(args: list[str] | None) -> None:
-    parser = ArgumentParser(
-        prog="evaluate.py",
-        exit_on_error=False,
-        description="Evaluate masks on held-out text. data.* flags that are not given are those of the mask's run.",
-    )
-    parser.add_class_arguments(EvaluateFlags)
-    parser.add_class_arguments(MaskData, "data", skip={"lm", "revision"})
-    given = list(sys.argv[1:] if args is None else args)
-    appended = [re.sub(r"^--mask(?==|$)", "--mask+", arg) for arg in given]  # each --mask adds to the list
-    with _explained(parser):
-        parser.parse_args(appended)  # the whole, for its checks
-        overrides = parser.parse_args(appended, defaults=False)
-    flags = EvaluateFlags(**{key: value for key, value in overrides.as_dict().items() if key != "data"})
-    asked = overrides.as_dict().get("data", {})
-    results = []
-    for path in flags.mask:
-        mask, rows, words = _evaluate_one(path, flags, asked)
-        print(f"{path}: {words}\n\n{evaluation.table(rows)}\n")
-        results.append({"mask": path} | describe(mask, rows) | {"text": words})
-    if flags.out:
-        file = Path(flags.out) / "metrics.json"
-        write_whole(file, json.dumps(results[0] if len(results) == 1 else results, indent=2).encode())
-        print(f"Written: {file}")
-
-
-def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tuple[Mask, list[evaluation.Row], str]:
-    mask = Mask.load(path)
-    lm_name, revision = flags.lm or mask.model.lm, None if flags.lm else mask.model.revision
-    own = mask.config.get("data", {})
-    if any(asked.get(source) for source in SOURCES):  # other texts take the place of the mask's own
-        own = {key: value for key, value in own.items() if key not in (*SOURCES, "subset", "split", "limit")}
-        part = flags.part or "all"
-    else:
-        part = flags.part or "test"
-    data = MaskData(**own | asked, lm=lm_name, revision=revision)
-    dtype = flags.dtype or mask.config.get("model", {}).get("dtype", "float32")
-    lm = load_lm(lm_name, revision, dtype, device="cuda" if torch.cuda.is_available() else "cpu")
-    masked_lm = MaskedLM(lm, mask.ablation)
-    mask.require(ModelId(lm_name, revision, masked_lm.layout.fingerprint))
-    data.prepare_data()
-    data.setup()
-    rows = evaluation.evaluate(masked_lm, mask, data.loader(part))
-    return mask, rows, f"{part} texts of {data.source}, {len(data.parts[part])} in number"
-
-
-@contextmanager
-def _explained(parser: ArgumentParser) -> Iterator[None]:
-    """Turn the parser's complaints into ours."""
-    try:
-        yield
-    except ArgumentError as error:
-        raise UserError(explain(str(error), parser.get_defaults(skip_validation=True).keys())) from error

@@ -1,0 +1,50 @@
+"""The doors' command lines. A user's mistake becomes one line and exit code 2."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+
+import datasets
+from transformers.utils import logging as transformers_logging
+
+from masklearn.cli.evaluating import run_evaluation
+from masklearn.cli.training import run_training
+from masklearn.errors import UserError
+
+
+def train(args: list[str] | None = None) -> int:
+    """`python train.py`: the exit code."""
+    return _guarded(run_training, args)
+
+
+def evaluate(args: list[str] | None = None) -> int:
+    """`python evaluate.py`: the exit code."""
+    return _guarded(run_evaluation, args)
+
+
+def _guarded(door: Callable[[list[str] | None], None], args: list[str] | None) -> int:
+    """Run a door; a user's mistake becomes one line and exit code 2."""
+    _quieten()
+    try:
+        door(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _quieten() -> None:
+    """Silence what other libraries say about themselves, so that what we say is seen."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*Checkpoint directory.*exists.*",
+        ".*in eval mode.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()

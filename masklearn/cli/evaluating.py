@@ -1,0 +1,92 @@
+"""`python evaluate.py`: masks and text to tables."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+from masklearn import evaluation
+from masklearn.adapter import DTypeName, load_lm
+from masklearn.artifact import Mask, ModelId, write_whole
+from masklearn.cli.parsing import explained
+from masklearn.data import MaskData, Part
+from masklearn.masked_lm import MaskedLM
+
+SOURCES = ("path", "dataset", "task")
+
+
+class EvaluateFlags:
+    """Masks to evaluate, and on what.
+
+    Args:
+        mask: Mask file; may be given several times.
+        lm: Model to evaluate on, where it has moved since the mask was learned.
+        dtype: Precision of the weights; that of the mask's run by default.
+        part: Texts that count: test, validation, train or all. By default the test split of the mask's own data, and
+            all of other data.
+        out: Folder to write metrics.json to.
+    """
+
+    def __init__(
+        self,
+        mask: list[str],
+        lm: str | None = None,
+        dtype: DTypeName | None = None,
+        part: Part | None = None,
+        out: str | None = None,
+    ) -> None:
+        self.mask, self.lm, self.out = mask, lm, out
+        self.dtype: DTypeName | None = dtype
+        self.part: Part | None = part
+
+
+def run_evaluation(args: list[str] | None) -> None:
+    parser = ArgumentParser(
+        prog="evaluate.py",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description="Evaluate masks on held-out text. data.* flags that are not given are those of the mask's run.",
+    )
+    parser.add_class_arguments(EvaluateFlags)
+    parser.add_class_arguments(MaskData, "data", skip={"lm", "revision"})
+    given = list(sys.argv[1:] if args is None else args)
+    appended = [re.sub(r"^--mask(?==|$)", "--mask+", arg) for arg in given]  # each --mask adds to the list
+    with explained(parser):
+        parser.parse_args(appended)  # the whole, for its checks
+        overrides = parser.parse_args(appended, defaults=False)
+    flags = EvaluateFlags(**{key: value for key, value in overrides.as_dict().items() if key != "data"})
+    asked = overrides.as_dict().get("data", {})
+    results = []
+    for path in flags.mask:
+        mask, rows, words = _evaluate_one(path, flags, asked)
+        print(f"{path}: {words}\n\n{evaluation.table(rows)}\n")
+        results.append({"mask": path} | evaluation.describe(mask, rows) | {"text": words})
+    if flags.out:
+        file = Path(flags.out) / "metrics.json"
+        write_whole(file, json.dumps(results[0] if len(results) == 1 else results, indent=2).encode())
+        print(f"Written: {file}")
+
+
+def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tuple[Mask, list[evaluation.Row], str]:
+    mask = Mask.load(path)
+    lm_name, revision = flags.lm or mask.model.lm, None if flags.lm else mask.model.revision
+    own = {key: value for key, value in mask.config.get("data", {}).items() if key not in ("lm", "revision")}
+    part: Part
+    if any(asked.get(source) for source in SOURCES):  # other texts take the place of the mask's own
+        own = {key: value for key, value in own.items() if key not in (*SOURCES, "subset", "split", "limit")}
+        part = flags.part or "all"
+    else:
+        part = flags.part or "test"
+    data = MaskData(**own | asked, lm=lm_name, revision=revision)
+    dtype = flags.dtype or mask.config.get("model", {}).get("dtype", "float32")
+    lm = load_lm(lm_name, revision, dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    masked_lm = MaskedLM(lm, mask.ablation)
+    mask.require(ModelId(lm_name, revision, masked_lm.layout.fingerprint))
+    data.prepare_data()
+    data.setup()
+    rows = evaluation.evaluate(masked_lm, mask, data.loader(part))
+    return mask, rows, f"{part} texts of {data.source}, {len(data.parts[part])} in number"

@@ -1,0 +1,258 @@
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import SMALL, Run
+
+import masklearn as ml
+from masklearn.cli import evaluate, train
+from masklearn.cli.parsing import explain
+from masklearn.learner import MaskLearner
+
+
+@pytest.fixture(autouse=True)
+def at_a_door(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.chdir(tmp_path)
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """What a user reads after a mistake."""
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_it_promises(run: Run) -> None:
+    for name in ("config.yaml", "mask.safetensors", "metrics.json", "checkpoints/last.ckpt", "figures/masks.png"):
+        assert (run.folder / name).stat().st_size > 0
+    assert (run.folder / "checkpoints/last.ckpt").stat().st_size < 200_000
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert config["run"]["dir"] == str(run.folder)
+    assert config["data"]["limit"] == 60
+    assert config["model"]["steps"] == 60
+
+
+def test_the_table_tells_what_was_measured(run: Run) -> None:
+    sizes = run.metrics["sizes"]
+    assert [row["s"] for row in sizes] == [4, 18, 30]
+    for row in sizes:
+        assert row["heads"] + row["mlps"] == row["s"]
+        assert row["fraction"] == row["s"] / 36
+        assert row["controls"]["random"]["n"] >= 5
+        assert f"{row['kl']:.3f}" in run.output
+        assert row["cross_entropy"] is None  # a name is asked for; the text ends before it
+    assert sizes[2]["kl"] < sizes[2]["controls"]["random"]["kl_mean"]
+    assert run.metrics["seconds"] > 0
+    assert run.metrics["model"]["n_nodes"] == 36
+    for size, expected in run.metrics["expected_sizes"].items():
+        assert expected == pytest.approx(int(size), abs=0.5)
+    assert "NaN" not in (run.folder / "metrics.json").read_text()
+
+
+def test_the_mask_can_be_used_from_python(run: Run) -> None:
+    lm, tokenizer = ml.load_lm(), ml.load_tokenizer()
+    mask = ml.Mask.load(run.folder / "mask.safetensors")
+    with ml.gated(lm, mask.select(s=30)):
+        logits = lm(**tokenizer("mary and john went to", return_tensors="pt", return_token_type_ids=False)).logits
+    assert logits.shape == (1, 6, lm.config.vocab_size)
+    assert mask.metrics == run.metrics["sizes"]
+
+
+def test_evaluation_reproduces_the_numbers_from_the_mask_file_alone(run: Run, tmp_path: Path) -> None:
+    copy = shutil.copy(run.folder / "mask.safetensors", tmp_path / "elsewhere.safetensors")
+    assert evaluate(["--mask", str(copy), "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["sizes"]
+    for row, expected in zip(found, run.metrics["sizes"], strict=True):
+        assert flat(row) == pytest.approx(flat(expected), abs=1e-5)
+
+
+def flat(row: dict) -> dict:
+    return {
+        key: value
+        for key, value in (row | row["controls"]["random"]).items()
+        if key != "controls" and value is not None
+    }
+
+
+def test_evaluation_on_other_data_and_of_several_masks(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    texts = tmp_path / "other.txt"
+    texts.write_text("\n".join(f"the {noun} near the dogs" for noun in ("dog", "cat", "bird", "king", "poet")))
+    mask = str(run.folder / "mask.safetensors")
+    assert evaluate(["--mask", mask, "--mask", mask, "--data.path", str(texts), "--out", str(tmp_path)]) == 0
+    one, other = json.loads((tmp_path / "metrics.json").read_text())
+    assert one == other
+    assert one["sizes"] != run.metrics["sizes"]
+    assert "all texts of" in one["text"]
+    assert "5 in number" in one["text"]
+    assert capsys.readouterr().out.count("random KL") == 2
+
+
+def test_a_mask_for_another_model_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lm = ml.load_lm()
+    lm.get_input_embeddings().weight.data += 1
+    lm.save_pretrained(tmp_path / "other")
+    ml.load_tokenizer().save_pretrained(tmp_path / "other")
+    code = evaluate(["--mask", str(run.folder / "mask.safetensors"), "--lm", str(tmp_path / "other")])
+    message = one_line(capsys)
+    assert code == 2
+    assert "learned on embedded (fingerprint" in message
+    assert f"not on {tmp_path / 'other'} (fingerprint" in message
+
+
+# --- a second run in the same folder ----------------------------------------------------------------------------------
+
+
+def test_a_second_run_is_refused_and_changes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(run.folder)
+    assert train([*SMALL, "--run.dir", str(run.folder)]) == 2
+    assert "already holds a run. Choose another --run.dir, or go on with it" in one_line(capsys)
+    assert contents(run.folder) == before
+
+
+def test_a_finished_run_is_told_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(run.folder)
+    assert train(["--config", str(run.folder / "config.yaml"), "--run.resume", "true"]) == 0
+    assert "This run is finished" in capsys.readouterr().out
+    assert contents(run.folder) == before
+
+
+def test_a_killed_run_goes_on_to_the_same_mask(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "killed"
+    step = MaskLearner.training_step
+
+    def killed(self: MaskLearner, *args: object) -> torch.Tensor:
+        if self.global_step == 55:  # five steps after a checkpoint
+            raise KeyError("killed")
+        return step(self, *args)  # pyright: ignore
+
+    untracked = ["--trainer.logger", "false"]
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskLearner, "training_step", killed)
+        with pytest.raises(KeyError):
+            train([*SMALL, "--run.dir", str(folder), *untracked])
+    assert not (folder / "mask.safetensors").exists()
+    assert train(["--config", str(folder / "config.yaml"), "--run.resume", "true"]) == 0
+    resumed, whole = (ml.Mask.load(path / "mask.safetensors") for path in (folder, run.folder))
+    assert torch.equal(resumed.scores, whole.scores)
+    assert torch.equal(resumed.mask, whole.mask)
+    assert not (folder / "wandb").exists()
+
+
+def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(["--run.dir", str(tmp_path / "x"), "--run.resume", "true"]) == 2
+    assert "there is no run in" in one_line(capsys)
+    assert train(["--run.resume", "true"]) == 2
+    assert "run.resume needs the run to go on with" in one_line(capsys)
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model.stepz", "3"], "no flag or key model.stepz. Did you mean model.steps?"),
+        (["--model.step=3"], "no flag or key model.step. Did you mean model.steps?"),
+        (["--data.lenght", "3"], "Did you mean data.max_length?"),
+        (["--trainer.max_epoch", "3"], "Did you mean trainer.max_epochs?"),
+        (["names"], "no flag or key names"),
+        (["--model.steps", "many"], "model.steps"),
+        (["--data.positions", "middle"], "'last', 'all'"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", "stepz.yaml"], "no flag or key model.stepz. Did you mean model.steps?"),
+        (["--config", "broken.yaml"], "line 2"),
+        (["--model.lm", "./nowhere", "--data.task", "names"], "there is no folder ./nowhere"),
+        (["--model.lm", "nobody/nothing", "--data.path", "texts.jsonl"], "cannot load 'nobody/nothing'"),
+        (["--data.path", "empty.jsonl"], "empty.jsonl is empty"),
+        (["--data.path", "columns.csv"], "no column 'text'; it has prompt, id"),
+        (["--data.path", "short.jsonl"], "shorter than two tokens"),
+        (["--data.batch_size", "0"], "data.batch_size is 0; it must be at least 1"),
+        (["--model.sizes", "[0]"], "model.sizes asks for 0 nodes"),
+        (["--model.sizes", "[40]"], "asks for 40 nodes, but the model has 36"),
+        (["--model.sizes", "[9, 9]"], "names 9 of 36 nodes twice"),
+        (["--model.sizes", "[]"], "model.sizes is empty"),
+        (["--model.steps", "0"], "model.steps is 0; it must be at least 1"),
+        (["--model.lr", "0"], "model.lr is 0"),
+        (["--model.temperature", "[1, 0]"], "model.temperature"),
+        (["--run.dir", "texts.jsonl/run"], "cannot write texts.jsonl/run"),
+    ],
+)
+def test_a_mistake_is_one_line_and_loses_nothing(
+    args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stepz.yaml").write_text("model:\n  stepz: 3\n")
+    (tmp_path / "broken.yaml").write_text("model:\n  steps: [3\n")
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "columns.csv").write_text("prompt,id\ndog,1\n")
+    (tmp_path / "short.jsonl").write_text('{"text": "the dog"}\n' * 5 + '{"text": ""}\n')
+    (tmp_path / "texts.jsonl").write_text('{"text": "the dog runs"}\n' * 5)
+    before = contents(tmp_path)
+    assert train(args) == 2
+    assert message in one_line(capsys)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "text"])
+def test_a_damaged_mask_file_is_one_line(
+    damage: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mask.safetensors"
+    content = (run.folder / "mask.safetensors").read_bytes()
+    if damage != "missing":
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"no mask")
+    assert evaluate(["--mask", str(path)]) == 2
+    assert f"cannot read the mask file {path}" in one_line(capsys)
+
+
+def test_a_mistyped_flag_of_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(["--mask", "x", "--data.pth", "y"]) == 2
+    assert "no flag or key data.pth. Did you mean data.path?" in one_line(capsys)
+    assert evaluate([]) == 2
+    assert "mask" in one_line(capsys)
+
+
+def test_what_is_not_understood_is_passed_on_in_one_line() -> None:
+    assert explain("Some\n  - odd complaint.", ["a"]) == "Some odd complaint. See --help"
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train(["--help"])
+    assert stop.value.code == 0
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    for flag in (
+        "model.lm",
+        "model.sizes",
+        "model.temperature",
+        "data.path",
+        "data.positions",
+        "run.dir",
+        "run.resume",
+    ):
+        assert re.search(rf"--{flag} \S.*? [A-Z][^()]+ \((type|default|required)", text), f"{flag} is not explained"
+
+
+def test_the_printed_config_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train(["--model.steps", "7", "--print_config"])
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["steps"] == 7
+    assert config["data"]["max_length"] == 128

@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run
+from wandb_file import OfflineRun
+
+import masklearn as ml
+
+SIZES = (4, 18, 30)
+
+
+@pytest.fixture(scope="module")
+def tracked(run: Run) -> OfflineRun:
+    """What the run has left on disk for W&B, read back."""
+    (folder,) = (run.folder / "wandb").glob("offline-run-*")
+    return OfflineRun.read(folder)
+
+
+def test_the_config_is_all_that_was_asked_for(tracked: OfflineRun) -> None:
+    assert tracked.config["model"]["steps"] == 60
+    assert tracked.config["data"]["task"] == "names"
+    assert tracked.config["trainer"]["max_steps"] == 60
+
+
+@pytest.mark.parametrize("name", ["kl", "open", "budget_error", "multiplier"])
+def test_every_step_is_there_for_every_size(tracked: OfflineRun, name: str) -> None:
+    for size in SIZES:
+        assert len(tracked.column(f"train/{name}/s={size}")) == 60
+
+
+def test_the_schedule_is_there(tracked: OfflineRun) -> None:
+    temperatures, rates = tracked.column("train/temperature"), tracked.column("train/lr")
+    assert (temperatures[0], temperatures[-1]) == (1.0, 0.5)
+    assert rates[0] > rates[-1] > 0
+    for size in SIZES:
+        *_, error = tracked.column(f"train/budget_error/s={size}")
+        *_, expected = tracked.column(f"train/open/s={size}")
+        assert expected - error == pytest.approx(size, abs=1e-3)
+        assert len(tracked.column(f"val/kl/s={size}")) >= 1
+
+
+def test_gates_are_there_as_histograms(tracked: OfflineRun) -> None:
+    for size in SIZES:
+        histograms = tracked.column(f"gates/s={size}/values")
+        assert len(histograms) == 3  # after the first step, at step 50, at the end
+        assert all(sum(histogram) == 36 for histogram in histograms)
+
+
+def test_the_table_of_results_is_there(tracked: OfflineRun, run: Run) -> None:
+    (path,) = tracked.column("results/path")
+    table = json.loads((tracked.files / path).read_text())
+    kl = table["columns"].index("kl")
+    assert [row[kl] for row in table["data"]] == pytest.approx([row["kl"] for row in run.metrics["sizes"]])
+
+
+def test_the_nodes_of_every_mask_are_there_as_table_and_picture(tracked: OfflineRun, run: Run) -> None:
+    (path,) = tracked.column("nodes/path")
+    table = json.loads((tracked.files / path).read_text())
+    mask = ml.Mask.load(run.folder / "mask.safetensors")
+    assert [row[0] for row in table["data"]] == list(mask.graph.names)
+    assert torch.equal(torch.tensor([row[3:] for row in table["data"]]).T, mask.mask[0])
+    for name in ("figures/masks", "figures/curve"):
+        (picture,) = tracked.column(f"{name}/path")
+        assert (tracked.files / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_summary_is_there(tracked: OfflineRun, run: Run) -> None:
+    for row in run.metrics["sizes"]:
+        assert tracked.summary[f"test/kl/s={row['s']}"] == pytest.approx(row["kl"])
+        assert tracked.summary[f"test/controls/random/kl_mean/s={row['s']}"] > 0
+
+
+def test_the_mask_file_is_there_as_an_artifact(tracked: OfflineRun, run: Run) -> None:
+    (artifact,) = (a for a in tracked.artifacts if a.type == "mask")
+    assert artifact.name == "mask-embedded"
+    metadata = json.loads(artifact.metadata)
+    assert metadata["sizes"] == list(SIZES)
+    assert metadata["model"]["fingerprint"] == run.metrics["model"]["fingerprint"]
+    (entry,) = artifact.manifest.contents
+    assert entry.path == "mask.safetensors"
+    assert Path(entry.local_path) == run.folder / "mask.safetensors"
+
+
+def test_where_the_run_lies_and_how_to_send_it_is_one_line(run: Run) -> None:
+    (line,) = (line for line in run.output.splitlines() if line.startswith("W&B"))
+    (folder,) = (run.folder / "wandb").glob("offline-run-*")
+    assert line == f"W&B: no login found, so the run lies in {folder}. Send it with: wandb sync {folder}"
