@@ -150,13 +150,21 @@ class MaskLearner(LightningModule):
         # KLs of different sizes lie two orders of magnitude apart; the logarithm makes each pull by its relative change
         price = self.price(self.budget_error(), self.schedule.stiffness_at(self.global_step))
         loss = (kl + FLOOR).log().sum() + price.sum()
-        if not torch.isfinite(loss):
-            raise NonFiniteLoss(
-                f"the loss at step {self.global_step} is not finite (KL {kl.tolist()}). "
-                "Try --model.dtype float32, or a lower --model.lr"
-            )
+        self._require_finite("loss", loss)
         self._log_step(kl.detach())
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        assert self.bank.log_odds.grad is not None
+        self._require_finite("gradient", self.bank.log_odds.grad)
+
+    def _require_finite(self, what: str, value: Tensor) -> None:
+        """Stop before a step that would spoil the gates."""
+        if not value.isfinite().all():
+            raise NonFiniteLoss(
+                f"the {what} at step {self.global_step} is not finite, and nothing of that step was taken. "
+                "Try --model.dtype float32, or leave out the texts that the model itself cannot read"
+            )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The gates descend, and then the multipliers climb."""

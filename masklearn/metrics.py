@@ -37,15 +37,17 @@ def recovered_nucleus(full: Tensor, masked: Tensor) -> Tensor:
         One of `NUCLEI`, or 0 if they share none. Shape (K, positions).
     """
     best = torch.zeros(masked.shape[:-1], device=masked.device)
-    intact = torch.ones_like(best, dtype=torch.bool)
-    full_order, masked_order = (logp.argsort(dim=-1, descending=True, stable=True) for logp in (full, masked))
-    same = (full_order == masked_order).long().cumprod(-1).sum(-1)  # ranks from the top at which the tokens agree
+    begun = full.argmax(-1) == masked.argmax(-1)  # elsewhere not even the first token agrees, and nothing need be sorted
+    pair = full.expand_as(masked)[begun], masked[begun]
+    orders = [logp.argsort(dim=-1, descending=True, stable=True) for logp in pair]
+    same = (orders[0] == orders[1]).long().cumprod(-1).sum(-1)  # ranks from the top at which the tokens agree
+    reached = torch.zeros_like(best[begun])
+    intact = torch.ones_like(reached, dtype=torch.bool)
     for percent in NUCLEI:
-        needed, found = (
-            _nucleus_size(logp, order, percent) for logp, order in ((full, full_order), (masked, masked_order))
-        )
+        needed, found = (_nucleus_size(logp, order, percent) for logp, order in zip(pair, orders, strict=True))
         intact &= (needed == found) & (needed <= same)
-        best[intact] = percent
+        reached[intact] = percent
+    best[begun] = reached
     return best
 
 

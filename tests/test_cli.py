@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from conftest import SMALL, Run
 
 import masklearn as ml
+from masklearn import learner
 from masklearn.cli import evaluate, train
 from masklearn.cli.parsing import explain
 from masklearn.learner import MaskLearner
@@ -128,6 +130,24 @@ def test_a_finished_run_is_told_again(run: Run, capsys: pytest.CaptureFixture[st
     assert train(["--config", str(run.folder / "config.yaml"), "--run.resume", "true"]) == 0
     assert "This run is finished" in capsys.readouterr().out
     assert contents(run.folder) == before
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kl, steps = learner.chunked_kl, count()
+    monkeypatch.setattr(learner, "chunked_kl", lambda *args: kl(*args) * (float("nan") if next(steps) == step else 1))
+    assert train([*SMALL, "--run.dir", "run", "--trainer.logger", "false"]) == 2
+    message = one_line(capsys)
+    assert f"the loss at step {step} is not finite" in message
+    assert not Path("run/mask.safetensors").exists()
+    last = Path("run/checkpoints/last.ckpt")
+    assert (f"The last good state is kept in {last}" in message) == last.exists() == (step > 0)
+    if step:
+        state = torch.load(last, weights_only=True)
+        assert state["global_step"] == step
+        assert state["state_dict"]["bank.log_odds"].isfinite().all()
 
 
 def test_a_killed_run_goes_on_to_the_same_mask(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

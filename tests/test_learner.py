@@ -129,6 +129,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: py
     assert all(value.isfinite().all() for value in state["state_dict"].values())
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = ml.MaskLearner(steps=9)
+    sample = learner_module.sample
+
+    def broken(*args: object) -> torch.Tensor:
+        gates = sample(*args)
+        if learner.global_step == 5:
+            gates.register_hook(lambda gradient: gradient * float("inf"))
+        return gates
+
+    monkeypatch.setattr(learner_module, "sample", broken)
+    with pytest.raises(ml.UserError, match="the gradient at step 5 is not finite"):
+        trainer(9, tmp_path).fit(learner, datamodule=ml.MaskData(task="names", limit=40))
+    assert learner.bank.log_odds.isfinite().all()
+
+
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_a_learner_needs_its_own_kind_of_data(tmp_path: Path) -> None:
     with pytest.raises(ml.UserError, match="MaskData"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from masklearn import evaluation
@@ -46,6 +47,12 @@ class Progress(TQDMProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         return {name: value for name, value in metrics.items() if name != "v_num"}
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """No second bar that comes and goes."""
+        bar = super().init_validation_tqdm()
+        bar.disable = True
+        return bar
 
 
 class TrainCLI(LightningCLI):
@@ -111,6 +118,7 @@ class TrainCLI(LightningCLI):
             filename=LAST.stem,
             every_n_train_steps=CHECKPOINT_EVERY,
             enable_version_counter=False,
+            save_on_exception=True,
         )
         self.trainer_defaults["callbacks"] = [
             *([] if config.trainer.enable_checkpointing is False else [checkpoint]),
@@ -143,7 +151,10 @@ def run_training(args: list[str] | None) -> None:
     except SystemExit:  # Lightning's answer to Ctrl-C, after it has wound up
         raise UserError(f"stopped at step {trainer.global_step}. {_how_to_resume(cli)}") from None
     except NonFiniteLoss as error:
-        raise NonFiniteLoss(f"{error}. The last good state is kept in {cli.folder / LAST}") from error
+        last = cli.folder / LAST
+        kept = f". The last good state is kept in {last}" if last.is_file() else ""
+        raise NonFiniteLoss(f"{error}{kept}") from error
+    print(f"Evaluating on {len(data.parts['test'])} held-out texts", flush=True)
     mask = replace(learner.discretize(), config=config)
     rows = evaluation.evaluate(learner.masked_lm.to(trainer.strategy.root_device), mask, data.test_dataloader())
     expected = dict(zip(learner.sizes, learner.expected_sizes()[0].tolist(), strict=True))

@@ -1,0 +1,88 @@
+"""What the README and the configs say can be done is done here, in small."""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, Run
+
+from masklearn.cli import evaluate, train
+from masklearn.tiny import MODEL, tasks
+
+README = (ROOT / "README.md").read_text()
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+IN_SMALL = ["--model.steps", "4", "--data.limit", "30", "--trainer.logger", "false"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def commands() -> list[list[str]]:
+    lines = "\n".join(blocks("bash")).replace("&&", "\n").splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.strip().startswith("python ")]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which the README's commands find what they name."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    shutil.copytree(run.folder, tmp_path / "runs" / "my-run")
+    (tmp_path / "PATH_OR_HUB_ID").symlink_to(MODEL)
+    for name, seed in (("prompts.jsonl", 1), ("other.jsonl", 2)):
+        texts = [text for text, _ in zip(tasks.texts(seed), range(30), strict=False)]
+        (tmp_path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_of_the_readme_runs(command: list[str], desk: Path) -> None:
+    door, *args = command
+    if door == "train.py" and "--help" not in args:
+        assert train([*args, *([] if "--run.resume" in args else IN_SMALL)]) == 0
+    elif door == "evaluate.py":
+        assert evaluate(args) == 0
+    assert desk.is_dir()
+
+
+def test_the_python_of_the_readme_runs(desk: Path) -> None:
+    (code,) = blocks("python")
+    names: dict = {}
+    exec(code, names)
+    assert names["logits"].shape[:2] == names["tokens"]["input_ids"].shape
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_every_config_runs(config: Path, desk: Path) -> None:
+    needs = ["--model.lm", str(MODEL), "--data.path", "prompts.jsonl"] if config.name == "stories.yaml" else []
+    assert train(["--config", str(config), *needs, *IN_SMALL, "--run.dir", "small"]) == 0
+    asked, written = yaml.safe_load(config.read_text()), yaml.safe_load((desk / "small" / "config.yaml").read_text())
+    assert written["model"]["sizes"] == asked["model"]["sizes"]
+    assert f"--config configs/{config.name}" in config.read_text()
+
+
+def test_defaults_in_the_readme_are_the_defaults(capsys: pytest.CaptureFixture[str], desk: Path) -> None:
+    with pytest.raises(SystemExit):
+        train(["--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    for flag, default in re.findall(r"^\| `--(\w+\.\w+)` \|.*\| `([^`]+)` \|$", README, flags=re.M):
+        room, key = flag.split(".")
+        if flag not in ("run.dir", "data.task"):  # settled when the run begins
+            assert config[room][key] == yaml.safe_load(default), flag
+
+
+def test_the_real_model_with_real_texts(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    model, texts = stories / "models" / "stories260k", stories / "data" / "stories.jsonl"
+    args = ["--model.lm", str(model), "--data.path", str(texts), "--model.sizes", "[5,9,15,22,30]"]
+    assert train([*args, *IN_SMALL, "--run.dir", str(tmp_path / "run")]) == 0
+    sizes = json.loads((tmp_path / "run" / "metrics.json").read_text())["sizes"]
+    assert [row["s"] for row in sizes] == [5, 9, 15, 22, 30]
+    assert all(row["full_cross_entropy"] < 2 for row in sizes)  # a model that knows its texts
