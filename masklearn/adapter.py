@@ -170,7 +170,8 @@ def load_lm(
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _unloadable(lm, error) from error
     model = model.eval().requires_grad_(False)
-    return nn.Module.to(model, device)
+    nn.Module.to(model, device)  # moves in place
+    return model
 
 
 def load_tokenizer(lm: str = EMBEDDED, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -37,7 +37,9 @@ def recovered_nucleus(full: Tensor, masked: Tensor) -> Tensor:
         One of `NUCLEI`, or 0 if they share none. Shape (K, positions).
     """
     best = torch.zeros(masked.shape[:-1], device=masked.device)
-    begun = full.argmax(-1) == masked.argmax(-1)  # elsewhere not even the first token agrees, and nothing need be sorted
+    begun = full.argmax(-1) == masked.argmax(
+        -1
+    )  # elsewhere not even the first token agrees, and nothing need be sorted
     pair = full.expand_as(masked)[begun], masked[begun]
     orders = [logp.argsort(dim=-1, descending=True, stable=True) for logp in pair]
     same = (orders[0] == orders[1]).long().cumprod(-1).sum(-1)  # ranks from the top at which the tokens agree

@@ -1,12 +1,13 @@
 """Tables to figures. Needs the `report` extra (matplotlib)."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from masklearn.artifact import Mask
 
@@ -15,24 +16,50 @@ LEARNED, CONTROL, CLOSED = "#0072b2", "#999999", "#eeeeee"
 STYLE = {"dpi": 150, "layout": "constrained"}
 
 
+ACROSS = 5
+"""Masks side by side."""
+
+
+def overview(mask: Mask, rows: Sequence[dict[str, Any]]) -> Figure:
+    """The masks above, what they are worth below."""
+    _, high = _mask_inches(mask)
+    figure = Figure(figsize=(7.0, high + 2.6), **STYLE)
+    halves = figure.subfigures(2, 1, height_ratios=(high, 2.6), squeeze=False)
+    draw_masks(halves[0, 0], mask)
+    draw_curves(halves[1, 0], rows)
+    return figure
+
+
 def mask_picture(mask: Mask) -> Figure:
+    """The masks of every size on their own."""
+    figure = Figure(figsize=_mask_inches(mask), **STYLE)
+    draw_masks(figure, mask)
+    return figure
+
+
+def _mask_inches(mask: Mask) -> tuple[float, float]:
+    down, across = _grid(mask)
+    wide, high = 0.5 + 0.11 * (mask.graph.n_heads + 1), 0.5 + 0.14 * mask.graph.n_layers
+    return across * max(wide, 1.4), down * max(high, 1.1)
+
+
+def _grid(mask: Mask) -> tuple[int, int]:
+    across = min(ACROSS, len(mask.sizes))
+    return -(-len(mask.sizes) // across), across
+
+
+def draw_masks(figure: FigureBase, mask: Mask) -> None:
     """Which nodes the mask of every size keeps: layers upwards, heads and then the MLP to the right."""
     sizes = mask.sizes.tolist()
-    graph = mask.graph
-    across = min(5, len(sizes))
-    down = -(-len(sizes) // across)
-    wide, high = 0.9 + 0.12 * graph.n_heads, 0.9 + 0.14 * graph.n_layers
-    figure = Figure(figsize=(across * max(wide, 1.5), down * max(high, 1.5)), **STYLE)
-    grid = figure.subplots(down, across, squeeze=False)
+    grid = figure.subplots(*_grid(mask), squeeze=False)
     for i, axes in enumerate(grid.flat):
         if i >= len(sizes):
             axes.set_visible(False)
             continue
         _picture(axes, mask, i)
-        axes.set_title(f"{sizes[i]} of {graph.n_nodes} nodes", fontsize=8)
-        if i % across == 0:
+        axes.set_title(f"{sizes[i]} of {mask.graph.n_nodes} nodes", fontsize=8)
+        if i % ACROSS == 0:
             axes.set_ylabel("layer", fontsize=8)
-    return figure
 
 
 def _picture(axes: Axes, mask: Mask, size: int) -> None:
@@ -51,8 +78,14 @@ def _picture(axes: Axes, mask: Mask, size: int) -> None:
 
 
 def size_curve(rows: Sequence[dict[str, Any]]) -> Figure:
+    """The curves on their own."""
+    figure = Figure(figsize=(7.0, 2.6), **STYLE)
+    draw_curves(figure, rows)
+    return figure
+
+
+def draw_curves(figure: FigureBase, rows: Sequence[dict[str, Any]]) -> None:
     """KL and TV of the learned subgraphs against their size, beside random subgraphs of the same size."""
-    figure = Figure(figsize=(6.4, 2.6), **STYLE)
     share = [100 * row["fraction"] for row in rows]
     labels = {"kl": "KL from the full model\n(nats per token)", "tv": "TV distance"}
     panels: list[Axes] = list(figure.subplots(1, 2))
@@ -60,7 +93,10 @@ def size_curve(rows: Sequence[dict[str, Any]]) -> Figure:
         random = [row["controls"]["random"] for row in rows]
         mean, std = ([r[f"{name}_{of}"] for r in random] for of in ("mean", "std"))
         low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
-        axes.fill_between(share, [max(0, v) for v in low], high, color=CONTROL, alpha=0.3, linewidth=0)
+        top = 1.0 if name == "tv" else math.inf
+        axes.fill_between(
+            share, [max(0, v) for v in low], [min(top, v) for v in high], color=CONTROL, alpha=0.3, linewidth=0
+        )
         axes.plot(share, mean, color=CONTROL, linestyle="--", label=f"random (mean ± sd of {random[0]['n']})")
         axes.plot(share, [row[name] for row in rows], color=LEARNED, marker="o", markersize=3, label="learned")
         axes.set_xlabel("nodes kept (% of all)", fontsize=8)
@@ -69,14 +105,17 @@ def size_curve(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(bottom=0)
     panels[-1].legend(fontsize=7, frameon=False)
-    return figure
 
 
 def write_figures(folder: Path, mask: Mask, rows: Sequence[dict[str, Any]]) -> list[Path]:
     """Draw a run's figures into its folder, and say which."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, figure in {"masks": mask_picture(mask), "curve": size_curve(rows)}.items():
+    for name, figure in {
+        "overview": overview(mask, rows),
+        "masks": mask_picture(mask),
+        "curve": size_curve(rows),
+    }.items():
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1])
     return paths

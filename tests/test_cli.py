@@ -105,7 +105,7 @@ def test_evaluation_on_other_data_and_of_several_masks(run: Run, tmp_path: Path,
 
 def test_a_mask_for_another_model_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lm = ml.load_lm()
-    lm.get_input_embeddings().weight.data += 1
+    lm.get_input_embeddings().get_parameter("weight").add_(1)
     lm.save_pretrained(tmp_path / "other")
     ml.load_tokenizer().save_pretrained(tmp_path / "other")
     code = evaluate(["--mask", str(run.folder / "mask.safetensors"), "--lm", str(tmp_path / "other")])
