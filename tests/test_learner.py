@@ -69,7 +69,7 @@ def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str) -> None:
     lm.save_pretrained(tmp_path / "lm")
     ml.load_tokenizer().save_pretrained(tmp_path / "lm")
     data = {"positions": "all", "batch_size": 8}
-    learner = learn(tmp_path, str(tmp_path / "lm"), data, sizes=[2, 4, 12], ablation=ablation, steps=80)
+    learner = learn(tmp_path, str(tmp_path / "lm"), data, sizes=[2, 4, 12], ablation=ablation, steps=200)
     mask = learner.discretize()
     kept = {name for name, keep in zip(mask.graph.names, mask.select(s=4), strict=True) if keep}
     assert kept == planted
