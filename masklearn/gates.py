@@ -49,16 +49,11 @@ def top(scores: Tensor, sizes: Tensor) -> Tensor:
 
 
 class GateBank(nn.Module):
-    """The log-odds of all gates of a run: groups x sizes x nodes."""
+    """The log-odds of all gates of a run: groups x sizes x nodes, or x 1 x nodes where one vector serves every size."""
 
     def __init__(self, n_groups: int, n_sizes: int, n_nodes: int) -> None:
         super().__init__()
         self.log_odds = nn.Parameter(torch.full((n_groups, n_sizes, n_nodes), START))
-
-    @torch.no_grad()
-    def limit(self, bound: float) -> None:
-        """Keep every gate undecided enough to change its mind: log-odds within +-`bound`."""
-        self.log_odds.clamp_(-bound, bound)
 
     @torch.no_grad()
     def discretize(self, sizes: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from masklearn.ablation import Ablation, AblationName
 from masklearn.adapter import EMBEDDED, DTypeName, load_lm
 from masklearn.artifact import Mask, ModelId
-from masklearn.budget import Lagrangian, Schedule, resolve_sizes
+from masklearn.budget import Lagrangian, Projected, Schedule, resolve_sizes
 from masklearn.data import Batch, MaskData
 from masklearn.errors import NonFiniteLoss, UserError
 from masklearn.gates import GateBank, open_probability, sample
@@ -33,7 +33,10 @@ class MaskLearner(LightningModule):
         dtype: Precision of the frozen weights; gates and divergences are always float32.
         sizes: Nodes to keep: counts, or fractions of all nodes below 1; one mask each, learned side by side.
         ablation: What a closed node emits: zero, or its mean over the training split.
-        budget: How the expected size is driven to the one asked for: by an augmented Lagrangian.
+        family: nested (one score vector serves every size, so smaller subgraphs lie inside larger ones), or independent
+            (every size has gates of its own).
+        budget: How the expected size is driven to the one asked for: projected (all gates of a mask are shifted alike,
+            so that it holds at every step), or lagrangian (a penalty with a multiplier; independent sizes only).
         steps: Optimiser steps.
         lr: Learning rate: by how much, at most, a gate's log-odds of being open move in a step.
         temperature: Softness of the gates at the first and at the last step (dimensionless).
@@ -47,9 +50,10 @@ class MaskLearner(LightningModule):
         dtype: DTypeName = "float32",
         sizes: Sequence[int | float] = (0.1, 0.2, 0.35, 0.5, 0.75),
         ablation: AblationName = "zero",
-        budget: Literal["lagrangian"] = "lagrangian",
+        family: Literal["nested", "independent"] = "nested",
+        budget: Literal["projected", "lagrangian"] = "projected",
         steps: int = 300,
-        lr: float = 0.8,
+        lr: float = 0.3,
         temperature: tuple[float, float] = (1.0, 0.5),
         seed: int = 0,
     ) -> None:
@@ -59,11 +63,17 @@ class MaskLearner(LightningModule):
                 raise UserError(
                     f"model.{flag} is {value}; it must be {'at least 1' if flag == 'steps' else 'positive'}"
                 )
+        if budget == "lagrangian" and family == "nested":
+            raise UserError(
+                "model.budget lagrangian gives every size gates of its own. Add --model.family independent, "
+                "or choose --model.budget projected"
+            )
         self.save_hyperparameters()
         self.lm, self.revision, self.lr, self.seed = lm, revision, lr, seed
         self.dtype_name: DTypeName = dtype
         self.asked_sizes = list(sizes)
         self.ablation_name: AblationName = ablation
+        self.family, self.budget_name = family, budget
         self.schedule = Schedule(steps, temperature)
         self.strict_loading = False  # checkpoints leave the language model out
         self._targets: list[Tensor] = []
@@ -78,8 +88,9 @@ class MaskLearner(LightningModule):
         """
         self.masked_lm = MaskedLM(load_lm(self.lm, self.revision, self.dtype_name))
         self.sizes = resolve_sizes(self.asked_sizes, self.graph.n_nodes)
-        self.bank = GateBank(1, len(self.sizes), self.graph.n_nodes)
-        self.price = Lagrangian(1, len(self.sizes), self.graph.n_nodes)
+        n_sizes, n_nodes = len(self.sizes), self.graph.n_nodes
+        self.bank = GateBank(1, 1 if self.family == "nested" else n_sizes, n_nodes)
+        self.budget = Projected() if self.budget_name == "projected" else Lagrangian(1, n_sizes, n_nodes)
 
     def setup(self, stage: str) -> None:
         if not hasattr(self, "bank"):
@@ -131,28 +142,40 @@ class MaskLearner(LightningModule):
     def temperature(self) -> float:
         return self.schedule.temperature_at(self.global_step)
 
+    def wanted_sizes(self) -> Tensor:
+        """How many gates every mask should expect to have open at this step, shape (sizes,)."""
+        return self.schedule.target_at(self.global_step, self._sizes, self.graph.n_nodes)
+
+    def log_odds(self) -> Tensor:
+        """Log-odds of every mask's gates as its budget has them now, shape (groups, sizes, nodes)."""
+        return self.budget.settle(self.bank.log_odds.expand(-1, len(self.sizes), -1), self.wanted_sizes())
+
+    @torch.no_grad()
     def open_probabilities(self) -> Tensor:
-        """P(open) of every gate, shape (groups, sizes, nodes)."""
-        return open_probability(self.bank.log_odds)
-
-    def expected_sizes(self) -> Tensor:
-        """Expected number of open gates of every mask, shape (groups, sizes)."""
-        return self.open_probabilities().sum(-1)
-
-    def budget_error(self) -> Tensor:
-        """Expected less wanted number of open gates at this step, shape (groups, sizes)."""
-        return self.expected_sizes() - self.schedule.target_at(self.global_step, self._sizes, self.graph.n_nodes)
+        """P(open) of every gate, shape (groups, sizes, nodes); sums over nodes are the expected sizes."""
+        return open_probability(self.log_odds())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        gates = sample(self._rows(batch), self.temperature, self._noise(batch))  # (sizes, inputs, nodes)
+        log_odds = self.log_odds()
+        rows = log_odds[0][:, None].expand(-1, len(batch.input_ids), -1)  # (sizes, inputs, nodes)
+        gates = sample(rows, self.temperature, self._noise(batch))
         masked = self.masked_lm(batch.input_ids, batch.scored, gates)  # (sizes, positions, width)
         kl = chunked_kl(self._target(batch), masked, self.masked_lm.head).mean(-1)  # (sizes,)
+        error = open_probability(log_odds).sum(-1) - self.wanted_sizes()  # (1, sizes)
+        price = self.budget(error, self.schedule.stiffness_at(self.global_step))
         # KLs of different sizes lie two orders of magnitude apart; the logarithm makes each pull by its relative change
-        price = self.price(self.budget_error(), self.schedule.stiffness_at(self.global_step))
         loss = (kl + FLOOR).log().sum() + price.sum()
         self._require_finite("loss", loss)
-        self._log_step(kl.detach())
+        self._error = error.detach()
+        self._log_step(kl.detach(), self._error[0])
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The gates descend, and then the budget follows."""
+        step = self.global_step
+        super().optimizer_step(*args, **kwargs)
+        stiffness, bound = self.schedule.stiffness_at(step), self.schedule.bound_at(step, self.graph.n_nodes)
+        self.budget.after_step(self.bank.log_odds.data, self._error, stiffness, bound)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         assert self.bank.log_odds.grad is not None
@@ -166,20 +189,9 @@ class MaskLearner(LightningModule):
                 "Try --model.dtype float32, or leave out the texts that the model itself cannot read"
             )
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The gates descend, and then the multipliers climb."""
-        step, error = self.global_step, self.budget_error()
-        super().optimizer_step(*args, **kwargs)
-        self.price.climb(error, self.schedule.stiffness_at(step))
-        self.bank.limit(self.schedule.bound_at(step, self.graph.n_nodes))
-
     @property
     def _sizes(self) -> Tensor:
         return torch.tensor(self.sizes, device=self.device)
-
-    def _rows(self, batch: Batch) -> Tensor:
-        """Log-odds of every row's gates: each input once under every size. Shape (sizes, inputs, nodes)."""
-        return self.bank.log_odds[0][:, None].expand(-1, len(batch.input_ids), -1)
 
     def _noise(self, batch: Batch) -> Tensor:
         """Uniform noise as a function of seed and step alone, so that a resumed run draws what it would have drawn."""
@@ -187,12 +199,13 @@ class MaskLearner(LightningModule):
         shape = (len(self.sizes), len(batch.input_ids), self.graph.n_nodes)
         return torch.rand(shape, generator=generator).to(self.device)
 
-    @torch.no_grad()
-    def _log_step(self, kl: Tensor) -> None:
-        expected, error = self.expected_sizes()[0], self.budget_error()[0]
-        bar = {"kl": kl.mean(), "open": expected.mean(), "wanted": (expected - error).mean(), "temp": self.temperature}
+    def _log_step(self, kl: Tensor, error: Tensor) -> None:
+        wanted = self.wanted_sizes()
+        bar = {"kl": kl.mean(), "open": (wanted + error).mean(), "wanted": wanted.mean(), "temp": self.temperature}
         self.log_dict(bar, prog_bar=True, logger=False)
-        rows = {"kl": kl, "open": expected, "budget_error": error, "multiplier": self.price.multiplier[0]}
+        rows = {"kl": kl, "open": wanted + error, "budget_error": error}
+        if isinstance(self.budget, Lagrangian):
+            rows["multiplier"] = self.budget.multiplier[0]
         for name, values in rows.items():
             self.log_dict({f"train/{name}/s={s}": v for s, v in zip(self.sizes, values, strict=True)})
         self.log_dict({"train/temperature": self.temperature, "train/lr": self.lr * self._rate(self.global_step)})

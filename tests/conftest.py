@@ -22,17 +22,11 @@ from masklearn.masked_lm import MaskedLM
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 SMALL = [
-    "--data.task",
-    "names",
-    "--data.positions",
-    "last",
-    "--data.limit",
-    "60",
-    "--model.steps",
-    "60",
-    "--model.sizes",
-    "[4, 0.5, 30]",
+    *("--data.task", "names", "--data.positions", "last", "--data.limit", "60"),
+    *("--model.budget", "lagrangian", "--model.family", "independent", "--model.lr", "0.8"),
+    *("--model.steps", "60", "--model.sizes", "[4, 0.5, 30]"),
 ]
+"""A run in seconds that has everything there is to track."""
 
 
 def tiny_llama(seed: int = 0, layers: int = 3) -> PreTrainedModel:

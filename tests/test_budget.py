@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import masklearn as ml
-from masklearn.budget import Lagrangian, Schedule, resolve_sizes
+from masklearn.budget import Lagrangian, Projected, Schedule, resolve_sizes
 from masklearn.gates import GateBank, open_probability, sample
 
 
@@ -15,7 +15,9 @@ def test_price_by_hand() -> None:
     price.multiplier[:] = torch.tensor([[0.5, 0.0]])
     # 0.5 * 2 + 2^2 / 2 = 3, and 0 * -1 + 1 / 2
     assert price(torch.tensor([[2.0, -1.0]])).tolist() == [[3.0, 0.5]]
-    price.climb(torch.tensor([[2.0, -1.0]]))
+    log_odds = torch.tensor([9.0, -1.0])
+    price.after_step(log_odds, torch.tensor([[2.0, -1.0]]), stiffness=1.0, bound=4.0)
+    assert log_odds.tolist() == [4.0, -1.0]
     torch.testing.assert_close(price.multiplier, torch.tensor([[0.54, -0.02]]))
 
 
@@ -77,6 +79,33 @@ def test_every_size_arrives(n_nodes: int, share: float, lr: float, seed: int) ->
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        price.climb(error.detach(), stiffness)
-        bank.limit(schedule.bound_at(step, n_nodes))
+        price.after_step(bank.log_odds.data, error.detach(), stiffness, schedule.bound_at(step, n_nodes))
     assert open_probability(bank.log_odds).sum().item() == pytest.approx(sizes.item(), abs=0.5)
+
+
+def test_a_shift_by_hand() -> None:
+    # two gates that differ by nothing share one open gate evenly: log-odds 0
+    settled = Projected().settle(torch.tensor([[[3.0, 3.0]]]), torch.tensor([1]))
+    torch.testing.assert_close(settled, torch.zeros(1, 1, 2), atol=1e-5, rtol=0)
+
+
+@given(
+    scores=st.lists(st.floats(-30, 30), min_size=2, max_size=60),
+    share=st.floats(0.01, 0.99),
+    seed=st.integers(0, 100),
+)
+def test_shifted_gates_expect_the_target_and_keep_their_order(scores: list[float], share: float, seed: int) -> None:
+    log_odds = torch.tensor(scores)
+    target = torch.tensor([max(1.0, share * len(scores) - 0.5)])
+    settled = Projected().settle(log_odds[None], target)
+    assert open_probability(settled).sum(-1).item() == pytest.approx(target.item(), abs=1e-3)
+    assert (settled[0][log_odds.argsort()].diff() >= 0).all()
+
+
+def test_the_gradient_of_the_shift_is_right() -> None:
+    torch.manual_seed(0)
+    log_odds, weight = torch.randn(2, 9, dtype=torch.float64), torch.randn(2, 9, dtype=torch.float64)
+    target = torch.tensor([2.5, 6.0], dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x: (Projected().settle(x, target).sigmoid() * weight).sum(-1), log_odds.requires_grad_(), atol=1e-6
+    )

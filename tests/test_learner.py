@@ -11,6 +11,9 @@ import masklearn as ml
 from masklearn import learner as learner_module
 from masklearn.masked_lm import MaskedLM
 
+LAGRANGIAN = {"budget": "lagrangian", "family": "independent", "lr": 0.8}
+METHODS = ({}, {"family": "independent"}, LAGRANGIAN)
+
 
 def trainer(steps: int, folder: Path, **settings: object) -> Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
@@ -18,7 +21,7 @@ def trainer(steps: int, folder: Path, **settings: object) -> Trainer:
     return Trainer(max_steps=steps, accelerator="cpu", callbacks=[checkpoint], **quiet | settings)
 
 
-def learn(folder: Path, lm: str = "embedded", data: dict | None = None, **settings: object) -> ml.MaskLearner:
+def learn(folder: Path, data: dict | None = None, lm: str = "embedded", **settings: object) -> ml.MaskLearner:
     learner = ml.MaskLearner(lm, **settings)  # pyright: ignore[reportArgumentType]
     texts = ml.MaskData(**{"task": "names", "limit": 40, "lm": lm} | (data or {}))
     trainer(learner.schedule.steps, folder).fit(learner, datamodule=texts)
@@ -44,15 +47,16 @@ def test_frozen_means_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_checkpoints_leave_the_model_out(tmp_path: Path) -> None:
-    learn(tmp_path, steps=2)
+    learn(tmp_path, steps=2, **LAGRANGIAN)
     file = tmp_path / "last.ckpt"
     assert file.stat().st_size < 200_000
     state = torch.load(file, weights_only=True)["state_dict"]
-    assert set(state) == {"bank.log_odds", "price.multiplier"}
+    assert set(state) == {"bank.log_odds", "budget.multiplier"}
 
 
+@pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("ablation", ["zero", "mean"])
-def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str) -> None:
+def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str, method: dict) -> None:
     """A model in which all but four nodes add nothing: they are the best subgraph of four nodes, and a perfect one."""
     planted = {"a0.h1", "m0", "a2.h3", "m3"}
     lm = ml.load_lm()
@@ -69,24 +73,26 @@ def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str) -> None:
     lm.save_pretrained(tmp_path / "lm")
     ml.load_tokenizer().save_pretrained(tmp_path / "lm")
     data = {"positions": "all", "batch_size": 8}
-    learner = learn(tmp_path, str(tmp_path / "lm"), data, sizes=[2, 4, 12], ablation=ablation, steps=200)
+    learner = learn(tmp_path, data, str(tmp_path / "lm"), sizes=[2, 4, 12], ablation=ablation, steps=100, **method)
     mask = learner.discretize()
     kept = {name for name, keep in zip(mask.graph.names, mask.select(s=4), strict=True) if keep}
     assert kept == planted
     assert planted > {name for name, keep in zip(mask.graph.names, mask.select(s=2), strict=True) if keep}
 
 
-def test_expected_sizes_arrive(tmp_path: Path) -> None:
-    learner = learn(tmp_path, data={"task": "mixed", "batch_size": 4}, sizes=[1, 4, 18, 30, 35], steps=120)
-    for size, expected in zip(learner.sizes, learner.expected_sizes()[0].tolist(), strict=True):
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_expected_sizes_arrive(tmp_path: Path, method: dict) -> None:
+    learner = learn(tmp_path, {"task": "mixed", "batch_size": 4}, sizes=[1, 4, 18, 30, 35], steps=120, **method)
+    for size, expected in zip(learner.sizes, learner.open_probabilities()[0].sum(-1).tolist(), strict=True):
         assert expected == pytest.approx(size, abs=0.5)
     assert learner.discretize().mask.sum(-1).tolist() == [[1, 4, 18, 30, 35]]
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    whole = learn(tmp_path / "whole", steps=7)
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, method: dict) -> None:
+    whole = learn(tmp_path / "whole", steps=7, **method)
 
-    part = ml.MaskLearner(steps=7)
+    part = ml.MaskLearner(steps=7, **method)
     data = {"task": "names", "limit": 40}
     first = trainer(7, tmp_path / "part", limit_train_batches=7)
 
@@ -97,13 +103,13 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> N
     part.on_train_batch_end = kill
     with pytest.raises(KeyError):
         first.fit(part, datamodule=ml.MaskData(**data))
-    resumed = ml.MaskLearner(steps=7)
+    resumed = ml.MaskLearner(steps=7, **method)
     trainer(7, tmp_path / "part").fit(
         resumed, datamodule=ml.MaskData(**data), ckpt_path=tmp_path / "part" / "last.ckpt", weights_only=True
     )
     assert resumed.global_step == 7
-    assert torch.equal(resumed.bank.log_odds, whole.bank.log_odds)
-    assert torch.equal(resumed.price.multiplier, whole.price.multiplier)
+    for name, value in whole.budget.state_dict().items() | whole.bank.state_dict().items():
+        assert torch.equal((resumed.bank.state_dict() | resumed.budget.state_dict())[name], value)
 
 
 def test_full_targets_are_the_same_kept_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,3 +155,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch
 def test_a_learner_needs_its_own_kind_of_data(tmp_path: Path) -> None:
     with pytest.raises(ml.UserError, match="MaskData"):
         trainer(1, tmp_path).fit(ml.MaskLearner(), train_dataloaders=[1])
+
+
+def test_smaller_subgraphs_lie_inside_larger_ones(tmp_path: Path) -> None:
+    masks = learn(tmp_path, steps=20, sizes=[3, 7, 20]).discretize().mask[0]
+    assert not (masks[:-1] & ~masks[1:]).any()
+
+
+def test_a_penalty_on_nested_sizes_is_refused() -> None:
+    with pytest.raises(ml.UserError, match="every size gates of its own. Add --model.family independent"):
+        ml.MaskLearner(budget="lagrangian")

@@ -157,7 +157,7 @@ def run_training(args: list[str] | None) -> None:
     print(f"Evaluating on {len(data.parts['test'])} held-out texts", flush=True)
     mask = replace(learner.discretize(), config=config)
     rows = evaluation.evaluate(learner.masked_lm.to(trainer.strategy.root_device), mask, data.test_dataloader())
-    expected = dict(zip(learner.sizes, learner.expected_sizes()[0].tolist(), strict=True))
+    expected = dict(zip(learner.sizes, learner.open_probabilities()[0].sum(-1).tolist(), strict=True))
     _write_results(cli, mask, rows, expected, time.monotonic() - began, logger)
 
 
