@@ -1,8 +1,9 @@
 """What a closed node emits in place of its own output."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 AblationName = Literal["zero", "mean"]
@@ -18,6 +19,15 @@ class Ablation:
     """What every closed head emits, in the input of the output projection. Shape (layers, heads, head width)."""
     mlps: Tensor | None = None
     """What every closed MLP emits. Shape (layers, width)."""
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(AblationName):
+            raise ValueError(f"there is no ablation {self.name!r}")
+        if len(self.values()) != (2 if self.name == "mean" else 0):
+            raise ValueError(f"{self.name} ablation comes with {len(self.values())} tensors of values")
+
+    def to(self, device: torch.device) -> "Ablation":
+        return Ablation(self.name, *(value if value is None else value.to(device) for value in (self.heads, self.mlps)))
 
     def values(self) -> dict[str, Tensor]:
         """The tensors by name, as they go into a file."""

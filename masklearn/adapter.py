@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -167,7 +168,7 @@ def load_lm(
     try:
         AutoConfig.from_pretrained(source, revision=revision)  # cheap, and the clearest about what is wrong
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=getattr(torch, dtype))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unloadable(lm, error) from error
     model = model.eval().requires_grad_(False)
     nn.Module.to(model, device)  # moves in place
@@ -192,7 +193,7 @@ def load_tokenizer(lm: str = EMBEDDED, revision: str | None = None) -> PreTraine
 
 
 def fingerprint(lm: PreTrainedModel) -> str:
-    """What tells this model from another of the same shape, whatever precision it is loaded in.
+    """What tells this model from another of the same shape, in float32 and bfloat16 alike (float16 rounds otherwise).
 
     A hash of every parameter's name, shape, and 64 values from all over it, rounded to bfloat16.
     """

@@ -62,6 +62,9 @@ class Mask:
             )
         if self.scores.shape not in (expected, (expected[0], 1, expected[2])) or self.scores.dtype != torch.float32:
             raise ValueError(f"scores are {self.scores.dtype} of shape {tuple(self.scores.shape)}, expected {expected}")
+        for name, value in self.ablation.values().items():
+            if len(value) != self.graph.n_layers:
+                raise ValueError(f"{name} has values for {len(value)} layers, expected {self.graph.n_layers}")
         if not torch.equal(self.mask.sum(-1), self.sizes.expand(expected[:2])):
             raise ValueError("a mask does not have as many nodes as its size says")
 
@@ -92,7 +95,7 @@ class Mask:
             UserError: If the fingerprints differ; names both models.
         """
         if self.model.fingerprint != model.fingerprint:
-            raise UserError(f"the mask was learned on {self.model}, not on {model}. Give that model with --model.lm")
+            raise UserError(f"the mask was learned on {self.model}, not on {model}. Give that model with --lm")
 
     def with_metrics(self, metrics: list[dict[str, Any]]) -> "Mask":
         return replace(self, metrics=metrics)

@@ -1,5 +1,6 @@
 """Text to batches: readers, tokens, splits by content, and the positions that count."""
 
+import glob
 import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -189,17 +190,39 @@ class MaskData(LightningDataModule):
         self.pad = cast(int, tokenizer.pad_token_id or 0)
         texts = self._read()
         ids = self._tokenize(tokenizer, texts)
-        parts = split_by_content(texts)
-        if min(map(len, parts.values())) == 0:
+        contents = [
+            " ".join(map(str, row)) for row in ids
+        ]  # of what is learned: texts may be cut to the same beginning
+        parts = split_by_content(contents)
+        if stage == "fit" and min(map(len, parts.values())) == 0:
             raise UserError(
-                f"{self.source} holds {len(set(texts))} different texts; train, validation and test take one each. "
+                f"{self.source} holds {len(set(contents))} different texts; train, validation and test take one each. "
                 "Give at least 3"
             )
         self.parts = {name: Texts([ids[i] for i in part]) for name, part in parts.items()}
         self.parts["all"] = Texts(ids)
 
+    def require_context(self, context: int | None) -> None:
+        """Refuse texts that are longer than a model can read.
+
+        Raises:
+            UserError: If there are any; names both lengths.
+        """
+        longest = max(map(len, self.parts["all"].ids))
+        if context is not None and longest > context:
+            raise UserError(
+                f"data.max_length lets a text of {longest} tokens through, but {self.lm} reads at most {context}. "
+                f"Lower it: --data.max_length {context}"
+            )
+
     def loader(self, part: Part) -> DataLoader[Any]:
-        """All texts of a split in order, `batch_size` at a time."""
+        """All texts of a split in order, `batch_size` at a time.
+
+        Raises:
+            UserError: If it has none.
+        """
+        if not len(self.parts[part]):
+            raise UserError(f"{self.source} holds too few texts for a {part} split")
         return DataLoader(self.parts[part], batch_size=self.batch_size, collate_fn=self._collate)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -226,15 +249,16 @@ class MaskData(LightningDataModule):
                 f"{self.source} has no column {self.text_column!r}; it has {', '.join(columns) or 'none'}. "
                 f"Name one with --data.text_column"
             )
-        texts = [row[self.text_column] for row in islice(rows.select_columns([self.text_column]), self.limit)]
+        found: Iterator[Any] = (dict(row)[self.text_column] for row in rows.select_columns([self.text_column]))
+        if self.path and Path(self.path).suffix == ".txt":
+            found = (text for text in found if text.strip())  # blank lines separate texts; they are none
+        texts = list(islice(found, self.limit))
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(
                     f"{self.source}, row {i + 1}: {self.text_column!r} holds {text!r}, which is no text. "
                     "Mend the row, or name another column with --data.text_column"
                 )
-        if self.path and Path(self.path).suffix == ".txt":
-            texts = [text for text in texts if text.strip()]  # blank lines separate texts; they are none
         if not texts:
             raise UserError(f"{self.source} holds no text")
         return texts
@@ -254,8 +278,8 @@ class MaskData(LightningDataModule):
         if not path.stat().st_size:
             raise UserError(f"data.path: {given} is empty")
         try:
-            return datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train")
-        except (DatasetGenerationError, ValueError, OSError) as error:
+            return datasets.load_dataset(READERS[path.suffix], data_files=glob.escape(str(path)), split="train")
+        except (DatasetGenerationError, StopIteration, ValueError, OSError) as error:
             raise UserError(f"data.path: cannot read {given}: {one_line(error.__cause__ or error)}") from error
 
     def _rows_of_hub(self) -> datasets.Dataset | datasets.IterableDataset:

@@ -46,7 +46,13 @@ class NodeGraph:
     def of(cls, lm: Any) -> "NodeGraph":
         """The graph of a Hugging Face causal language model, as its config tells it."""
         config = lm.config.get_text_config(decoder=True)
-        return cls(config.num_hidden_layers, config.num_attention_heads)
+        try:
+            return cls(config.num_hidden_layers, config.num_attention_heads)
+        except AttributeError as error:
+            raise UserError(
+                f"model.lm: {type(lm).__name__} cannot be gated: its config has no {error.name}, expected layers of "
+                "attention heads. Choose a decoder with attention heads and an MLP in every layer"
+            ) from error
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> "NodeGraph":

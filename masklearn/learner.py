@@ -1,5 +1,6 @@
 """Learn the few nodes that reproduce a frozen model's own predictions: the loop, told step by step."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -59,7 +60,7 @@ class MaskLearner(LightningModule):
     ) -> None:
         super().__init__()
         for flag, value in {"steps": steps, "lr": lr, "temperature": min(temperature)}.items():
-            if value <= 0:
+            if not 0 < value < math.inf:
                 raise UserError(
                     f"model.{flag} is {value}; it must be {'at least 1' if flag == 'steps' else 'positive'}"
                 )
@@ -95,9 +96,7 @@ class MaskLearner(LightningModule):
     def setup(self, stage: str) -> None:
         if not hasattr(self, "bank"):
             self.load()
-        if self.ablation_name == "mean":
-            batches = ((batch.input_ids, batch.real) for batch in self._data.loader("train"))
-            self.masked_lm.ablation = self.masked_lm.mean_ablation(batches)
+        self._data.require_context(self.masked_lm.context)
 
     @property
     def _data(self) -> MaskData:
@@ -119,7 +118,10 @@ class MaskLearner(LightningModule):
         return ModelId(self.lm, self.revision, self.masked_lm.layout.fingerprint)
 
     def on_fit_start(self) -> None:
-        """Run the full model once over the training split, and keep what it says where it fits."""
+        """Run the full model over the training split: once for the ablation's values, once to keep what it says."""
+        if self.ablation_name == "mean":
+            batches = (batch.to(self.device) for batch in self._data.loader("train"))
+            self.masked_lm.ablation = self.masked_lm.mean_ablation((b.input_ids, b.real) for b in batches)
         kept = 0
         for batch in self._data.loader("train"):
             full = self._full(batch.to(self.device))

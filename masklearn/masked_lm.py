@@ -104,6 +104,11 @@ class MaskedLM(nn.Module):
         return self.layout.graph
 
     @property
+    def context(self) -> int | None:
+        """Tokens that the model can read at most, where its config tells."""
+        return getattr(self.lm.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+    @property
     def device(self) -> torch.device:
         return self.lm.device
 

@@ -2,16 +2,19 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, cast
+from typing import Any
 
 import wandb
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from wandb import Run
 
 from masklearn.artifact import Mask, write_whole
+from masklearn.errors import one_line
 from masklearn.learner import MaskLearner
 
 PROJECT = "masklearn"
@@ -19,43 +22,45 @@ HISTOGRAM_EVERY = 50
 """Steps between two histograms of the gates."""
 
 
-def logger_for(folder: Path, config: dict[str, Any], resume: bool = False) -> WandbLogger:
-    """A logger that writes into a run's folder: online with a login, offline without one.
+def logger_for(folder: Path, config: dict[str, Any], resume: bool = False) -> tuple[WandbLogger, str]:
+    """A logger that writes into a run's folder, online with a login, offline without one, and a line that says where.
 
     Args:
         folder: The run's folder.
         config: Everything the run was asked for.
         resume: Go on with the W&B run that was begun in this folder.
     """
-    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
     known = folder / "wandb" / "run-id"
     run_id = known.read_text() if resume and known.is_file() else token_hex(4)
     write_whole(known, run_id.encode())
     project = os.environ.get("WANDB_PROJECT", PROJECT)
-    run = wandb.init(
-        project=project,
-        name=folder.name,
-        id=run_id,
-        resume="allow",
-        dir=folder,
-        mode=cast(Any, mode),
-        config=config,
-        settings=wandb.Settings(silent=mode != "online"),  # offline we say it ourselves, in one line
-    )
+    start = partial(wandb.init, project=project, name=folder.name, id=run_id, resume="allow", dir=folder, config=config)
+    run, why = _started(start)
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(project=project, save_dir=folder, id=run_id, experiment=run)
+    return WandbLogger(project=project, save_dir=folder, id=run_id, experiment=run), _whereabouts(run, why)
 
 
-def whereabouts(logger: WandbLogger) -> str:
-    """One line that says where a run is to be seen."""
-    run = logger.experiment
+def _started(start: Callable[..., Run]) -> tuple[Run, str]:
+    """A run, online if it can be, and why it is not if it cannot. Tracking never stops a run."""
+    mode, why = os.environ.get("WANDB_MODE"), f"WANDB_MODE is {os.environ.get('WANDB_MODE')}"
+    try:
+        if mode is None:
+            mode, why = ("online", "") if wandb.login(prompt=False, verify=False) else ("offline", "no login found")
+        quiet = wandb.Settings(silent=mode != "online", init_timeout=30)  # offline we say it ourselves, in one line
+        return start(mode=mode, settings=quiet), why
+    except (wandb.Error, ValueError) as error:
+        os.environ["WANDB_MODE"] = "offline"
+        return start(mode="offline", settings=wandb.Settings(silent=True)), f"no way online ({one_line(error)})"
+
+
+def _whereabouts(run: Run, why: str) -> str:
     if run.disabled:
         return "W&B: disabled"
     if not run.offline:
         return f"W&B: {run.url}"
     folder = Path(run.dir).parent
     shown = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder
-    return f"W&B: no login found, so the run lies in {shown}. Send it with: wandb sync {shown}"
+    return f"W&B: {why}, so the run lies in {shown}. Send it with: wandb sync {shown}"
 
 
 class GateHistograms(Callback):

@@ -3,7 +3,9 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["WANDB_MODE"] = "offline"
+os.environ.pop("WANDB_MODE", None)
+os.environ.pop("WANDB_API_KEY", None)
+os.environ["NETRC"] = os.environ["WANDB_CONFIG_DIR"] = os.devnull  # nobody is logged in
 
 import json
 import subprocess

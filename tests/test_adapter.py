@@ -35,9 +35,12 @@ FAMILIES = {
 }
 
 
+MAMBA = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+
+
 def build(family: str, **changes: object) -> PreTrainedModel:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **FAMILIES.get(family, COMMON) | changes)
+    config = AutoConfig.for_model(family, **FAMILIES.get(family, MAMBA if family == "mamba" else COMMON) | changes)
     return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
 
 
@@ -54,9 +57,10 @@ def test_every_gate_of_every_family_acts(family: str) -> None:
     assert not torch.allclose(closed, masked_lm.full(tokens, scored))
 
 
-@pytest.mark.parametrize(("family", "found"), [("mamba", "0 attention output projections"), ("bert", "intermediate")])
+@pytest.mark.parametrize(("family", "found"), [("mamba", "has no num_attention_heads"), ("bert", "intermediate")])
 def test_a_model_that_does_not_fit_is_refused_with_what_was_found(family: str, found: str) -> None:
-    lm = build(family, is_decoder=True)
+    config = {} if family == "mamba" else {"is_decoder": True}
+    lm = build(family, **config)
     with pytest.raises(ml.UserError, match=f"{found}.* expected"):
         MaskedLM(lm)
 
@@ -96,5 +100,13 @@ def test_an_unknown_model_is_a_clear_line(lm: str) -> None:
 
 
 def test_a_folder_that_is_no_model_is_a_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ml.UserError, match=r"model\.lm: cannot load"):
+        ml.load_lm(str(tmp_path))
+
+
+def test_a_truncated_model_is_a_clear_line(tmp_path: Path) -> None:
+    ml.load_lm().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ml.UserError, match=r"model\.lm: cannot load"):
         ml.load_lm(str(tmp_path))

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,22 @@ def test_what_is_no_mask_file_is_a_clear_line(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(3)}, path)
     with pytest.raises(ml.UserError, match="is no mask file: it has no 'format'"):
         ml.Mask.load(path)
+
+
+@pytest.mark.parametrize(
+    ("ablation", "message"),
+    [("mean", "mean ablation comes with 0 tensors"), ("magic", "no ablation 'magic'")],
+)
+def test_an_ablation_that_does_not_add_up_is_refused(
+    tmp_path: Path, ablation: str, message: str, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = ml.Mask.load(good)
+    monkeypatch.setattr(ml.Ablation, "__post_init__", lambda _: None)
+    lying = replace(saved, ablation=ml.Ablation(ablation))  # pyright: ignore[reportArgumentType]
+    lying.save(tmp_path / "mask.safetensors")
+    monkeypatch.undo()
+    with pytest.raises(ml.UserError, match=message):
+        ml.Mask.load(tmp_path / "mask.safetensors")
 
 
 def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

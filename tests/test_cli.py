@@ -1,20 +1,21 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
+import time
 from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import SMALL, Run
+from conftest import ROOT, SMALL, Run
 
 import masklearn as ml
 from masklearn import learner
 from masklearn.cli import evaluate, train
 from masklearn.cli.parsing import explain
-from masklearn.learner import MaskLearner
 
 
 @pytest.fixture(autouse=True)
@@ -150,26 +151,42 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
         assert state["state_dict"]["bank.log_odds"].isfinite().all()
 
 
-def test_a_killed_run_goes_on_to_the_same_mask(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "killed"
-    step = MaskLearner.training_step
-
-    def killed(self: MaskLearner, *args: object) -> torch.Tensor:
-        if self.global_step == 55:  # five steps after a checkpoint
-            raise KeyError("killed")
-        return step(self, *args)  # pyright: ignore
-
-    untracked = ["--trainer.logger", "false"]
-    with monkeypatch.context() as patch:
-        patch.setattr(MaskLearner, "training_step", killed)
-        with pytest.raises(KeyError):
-            train([*SMALL, "--run.dir", str(folder), *untracked])
-    assert not (folder / "mask.safetensors").exists()
+def test_a_killed_run_goes_on_to_the_same_mask(run: Run, tmp_path: Path) -> None:
+    """Killed at once when its first checkpoint is there, moved, and gone on with from elsewhere."""
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--run.dir", "killed", "--trainer.logger", "false"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not Path("killed/checkpoints/last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not Path("killed/mask.safetensors").exists()
+    folder = tmp_path / "elsewhere" / "moved"
+    shutil.copytree("killed", folder)
     assert train(["--config", str(folder / "config.yaml"), "--run.resume", "true"]) == 0
     resumed, whole = (ml.Mask.load(path / "mask.safetensors") for path in (folder, run.folder))
     assert torch.equal(resumed.scores, whole.scores)
     assert torch.equal(resumed.mask, whole.mask)
     assert not (folder / "wandb").exists()
+
+
+def test_a_run_is_not_gone_on_with_under_other_settings(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train([*SMALL, "--model.steps", "70", "--run.dir", str(run.folder), "--run.resume", "true"]) == 2
+    message = one_line(capsys)
+    assert "was begun with model.steps 60, not 70" in message
+    assert f"python train.py --config {run.folder / 'config.yaml'} --run.resume true" in message
+
+
+def test_what_lies_in_a_folder_is_kept(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mask.safetensors").write_text("precious")
+    assert train([*SMALL, "--run.dir", "mine"]) == 2
+    assert "mine already holds mask.safetensors, which is kept" in one_line(capsys)
+    assert contents(tmp_path / "mine") == {"mask.safetensors": b"precious"}
+    before = contents(run.folder)
+    assert evaluate(["--mask", str(run.folder / "mask.safetensors"), "--out", str(run.folder)]) == 2
+    assert "metrics.json is there already, and kept" in one_line(capsys)
+    assert contents(run.folder) == before
 
 
 def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,6 +225,13 @@ def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["--model.steps", "0"], "model.steps is 0; it must be at least 1"),
         (["--model.lr", "0"], "model.lr is 0"),
         (["--model.temperature", "[1, 0]"], "model.temperature"),
+        (["--model.lr", ".nan"], "model.lr is nan"),
+        (["--data.path", "texts.jsonl", "--model.lm", "./short"], "reads at most 3"),
+        (["--trainer.devices", "2"], "a run takes one device"),
+        (["--trainer.accelerator", "gpu"], "trainer: "),
+        (["--trainer.precision", "bf16-true"], "Choose the precision of the frozen model with --model.dtype"),
+        (["--trainer.accumulate_grad_batches", "2"], "--data.batch_size"),
+        (["--trainer.fast_dev_run", "true"], "--model.steps 10"),
         (["--run.dir", "texts.jsonl/run"], "cannot write texts.jsonl/run"),
     ],
 )
@@ -220,6 +244,11 @@ def test_a_mistake_is_one_line_and_loses_nothing(
     (tmp_path / "columns.csv").write_text("prompt,id\ndog,1\n")
     (tmp_path / "short.jsonl").write_text('{"text": "the dog"}\n' * 5 + '{"text": ""}\n')
     (tmp_path / "texts.jsonl").write_text('{"text": "the dog runs"}\n' * 5)
+    if "./short" in args:
+        lm = ml.load_lm()
+        lm.config.max_position_embeddings = 3
+        lm.save_pretrained(tmp_path / "short")
+        ml.load_tokenizer().save_pretrained(tmp_path / "short")
     before = contents(tmp_path)
     assert train(args) == 2
     assert message in one_line(capsys)
@@ -257,16 +286,15 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         train(["--help"])
     assert stop.value.code == 0
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
-    for flag in (
-        "model.lm",
-        "model.sizes",
-        "model.temperature",
-        "data.path",
-        "data.positions",
-        "run.dir",
-        "run.resume",
-    ):
-        assert re.search(rf"--{flag} \S.*? [A-Z][^()]+ \((type|default|required)", text), f"{flag} is not explained"
+    with pytest.raises(SystemExit):
+        train(["--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    for room in ("model", "data", "run"):
+        for key in config[room]:
+            if (room, key) not in (("data", "lm"), ("data", "revision")):  # taken from model.*
+                explained = re.search(rf"--{room}\.{key} \S.*?(?= --|$)", text)
+                assert explained, f"{room}.{key} is not in the help"
+                assert re.search(r" [A-Z].+\((type|default|required)", explained.group()), explained.group()
 
 
 def test_the_printed_config_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_used_is_a_clear_line(
     if content is not None:
         path.write_text(content)
     with pytest.raises(ml.UserError, match=message) as caught:
-        ml.MaskData(path=str(path)).setup()
+        ml.MaskData(path=str(path)).setup("fit")
     assert "\n" not in str(caught.value)
 
 
@@ -166,6 +166,35 @@ def test_settings_that_make_no_sense_are_refused(settings: dict, message: str) -
 def test_an_unreachable_hub_dataset_is_a_clear_line() -> None:
     with pytest.raises(ml.UserError, match=r"data\.dataset: cannot load 'nobody/nothing'"):
         ml.MaskData(dataset="nobody/nothing").setup()
+
+
+def test_texts_cut_to_the_same_beginning_fall_together() -> None:
+    data = ml.MaskData(task="mixed", limit=500, max_length=6)
+    data.setup()
+    held_out = {tuple(row) for part in ("validation", "test") for row in data.parts[part].ids}
+    assert not held_out & {tuple(row) for row in data.parts["train"].ids}
+
+
+def test_a_file_is_no_pattern(tmp_path: Path) -> None:
+    write(tmp_path / "a1.jsonl", ["the dog"] * 3)
+    path = write(tmp_path / "a[1].jsonl", TEXTS)
+    data = ml.MaskData(path=str(path))
+    data.setup()
+    assert len(data.parts["all"]) == len(TEXTS)
+
+
+def test_blank_lines_are_not_counted(tmp_path: Path) -> None:
+    data = ml.MaskData(path=str(write(tmp_path / "texts.txt", TEXTS)), limit=7)
+    data.setup()
+    assert len(data.parts["all"]) == 7
+
+
+def test_one_text_is_enough_where_no_split_is_needed(tmp_path: Path) -> None:
+    data = ml.MaskData(path=str(write(tmp_path / "texts.txt", TEXTS[:1])))
+    data.setup()
+    assert len(list(data.loader("all"))) == 1
+    with pytest.raises(ml.UserError, match="too few texts for a validation split"):
+        data.loader("validation")
 
 
 def test_pad_tokens_of_the_text_itself_count(tmp_path: Path) -> None:

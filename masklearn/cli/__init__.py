@@ -6,11 +6,13 @@ import warnings
 from collections.abc import Callable
 
 import datasets
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
 from masklearn.cli.evaluating import run_evaluation
 from masklearn.cli.training import run_training
-from masklearn.errors import UserError
+from masklearn.errors import UserError, one_line
 
 
 def train(args: list[str] | None = None) -> int:
@@ -29,15 +31,24 @@ def _guarded(door: Callable[[list[str] | None], None], args: list[str] | None) -
     try:
         door(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        message = str(error)
+    except MisconfigurationException as error:
+        message = f"trainer: {one_line(error)}"
+    except torch.OutOfMemoryError as error:
+        message = f"out of memory ({one_line(error)}). Try a smaller --data.batch_size, or --model.dtype bfloat16"
+    except KeyboardInterrupt:
+        message = "stopped"
+    else:
+        return 0
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 def _quieten() -> None:
     """Silence what other libraries say about themselves, so that what we say is seen."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
     for message in (
         ".*does not have many workers.*",
         ".*LeafSpec.*",

@@ -12,8 +12,10 @@ from jsonargparse import ArgumentParser
 from masklearn import evaluation
 from masklearn.adapter import DTypeName, load_lm
 from masklearn.artifact import Mask, ModelId, write_whole
+from masklearn.cli.folder import RESULTS
 from masklearn.cli.parsing import explained
 from masklearn.data import MaskData, Part
+from masklearn.errors import UserError
 from masklearn.masked_lm import MaskedLM
 
 SOURCES = ("path", "dataset", "task")
@@ -60,15 +62,25 @@ def run_evaluation(args: list[str] | None) -> None:
         overrides = parser.parse_args(appended, defaults=False)
     flags = EvaluateFlags(**{key: value for key, value in overrides.as_dict().items() if key != "data"})
     asked = overrides.as_dict().get("data", {})
+    file = Path(flags.out) / RESULTS if flags.out else None
+    if file and file.exists():
+        raise UserError(f"{file} is there already, and kept. Choose another --out")
     results = []
     for path in flags.mask:
         mask, rows, words = _evaluate_one(path, flags, asked)
         print(f"{path}: {words}\n\n{evaluation.table(rows)}\n")
         results.append({"mask": path} | evaluation.describe(mask, rows) | {"text": words})
-    if flags.out:
-        file = Path(flags.out) / "metrics.json"
+    if file:
         write_whole(file, json.dumps(results[0] if len(results) == 1 else results, indent=2).encode())
         print(f"Written: {file}")
+
+
+def _other(own: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether the texts asked for are others than the mask's own."""
+    path = asked.get("path")
+    if path and own.get("path"):
+        return Path(path).resolve() != Path(own["path"]).resolve()
+    return any(asked.get(source, own.get(source)) != own.get(source) for source in SOURCES)
 
 
 def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tuple[Mask, list[evaluation.Row], str]:
@@ -76,17 +88,19 @@ def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tup
     lm_name, revision = flags.lm or mask.model.lm, None if flags.lm else mask.model.revision
     own = {key: value for key, value in mask.config.get("data", {}).items() if key not in ("lm", "revision")}
     part: Part
-    if any(asked.get(source) for source in SOURCES):  # other texts take the place of the mask's own
+    if _other(own, asked):  # other texts take the place of the mask's own
         own = {key: value for key, value in own.items() if key not in (*SOURCES, "subset", "split", "limit")}
         part = flags.part or "all"
     else:
         part = flags.part or "test"
-    data = MaskData(**own | asked, lm=lm_name, revision=revision)
+    settings: dict[str, Any] = {"positions": mask.positions} | own | asked
+    data = MaskData(**settings, lm=lm_name, revision=revision)
     dtype = flags.dtype or mask.config.get("model", {}).get("dtype", "float32")
     lm = load_lm(lm_name, revision, dtype, device="cuda" if torch.cuda.is_available() else "cpu")
-    masked_lm = MaskedLM(lm, mask.ablation)
+    masked_lm = MaskedLM(lm, mask.ablation.to(lm.device))
     mask.require(ModelId(lm_name, revision, masked_lm.layout.fingerprint))
     data.prepare_data()
     data.setup()
+    data.require_context(masked_lm.context)
     rows = evaluation.evaluate(masked_lm, mask, data.loader(part))
     return mask, rows, f"{part} texts of {data.source}, {len(data.parts[part])} in number"

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
@@ -14,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from masklearn import evaluation
 from masklearn.artifact import Mask, write_whole
+from masklearn.cli.folder import CONFIG, LAST, MASK, RESULTS, RunFlags, RunFolder
 from masklearn.cli.parsing import explained
 from masklearn.data import MaskData
 from masklearn.errors import NonFiniteLoss, UserError
@@ -26,19 +29,6 @@ CHECKPOINT_EVERY = 50
 """Steps between two checkpoints: what a kill can cost at most."""
 VALIDATE_EVERY = 50
 """Steps between two looks at the validation split."""
-LAST = Path("checkpoints") / "last.ckpt"
-
-
-class RunFolder:
-    """Where everything of a run goes.
-
-    Args:
-        dir: Folder of the run; runs/<config>-<time> by default.
-        resume: Go on with the run in that folder, from its last checkpoint.
-    """
-
-    def __init__(self, dir: str | None = None, resume: bool = False) -> None:
-        self.dir, self.resume = dir, resume
 
 
 class Progress(TQDMProgressBar):
@@ -74,6 +64,8 @@ class TrainCLI(LightningCLI):
                 "description": TRAIN_HELP,
             },
             trainer_defaults={
+                "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
+                "devices": 1,
                 "max_epochs": 1,  # a run is one pass of model.steps batches
                 "log_every_n_steps": 1,
                 "num_sanity_val_steps": 0,
@@ -82,7 +74,7 @@ class TrainCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_class_arguments(RunFolder, "run")
+        parser.add_class_arguments(RunFlags, "run")
         parser.link_arguments("model.lm", "data.lm")
         parser.link_arguments("model.revision", "data.revision")
         parser.link_arguments("model.steps", "trainer.max_steps")
@@ -94,27 +86,31 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the folder; keep the config to be written as it was asked for."""
         config = self.config
+        self.resume = bool(config.run.resume)
+        given = Path(str(config.config[-1])) if config.config else None
+        if self.resume and given and given.name == CONFIG:
+            config.run.dir = str(given.parent)  # wherever the folder has moved
         if config.run.dir is None:
-            if config.run.resume:
+            if self.resume:
                 raise UserError(
-                    "run.resume needs the run to go on with. Give its --config .../config.yaml, or --run.dir"
+                    f"run.resume needs the run to go on with. Give its --config .../{CONFIG}, or its --run.dir"
                 )
-            name = Path(str(config.config[-1])).stem if config.config else "default"
+            name = given.stem if given else "default"
             config.run.dir = str(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        self.folder = Path(config.run.dir)
+        _require_sound(config.trainer)
+        self.folder = RunFolder(Path(config.run.dir))
         asked = config.clone()
         asked.run.resume = False
         self.asked_yaml = self.parser.dump(asked, skip_unset=False)
-        self.asked = asked
-        self.resume = bool(config.run.resume)
+        self.asked: dict[str, Any] = yaml.safe_load(self.asked_yaml)
         self.tracked = config.trainer.logger in (None, True)
         if self.tracked:
             config.trainer.logger = False  # made later, when there is something to track
-        config.trainer.default_root_dir = str(self.folder)
+        config.trainer.default_root_dir = str(self.folder.path)
         if config.trainer.val_check_interval is None:
             config.trainer.val_check_interval = max(1, min(VALIDATE_EVERY, config.model.steps))
         checkpoint = ModelCheckpoint(
-            self.folder / LAST.parent,
+            str(self.folder / LAST.parent),
             filename=LAST.stem,
             every_n_train_steps=CHECKPOINT_EVERY,
             enable_version_counter=False,
@@ -130,77 +126,83 @@ TRAIN_HELP = """Learn which attention heads and MLPs of a frozen language model 
 Every flag is also a key of a YAML file: see --print_config. Flags after --config override it."""
 
 
+UNTOUCHED = {
+    "precision": "Choose the precision of the frozen model with --model.dtype; gates stay float32",
+    "accumulate_grad_batches": "Choose the texts of a step with --data.batch_size",
+    "limit_train_batches": "Choose the number of steps with --model.steps",
+    "fast_dev_run": "For a quick look, use --model.steps 10 --data.limit 30",
+}
+"""Flags of Lightning's that would make something else of a run, and what to use in their place."""
+
+
+def _require_sound(trainer: Any) -> None:
+    """Refuse trainer flags under which a run would not be what it says."""
+    for flag, instead in UNTOUCHED.items():
+        if trainer[flag] not in (None, 1, False, "32", 32, "32-true"):
+            raise UserError(f"trainer.{flag} is {trainer[flag]}, but masklearn settles it itself. {instead}")
+    if trainer.devices not in (1, "1", [0]) or trainer.num_nodes != 1:
+        raise UserError(f"trainer.devices is {trainer.devices}; a run takes one device. Start a run per device instead")
+
+
 def run_training(args: list[str] | None) -> None:
     cli = TrainCLI(args)
     began = time.monotonic()
-    learner, data, trainer = cli.model, cli.datamodule, cli.trainer
-    finished = _finished(cli.folder) if cli.resume else None
-    if finished:
-        print(f"This run is finished.\n\n{finished}\n\nIt lies in {cli.folder}")
-        return
+    learner, data, trainer, folder = cli.model, cli.datamodule, cli.trainer, cli.folder
+    if cli.resume:
+        folder.require_same(cli.asked)
+        results = folder.results()
+        if results:
+            print(f"This run is finished.\n\n{evaluation.table(results['sizes'])}\n\nIt lies in {folder.path}")
+            return
     data.prepare_data()
     data.setup("fit")
     learner.load()
-    checkpoint = _claim(cli)
-    config = json.loads(json.dumps(cli.asked.as_dict(), default=str))
-    logger = _start_tracking(cli, config)
+    data.require_context(learner.masked_lm.context)
+    if not cli.resume:
+        folder.claim(cli.asked_yaml)
+    logger = _start_tracking(cli)
     print(_introduction(learner, data), flush=True)
-    try:
-        trainer.fit(learner, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        trainer.save_checkpoint(cli.folder / LAST)
-    except SystemExit:  # Lightning's answer to Ctrl-C, after it has wound up
-        raise UserError(f"stopped at step {trainer.global_step}. {_how_to_resume(cli)}") from None
-    except NonFiniteLoss as error:
-        last = cli.folder / LAST
-        kept = f". The last good state is kept in {last}" if last.is_file() else ""
-        raise NonFiniteLoss(f"{error}{kept}") from error
+    _fit(cli)
     print(f"Evaluating on {len(data.parts['test'])} held-out texts", flush=True)
-    mask = replace(learner.discretize(), config=config)
+    mask = replace(learner.discretize(), config=cli.asked)
     rows = evaluation.evaluate(learner.masked_lm.to(trainer.strategy.root_device), mask, data.test_dataloader())
     expected = dict(zip(learner.sizes, learner.open_probabilities()[0].sum(-1).tolist(), strict=True))
-    _write_results(cli, mask, rows, expected, time.monotonic() - began, logger)
+    _write_results(folder, mask, rows, expected, time.monotonic() - began, logger)
 
 
-def _claim(cli: TrainCLI) -> Path | None:
-    """Make the run's folder this run's own; the checkpoint to go on from, if it is to go on.
+def _fit(cli: TrainCLI) -> None:
+    """Train to the end.
 
     Raises:
-        UserError: If there is a run already, or none to go on with, or the folder cannot be written.
+        UserError: If it stopped before; says what is kept and how to go on.
     """
-    last, config = cli.folder / LAST, cli.folder / "config.yaml"
-    if cli.resume:
-        if not config.is_file():
-            raise UserError(f"run.resume: there is no run in {cli.folder}. Name its folder with --run.dir")
-        return last if last.is_file() else None  # killed before its first checkpoint: from the start
-    if config.exists():
+    learner, trainer, folder = cli.model, cli.trainer, cli.folder
+    resume_from = folder.last_checkpoint if cli.resume else None  # none yet: killed before the first, so from the start
+    try:
+        trainer.fit(learner, datamodule=cli.datamodule, ckpt_path=resume_from, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C, after it has wound up
+        raise UserError(f"stopped at step {trainer.global_step}. Go on with: {folder.how_to_resume}") from None
+    except NonFiniteLoss as error:
+        kept = f". The last good state is kept in {folder / LAST}" if folder.last_checkpoint else ""
+        raise NonFiniteLoss(f"{error}{kept}") from error
+    trainer.save_checkpoint(folder / LAST)
+    if trainer.global_step < learner.schedule.steps:
         raise UserError(
-            f"{cli.folder} already holds a run. Choose another --run.dir, or go on with it: "
-            f"python train.py --config {config} --run.resume true"
+            f"stopped at step {trainer.global_step} of {learner.schedule.steps}, as a trainer flag asked. "
+            f"Go on with: {folder.how_to_resume}"
         )
-    write_whole(config, cli.asked_yaml.encode())
-    return None
 
 
-def _finished(folder: Path) -> str | None:
-    """The table of a run that has come to its end."""
-    results = folder / "metrics.json"
-    return evaluation.table(json.loads(results.read_text())["sizes"]) if results.is_file() else None
-
-
-def _how_to_resume(cli: TrainCLI) -> str:
-    return f"Go on with: python train.py --config {cli.folder / 'config.yaml'} --run.resume true"
-
-
-def _start_tracking(cli: TrainCLI, config: dict[str, Any]) -> "WandbLogger | None":
+def _start_tracking(cli: TrainCLI) -> "WandbLogger | None":
     if not cli.tracked:
         return None
     from masklearn import tracking  # only when asked for: importing wandb takes a while
 
-    logger = tracking.logger_for(cli.folder, config, resume=cli.resume)
+    logger, where = tracking.logger_for(cli.folder.path, cli.asked, resume=cli.resume)
     cli.trainer.logger = logger
     callbacks: list[Callback] = cli.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     callbacks.append(tracking.GateHistograms())
-    print(tracking.whereabouts(logger))
+    print(where)
     return logger
 
 
@@ -216,16 +218,15 @@ def _introduction(learner: MaskLearner, data: MaskData) -> str:
 
 
 def _write_results(
-    cli: TrainCLI,
+    folder: RunFolder,
     mask: Mask,
     rows: list[evaluation.Row],
     expected: dict[int, float],
     seconds: float,
     logger: "WandbLogger | None",
 ) -> None:
-    folder = cli.folder
     mask = mask.with_metrics(rows)
-    mask_file, results = folder / "mask.safetensors", folder / "metrics.json"
+    mask_file, results = folder / MASK, folder / RESULTS
     figures = _draw(folder / "figures", mask, rows)
     mask.save(mask_file)
     described = evaluation.describe(mask, rows) | {"expected_sizes": expected, "seconds": round(seconds, 1)}

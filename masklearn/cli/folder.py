@@ -1,0 +1,86 @@
+"""A run's folder: whose it is, what lies in it, and how a stopped run is gone on with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from masklearn.artifact import write_whole
+from masklearn.errors import UserError
+
+CONFIG, MASK, RESULTS = "config.yaml", "mask.safetensors", "metrics.json"
+LAST = Path("checkpoints") / "last.ckpt"
+
+
+class RunFlags:
+    """Where everything of a run goes.
+
+    Args:
+        dir: Folder of the run; runs/<config>-<time> by default.
+        resume: Go on with the run in that folder, from its last checkpoint.
+    """
+
+    def __init__(self, dir: str | None = None, resume: bool = False) -> None:
+        self.dir, self.resume = dir, resume
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __truediv__(self, name: str | Path) -> Path:
+        return self.path / name
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        last = self / LAST
+        return last if last.is_file() else None
+
+    @property
+    def how_to_resume(self) -> str:
+        return f"python train.py --config {self / CONFIG} --run.resume true"
+
+    def results(self) -> dict[str, Any] | None:
+        """What a run that has come to its end has measured."""
+        results = self / RESULTS
+        return json.loads(results.read_text()) if results.is_file() else None
+
+    def claim(self, config: str) -> None:
+        """Make the folder a new run's own, by writing its config.
+
+        Raises:
+            UserError: If it holds a run, or parts of one, or cannot be written.
+        """
+        held = [name for name in (CONFIG, MASK, RESULTS, LAST.parent) if (self / name).exists()]
+        if CONFIG in held:
+            raise UserError(
+                f"{self.path} already holds a run. Choose another --run.dir, or go on with it: {self.how_to_resume}"
+            )
+        if held:
+            raise UserError(f"{self.path} already holds {held[0]}, which is kept. Choose another --run.dir")
+        write_whole(self / CONFIG, config.encode())
+
+    def require_same(self, asked: dict[str, Any]) -> None:
+        """Refuse to go on with a run under other settings than it was begun with.
+
+        Args:
+            asked: The settings asked for now.
+
+        Raises:
+            UserError: If there is no run, or if a setting of model or data differs; names the first that does.
+        """
+        config = self / CONFIG
+        if not config.is_file():
+            raise UserError(f"run.resume: there is no run in {self.path}. Give its --config {CONFIG}, or its --run.dir")
+        begun = yaml.safe_load(config.read_text())
+        for room in ("model", "data"):
+            for key, value in begun.get(room, {}).items():
+                now = asked[room].get(key)
+                if now != value:
+                    raise UserError(
+                        f"run.resume: the run in {self.path} was begun with {room}.{key} {value}, not {now}. "
+                        f"Go on with: {self.how_to_resume}"
+                    )
