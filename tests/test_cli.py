@@ -226,7 +226,7 @@ def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["--model.lr", "0"], "model.lr is 0"),
         (["--model.temperature", "[1, 0]"], "model.temperature"),
         (["--model.lr", ".nan"], "model.lr is nan"),
-        (["--data.path", "texts.jsonl", "--model.lm", "./short"], "reads at most 3"),
+        (["--data.path", "varied.txt", "--model.lm", "./short"], "reads at most 3"),
         (["--trainer.devices", "2"], "a run takes one device"),
         (["--trainer.accelerator", "gpu"], "trainer: "),
         (["--trainer.precision", "bf16-true"], "Choose the precision of the frozen model with --model.dtype"),
@@ -243,6 +243,7 @@ def test_a_mistake_is_one_line_and_loses_nothing(
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "columns.csv").write_text("prompt,id\ndog,1\n")
     (tmp_path / "short.jsonl").write_text('{"text": "the dog"}\n' * 5 + '{"text": ""}\n')
+    (tmp_path / "varied.txt").write_text("the dog runs\nthe cat runs\nthe bird runs\n")
     (tmp_path / "texts.jsonl").write_text('{"text": "the dog runs"}\n' * 5)
     if "./short" in args:
         lm = ml.load_lm()
@@ -285,16 +286,15 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         train(["--help"])
     assert stop.value.code == 0
-    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    text = re.sub(r"\s+", " ", capsys.readouterr().out).partition("override it.")[2]  # behind the usage
     with pytest.raises(SystemExit):
         train(["--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
     for room in ("model", "data", "run"):
         for key in config[room]:
             if (room, key) not in (("data", "lm"), ("data", "revision")):  # taken from model.*
-                explained = re.search(rf"--{room}\.{key} \S.*?(?= --|$)", text)
-                assert explained, f"{room}.{key} is not in the help"
-                assert re.search(r" [A-Z].+\((type|default|required)", explained.group()), explained.group()
+                told = re.findall(rf"--{room}\.{key}\+? \S.*?(?= --|$)", text)
+                assert any(re.search(r" [A-Z].+\((type|default|required)", words) for words in told), f"{room}.{key}"
 
 
 def test_the_printed_config_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,15 @@ def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str, method: di
     lm.save_pretrained(tmp_path / "lm")
     ml.load_tokenizer().save_pretrained(tmp_path / "lm")
     data = {"positions": "all", "batch_size": 8}
-    learner = learn(tmp_path, data, str(tmp_path / "lm"), sizes=[2, 4, 12], ablation=ablation, steps=100, **method)
+    learner = learn(
+        tmp_path,
+        data,
+        str(tmp_path / "lm"),
+        sizes=[2, 4, 12],
+        ablation=ablation,
+        steps=200 if method is LAGRANGIAN else 100,
+        **method,
+    )
     mask = learner.discretize()
     kept = {name for name, keep in zip(mask.graph.names, mask.select(s=4), strict=True) if keep}
     assert kept == planted

@@ -54,6 +54,7 @@ def _quieten() -> None:
         ".*LeafSpec.*",
         ".*Checkpoint directory.*exists.*",
         ".*in eval mode.*",
+        ".*dirpath has changed.*",
     ):
         warnings.filterwarnings("ignore", message)
     transformers_logging.set_verbosity_error()

@@ -138,7 +138,7 @@ UNTOUCHED = {
 def _require_sound(trainer: Any) -> None:
     """Refuse trainer flags under which a run would not be what it says."""
     for flag, instead in UNTOUCHED.items():
-        if trainer[flag] not in (None, 1, False, "32", 32, "32-true"):
+        if trainer[flag] is True or trainer[flag] not in (None, 1, False, "32", 32, "32-true"):
             raise UserError(f"trainer.{flag} is {trainer[flag]}, but masklearn settles it itself. {instead}")
     if trainer.devices not in (1, "1", [0]) or trainer.num_nodes != 1:
         raise UserError(f"trainer.devices is {trainer.devices}; a run takes one device. Start a run per device instead")
