@@ -34,8 +34,8 @@ class MaskLearner(LightningModule):
         dtype: Precision of the frozen weights; gates and divergences are always float32.
         sizes: Nodes to keep: counts, or fractions of all nodes below 1; one mask each, learned side by side.
         ablation: What a closed node emits: zero, or its mean over the training split.
-        family: nested (one score vector serves every size, so smaller subgraphs lie inside larger ones), or independent
-            (every size has gates of its own).
+        family: Gates in common or apart: nested (one score vector serves every size, so smaller subgraphs lie inside
+            larger ones), or independent (every size has gates of its own).
         budget: How the expected size is driven to the one asked for: projected (all gates of a mask are shifted alike,
             so that it holds at every step), or lagrangian (a penalty with a multiplier; independent sizes only).
         steps: Optimiser steps.
