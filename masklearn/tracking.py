@@ -96,6 +96,7 @@ def log_results(
         {
             "results": wandb.Table(columns=list(flat[0]), data=[list(row.values()) for row in flat]),
             "nodes": _node_table(mask),
+            **{f"masks/s={s}": _picture(mask, i) for i, s in enumerate(mask.sizes.tolist())},
             **{f"figures/{path.stem}": wandb.Image(str(path)) for path in figures},
         }
     )
@@ -122,6 +123,23 @@ def _node_table(mask: Mask) -> wandb.Table:
     nodes = zip(mask.graph.nodes, mask.mask[0].T.tolist(), strict=True)
     data: list[Any] = [[node.name, node.layer, node.head, *kept] for node, kept in nodes]
     return wandb.Table(columns=["node", "layer", "head", *(f"s={s}" for s in sizes)], data=data)
+
+
+def _picture(mask: Mask, size: int) -> wandb.Html:
+    """Layers upwards, heads and then the MLP to the right; by hand, since figures need an extra and this does not."""
+    kept = mask.graph.by_layer(mask.mask[0, size]).tolist()
+    cells = "".join(
+        f'<rect x="{14 * column}" y="{14 * (len(kept) - 1 - layer)}" width="12" height="12" '
+        f'fill="{"#0072b2" if is_open else "#ddd"}"><title>{node.name}</title></rect>'
+        for (layer, column, is_open), node in zip(
+            ((layer, column, cell) for layer, row in enumerate(kept) for column, cell in enumerate(row)),
+            mask.graph.nodes,
+            strict=True,
+        )
+    )
+    return wandb.Html(
+        f'<svg viewBox="0 0 {14 * len(kept[0])} {14 * len(kept)}" width="100%">{cells}</svg>', inject=False
+    )
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:

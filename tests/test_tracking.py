@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,11 @@ def test_the_nodes_of_every_mask_are_there_as_table_and_picture(tracked: Offline
     mask = ml.Mask.load(run.folder / "mask.safetensors")
     assert [row[0] for row in table["data"]] == list(mask.graph.names)
     assert torch.equal(torch.tensor([row[3:] for row in table["data"]]).T, mask.mask[0])
+    for size, kept in zip(SIZES, mask.mask[0], strict=True):
+        (path,) = tracked.column(f"masks/s={size}/path")
+        cells = re.findall(r'fill="(.*?)"><title>(.*?)<', (tracked.files / path).read_text())
+        open_nodes = {name for colour, name in cells if colour == "#0072b2"}
+        assert open_nodes == {name for name, keep in zip(mask.graph.names, kept, strict=True) if keep}
     for name in ("figures/masks", "figures/curve"):
         (picture,) = tracked.column(f"{name}/path")
         assert (tracked.files / picture).read_bytes().startswith(b"\x89PNG")

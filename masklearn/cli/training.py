@@ -242,7 +242,7 @@ def _write_results(
 
 def _draw(folder: Path, mask: Mask, rows: list[evaluation.Row]) -> list[Path]:
     if find_spec("matplotlib") is None:
-        print("No figures drawn: they need matplotlib. Get it with: pip install 'masklearn[report]'")
+        print("No figures drawn: they need matplotlib. Get it with: pip install -c constraints.txt -e '.[report]'")
         return []
     from masklearn import report  # matplotlib takes a second to import
 
