@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -10,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from masklearn.ablation import Ablation, AblationName
@@ -34,7 +35,10 @@ class ModelId:
 
 @dataclass(frozen=True)
 class Mask:
-    """All masks of a run (groups x sizes x nodes) and their provenance."""
+    """All masks of a run (groups x sizes x nodes) and their provenance.
+
+    A loaded bank lies in its file: only what is asked for is read into memory, and checked as it is read.
+    """
 
     mask: Tensor
     """Boolean, shape (groups, sizes, nodes); a mask of size s has exactly s ones."""
@@ -65,15 +69,60 @@ class Mask:
         for name, value in self.ablation.values().items():
             if len(value) != self.graph.n_layers:
                 raise ValueError(f"{name} has values for {len(value)} layers, expected {self.graph.n_layers}")
-        if not torch.equal(self.mask.sum(-1), self.sizes.expand(expected[:2])):
-            raise ValueError("a mask does not have as many nodes as its size says")
 
-    def select(self, s: int | float, group: str | None = None) -> Tensor:
+    def __getitem__(self, group: str | int) -> "Mask":
+        """The masks of one group, by its name or its place.
+
+        Raises:
+            UserError: If the bank has no such group, or if its masks are damaged.
+        """
+        names = self.groups
+        try:
+            place = names.index(group) if isinstance(group, str) else range(len(names))[group]
+        except (ValueError, IndexError) as error:
+            raise UserError(f"this bank has no group {group!r}; it has {self._some_groups()}") from error
+        one = slice(place, place + 1)
+        found = replace(self, mask=self.mask[one].clone(), scores=self.scores[one].clone(), groups=(names[place],))
+        found.check()
+        return found
+
+    def of(self, groups: Sequence[str]) -> "Mask":
+        """The masks of some groups, in this order.
+
+        Raises:
+            UserError: If the bank has none for one of them.
+        """
+        if tuple(groups) == self.groups:
+            return self
+        place = {name: i for i, name in enumerate(self.groups)}
+        missing = [name for name in groups if name not in place]
+        if missing:
+            raise UserError(f"this bank has no masks for group {missing[0]!r}; it has {self._some_groups()}")
+        at = [place[name] for name in groups]
+        return replace(self, mask=self.mask[at], scores=self.scores[at], groups=tuple(groups))
+
+    def _some_groups(self) -> str:
+        return ", ".join(self.groups[:10]) + (f" and {len(self.groups) - 10} more" if len(self.groups) > 10 else "")
+
+    def share(self) -> Tensor:
+        """Share of the groups that keep each node, shape (sizes, nodes); of one group, its masks as numbers."""
+        return self.mask.float().mean(0)
+
+    def check(self) -> None:
+        """Read every mask and refuse a damaged one.
+
+        Raises:
+            UserError: If one has not as many nodes as its size says.
+        """
+        if not torch.equal(self.mask.sum(-1), self.sizes.expand(self.mask.shape[:2])):
+            raise UserError("the bank is damaged: a mask does not have as many nodes as its size says")
+
+    def select(self, s: int | float, group: str | int | None = None) -> Tensor:
         """One mask, boolean of shape (nodes,).
 
         Args:
             s: Its size: a count, or a fraction of all nodes.
-            group: Its group; may be left out where there is but one.
+            group: Its group, by name or place; may be left out where there is but one.
 
         Raises:
             UserError: If the bank has no such size or group.
@@ -84,9 +133,7 @@ class Mask:
             raise UserError(f"this bank has no mask of {count} nodes; it has {', '.join(map(str, sizes))}")
         if group is None and len(self.groups) > 1:
             raise UserError(f"this bank has {len(self.groups)} groups; name one, for example {self.groups[0]!r}")
-        if group is not None and group not in self.groups:
-            raise UserError(f"this bank has no group {group!r}; it has {', '.join(self.groups[:10])}")
-        return self.mask[self.groups.index(group) if group else 0, sizes.index(count)]
+        return self[0 if group is None else group].mask[0, sizes.index(count)]
 
     def require(self, model: ModelId) -> None:
         """Refuse a model on which the masks were not learned.
@@ -106,6 +153,7 @@ class Mask:
         Raises:
             UserError: If it cannot be written; what was there before is untouched.
         """
+        self.check()
         tensors = {"mask": self.mask, "scores": self.scores, "sizes": self.sizes, **self.ablation.values()}
         metadata = {
             "format": FORMAT,
@@ -123,7 +171,7 @@ class Mask:
 
     @classmethod
     def load(cls, path: str | Path) -> "Mask":
-        """Read a mask file.
+        """Open a mask file. Masks are read when they are asked for.
 
         Raises:
             UserError: If it is absent, damaged, no mask file, or of a newer format.
@@ -152,6 +200,48 @@ class Mask:
             raise UserError(f"{path} is no mask file: it has no {error.args[0]!r}") from error
         except (OSError, SafetensorError, UserError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"cannot read the mask file {path}: {one_line(error)}") from error
+
+
+class Shards:
+    """Masks of the blocks that are done, each in a file of its own, so that a kill loses no more than one block.
+
+    Args:
+        folder: Where the files go; None keeps them in memory.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.held: dict[int, dict[str, Tensor]] = {}
+
+    def _file(self, block: int) -> Path | None:
+        return self.folder / f"block-{block:06d}.safetensors" if self.folder else None
+
+    def __contains__(self, block: int) -> bool:
+        file = self._file(block)
+        return file.is_file() if file else block in self.held
+
+    def put(self, block: int, groups: Sequence[int], mask: Tensor, scores: Tensor) -> None:
+        """Keep the masks (groups, sizes, nodes) and scores (groups, sizes or 1, nodes) of some groups of the run."""
+        tensors = {"groups": torch.tensor(list(groups)), "mask": mask.cpu(), "scores": scores.cpu()}
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        file = self._file(block)
+        if file:
+            write_whole(file, save(tensors))
+        else:
+            self.held[block] = tensors
+
+    def gather(self, n_blocks: int) -> tuple[Tensor, Tensor]:
+        """Masks and scores of all groups, in their order.
+
+        Raises:
+            UserError: If a block's file is gone or damaged.
+        """
+        try:
+            blocks = [load_file(self._file(i) or "") if self.folder else self.held[i] for i in range(n_blocks)]
+            order = torch.cat([block["groups"] for block in blocks]).argsort()
+            return tuple(torch.cat([block[name] for block in blocks])[order] for name in ("mask", "scores"))  # pyright: ignore[reportReturnType]
+        except (OSError, KeyError, SafetensorError) as error:
+            raise UserError(f"a finished block in {self.folder} cannot be read: {one_line(error)}") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -9,13 +9,22 @@ from torch import Tensor, nn
 
 from masklearn.errors import UserError
 
+LOG = "log:"
 
-def resolve_sizes(sizes: Sequence[int | float], n_nodes: int) -> list[int]:
-    """Sizes as node counts, ascending: ints are counts, fractions below 1 are shares of the nodes, rounded.
+
+def resolve_sizes(sizes: Sequence[int | float] | str, n_nodes: int) -> list[int]:
+    """Sizes as node counts, ascending.
+
+    Args:
+        sizes: Counts, or fractions below 1 (shares of the nodes, rounded); or `log:12` for 12 sizes from 1 to all nodes
+            but one, log-spaced as nearly as whole numbers can be.
+        n_nodes: Nodes to choose from.
 
     Raises:
         UserError: If there are none, if one is out of range, or if two are the same.
     """
+    if isinstance(sizes, str):
+        return _log_spaced(sizes, n_nodes)
     if not sizes:
         raise UserError(f'model.sizes is empty. Choose from 1 to {n_nodes}, for example --model.sizes "[8, 0.5]"')
     counts: dict[int, int | float] = {}
@@ -39,6 +48,25 @@ def resolve_sizes(sizes: Sequence[int | float], n_nodes: int) -> list[int]:
             )
         counts[count] = size
     return sorted(counts)
+
+
+def _log_spaced(asked: str, n_nodes: int) -> list[int]:
+    number = asked.removeprefix(LOG)
+    if not asked.startswith(LOG) or not number.isdecimal() or not int(number):
+        raise UserError(
+            f'model.sizes is {asked!r}; give numbers, for example "[8, 0.5]", or log:12 for 12 log-spaced sizes'
+        )
+    n = int(number)
+    if n >= n_nodes:
+        raise UserError(
+            f"model.sizes asks for {n} log-spaced sizes, but the model has {n_nodes} nodes. "
+            f"Choose up to {n_nodes - 1}, for example {LOG}{max(1, min(12, n_nodes - 1))}"
+        )
+    counts: list[int] = []
+    for i in range(n):
+        ideal = round((n_nodes - 1) ** (i / max(1, n - 1)))
+        counts.append(min(max([ideal, *(c + 1 for c in counts[-1:])]), n_nodes - n + i))  # distinct, and none left over
+    return counts
 
 
 @dataclass(frozen=True)
@@ -103,6 +131,10 @@ class Budget(nn.Module):
         """What follows each step of the gates, in place."""
         raise NotImplementedError
 
+    def reset(self) -> None:
+        """Forget what was learned of the masks so far."""
+        raise NotImplementedError
+
 
 class Projected(Budget):
     """All log-odds of a mask are shifted alike, so that the expected number of open gates *is* the target at any step.
@@ -124,6 +156,9 @@ class Projected(Budget):
 
     def after_step(self, log_odds: Tensor, error: Tensor, stiffness: float, bound: float) -> None:
         """Nothing: the next shift sees to it."""
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
 
 
 def _shift(log_odds: Tensor, target: Tensor) -> Tensor:
@@ -165,3 +200,6 @@ class Lagrangian(Budget):
         """The multipliers climb, and no gate gets too certain to follow."""
         self.multiplier += self.CLIMB * stiffness * self.rho * error
         log_odds.clamp_(-bound, bound)
+
+    def reset(self) -> None:
+        self.multiplier.zero_()

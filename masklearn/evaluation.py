@@ -23,60 +23,82 @@ Row = dict[str, Any]
 
 
 @torch.no_grad()
-def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> list[Row]:
+def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> tuple[list[Row], Tensor]:
     """Metrics of discrete subgraphs on some text.
 
     Args:
         masked_lm: The model, with the ablation to evaluate under.
-        masks: One subgraph each, boolean, shape (K, nodes).
+        masks: Boolean, shape (K, groups, nodes): K subgraphs for the texts of every group; of one group, for all texts.
         batches: The text.
 
     Returns:
-        One row of metrics per mask; their meaning is `SubgraphMetrics`'s. None stands for what is not defined: a
-        cross-entropy where no text goes on after a scored position.
+        One row of metrics for each k, over all texts alike; their meaning is `SubgraphMetrics`'s. None stands for what
+        is not defined: a cross-entropy where no text goes on after a scored position. And the KL and the TV distance
+        of every group on its own, shape (2, K, groups).
     """
     meters: list[SubgraphMetrics] = []
+    masks = masks.to(masked_lm.device)
     for batch in (batch.to(masked_lm.device) for batch in batches):
         full = masked_lm.full(batch.input_ids, batch.scored)
         labels = torch.where(batch.real, batch.input_ids, -1).roll(-1, 1)
         labels[:, -1] = -1
-        for i, part in enumerate(masks.split(AT_ONCE)):
+        slot = batch.group if masks.shape[1] > 1 else torch.zeros_like(batch.group)
+        whose = slot.repeat_interleave(batch.scored.sum(1))
+        for i, begin in enumerate(range(0, len(masks), AT_ONCE)):
+            part = slice(begin, begin + AT_ONCE)
+            masked = masked_lm(batch.input_ids, batch.scored, masks[part, slot].float())
             if i == len(meters):
-                meters.append(SubgraphMetrics(len(part)).to(masks.device))
-            gates = part.float()[:, None].expand(-1, len(batch.input_ids), -1)
-            masked = masked_lm(batch.input_ids, batch.scored, gates)
-            for piece in chunks(full, len(part), masked_lm.head):
+                meters.append(SubgraphMetrics(len(masked), masks.shape[1]).to(masks.device))
+            for piece in chunks(full, len(masked), masked_lm.head):
                 meters[i].update(
                     log_probabilities(full[piece], masked_lm.head),
                     log_probabilities(masked[:, piece], masked_lm.head),
                     labels[batch.scored][piece],
+                    whose[piece],
                 )
     columns: dict[str, list[float | None]] = {}
+    by_group: dict[str, list[Tensor]] = {"kl_by_group": [], "tv_by_group": []}
     for meter in meters:
-        for name, values in meter.compute().items():
+        found = meter.compute()
+        for name, parts in by_group.items():
+            parts.append(found.pop(name))
+        for name, values in found.items():
             known = (None if math.isnan(value) else value for value in values.reshape(-1).tolist())
             columns.setdefault(name, []).extend(known)
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return rows, torch.stack([torch.cat(parts) for parts in by_group.values()])
 
 
-def evaluate(masked_lm: MaskedLM, mask: Mask, batches: Iterable[Batch]) -> list[Row]:
-    """The table of a bank: for every size its metrics, its nodes, and random subgraphs of that size as a control."""
+def evaluate(masked_lm: MaskedLM, mask: Mask, batches: Iterable[Batch]) -> tuple[list[Row], Tensor]:
+    """The table of a bank: for every size its metrics, its nodes, and random subgraphs of that size as a control.
+
+    Returns:
+        One row for each size, over the texts of all groups, each under its own masks; and the KL and TV of every
+        group, shape (2, sizes, groups).
+    """
+    mask.check()
+    measured, own = measure(masked_lm, mask.mask.transpose(0, 1), batches)
     random = random_masks(N_RANDOM, mask.sizes, mask.graph.n_nodes)
-    stacked = torch.cat([mask.mask[:1], random]).flatten(0, 1).to(masked_lm.device)
-    measured = measure(masked_lm, stacked, batches)
-    n_sizes = len(mask.sizes)
-    heads, mlps = mask.graph.count(mask.mask[0])
-    return [
+    controls, _ = measure(masked_lm, random.flatten(0, 1)[:, None], batches)
+    heads, mlps = (count.float().mean(0) for count in mask.graph.count(mask.mask))
+    rows = [
         {
             "s": s,
             "fraction": s / mask.graph.n_nodes,
             **measured[i],
-            "heads": int(heads[i]),
-            "mlps": int(mlps[i]),
-            "controls": {"random": _spread(measured[n_sizes + i :: n_sizes])},
+            "heads": _number(heads[i]),
+            "mlps": _number(mlps[i]),
+            "controls": {"random": _spread(controls[i :: len(mask.sizes)])},
         }
         for i, s in enumerate(mask.sizes.tolist())
     ]
+    return rows, own
+
+
+def _number(mean: Tensor) -> int | float:
+    """A mean over groups; of a single group, a count."""
+    value = float(mean)
+    return int(value) if value.is_integer() else value
 
 
 def _shown(value: float | None) -> str:
@@ -92,14 +114,18 @@ def _spread(rows: list[Row]) -> dict[str, float]:
     return {"n": len(rows), **spread}
 
 
-def describe(mask: Mask, rows: list[Row]) -> dict[str, Any]:
-    """What `metrics.json` says of a bank."""
+def describe(mask: Mask, rows: list[Row], own: Tensor) -> dict[str, Any]:
+    """What `metrics.json` says of a bank: `evaluate`'s rows, and where there are groups, the KL and TV of each."""
     graph = mask.graph
-    return {
+    described = {
         "model": vars(mask.model) | {"n_nodes": graph.n_nodes, "n_layers": graph.n_layers, "n_heads": graph.n_heads},
         "data": mask.config.get("data", {}),
         "sizes": rows,
     }
+    if len(mask.groups) > 1:
+        by_group = own.permute(2, 0, 1).tolist()
+        described["groups"] = {name: {"kl": kl, "tv": tv} for name, (kl, tv) in zip(mask.groups, by_group, strict=True)}
+    return described
 
 
 def table(rows: list[Row]) -> str:
@@ -107,8 +133,8 @@ def table(rows: list[Row]) -> str:
     columns = {
         "s": lambda r: f"{r['s']}",
         "of all": lambda r: f"{r['fraction']:.0%}",
-        "heads": lambda r: f"{r['heads']}",
-        "mlps": lambda r: f"{r['mlps']}",
+        "heads": lambda r: f"{r['heads']:.3g}",
+        "mlps": lambda r: f"{r['mlps']:.3g}",
         "KL": lambda r: f"{r['kl']:.3f}",
         "random KL": lambda r: "{kl_mean:.2f} ± {kl_std:.2f}".format(**r["controls"]["random"]),
         "TV": lambda r: f"{r['tv']:.3f}",

@@ -49,11 +49,16 @@ def top(scores: Tensor, sizes: Tensor) -> Tensor:
 
 
 class GateBank(nn.Module):
-    """The log-odds of all gates of a run: groups x sizes x nodes, or x 1 x nodes where one vector serves every size."""
+    """Log-odds of gates: groups x sizes x nodes, or groups x 1 x nodes where one vector serves every size."""
 
     def __init__(self, n_groups: int, n_sizes: int, n_nodes: int) -> None:
         super().__init__()
         self.log_odds = nn.Parameter(torch.full((n_groups, n_sizes, n_nodes), START))
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """All gates as they were at first."""
+        self.log_odds.fill_(START)
 
     @torch.no_grad()
     def discretize(self, sizes: Tensor) -> Tensor:

@@ -10,35 +10,51 @@ from torch import Tensor
 
 from masklearn.ablation import Ablation, AblationName
 from masklearn.adapter import EMBEDDED, DTypeName, load_lm
-from masklearn.artifact import Mask, ModelId
+from masklearn.artifact import Mask, ModelId, Shards
 from masklearn.budget import Lagrangian, Projected, Schedule, resolve_sizes
-from masklearn.data import Batch, MaskData
+from masklearn.data import Batch, MaskData, Plan
 from masklearn.errors import NonFiniteLoss, UserError
 from masklearn.gates import GateBank, open_probability, sample
 from masklearn.graph import NodeGraph
 from masklearn.masked_lm import MaskedLM
+from masklearn.memory import rows_that_fit
 from masklearn.objective import chunked_kl
+from masklearn.rows import assign, mean_by_mask
+from masklearn.search import Judge, polish
 
 FLOOR = 0.003
 """Nats added to a KL before its logarithm is taken, so that a mask that is good enough stops pulling."""
 CACHE_BYTES = 2**30
-"""Full targets are kept for the whole run if they take no more than this."""
+"""Full targets are kept for a whole block if they take no more than this."""
+TEXTS_AT_ONCE = 64
+"""Texts whose groups are learned together, where nothing else is asked for."""
+SHARED_STEPS, OWN_STEPS = (300, 4), (60, 2)
+"""Steps and draws where texts share masks, and where every text has its own and polish does more than steps do."""
 
 
 class MaskLearner(LightningModule):
-    """Learns one mask for every size: which nodes to keep so that the model's predictions stay what they are.
+    """Learns one mask for every group and size: which nodes to keep so that the model's predictions stay what they are.
 
     Args:
         lm: Model: a folder, a hub id, or embedded.
         revision: Branch, tag or commit of the model on the hub.
         dtype: Precision of the frozen weights; gates and divergences are always float32.
-        sizes: Nodes to keep: counts, or fractions of all nodes below 1; one mask each, learned side by side.
+        sizes: Nodes to keep: counts, or fractions of all nodes below 1; or log:12 for 12 log-spaced sizes. One mask
+            each, learned side by side.
+        scope: What shares its masks: dataset (all texts), input (each text has its own), or column:NAME (the texts that
+            hold the same value in a column).
+        max_groups: Groups that a column may make; needed above 64, or where every text has a value of its own.
         ablation: What a closed node emits: zero, or its mean over the training split.
         family: Gates in common or apart: nested (one score vector serves every size, so smaller subgraphs lie inside
             larger ones), or independent (every size has gates of its own).
         budget: How the expected size is driven to the one asked for: projected (all gates of a mask are shifted alike,
             so that it holds at every step), or lagrangian (a penalty with a multiplier; independent sizes only).
-        steps: Optimiser steps.
+        steps: Optimiser steps of every block of groups; by default 300, and 60 with scope input.
+        draws: Gate vectors drawn for each text and step, spread over the sizes; by default 4, and 2 with scope input.
+        restarts: Times to learn every mask, side by side from different noise; the best on the validation split stays.
+        block: Groups learned together; by default as many as make 64 texts a step, fewer if memory asks for it.
+        polish: Rounds of swaps after the masks are cut, at most, accepted on the validation split (with scope input: on
+            the text itself); each size on its own, so nested masks may cease to be nested. 0 for none.
         lr: Learning rate: by how much, at most, a gate's log-odds of being open move in a step.
         temperature: Softness of the gates at the first and at the last step (dimensionless).
         seed: Seed of the gates' noise.
@@ -49,21 +65,31 @@ class MaskLearner(LightningModule):
         lm: str = EMBEDDED,
         revision: str | None = None,
         dtype: DTypeName = "float32",
-        sizes: Sequence[int | float] = (0.1, 0.2, 0.35, 0.5, 0.75),
+        sizes: Sequence[int | float] | str = (0.1, 0.2, 0.35, 0.5, 0.75),
+        scope: str = "dataset",
+        max_groups: int | None = None,
         ablation: AblationName = "zero",
         family: Literal["nested", "independent"] = "nested",
         budget: Literal["projected", "lagrangian"] = "projected",
-        steps: int = 300,
+        steps: int | None = None,
+        draws: int | None = None,
+        restarts: int = 1,
+        block: int | None = None,
+        polish: int = 4,
         lr: float = 0.3,
         temperature: tuple[float, float] = (1.0, 0.5),
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for flag, value in {"steps": steps, "lr": lr, "temperature": min(temperature)}.items():
+        counts = {"steps": steps, "draws": draws, "restarts": restarts, "block": block}
+        for flag, value in counts.items():
+            if value is not None and value < 1:
+                raise UserError(f"model.{flag} is {value}; it must be at least 1")
+        for flag, value in {"lr": lr, "temperature": min(temperature)}.items():
             if not 0 < value < math.inf:
-                raise UserError(
-                    f"model.{flag} is {value}; it must be {'at least 1' if flag == 'steps' else 'positive'}"
-                )
+                raise UserError(f"model.{flag} is {value}; it must be positive")
+        if polish < 0:
+            raise UserError(f"model.polish is {polish}; it must be 0 or more")
         if budget == "lagrangian" and family == "nested":
             raise UserError(
                 "model.budget lagrangian gives every size gates of its own. Add --model.family independent, "
@@ -72,31 +98,71 @@ class MaskLearner(LightningModule):
         self.save_hyperparameters()
         self.lm, self.revision, self.lr, self.seed = lm, revision, lr, seed
         self.dtype_name: DTypeName = dtype
-        self.asked_sizes = list(sizes)
+        self.asked_sizes = sizes
+        self.scope, self.max_groups = scope, max_groups
         self.ablation_name: AblationName = ablation
         self.family, self.budget_name = family, budget
-        self.schedule = Schedule(steps, temperature)
+        default_steps, default_draws = OWN_STEPS if scope == "input" else SHARED_STEPS
+        self.draws, self.restarts = draws or default_draws, restarts
+        self.asked_block, self.polish_rounds = block, polish
+        self.schedule = Schedule(steps or default_steps, temperature)
         self.strict_loading = False  # checkpoints leave the language model out
-        self._targets: list[Tensor] = []
+        self.store = Shards()
+        """Where the masks of finished blocks go: into memory, unless it is given a folder."""
+        self._targets: dict[int, Tensor] = {}
+        self._block_at_hand: int | None = None
 
     # --- what is learned on -------------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Load the model and lay out the bank; whatever can be wrong with either shows here.
+        """Load the model; whatever can be wrong with it or with the sizes shows here.
 
         Raises:
             UserError: If the model cannot be loaded or gated, or a size does not fit it.
         """
         self.masked_lm = MaskedLM(load_lm(self.lm, self.revision, self.dtype_name))
         self.sizes = resolve_sizes(self.asked_sizes, self.graph.n_nodes)
-        n_sizes, n_nodes = len(self.sizes), self.graph.n_nodes
-        self.bank = GateBank(1, 1 if self.family == "nested" else n_sizes, n_nodes)
-        self.budget = Projected() if self.budget_name == "projected" else Lagrangian(1, n_sizes, n_nodes)
 
     def setup(self, stage: str) -> None:
-        if not hasattr(self, "bank"):
+        if not hasattr(self, "masked_lm"):
             self.load()
-        self._data.require_context(self.masked_lm.context)
+        if not hasattr(self, "bank"):
+            self.lay_out(self._data)
+
+    def lay_out(self, data: MaskData, block: int | None = None) -> str:
+        """Plan which groups are learned together, and make room for the gates of one block.
+
+        Args:
+            data: The texts, set up.
+            block: Groups learned together; by default what was asked for, or fewer if no more fit.
+
+        Returns:
+            What there is to say about it, if anything.
+
+        Raises:
+            UserError: If the texts do not fit the model or the scope.
+        """
+        if data.scope != self.scope:
+            raise UserError(f"the learner's scope is {self.scope}, but the data's is {data.scope}. Give both the same")
+        data.require_context(self.masked_lm.context)
+        remark = ""
+        if block is None:
+            texts = data.texts_per_step()
+            wanted = min(self.asked_block or max(1, TEXTS_AT_ONCE // texts), len(data.groups.names))
+            fit = rows_that_fit(self.masked_lm, data.longest) // (texts * self.draws * self.restarts)
+            block = max(1, min(wanted, fit))
+            if not fit:
+                remark = (
+                    f"Memory may be short: a step of {texts} texts needs more than is free. Lower --data.batch_size"
+                )
+            elif block < wanted:
+                remark = f"Memory holds {block} groups at a time, not {wanted}: they are learned {block} at a time"
+        data.plan = data.planned(block, self.schedule.steps)
+        self.block = max(map(len, data.plan.blocks))
+        n_banks, n_sizes, n_nodes = self.block * self.restarts, len(self.sizes), self.graph.n_nodes
+        self.bank = GateBank(n_banks, 1 if self.family == "nested" else n_sizes, n_nodes)
+        self.budget = Projected() if self.budget_name == "projected" else Lagrangian(n_banks, n_sizes, n_nodes)
+        return remark
 
     @property
     def _data(self) -> MaskData:
@@ -104,6 +170,12 @@ class MaskLearner(LightningModule):
         if not isinstance(data, MaskData):
             raise UserError("a MaskLearner learns on a MaskData: trainer.fit(learner, datamodule=MaskData(...))")
         return data
+
+    @property
+    def plan(self) -> Plan:
+        plan = self._data.plan
+        assert plan is not None, "lay_out comes first"
+        return plan
 
     @property
     def graph(self) -> NodeGraph:
@@ -118,18 +190,10 @@ class MaskLearner(LightningModule):
         return ModelId(self.lm, self.revision, self.masked_lm.layout.fingerprint)
 
     def on_fit_start(self) -> None:
-        """Run the full model over the training split: once for the ablation's values, once to keep what it says."""
+        """Run the full model over the training split for the ablation's values."""
         if self.ablation_name == "mean":
             batches = (batch.to(self.device) for batch in self._data.loader("train"))
             self.masked_lm.ablation = self.masked_lm.mean_ablation((b.input_ids, b.real) for b in batches)
-        kept = 0
-        for batch in self._data.loader("train"):
-            full = self._full(batch.to(self.device))
-            kept += full.nbytes
-            if kept > CACHE_BYTES:
-                self._targets = []
-                return
-            self._targets += full.split(batch.scored.sum(1).tolist())
 
     def _full(self, batch: Batch) -> Tensor:
         return self.masked_lm.full(batch.input_ids, batch.scored)
@@ -138,15 +202,72 @@ class MaskLearner(LightningModule):
         """The full model's hidden states at the batch's scored positions, shape (positions, width)."""
         return torch.cat([self._targets[i] for i in batch.place.tolist()]) if self._targets else self._full(batch)
 
+    # --- block after block --------------------------------------------------------------------------------------------
+
+    @property
+    def block_step(self) -> int:
+        """How many steps the block at hand has had."""
+        return self.plan.at(self.global_step)[1]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        block, step = self.plan.at(self.global_step)
+        if block and not step:
+            self._finish(block - 1)
+            self._start_over()
+        if block != self._block_at_hand:
+            self._take_up(block)
+
+    def _take_up(self, block: int) -> None:
+        """Keep what the full model says of the block's texts, if it is not too much."""
+        self._block_at_hand = block
+        self._targets = {}
+        kept = 0
+        for batch in self._data.loader("train", self.plan.blocks[block]):
+            batch = batch.to(self.device)
+            full = self._full(batch)
+            kept += full.nbytes
+            if kept > CACHE_BYTES:
+                self._targets = {}
+                return
+            self._targets |= dict(zip(batch.place.tolist(), full.split(batch.scored.sum(1).tolist()), strict=True))
+
+    def _start_over(self) -> None:
+        """New gates in the place of finished ones; nothing is left of what the optimiser knew of those."""
+        self.bank.reset()
+        self.budget.reset()
+        for optimizer in self.trainer.optimizers:
+            optimizer.state.clear()
+
+    def _finish(self, block: int) -> None:
+        """Cut the block's masks, choose among restarts, polish, and store."""
+        groups = self.plan.blocks[block]
+        masks, scores = self.bank.discretize(self._sizes), self.bank.log_odds.detach().expand(-1, len(self.sizes), -1)
+        # (groups x restarts, sizes, nodes) to (restarts x sizes, groups, nodes), without the places a last block leaves
+        masks, scores = (
+            t.unflatten(0, (-1, self.restarts))[: len(groups)].permute(1, 2, 0, 3) for t in (masks, scores)
+        )
+        judge = Judge(self.masked_lm, self._data.loader("validation", groups), groups)
+        if self.restarts > 1:
+            kl = torch.stack([judge(some) for some in masks])  # (restarts, sizes, groups)
+            price = (kl + FLOOR).log()
+            best = (price.sum(1, keepdim=True).expand_as(price) if self.family == "nested" else price).argmin(0)
+            at = best[None, ..., None].expand(1, *masks.shape[1:])
+            masks, scores = masks.gather(0, at), scores.gather(0, at)
+        masks, scores = masks[0], scores[0]
+        if self.polish_rounds:
+            masks, _ = polish(judge, masks, scores, self.polish_rounds)
+        kept = slice(1) if self.family == "nested" else slice(None)
+        self.store.put(block, groups, masks.transpose(0, 1), scores[kept].transpose(0, 1))
+
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     @property
     def temperature(self) -> float:
-        return self.schedule.temperature_at(self.global_step)
+        return self.schedule.temperature_at(self.block_step)
 
     def wanted_sizes(self) -> Tensor:
         """How many gates every mask should expect to have open at this step, shape (sizes,)."""
-        return self.schedule.target_at(self.global_step, self._sizes, self.graph.n_nodes)
+        return self.schedule.target_at(self.block_step, self._sizes, self.graph.n_nodes)
 
     def log_odds(self) -> Tensor:
         """Log-odds of every mask's gates as its budget has them now, shape (groups, sizes, nodes)."""
@@ -157,24 +278,44 @@ class MaskLearner(LightningModule):
         """P(open) of every gate, shape (groups, sizes, nodes); sums over nodes are the expected sizes."""
         return open_probability(self.log_odds())
 
+    def expected_sizes(self) -> dict[int, float]:
+        """The expected number of open gates that every size has come to, mean over the groups at hand."""
+        return dict(zip(self.sizes, self.open_probabilities().sum(-1).mean(0).tolist(), strict=True))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         log_odds = self.log_odds()
-        rows = log_odds[0][:, None].expand(-1, len(batch.input_ids), -1)  # (sizes, inputs, nodes)
-        gates = sample(rows, self.temperature, self._noise(batch))
-        masked = self.masked_lm(batch.input_ids, batch.scored, gates)  # (sizes, positions, width)
-        kl = chunked_kl(self._target(batch), masked, self.masked_lm.head).mean(-1)  # (sizes,)
-        error = open_probability(log_odds).sum(-1) - self.wanted_sizes()  # (1, sizes)
-        price = self.budget(error, self.schedule.stiffness_at(self.global_step))
+        masks, noise = self._draw(batch)
+        gates = sample(log_odds.flatten(0, 1)[masks], self.temperature, noise)  # (rows, inputs, nodes)
+        masked = self.masked_lm(batch.input_ids, batch.scored, gates)  # (rows, positions, width)
+        kl = chunked_kl(self._target(batch), masked, self.masked_lm.head)  # (rows, positions)
+        whose = masks.repeat_interleave(batch.scored.sum(1), dim=1)
+        kl = mean_by_mask(kl, whose, log_odds[..., 0].numel()).view(log_odds.shape[:2])  # (groups, sizes)
+        drawn = ~kl.isnan()
+        error = open_probability(log_odds).sum(-1) - self.wanted_sizes()
+        price = self.budget(error, self.schedule.stiffness_at(self.block_step))
         # KLs of different sizes lie two orders of magnitude apart; the logarithm makes each pull by its relative change
-        loss = (kl + FLOOR).log().sum() + price.sum()
+        loss = (kl[drawn] + FLOOR).log().sum() + price[drawn].sum()
         self._require_finite("loss", loss)
         self._error = error.detach()
-        self._log_step(kl.detach(), self._error[0])
+        self._log_step(kl.detach(), self._error)
         return loss
+
+    def _draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Whose every row is, shape (rows, inputs), and its noise, shape (rows, inputs, nodes).
+
+        A function of seed and step alone, so that a resumed run draws what it would have drawn.
+        """
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.global_step) % 2**63)
+        place = {group: i for i, group in enumerate(self.plan.blocks[self.plan.at(self.global_step)[0]])}
+        slots = torch.tensor([place[group] for group in batch.group.tolist()])
+        slots = slots * self.restarts + torch.arange(self.restarts)[:, None]  # (restarts, inputs)
+        masks = assign(slots, len(self.sizes), self.draws, torch.rand(slots.shape, generator=generator)).flatten(0, 1)
+        noise = torch.rand((*masks.shape, self.graph.n_nodes), generator=generator)
+        return masks.to(self.device), noise.to(self.device)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The gates descend, and then the budget follows."""
-        step = self.global_step
+        step = self.block_step
         super().optimizer_step(*args, **kwargs)
         stiffness, bound = self.schedule.stiffness_at(step), self.schedule.bound_at(step, self.graph.n_nodes)
         self.budget.after_step(self.bank.log_odds.data, self._error, stiffness, bound)
@@ -195,21 +336,19 @@ class MaskLearner(LightningModule):
     def _sizes(self) -> Tensor:
         return torch.tensor(self.sizes, device=self.device)
 
-    def _noise(self, batch: Batch) -> Tensor:
-        """Uniform noise as a function of seed and step alone, so that a resumed run draws what it would have drawn."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
-        shape = (len(self.sizes), len(batch.input_ids), self.graph.n_nodes)
-        return torch.rand(shape, generator=generator).to(self.device)
-
     def _log_step(self, kl: Tensor, error: Tensor) -> None:
-        wanted = self.wanted_sizes()
-        bar = {"kl": kl.mean(), "open": (wanted + error).mean(), "wanted": wanted.mean(), "temp": self.temperature}
-        self.log_dict(bar, prog_bar=True, logger=False)
+        """Means over the groups at hand; sizes that were not drawn this time are left out."""
+        wanted, kl, error = self.wanted_sizes(), kl.nanmean(0), error.mean(0)
+        drawn = ~kl.isnan()
+        bar = {"kl": kl[drawn].mean(), "open": (wanted + error).mean(), "wanted": wanted.mean()}
+        self.log_dict(bar | {"temp": self.temperature}, prog_bar=True, logger=False)
         rows = {"kl": kl, "open": wanted + error, "budget_error": error}
         if isinstance(self.budget, Lagrangian):
-            rows["multiplier"] = self.budget.multiplier[0]
+            rows["multiplier"] = self.budget.multiplier.mean(0)
         for name, values in rows.items():
-            self.log_dict({f"train/{name}/s={s}": v for s, v in zip(self.sizes, values, strict=True)})
+            self.log_dict(
+                {f"train/{name}/s={s}": v for s, v, d in zip(self.sizes, values, drawn.tolist(), strict=True) if d}
+            )
         self.log_dict({"train/temperature": self.temperature, "train/lr": self.lr * self._rate(self.global_step)})
 
     @torch.no_grad()
@@ -230,24 +369,34 @@ class MaskLearner(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate(self, step: int) -> float:
-        return self.schedule.rate_at(step)
+        return self.schedule.rate_at(step % self.schedule.steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the frozen weights out."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith("masked_lm.")}
+        checkpoint["block"] = self.block
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run goes on with the blocks that it was begun with, whatever memory there is now."""
+        if checkpoint["block"] != self.block:
+            self.lay_out(self._data, checkpoint["block"])
 
     # --- what was learned ---------------------------------------------------------------------------------------------
 
     def discretize(self) -> Mask:
         """The masks learned: exactly `s` nodes each."""
-        sizes = torch.tensor(self.sizes)
+        last = len(self.plan.blocks) - 1
+        if last not in self.store:
+            self._finish(last)
+        mask, scores = self.store.gather(len(self.plan.blocks))
         return Mask(
-            mask=self.bank.discretize(sizes.to(self.device)).cpu(),
-            scores=self.bank.log_odds.detach().cpu(),
-            sizes=sizes,
+            mask=mask,
+            scores=scores,
+            sizes=torch.tensor(self.sizes),
             graph=self.graph,
             model=self.model_id,
+            groups=self._data.groups.names,
             ablation=self.ablation,
             positions=self._data.positions,
         )

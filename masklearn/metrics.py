@@ -64,34 +64,42 @@ class SubgraphMetrics(Metric):
 
     `compute` gives tensors of shape (K,): `kl`, `tv`, `js`, `top1` (share of positions with the same most probable
     token), `nucleus_median` (percent, see `recovered_nucleus`), `cross_entropy` of the subgraphs, and, the same for
-    all, `full_cross_entropy`. Cross-entropies are against the tokens that came, where one came.
+    all, `full_cross_entropy`. Cross-entropies are against the tokens that came, where one came. And of shape
+    (K, groups): `kl_by_group` and `tv_by_group`.
     """
 
     full_state_update = False
+    kl: Tensor
+    tv: Tensor
+    positions: Tensor
 
-    def __init__(self, n_masks: int, **kwargs: Any) -> None:
+    def __init__(self, n_masks: int, n_groups: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("kl", "tv", "js", "top1", "cross_entropy", "full_cross_entropy"):
+        for name in ("js", "top1", "cross_entropy", "full_cross_entropy"):
             self.add_state(name, torch.zeros(n_masks, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("kl", "tv"):
+            self.add_state(name, torch.zeros(n_masks, n_groups, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("nuclei", torch.zeros(n_masks, len(NUCLEI) + 1, dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("positions", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("positions", torch.zeros(n_groups, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("labelled", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, full: Tensor, masked: Tensor, labels: Tensor) -> None:
+    def update(self, full: Tensor, masked: Tensor, labels: Tensor, group: Tensor | None = None) -> None:
         """Take in some positions.
 
         Args:
             full: The full model's log-probabilities, shape (positions, vocabulary).
             masked: The subgraphs', shape (K, positions, vocabulary).
             labels: The token that came next, or -1 where the text ended. Shape (positions,).
+            group: Place of every position's group, shape (positions,); all are of the first by default.
         """
-        self.kl += kl_divergence(full, masked).double().sum(-1)
-        self.tv += tv_distance(full, masked).double().sum(-1)
+        group = torch.zeros_like(labels) if group is None else group
+        self.kl.index_add_(1, group, kl_divergence(full, masked).double())
+        self.tv.index_add_(1, group, tv_distance(full, masked).double())
         self.js += js_divergence(full, masked).double().sum(-1)
         self.top1 += (full.argmax(-1) == masked.argmax(-1)).double().sum(-1)
         levels = torch.tensor((0, *NUCLEI), device=masked.device)
         self.nuclei += (recovered_nucleus(full, masked)[..., None] == levels).sum(1)
-        self.positions += len(labels)
+        self.positions += torch.bincount(group, minlength=len(self.positions))
         known = labels >= 0
         self.labelled += known.sum()
         at = labels[known, None]
@@ -99,9 +107,12 @@ class SubgraphMetrics(Metric):
         self.cross_entropy -= masked[:, known].gather(-1, at.expand(len(masked), -1, -1)).double().sum((-2, -1))
 
     def compute(self) -> dict[str, Tensor]:
-        means = {name: getattr(self, name) / self.positions for name in ("kl", "tv", "js", "top1")}
+        positions = self.positions.sum()
+        means = {name: getattr(self, name).sum(-1) / positions for name in ("kl", "tv")}
+        means |= {name: getattr(self, name) / positions for name in ("js", "top1")}
         for name in ("cross_entropy", "full_cross_entropy"):
             means[name] = getattr(self, name) / self.labelled  # NaN where no position has a next token
         nuclei: Tensor = self.nuclei
-        median = (nuclei.cumsum(-1) * 2 >= self.positions).long().argmax(-1)
-        return means | {"nucleus_median": torch.tensor((0, *NUCLEI), device=median.device)[median]}
+        median = (nuclei.cumsum(-1) * 2 >= positions).long().argmax(-1)
+        means["nucleus_median"] = torch.tensor((0, *NUCLEI), device=median.device)[median]
+        return means | {f"{name}_by_group": getattr(self, name) / self.positions for name in ("kl", "tv")}

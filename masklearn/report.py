@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, FigureBase
 
 from masklearn.artifact import Mask
@@ -49,7 +49,7 @@ def _grid(mask: Mask) -> tuple[int, int]:
 
 
 def draw_masks(figure: FigureBase, mask: Mask) -> None:
-    """Which nodes the mask of every size keeps: layers upwards, heads and then the MLP to the right."""
+    """Which nodes the masks of every size keep, the darker the more groups do: layers upwards, heads, then the MLP."""
     sizes = mask.sizes.tolist()
     grid = figure.subplots(*_grid(mask), squeeze=False)
     for i, axes in enumerate(grid.flat):
@@ -64,8 +64,9 @@ def draw_masks(figure: FigureBase, mask: Mask) -> None:
 
 def _picture(axes: Axes, mask: Mask, size: int) -> None:
     graph = mask.graph
-    kept = graph.by_layer(mask.mask[0, size]).int().numpy()
-    axes.pcolormesh(kept, cmap=ListedColormap([CLOSED, LEARNED]), vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
+    kept = graph.by_layer(mask.share()[size]).numpy()
+    colours = LinearSegmentedColormap.from_list("share", [CLOSED, LEARNED])
+    axes.pcolormesh(kept, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
     axes.axvline(graph.n_heads, color="black", linewidth=0.8)
     heads, layers = (
         range(0, graph.n_heads, max(1, graph.n_heads // 4)),

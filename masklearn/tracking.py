@@ -79,7 +79,7 @@ class GateHistograms(Callback):
         assert isinstance(pl_module, MaskLearner)
         histograms = {
             f"gates/s={s}": wandb.Histogram(probability.tolist())
-            for s, probability in zip(pl_module.sizes, pl_module.open_probabilities()[0], strict=True)
+            for s, probability in zip(pl_module.sizes, pl_module.open_probabilities().mean(0), strict=True)
         }
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -118,20 +118,20 @@ def finish() -> None:
 
 
 def _node_table(mask: Mask) -> wandb.Table:
-    """Which nodes every mask keeps, a row per node."""
+    """The share of groups whose mask keeps a node, a row per node and a column per size; of one group, 1 or 0."""
     sizes = mask.sizes.tolist()
-    nodes = zip(mask.graph.nodes, mask.mask[0].T.tolist(), strict=True)
+    nodes = zip(mask.graph.nodes, mask.share().T.tolist(), strict=True)
     data: list[Any] = [[node.name, node.layer, node.head, *kept] for node, kept in nodes]
     return wandb.Table(columns=["node", "layer", "head", *(f"s={s}" for s in sizes)], data=data)
 
 
 def _picture(mask: Mask, size: int) -> wandb.Html:
     """Layers upwards, heads and then the MLP to the right; by hand, since figures need an extra and this does not."""
-    kept = mask.graph.by_layer(mask.mask[0, size]).tolist()
+    kept = mask.graph.by_layer(mask.share()[size]).tolist()
     cells = "".join(
         f'<rect x="{14 * column}" y="{14 * (len(kept) - 1 - layer)}" width="12" height="12" '
-        f'fill="{"#0072b2" if is_open else "#ddd"}"><title>{node.name}</title></rect>'
-        for (layer, column, is_open), node in zip(
+        f'fill="#0072b2" fill-opacity="{max(0.1, share):.2f}"><title>{node.name}</title></rect>'
+        for (layer, column, share), node in zip(
             ((layer, column, cell) for layer, row in enumerate(kept) for column, cell in enumerate(row)),
             mask.graph.nodes,
             strict=True,

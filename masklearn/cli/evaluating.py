@@ -19,6 +19,8 @@ from masklearn.errors import UserError
 from masklearn.masked_lm import MaskedLM
 
 SOURCES = ("path", "dataset", "task")
+LINKED = ("lm", "revision", "scope", "max_groups")
+"""Settings of the texts that come with the model's."""
 
 
 class EvaluateFlags:
@@ -54,7 +56,7 @@ def run_evaluation(args: list[str] | None) -> None:
         description="Evaluate masks on held-out text. data.* flags that are not given are those of the mask's run.",
     )
     parser.add_class_arguments(EvaluateFlags)
-    parser.add_class_arguments(MaskData, "data", skip={"lm", "revision"})
+    parser.add_class_arguments(MaskData, "data", skip=set(LINKED))
     given = list(sys.argv[1:] if args is None else args)
     appended = [re.sub(r"^--mask(?==|$)", "--mask+", arg) for arg in given]  # each --mask adds to the list
     with explained(parser):
@@ -67,9 +69,9 @@ def run_evaluation(args: list[str] | None) -> None:
         raise UserError(f"{file} is there already, and kept. Choose another --out")
     results = []
     for path in flags.mask:
-        mask, rows, words = _evaluate_one(path, flags, asked)
-        print(f"{path}: {words}\n\n{evaluation.table(rows)}\n")
-        results.append({"mask": path} | evaluation.describe(mask, rows) | {"text": words})
+        described, words = _evaluate_one(path, flags, asked)
+        print(f"{path}: {words}\n\n{evaluation.table(described['sizes'])}\n")
+        results.append({"mask": path} | described | {"text": words})
     if file:
         write_whole(file, json.dumps(results[0] if len(results) == 1 else results, indent=2).encode())
         print(f"Written: {file}")
@@ -83,18 +85,22 @@ def _other(own: dict[str, Any], asked: dict[str, Any]) -> bool:
     return any(asked.get(source, own.get(source)) != own.get(source) for source in SOURCES)
 
 
-def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tuple[Mask, list[evaluation.Row], str]:
+def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
     mask = Mask.load(path)
     lm_name, revision = flags.lm or mask.model.lm, None if flags.lm else mask.model.revision
-    own = {key: value for key, value in mask.config.get("data", {}).items() if key not in ("lm", "revision")}
+    own = {key: value for key, value in mask.config.get("data", {}).items() if key not in LINKED}
+    scope = mask.config.get("model", {}).get("scope", "dataset")
     part: Part
     if _other(own, asked):  # other texts take the place of the mask's own
+        if scope == "input":
+            raise UserError(f"{path} holds masks of single texts, and these are others. Leave out --data.*")
         own = {key: value for key, value in own.items() if key not in (*SOURCES, "subset", "split", "limit")}
         part = flags.part or "all"
     else:
         part = flags.part or "test"
     settings: dict[str, Any] = {"positions": mask.positions} | own | asked
-    data = MaskData(**settings, lm=lm_name, revision=revision)
+    # the groups are those of the bank, however many
+    data = MaskData(**settings, lm=lm_name, revision=revision, scope=scope, max_groups=len(mask.groups))
     dtype = flags.dtype or mask.config.get("model", {}).get("dtype", "float32")
     lm = load_lm(lm_name, revision, dtype, device="cuda" if torch.cuda.is_available() else "cpu")
     masked_lm = MaskedLM(lm, mask.ablation.to(lm.device))
@@ -102,5 +108,7 @@ def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tup
     data.prepare_data()
     data.setup()
     data.require_context(masked_lm.context)
-    rows = evaluation.evaluate(masked_lm, mask, data.loader(part))
-    return mask, rows, f"{part} texts of {data.source}, {len(data.parts[part])} in number"
+    mask = mask.of(data.groups.names)
+    rows, by_group = evaluation.evaluate(masked_lm, mask, data.loader(part))
+    words = f"{part} texts of {data.source}, {len(data.parts[part])} in number"
+    return evaluation.describe(mask, rows, by_group), words

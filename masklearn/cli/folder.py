@@ -10,7 +10,7 @@ from masklearn.artifact import write_whole
 from masklearn.errors import UserError
 
 CONFIG, MASK, RESULTS = "config.yaml", "mask.safetensors", "metrics.json"
-LAST = Path("checkpoints") / "last.ckpt"
+LAST, BLOCKS = Path("checkpoints") / "last.ckpt", Path("checkpoints") / "blocks"
 
 
 class RunFlags:

@@ -1,6 +1,7 @@
 """`python train.py`: flags and YAML to a trained, evaluated, tracked and exported bank."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,8 +16,8 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from masklearn import evaluation
-from masklearn.artifact import Mask, write_whole
-from masklearn.cli.folder import CONFIG, LAST, MASK, RESULTS, RunFlags, RunFolder
+from masklearn.artifact import Mask, Shards, write_whole
+from masklearn.cli.folder import BLOCKS, CONFIG, LAST, MASK, RESULTS, RunFlags, RunFolder
 from masklearn.cli.parsing import explained
 from masklearn.data import MaskData
 from masklearn.errors import NonFiniteLoss, UserError
@@ -32,11 +33,23 @@ VALIDATE_EVERY = 50
 
 
 class Progress(TQDMProgressBar):
-    """One line: KL, expected and wanted size (means over the sizes), temperature."""
+    """One line: steps and time left; groups done and their rate; KL, expected and wanted size (means), temperature."""
+
+    began: float | None = None
+    first = 0
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
+        metrics = {name: value for name, value in metrics.items() if name != "v_num"}
+        assert isinstance(pl_module, MaskLearner)
+        n_groups = sum(map(len, pl_module.plan.blocks))
+        if n_groups == 1:
+            return metrics
+        done = sum(map(len, pl_module.plan.blocks[: pl_module.plan.at(trainer.global_step)[0]]))
+        if self.began is None:
+            self.began, self.first = time.monotonic(), done
+        rate = (done - self.first) / (time.monotonic() - self.began + 1e-9)
+        return {"done": f"{done}/{n_groups}"} | ({"per_s": f"{rate:.2g}"} if done > self.first else {}) | metrics
 
     def init_validation_tqdm(self) -> Tqdm:
         """No second bar that comes and goes."""
@@ -66,7 +79,7 @@ class TrainCLI(LightningCLI):
             trainer_defaults={
                 "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
                 "devices": 1,
-                "max_epochs": 1,  # a run is one pass of model.steps batches
+                "max_epochs": 1,  # a run is one pass over the steps of all blocks
                 "log_every_n_steps": 1,
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
@@ -77,7 +90,8 @@ class TrainCLI(LightningCLI):
         parser.add_class_arguments(RunFlags, "run")
         parser.link_arguments("model.lm", "data.lm")
         parser.link_arguments("model.revision", "data.revision")
-        parser.link_arguments("model.steps", "trainer.max_steps")
+        parser.link_arguments("model.scope", "data.scope")
+        parser.link_arguments("model.max_groups", "data.max_groups")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with explained(parser):
@@ -107,8 +121,10 @@ class TrainCLI(LightningCLI):
         if self.tracked:
             config.trainer.logger = False  # made later, when there is something to track
         config.trainer.default_root_dir = str(self.folder.path)
-        if config.trainer.val_check_interval is None:
-            config.trainer.val_check_interval = max(1, min(VALIDATE_EVERY, config.model.steps))
+        if config.model.scope != "dataset":
+            config.trainer.limit_val_batches = 0  # there are as many blocks to watch as there are validation splits
+        elif config.trainer.val_check_interval is None:
+            config.trainer.val_check_interval = max(1, min(VALIDATE_EVERY, config.model.steps or VALIDATE_EVERY))
         checkpoint = ModelCheckpoint(
             str(self.folder / LAST.parent),
             filename=LAST.stem,
@@ -157,17 +173,20 @@ def run_training(args: list[str] | None) -> None:
     data.prepare_data()
     data.setup("fit")
     learner.load()
-    data.require_context(learner.masked_lm.context)
+    learner.masked_lm.to(trainer.strategy.root_device)
+    remark = learner.lay_out(data)
+    learner.store = Shards(folder / BLOCKS)
     if not cli.resume:
         folder.claim(cli.asked_yaml)
     logger = _start_tracking(cli)
-    print(_introduction(learner, data), flush=True)
+    print(_introduction(learner, data) + (f"\n{remark}" if remark else ""), flush=True)
     _fit(cli)
-    print(f"Evaluating on {len(data.parts['test'])} held-out texts", flush=True)
     mask = replace(learner.discretize(), config=cli.asked)
-    rows = evaluation.evaluate(learner.masked_lm.to(trainer.strategy.root_device), mask, data.test_dataloader())
-    expected = dict(zip(learner.sizes, learner.open_probabilities()[0].sum(-1).tolist(), strict=True))
-    _write_results(folder, mask, rows, expected, time.monotonic() - began, logger)
+    print(f"Evaluating on {len(data.parts['test'])} {_which(data)} texts", flush=True)
+    rows, own = evaluation.evaluate(learner.masked_lm.to(trainer.strategy.root_device), mask, data.test_dataloader())
+    described = evaluation.describe(mask, rows, own) | {"expected_sizes": learner.expected_sizes()}
+    _write_results(folder, mask, described | {"seconds": round(time.monotonic() - began, 1)}, logger)
+    print(f"\n{_which(data).capitalize()} texts, nats per scored token:\n\n{evaluation.table(rows)}")
 
 
 def _fit(cli: TrainCLI) -> None:
@@ -186,9 +205,9 @@ def _fit(cli: TrainCLI) -> None:
         kept = f". The last good state is kept in {folder / LAST}" if folder.last_checkpoint else ""
         raise NonFiniteLoss(f"{error}{kept}") from error
     trainer.save_checkpoint(folder / LAST)
-    if trainer.global_step < learner.schedule.steps:
+    if trainer.global_step < learner.plan.total:
         raise UserError(
-            f"stopped at step {trainer.global_step} of {learner.schedule.steps}, as a trainer flag asked. "
+            f"stopped at step {trainer.global_step} of {learner.plan.total}, as a trainer flag asked. "
             f"Go on with: {folder.how_to_resume}"
         )
 
@@ -206,38 +225,40 @@ def _start_tracking(cli: TrainCLI) -> "WandbLogger | None":
     return logger
 
 
+def _which(data: MaskData) -> str:
+    return "held-out" if data.groups.held_out else "their own"
+
+
 def _introduction(learner: MaskLearner, data: MaskData) -> str:
-    graph, parts = learner.graph, data.parts
+    graph, parts, names = learner.graph, data.parts, data.groups.names
+    lines = [f"Model: {learner.lm}, {graph.n_nodes} nodes = {graph.n_layers} layers x ({graph.n_heads} heads + 1 MLP)"]
+    if data.groups.held_out:
+        lines.append(
+            f"Text: {data.source}, {len(parts['train'])} to learn on, {len(parts['validation'])} to watch, "
+            f"{len(parts['test'])} to report on"
+        )
+    else:
+        lines.append(f"Text: {data.source}, {len(parts['all'])}, each learned and reported on by itself")
+    shared = f" for each of {len(names)} groups, {learner.block} at a time," if len(names) > 1 else ""
     sizes = ", ".join(map(str, learner.sizes))
-    return (
-        f"Model: {learner.lm}, {graph.n_nodes} nodes = {graph.n_layers} layers x ({graph.n_heads} heads + 1 MLP)\n"
-        f"Text: {data.source}, {len(parts['train'])} to learn on, {len(parts['validation'])} to watch, "
-        f"{len(parts['test'])} to report on\n"
-        f"Learning the best {sizes} nodes under {learner.ablation_name} ablation"
-    )
+    return "\n".join([*lines, f"Learning the best {sizes} nodes{shared} under {learner.ablation_name} ablation"])
 
 
-def _write_results(
-    folder: RunFolder,
-    mask: Mask,
-    rows: list[evaluation.Row],
-    expected: dict[int, float],
-    seconds: float,
-    logger: "WandbLogger | None",
-) -> None:
+def _write_results(folder: RunFolder, mask: Mask, described: dict[str, Any], logger: "WandbLogger | None") -> None:
+    rows = described["sizes"]
     mask = mask.with_metrics(rows)
     mask_file, results = folder / MASK, folder / RESULTS
     figures = _draw(folder / "figures", mask, rows)
     mask.save(mask_file)
-    described = evaluation.describe(mask, rows) | {"expected_sizes": expected, "seconds": round(seconds, 1)}
     write_whole(results, json.dumps(described, indent=2).encode())
+    shutil.rmtree(folder / BLOCKS, ignore_errors=True)  # the mask file holds them all
     if logger:
         from masklearn import tracking
 
         tracking.log_results(logger, mask, rows, mask_file, figures)
         tracking.finish()
     written = ", ".join(str(path) for path in (mask_file, results, *figures))
-    print(f"\nHeld-out text, nats per token:\n\n{evaluation.table(rows)}\n\nWritten in {seconds:.0f} s: {written}")
+    print(f"\nWritten in {described['seconds']:.0f} s: {written}")
 
 
 def _draw(folder: Path, mask: Mask, rows: list[evaluation.Row]) -> list[Path]:

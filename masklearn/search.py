@@ -1,0 +1,177 @@
+"""Discrete search among subgraphs: the judge of every candidate, greedy elimination, and the polish of learned masks.
+
+Candidates are of shape (K, groups, nodes): K for each of some groups, each judged on its own group's texts.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from masklearn.data import Batch
+from masklearn.gates import top
+from masklearn.masked_lm import MaskedLM
+from masklearn.objective import chunked_kl
+
+TOKENS_AT_ONCE = 2**15
+"""Tokens, over all rows, that share a forward."""
+ADDITIONS, REMOVALS = 3, 6
+"""Nodes that polish tries to open at every round, and to close (one more for every six of a mask's)."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some texts, what the full model says about them, and the place of every text's group."""
+
+    batch: Batch
+    full: Tensor
+    slot: Tensor
+
+
+class Judge:
+    """KL(full || subgraph) in nats, averaged over the scored positions of every group's texts.
+
+    Args:
+        masked_lm: The model, with the ablation to judge under.
+        batches: Texts of the groups, and of no others.
+        groups: The groups, in the order in which masks are given.
+    """
+
+    def __init__(self, masked_lm: MaskedLM, batches: Iterable[Batch], groups: Iterable[int] = (0,)) -> None:
+        self.masked_lm = masked_lm
+        place = {group: i for i, group in enumerate(groups)}
+        self.n_groups = len(place)
+        self.pieces: list[_Piece] = []
+        self.positions = torch.zeros(self.n_groups, device=masked_lm.device)
+        for batch in batches:
+            slot = torch.tensor([place[group] for group in batch.group.tolist()], device=masked_lm.device)
+            batch = batch.to(masked_lm.device)
+            self.pieces.append(_Piece(batch, masked_lm.full(batch.input_ids, batch.scored), slot))
+            self.positions.index_add_(0, slot, batch.scored.sum(1).float())
+
+    @torch.no_grad()
+    def __call__(self, masks: Tensor, groups: Tensor | None = None) -> Tensor:
+        """The KL of masks.
+
+        Args:
+            masks: Boolean or float, shape (K, groups, nodes).
+            groups: Places of the groups that are meant, shape (groups); all of them by default.
+
+        Returns:
+            Shape (K, groups).
+        """
+        masks, groups = masks.float(), self._all if groups is None else groups
+        total = torch.zeros(masks.shape[:-1], device=masks.device)
+        for piece in self._pieces(groups):
+            at_once = max(1, TOKENS_AT_ONCE // piece.batch.input_ids.numel())
+            total += torch.cat([self._kl(piece, some) for some in masks.split(at_once)])
+        return total / self.positions[groups]
+
+    def gradient(self, masks: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The KL of one mask per group, and its gradient in every gate: shapes (groups,) and (groups, nodes)."""
+        gates, groups = masks.float().requires_grad_(), self._all if groups is None else groups
+        total, gradient = torch.zeros(len(gates), device=gates.device), torch.zeros_like(gates)
+        for piece in self._pieces(groups):
+            kl = self._kl(piece, gates[None])[0]
+            gradient += torch.autograd.grad(kl.sum(), gates)[0]
+            total += kl.detach()
+        positions = self.positions[groups]
+        return total / positions, gradient / positions[:, None]
+
+    @property
+    def _all(self) -> Tensor:
+        return torch.arange(self.n_groups, device=self.positions.device)
+
+    def _pieces(self, groups: Tensor) -> Iterator[_Piece]:
+        """The texts of some groups, each with its group's place among them."""
+        place = torch.full((self.n_groups,), -1, device=groups.device)
+        place[groups] = torch.arange(len(groups), device=groups.device)
+        for piece in self.pieces:
+            slot = place[piece.slot]
+            kept = slot >= 0
+            if kept.all():
+                yield _Piece(piece.batch, piece.full, slot)
+            elif kept.any():
+                positions = kept.repeat_interleave(piece.batch.scored.sum(1))
+                yield _Piece(Batch(*(tensor[kept] for tensor in piece.batch)), piece.full[positions], slot[kept])
+
+    def _kl(self, piece: _Piece, gates: Tensor) -> Tensor:
+        """KL summed over the positions of every group, shape (K, groups), of gates (K, groups, nodes)."""
+        input_ids, scored = piece.batch.input_ids, piece.batch.scored
+        kl = chunked_kl(piece.full, self.masked_lm(input_ids, scored, gates[:, piece.slot]), self.masked_lm.head)
+        whose = piece.slot.repeat_interleave(scored.sum(1))
+        return torch.zeros(gates.shape[:-1], device=gates.device).index_add(1, whose, kl)
+
+
+def greedy(judge: Judge, sizes: Iterable[int], n_nodes: int) -> Tensor:
+    """Greedy backward elimination, every group on its own: close, node by node, the one that is missed least.
+
+    The classic and costly baseline: about `n_nodes ** 2 / 2` forwards of every text.
+
+    Returns:
+        Boolean masks, shape (sizes, groups, nodes).
+    """
+    device = judge.masked_lm.device
+    groups = torch.arange(judge.n_groups, device=device)
+    kept = torch.ones(judge.n_groups, n_nodes, dtype=torch.bool, device=device)
+    found: dict[int, Tensor] = {n_nodes: kept}
+    for size in range(n_nodes - 1, min(sizes := list(sizes)) - 1, -1):
+        open_nodes = kept.nonzero()[:, 1].view(judge.n_groups, size + 1).T
+        candidates = kept.repeat(size + 1, 1, 1).scatter(-1, open_nodes[..., None], False)
+        kept = candidates[judge(candidates).argmin(0), groups]
+        found[size] = kept
+    return torch.stack([found[size] for size in sizes])
+
+
+def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+    """Swap nodes of every mask as long as that lowers its KL; sizes stay what they are.
+
+    A mask starts from what was learned, or, if that is better, from the polished mask of the next larger size without
+    its weakest nodes. At each round the closed nodes that the gradient would most like to open are tried, the best is
+    opened, and one of the weakest nodes by learned score is closed for it, whichever is missed least; if that is no
+    improvement, the mask is done. Each mask is polished on its own, so nested masks may cease to be nested.
+
+    Args:
+        judge: Says what is better.
+        masks: Boolean, shape (sizes, groups, nodes), sizes ascending.
+        scores: Learned scores, of the same shape.
+        rounds: Swaps to make in a mask at most.
+
+    Returns:
+        The masks and their KL, shapes (sizes, groups, nodes) and (sizes, groups).
+    """
+    masks, kl = masks.clone(), torch.empty(masks.shape[:-1], device=masks.device)
+    for i in reversed(range(len(masks))):
+        if i + 1 < len(masks):
+            shrunk = top(scores[i].masked_fill(~masks[i + 1], -torch.inf), masks[i].sum(-1))
+            masks[i], _ = _best(judge, torch.stack([masks[i], shrunk]))
+        mask, value = masks[i], kl[i]
+        at_work = torch.arange(len(mask), device=mask.device)  # groups whose mask the last swap has improved
+        for _ in range(rounds):
+            found, gradient = judge.gradient(mask[at_work], at_work)
+            value[at_work] = found
+            swapped, found_then = _swap(judge, mask[at_work], scores[i, at_work], gradient, at_work)
+            better = found_then < found
+            at_work = at_work[better]
+            if not len(at_work):
+                break
+            mask[at_work], value[at_work] = swapped[better], found_then[better]
+    return masks, kl
+
+
+def _swap(judge: Judge, mask: Tensor, score: Tensor, gradient: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """The best swap found in every mask, shape (groups, nodes), and its KL, shape (groups,)."""
+    size, n_closed = int(mask[0].sum()), int((~mask[0]).sum())
+    if not n_closed:
+        return mask, torch.full_like(score[:, 0], torch.inf)
+    into = gradient.masked_fill(mask, torch.inf).topk(min(ADDITIONS, n_closed), largest=False).indices
+    out = score.masked_fill(~mask, torch.inf).topk(min(REMOVALS + size // 6, size), largest=False).indices
+    grown, _ = _best(judge, torch.stack([mask.scatter(-1, node[:, None], True) for node in into.T]), groups)
+    return _best(judge, torch.stack([grown.scatter(-1, node[:, None], False) for node in out.T]), groups)
+
+
+def _best(judge: Judge, candidates: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The best of the candidates (K, groups, nodes) of every group, and its KL."""
+    kl, which = judge(candidates, groups).min(0)
+    return candidates[which, torch.arange(len(which), device=which.device)], kl
