@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,6 +67,9 @@ class Mask:
             )
         if self.scores.shape not in (expected, (expected[0], 1, expected[2])) or self.scores.dtype != torch.float32:
             raise ValueError(f"scores are {self.scores.dtype} of shape {tuple(self.scores.shape)}, expected {expected}")
+        ends = (0, *self.sizes.tolist(), self.graph.n_nodes + 1)
+        if any(small >= large for small, large in pairwise(ends)):
+            raise ValueError(f"sizes are {ends[1:-1]}, expected ascending from 1 to {self.graph.n_nodes}")
         for name, value in self.ablation.values().items():
             if len(value) != self.graph.n_layers:
                 raise ValueError(f"{name} has values for {len(value)} layers, expected {self.graph.n_layers}")

@@ -1,7 +1,7 @@
 """Learn the few nodes that reproduce a frozen model's own predictions: the loop, told step by step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,15 +12,16 @@ from masklearn.ablation import Ablation, AblationName
 from masklearn.adapter import EMBEDDED, DTypeName, load_lm
 from masklearn.artifact import Mask, ModelId, Shards
 from masklearn.budget import Lagrangian, Projected, Schedule, resolve_sizes
+from masklearn.cut import cut
 from masklearn.data import Batch, MaskData, Plan
 from masklearn.errors import NonFiniteLoss, UserError
 from masklearn.gates import GateBank, open_probability, sample
 from masklearn.graph import NodeGraph
 from masklearn.masked_lm import MaskedLM
-from masklearn.memory import rows_that_fit
+from masklearn.memory import block_that_fits
 from masklearn.objective import chunked_kl
 from masklearn.rows import assign, mean_by_mask
-from masklearn.search import Judge, polish
+from masklearn.search import Judge, single_ablation
 
 FLOOR = 0.003
 """Nats added to a KL before its logarithm is taken, so that a mask that is good enough stops pulling."""
@@ -28,8 +29,10 @@ CACHE_BYTES = 2**30
 """Full targets are kept for a whole block if they take no more than this."""
 TEXTS_AT_ONCE = 64
 """Texts whose groups are learned together, where nothing else is asked for."""
-SHARED_STEPS, OWN_STEPS = (300, 4), (60, 2)
+SHARED_STEPS, OWN_STEPS = (300, 4), (40, 1)
 """Steps and draws where texts share masks, and where every text has its own and polish does more than steps do."""
+WARM_UP_TO = 256
+"""Nodes up to which ablating each of them costs a text about as much as learning its masks."""
 
 
 class MaskLearner(LightningModule):
@@ -49,10 +52,12 @@ class MaskLearner(LightningModule):
             larger ones), or independent (every size has gates of its own).
         budget: How the expected size is driven to the one asked for: projected (all gates of a mask are shifted alike,
             so that it holds at every step), or lagrangian (a penalty with a multiplier; independent sizes only).
-        steps: Optimiser steps of every block of groups; by default 300, and 60 with scope input.
-        draws: Gate vectors drawn for each text and step, spread over the sizes; by default 4, and 2 with scope input.
+        steps: Optimiser steps of every block of groups; by default 300, and 40 with scope input.
+        draws: Gate vectors drawn for each text and step, spread over the sizes; by default 4, and 1 with scope input.
         restarts: Times to learn every mask, side by side from different noise; the best on the validation split stays.
         block: Groups learned together; by default as many as make 64 texts a step, fewer if memory asks for it.
+        warm_start: Begin from what ablating every node on its own costs, a forward of every text per node; by default
+            with scope input, in models of up to 256 nodes.
         polish: Rounds of swaps after the masks are cut, at most, accepted on the validation split (with scope input: on
             the text itself); each size on its own, so nested masks may cease to be nested. 0 for none.
         lr: Learning rate: by how much, at most, a gate's log-odds of being open move in a step.
@@ -75,8 +80,9 @@ class MaskLearner(LightningModule):
         draws: int | None = None,
         restarts: int = 1,
         block: int | None = None,
+        warm_start: bool | None = None,
         polish: int = 4,
-        lr: float = 0.3,
+        lr: float = 0.4,
         temperature: tuple[float, float] = (1.0, 0.5),
         seed: int = 0,
     ) -> None:
@@ -102,15 +108,17 @@ class MaskLearner(LightningModule):
         self.scope, self.max_groups = scope, max_groups
         self.ablation_name: AblationName = ablation
         self.family, self.budget_name = family, budget
-        default_steps, default_draws = OWN_STEPS if scope == "input" else SHARED_STEPS
-        self.draws, self.restarts = draws or default_draws, restarts
-        self.asked_block, self.polish_rounds = block, polish
-        self.schedule = Schedule(steps or default_steps, temperature)
+        usual_steps, usual_draws = OWN_STEPS if scope == "input" else SHARED_STEPS
+        self.draws, self.restarts = draws or usual_draws, restarts
+        self.asked_block, self.asked_warm_start, self.polish_rounds = block, warm_start, polish
+        self.schedule = Schedule(steps or usual_steps, temperature)
         self.strict_loading = False  # checkpoints leave the language model out
         self.store = Shards()
         """Where the masks of finished blocks go: into memory, unless it is given a folder."""
         self._targets: dict[int, Tensor] = {}
+        self.size_counts: Tensor
         self._block_at_hand: int | None = None
+        self._worth: Tensor | None = None
 
     # --- what is learned on -------------------------------------------------------------------------------------------
 
@@ -122,6 +130,7 @@ class MaskLearner(LightningModule):
         """
         self.masked_lm = MaskedLM(load_lm(self.lm, self.revision, self.dtype_name))
         self.sizes = resolve_sizes(self.asked_sizes, self.graph.n_nodes)
+        self.register_buffer("size_counts", torch.tensor(self.sizes), persistent=False)
 
     def setup(self, stage: str) -> None:
         if not hasattr(self, "masked_lm"):
@@ -147,16 +156,9 @@ class MaskLearner(LightningModule):
         data.require_context(self.masked_lm.context)
         remark = ""
         if block is None:
-            texts = data.texts_per_step()
+            texts, rows = data.texts_per_step(), self.draws * self.restarts
             wanted = min(self.asked_block or max(1, TEXTS_AT_ONCE // texts), len(data.groups.names))
-            fit = rows_that_fit(self.masked_lm, data.longest) // (texts * self.draws * self.restarts)
-            block = max(1, min(wanted, fit))
-            if not fit:
-                remark = (
-                    f"Memory may be short: a step of {texts} texts needs more than is free. Lower --data.batch_size"
-                )
-            elif block < wanted:
-                remark = f"Memory holds {block} groups at a time, not {wanted}: they are learned {block} at a time"
+            block, remark = block_that_fits(self.masked_lm, data.longest, texts, rows, wanted)
         data.plan = data.planned(block, self.schedule.steps)
         self.block = max(map(len, data.plan.blocks))
         n_banks, n_sizes, n_nodes = self.block * self.restarts, len(self.sizes), self.graph.n_nodes
@@ -213,51 +215,52 @@ class MaskLearner(LightningModule):
         block, step = self.plan.at(self.global_step)
         if block and not step:
             self._finish(block - 1)
-            self._start_over()
         if block != self._block_at_hand:
             self._take_up(block)
+        if not step:
+            self._start_over()
 
     def _take_up(self, block: int) -> None:
-        """Keep what the full model says of the block's texts, if it is not too much."""
+        """What can be known of a block before it is learned: the full model's say, and what every node is worth."""
         self._block_at_hand = block
-        self._targets = {}
-        kept = 0
-        for batch in self._data.loader("train", self.plan.blocks[block]):
+        groups = self.plan.blocks[block]
+        self._targets = self._full_targets(groups)
+        if self.warm_start:
+            judge = Judge(self.masked_lm, self._data.loader("train", groups), groups)
+            self._worth = single_ablation(judge, self.graph.n_nodes)
+
+    @property
+    def warm_start(self) -> bool:
+        """Whether gates start from what every node is worth by itself."""
+        small = self.graph.n_nodes <= WARM_UP_TO
+        return self.scope == "input" and small if self.asked_warm_start is None else self.asked_warm_start
+
+    def _full_targets(self, groups: Collection[int]) -> dict[int, Tensor]:
+        """The full model's hidden states at the scored positions of every text, if that is not too much to keep."""
+        targets: dict[int, Tensor] = {}
+        for batch in self._data.loader("train", groups):
             batch = batch.to(self.device)
             full = self._full(batch)
-            kept += full.nbytes
-            if kept > CACHE_BYTES:
-                self._targets = {}
-                return
-            self._targets |= dict(zip(batch.place.tolist(), full.split(batch.scored.sum(1).tolist()), strict=True))
+            targets |= dict(zip(batch.place.tolist(), full.split(batch.scored.sum(1).tolist()), strict=True))
+            if len(targets) * full.nbytes / len(batch.place) > CACHE_BYTES:
+                return {}
+        return targets
 
     def _start_over(self) -> None:
         """New gates in the place of finished ones; nothing is left of what the optimiser knew of those."""
-        self.bank.reset()
+        self.bank.reset(None if self._worth is None else self._worth.repeat_interleave(self.restarts, 0))
         self.budget.reset()
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()
 
     def _finish(self, block: int) -> None:
-        """Cut the block's masks, choose among restarts, polish, and store."""
+        """Cut the block's masks and store them."""
+        if block != self._block_at_hand:
+            self._take_up(block)  # a run that goes on just here
         groups = self.plan.blocks[block]
-        masks, scores = self.bank.discretize(self._sizes), self.bank.log_odds.detach().expand(-1, len(self.sizes), -1)
-        # (groups x restarts, sizes, nodes) to (restarts x sizes, groups, nodes), without the places a last block leaves
-        masks, scores = (
-            t.unflatten(0, (-1, self.restarts))[: len(groups)].permute(1, 2, 0, 3) for t in (masks, scores)
-        )
         judge = Judge(self.masked_lm, self._data.loader("validation", groups), groups)
-        if self.restarts > 1:
-            kl = torch.stack([judge(some) for some in masks])  # (restarts, sizes, groups)
-            price = (kl + FLOOR).log()
-            best = (price.sum(1, keepdim=True).expand_as(price) if self.family == "nested" else price).argmin(0)
-            at = best[None, ..., None].expand(1, *masks.shape[1:])
-            masks, scores = masks.gather(0, at), scores.gather(0, at)
-        masks, scores = masks[0], scores[0]
-        if self.polish_rounds:
-            masks, _ = polish(judge, masks, scores, self.polish_rounds)
-        kept = slice(1) if self.family == "nested" else slice(None)
-        self.store.put(block, groups, masks.transpose(0, 1), scores[kept].transpose(0, 1))
+        masks, scores = cut(self.bank, self.size_counts, judge, self.restarts, self._worth, self.polish_rounds)
+        self.store.put(block, groups, masks, scores)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -267,7 +270,7 @@ class MaskLearner(LightningModule):
 
     def wanted_sizes(self) -> Tensor:
         """How many gates every mask should expect to have open at this step, shape (sizes,)."""
-        return self.schedule.target_at(self.block_step, self._sizes, self.graph.n_nodes)
+        return self.schedule.target_at(self.block_step, self.size_counts, self.graph.n_nodes)
 
     def log_odds(self) -> Tensor:
         """Log-odds of every mask's gates as its budget has them now, shape (groups, sizes, nodes)."""
@@ -289,15 +292,15 @@ class MaskLearner(LightningModule):
         masked = self.masked_lm(batch.input_ids, batch.scored, gates)  # (rows, positions, width)
         kl = chunked_kl(self._target(batch), masked, self.masked_lm.head)  # (rows, positions)
         whose = masks.repeat_interleave(batch.scored.sum(1), dim=1)
-        kl = mean_by_mask(kl, whose, log_odds[..., 0].numel()).view(log_odds.shape[:2])  # (groups, sizes)
-        drawn = ~kl.isnan()
+        kl, count = mean_by_mask(kl, whose, log_odds[..., 0].numel())
+        kl, drawn = (t.view(log_odds.shape[:2]) for t in (kl, count > 0))  # (groups, sizes)
         error = open_probability(log_odds).sum(-1) - self.wanted_sizes()
         price = self.budget(error, self.schedule.stiffness_at(self.block_step))
         # KLs of different sizes lie two orders of magnitude apart; the logarithm makes each pull by its relative change
         loss = (kl[drawn] + FLOOR).log().sum() + price[drawn].sum()
         self._require_finite("loss", loss)
         self._error = error.detach()
-        self._log_step(kl.detach(), self._error)
+        self._log_step(kl.detach(), drawn, self._error)
         return loss
 
     def _draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -332,14 +335,10 @@ class MaskLearner(LightningModule):
                 "Try --model.dtype float32, or leave out the texts that the model itself cannot read"
             )
 
-    @property
-    def _sizes(self) -> Tensor:
-        return torch.tensor(self.sizes, device=self.device)
-
-    def _log_step(self, kl: Tensor, error: Tensor) -> None:
+    def _log_step(self, kl: Tensor, drawn: Tensor, error: Tensor) -> None:
         """Means over the groups at hand; sizes that were not drawn this time are left out."""
-        wanted, kl, error = self.wanted_sizes(), kl.nanmean(0), error.mean(0)
-        drawn = ~kl.isnan()
+        wanted, error = self.wanted_sizes(), error.mean(0)
+        kl, drawn = (kl * drawn).sum(0) / drawn.sum(0), drawn.any(0)
         bar = {"kl": kl[drawn].mean(), "open": (wanted + error).mean(), "wanted": wanted.mean()}
         self.log_dict(bar | {"temp": self.temperature}, prog_bar=True, logger=False)
         rows = {"kl": kl, "open": wanted + error, "budget_error": error}
@@ -354,7 +353,7 @@ class MaskLearner(LightningModule):
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """KL of the masks as they would be cut now."""
-        masks = self.bank.discretize(self._sizes)[0].float()
+        masks = self.bank.discretize(self.size_counts)[0].float()
         gates = masks[:, None].expand(-1, len(batch.input_ids), -1)
         masked = self.masked_lm(batch.input_ids, batch.scored, gates)
         kl = chunked_kl(self._full(batch), masked, self.masked_lm.head).mean(-1)

@@ -10,9 +10,29 @@ SHARE = 0.6
 """Of the free memory that a step's activations may take; the rest is for logits, gradients and everybody else."""
 
 
-def rows_that_fit(masked_lm: MaskedLM, tokens: int) -> int:
-    """Rows of so many tokens that a training step has memory for, at least 1."""
-    return max(1, int(SHARE * free_bytes(masked_lm.device) / bytes_per_row(masked_lm, tokens)))
+def block_that_fits(masked_lm: MaskedLM, tokens: int, texts: int, rows: int, wanted: int) -> tuple[int, str]:
+    """How many groups can be learned together.
+
+    Args:
+        masked_lm: The model.
+        tokens: Tokens of the longest text.
+        texts: Texts that a group gives to a step.
+        rows: Rows of a text.
+        wanted: Groups to learn together, if there is room.
+
+    Returns:
+        The number of groups, at least 1, and a remark for the user if it is not the one wanted.
+    """
+    free, needed = free_bytes(masked_lm.device), texts * rows * bytes_per_row(masked_lm, tokens)
+    fit = int(SHARE * free / needed)
+    if not fit:
+        return 1, (
+            f"A step of {texts * rows} rows of {tokens} tokens needs about {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} are free. If memory runs out, lower --data.batch_size or --model.draws"
+        )
+    if fit < wanted:
+        return fit, f"Memory holds {fit} groups at a time, not {wanted}: they are learned {fit} at a time"
+    return wanted, ""
 
 
 def free_bytes(device: torch.device) -> int:

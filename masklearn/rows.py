@@ -27,7 +27,7 @@ def assign(slots: Tensor, n_sizes: int, draws: int, offsets: Tensor) -> Tensor:
     return slots * n_sizes + size
 
 
-def mean_by_mask(values: Tensor, masks: Tensor, n_masks: int) -> Tensor:
+def mean_by_mask(values: Tensor, masks: Tensor, n_masks: int) -> tuple[Tensor, Tensor]:
     """Mean of some values of every mask.
 
     Args:
@@ -36,9 +36,9 @@ def mean_by_mask(values: Tensor, masks: Tensor, n_masks: int) -> Tensor:
         n_masks: How many masks there are.
 
     Returns:
-        Shape (masks,); NaN for a mask without values.
+        The means, 0 for a mask without values; and how many values each has. Both of shape (masks,).
     """
-    total = torch.zeros(n_masks, dtype=values.dtype, device=values.device).index_add(
-        0, masks.flatten(), values.flatten()
-    )
-    return total / torch.bincount(masks.flatten(), minlength=n_masks)
+    masks = masks.flatten()
+    total = torch.zeros(n_masks, dtype=values.dtype, device=values.device).index_add(0, masks, values.flatten())
+    count = torch.bincount(masks, minlength=n_masks)
+    return total / count.clamp_min(1), count

@@ -16,8 +16,10 @@ from masklearn.objective import chunked_kl
 
 TOKENS_AT_ONCE = 2**15
 """Tokens, over all rows, that share a forward."""
-ADDITIONS, REMOVALS = 3, 6
-"""Nodes that polish tries to open at every round, and to close (one more for every six of a mask's)."""
+ADDITIONS, REMOVALS, MOST_REMOVALS = 3, 4, 12
+"""Nodes that polish tries to open at every round; and to close, one more for every three of a mask's, up to a most."""
+GAIN = 0.1
+"""Share of its KL that a mask must lose in a round to be worth another."""
 
 
 @dataclass(frozen=True)
@@ -124,54 +126,68 @@ def greedy(judge: Judge, sizes: Iterable[int], n_nodes: int) -> Tensor:
     return torch.stack([found[size] for size in sizes])
 
 
+def single_ablation(judge: Judge, n_nodes: int) -> Tensor:
+    """How much every node is missed when it alone is closed: the KL then, shape (groups, nodes)."""
+    each = ~torch.eye(n_nodes, dtype=torch.bool, device=judge.masked_lm.device)
+    return judge(each[:, None].expand(-1, judge.n_groups, -1)).T
+
+
 def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
     """Swap nodes of every mask as long as that lowers its KL; sizes stay what they are.
 
     A mask starts from what was learned, or, if that is better, from the polished mask of the next larger size without
-    its weakest nodes. At each round the closed nodes that the gradient would most like to open are tried, the best is
-    opened, and one of the weakest nodes by learned score is closed for it, whichever is missed least; if that is no
-    improvement, the mask is done. Each mask is polished on its own, so nested masks may cease to be nested.
+    its weakest nodes. At each round the closed nodes that the gradient would most like to open are tried, and the best
+    is opened; then the weakest of the others by score are tried, and the one that is missed least is closed. A mask is
+    done when that gains little. Each is polished on its own, so nested masks may cease to be nested.
 
     Args:
         judge: Says what is better.
         masks: Boolean, shape (sizes, groups, nodes), sizes ascending.
-        scores: Learned scores, of the same shape.
+        scores: What nodes are worth, as far as is known; same shape.
         rounds: Swaps to make in a mask at most.
 
     Returns:
         The masks and their KL, shapes (sizes, groups, nodes) and (sizes, groups).
     """
-    masks, kl = masks.clone(), torch.empty(masks.shape[:-1], device=masks.device)
+    masks, kl = masks.clone(), judge(masks)
     for i in reversed(range(len(masks))):
+        mask, value, everyone = masks[i], kl[i], torch.arange(judge.n_groups, device=masks.device)
         if i + 1 < len(masks):
-            shrunk = top(scores[i].masked_fill(~masks[i + 1], -torch.inf), masks[i].sum(-1))
-            masks[i], _ = _best(judge, torch.stack([masks[i], shrunk]))
-        mask, value = masks[i], kl[i]
-        at_work = torch.arange(len(mask), device=mask.device)  # groups whose mask the last swap has improved
+            shrunk = top(scores[i].masked_fill(~masks[i + 1], -torch.inf), masks[i].sum(-1) + 1)
+            _take(mask, value, everyone, *_close_one(judge, shrunk, scores[i], everyone))
+        at_work = everyone if mask[0].sum() < mask.shape[-1] else everyone[:0]
         for _ in range(rounds):
-            found, gradient = judge.gradient(mask[at_work], at_work)
-            value[at_work] = found
-            swapped, found_then = _swap(judge, mask[at_work], scores[i, at_work], gradient, at_work)
-            better = found_then < found
-            at_work = at_work[better]
             if not len(at_work):
                 break
-            mask[at_work], value[at_work] = swapped[better], found_then[better]
+            before = value[at_work]
+            gradient = judge.gradient(mask[at_work], at_work)[1]
+            grown = _open_one(judge, mask[at_work], gradient, at_work)
+            _take(mask, value, at_work, *_close_one(judge, grown, scores[i, at_work], at_work))
+            at_work = at_work[value[at_work] < (1 - GAIN) * before]
     return masks, kl
 
 
-def _swap(judge: Judge, mask: Tensor, score: Tensor, gradient: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """The best swap found in every mask, shape (groups, nodes), and its KL, shape (groups,)."""
-    size, n_closed = int(mask[0].sum()), int((~mask[0]).sum())
-    if not n_closed:
-        return mask, torch.full_like(score[:, 0], torch.inf)
-    into = gradient.masked_fill(mask, torch.inf).topk(min(ADDITIONS, n_closed), largest=False).indices
-    out = score.masked_fill(~mask, torch.inf).topk(min(REMOVALS + size // 6, size), largest=False).indices
-    grown, _ = _best(judge, torch.stack([mask.scatter(-1, node[:, None], True) for node in into.T]), groups)
-    return _best(judge, torch.stack([grown.scatter(-1, node[:, None], False) for node in out.T]), groups)
+def _open_one(judge: Judge, mask: Tensor, gradient: Tensor, groups: Tensor) -> Tensor:
+    """The masks with one node more: the best of those that the gradient favours."""
+    n = min(ADDITIONS, int((~mask[0]).sum()))
+    nodes = gradient.masked_fill(mask, torch.inf).topk(n, largest=False).indices.T
+    return _best(judge, torch.stack([mask.scatter(-1, node[:, None], True) for node in nodes]), groups)[0]
 
 
-def _best(judge: Judge, candidates: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _close_one(judge: Judge, mask: Tensor, scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """The masks with one node less, the one among the weakest that is missed least, and their KL."""
+    n = min(REMOVALS + int(mask[0].sum()) // 3, MOST_REMOVALS, int(mask[0].sum()))
+    nodes = scores.masked_fill(~mask, torch.inf).topk(n, largest=False).indices.T
+    return _best(judge, torch.stack([mask.scatter(-1, node[:, None], False) for node in nodes]), groups)
+
+
+def _best(judge: Judge, candidates: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """The best of the candidates (K, groups, nodes) of every group, and its KL."""
     kl, which = judge(candidates, groups).min(0)
     return candidates[which, torch.arange(len(which), device=which.device)], kl
+
+
+def _take(mask: Tensor, kl: Tensor, groups: Tensor, other: Tensor, other_kl: Tensor) -> None:
+    """Put other masks in the place of some groups' where they are better, in place."""
+    better = other_kl < kl[groups]
+    mask[groups[better]], kl[groups[better]] = other[better], other_kl[better]

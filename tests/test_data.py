@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import masklearn as ml
-from masklearn.data import StepSampler, split_by_content
+from masklearn.data import Plan
+from masklearn.data.splits import Groups
+from masklearn.data.steps import StepSampler
+from masklearn.data.texts import Text
 
 TEXTS = [
     f"the {noun} near the dogs {verb} ."
@@ -57,15 +60,37 @@ def test_a_batch_by_hand(tmp_path: Path) -> None:
         assert batch.place.tolist() == [0, 1]
 
 
+def split(texts: list[str], values: list[str] | None = None) -> dict[str, list[int]]:
+    found = [Text(i, text, value) for i, (text, value) in enumerate(zip(texts, values or texts, strict=True))]
+    return Groups.of_scope("column:c" if values else "dataset", found, len(texts)).split(texts)
+
+
 @given(st.lists(st.text(), min_size=3), st.randoms())
 def test_a_split_depends_on_content_alone(texts: list[str], rng) -> None:
-    parts = split_by_content(texts)
+    parts = split(texts)
     assert sorted(i for part in parts.values() for i in part) == list(range(len(texts)))
     where = {texts[i]: name for name, part in parts.items() for i in part}
     assert all(where[texts[i]] == name for name, part in parts.items() for i in part)  # equal texts fall together
     shuffled = texts * 2
     rng.shuffle(shuffled)
-    assert {shuffled[i]: name for name, part in split_by_content(shuffled).items() for i in part} == where
+    assert {shuffled[i]: name for name, part in split(shuffled).items() for i in part} == where
+
+
+@given(st.lists(st.tuples(st.text(max_size=2), st.sampled_from("abc")), min_size=9), st.randoms())
+def test_equal_texts_of_different_groups_fall_together(rows: list[tuple[str, str]], rng) -> None:
+    """Else what one group learns from another reports on; and again order changes nothing."""
+    texts, values = [text for text, _ in rows], [value for _, value in rows] + ["d", "d"]
+    texts += ["twice", "twice"]  # a value that comes twice, or every text would be its own group
+    where = {texts[i]: name for name, part in split(texts, values).items() for i in part}
+    assert all(where[texts[i]] == name for name, part in split(texts, values).items() for i in part)
+    order = rng.sample(range(len(texts)), len(texts))
+    again = split([texts[i] for i in order], [values[i] for i in order])
+    assert {texts[order[i]]: name for name, part in again.items() for i in part} == where
+
+
+def sampler(lengths: list[int], batch_size: int, steps: int, seed: int = 0, first: int = 0) -> StepSampler:
+    """All texts of one group."""
+    return StepSampler([range(len(lengths))], lengths, Plan([[0]], steps), batch_size, seed, first)
 
 
 @given(
@@ -77,20 +102,93 @@ def test_a_split_depends_on_content_alone(texts: list[str], rng) -> None:
 def test_a_step_sees_the_same_inputs_wherever_the_run_began(
     lengths: list[int], batch_size: int, seed: int, first: int
 ) -> None:
-    whole = list(StepSampler(lengths, batch_size, 20, seed))
-    assert list(StepSampler(lengths, batch_size, 20, seed, first)) == whole[first:]
-    assert len(whole) == len(StepSampler(lengths, batch_size, 20, seed, first)) == 20
+    whole = list(sampler(lengths, batch_size, 20, seed))
+    assert list(sampler(lengths, batch_size, 20, seed, first)) == whole[first:]
+    assert len(whole) == len(sampler(lengths, batch_size, 20, seed, first)) == 20
     size = min(len(lengths), batch_size)
     assert all(len(batch) == size for batch in whole)
     epoch = [i for batch in whole[: len(lengths) // size] for i in batch]
     assert len(set(epoch)) == len(epoch)
 
 
+def test_every_step_of_a_block_has_texts_of_each_of_its_groups_and_of_no_other() -> None:
+    members = [[0], [1, 2, 3, 4], [5, 6]]
+    steps = list(StepSampler(members, [1] * 7, Plan([[0, 1], [2]], 4), 2, seed=0))
+    assert len(steps) == 8
+    for step in steps[:4]:
+        assert step[0] == 0 and len(step) == 3 and set(step[1:]) < {1, 2, 3, 4}
+    assert set(steps[0][1:]) | set(steps[1][1:]) == {1, 2, 3, 4}  # an epoch
+    assert all(set(step) == {5, 6} for step in steps[4:])
+
+
 def test_texts_of_like_length_share_a_batch() -> None:
     lengths = torch.randint(1, 100, (320,), generator=torch.Generator().manual_seed(0)).tolist()
-    padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in StepSampler(lengths, 16, 20, 0))
+    padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in sampler(lengths, 16, 20))
     assert padded < 1.2 * sum(lengths)
     assert sum(max(lengths[i : i + 16]) * 16 for i in range(0, 320, 16)) > 1.7 * sum(lengths)  # as they come
+
+
+def languages(path: Path, values: list[object]) -> str:
+    rows = [{"text": text, "lang": value} for text, value in zip(TEXTS, values, strict=False)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_scopes_by_hand(tmp_path: Path) -> None:
+    path = languages(tmp_path / "texts.jsonl", ["en", "fr", 3] * 4)
+    found = {}
+    for scope in ("dataset", "input", "column:lang"):
+        data = ml.MaskData(path=path, scope=scope, batch_size=2)
+        data.setup("fit")
+        parts = [len(data.parts[part]) for part in ("train", "validation", "test")]
+        found[scope] = data.groups.names, parts, data.texts_per_step()
+        assert list(data.parts["all"].groups) == data.groups.of
+    assert found == {
+        "dataset": (("dataset",), [10, 1, 1], 2),
+        "input": (tuple(map(str, range(12))), [12, 12, 12], 1),
+        "column:lang": (("en", "fr", "3"), [6, 3, 3], 2),
+    }
+
+
+def test_blocks_are_even_and_the_longest_texts_come_first(tmp_path: Path) -> None:
+    data = ml.MaskData(path=str(write(tmp_path / "t.jsonl", [*TEXTS[:4], "dog", TEXTS[4] + " dog dog"])), scope="input")
+    data.setup()
+    plan = data.planned(block=4, steps=10)
+    assert [len(block) for block in plan.blocks] == [3, 3]
+    assert plan.blocks[0][0] == 5 and plan.blocks[1][-1] == 4
+    assert plan.total == 20 and plan.at(13) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("scope", "values", "message"),
+    [
+        ("column:language", ["en"] * 12, "has no column 'language'; it has text, lang. Name one with --model.scope"),
+        (
+            "column:lang",
+            list("abcdefghijkl"),
+            "one value per text, so that 12 groups .* up to 12 times .*max_groups 12",
+        ),
+        ("column:lang", ["en"] * 11 + [None], "row 12: 'lang' holds None, which names no group"),
+        ("column:lang", ["en"] * 10 + ["fr"] * 2, "group 'fr' of .* holds 2 different texts.*--model.scope input"),
+        ("inputs", ["en"] * 12, "model.scope is 'inputs'; choose dataset .*, input .*, or column:NAME"),
+    ],
+)
+def test_scopes_that_cannot_be(tmp_path: Path, scope: str, values: list[object], message: str) -> None:
+    with pytest.raises(ml.UserError, match=message):
+        ml.MaskData(path=languages(tmp_path / "texts.jsonl", values), scope=scope).setup("fit")
+
+
+def test_a_group_for_every_text_when_it_is_meant(tmp_path: Path) -> None:
+    path = languages(tmp_path / "texts.jsonl", list("abcdefghijkl"))
+    data = ml.MaskData(path=path, scope="column:lang", max_groups=12)
+    data.setup("fit")
+    assert data.groups.names == tuple("abcdefghijkl")
+    assert len(data.parts["train"]) == len(data.parts["test"]) == 12  # nothing can be held out
+
+
+def test_the_embedded_texts_have_no_columns() -> None:
+    with pytest.raises(ml.UserError, match="the embedded mixed texts have no column 'task'. Give texts with columns"):
+        ml.MaskData(scope="column:task").setup()
 
 
 def test_texts_are_cut_and_limited() -> None:

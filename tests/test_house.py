@@ -11,9 +11,9 @@ import masklearn
 
 HOUSE = Path(masklearn.__file__).parent
 FLOORS = {
-    0: ["errors", "graph", "gates", "budget", "objective"],
-    1: ["adapter", "ablation", "artifact", "masked_lm", "tiny"],
-    2: ["data", "learner"],
+    0: ["errors", "graph", "gates", "budget", "objective", "rows"],
+    1: ["adapter", "ablation", "artifact", "masked_lm", "memory", "tiny"],
+    2: ["data", "search", "cut", "learner"],
     3: ["metrics", "baselines", "evaluation"],
     4: ["report", "tracking"],
     5: ["cli"],

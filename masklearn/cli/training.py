@@ -45,7 +45,7 @@ class Progress(TQDMProgressBar):
         n_groups = sum(map(len, pl_module.plan.blocks))
         if n_groups == 1:
             return metrics
-        done = sum(map(len, pl_module.plan.blocks[: pl_module.plan.at(trainer.global_step)[0]]))
+        done = sum(map(len, pl_module.plan.blocks[: trainer.global_step // pl_module.plan.steps]))
         if self.began is None:
             self.began, self.first = time.monotonic(), done
         rate = (done - self.first) / (time.monotonic() - self.began + 1e-9)

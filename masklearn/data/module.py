@@ -111,10 +111,10 @@ class MaskData(LightningDataModule):
         if not ids:
             raise UserError(f"{self.source} holds no text of two tokens or more")
         groups = Groups.of_scope(self.scope, [texts[i] for i in kept], self.max_groups)
-        # split by what is learned: texts may be cut to the same beginning
-        parts = groups.split([" ".join(map(str, row)) for row in ids])
+        contents = [" ".join(map(str, row)) for row in ids]  # what is learned: texts may be cut to the same beginning
+        parts = groups.split(contents)
         if stage == "fit":
-            groups.require_parts(parts, str(self.source))
+            groups.require_parts(parts, contents, str(self.source))
         self.groups = groups
         self.parts = {
             name: Texts([ids[i] for i in part], [groups.of[i] for i in part])

@@ -71,19 +71,20 @@ class Groups:
 
         Equal texts fall into the same split, and neither order nor repetition changes where a text falls: a group's
         different texts are ranked by a hash; the first tenth is for testing, the second for validation. A text that
-        several groups have falls where the first of them puts it. Where nothing is held out, all texts are in all.
+        several groups have falls where the first of them by name puts it. Where nothing is held out, every part has
+        all texts.
         """
         everything = list(range(len(contents)))
         if not self.held_out:
             return {"train": everything, "validation": everything, "test": everything}
-        first: dict[str, int] = {}
+        first: dict[str, str] = {}
         for content, group in zip(contents, self.of, strict=True):
-            first[content] = min(group, first.get(content, group))
-        digests: list[list[tuple[bytes, str]]] = [[] for _ in self.names]
-        for content, group in first.items():
-            digests[group].append((hashlib.sha256(content.encode()).digest(), content))
+            first[content] = min(self.names[group], first.get(content, self.names[group]))
+        digests: dict[str, list[tuple[bytes, str]]] = {name: [] for name in self.names}
+        for content, name in first.items():
+            digests[name].append((hashlib.sha256(content.encode()).digest(), content))
         part_of: dict[str, str] = {}
-        for ranked in digests:
+        for ranked in digests.values():
             held_out = max(1, round(HELD_OUT * len(ranked)))
             for rank, (_, content) in enumerate(sorted(ranked)):
                 part_of[content] = "test" if rank < held_out else "validation" if rank < 2 * held_out else "train"
@@ -91,18 +92,20 @@ class Groups:
             part: [i for i in everything if part_of[contents[i]] == part] for part in ("train", "validation", "test")
         }
 
-    def require_parts(self, parts: dict[str, list[int]], source: str) -> None:
+    def require_parts(self, parts: dict[str, list[int]], contents: Sequence[str], source: str) -> None:
         """Refuse groups without a text in every split.
 
         Raises:
             UserError: If there is one; names it.
         """
+        present = [{self.of[i] for i in part} for part in parts.values()]
         for place, name in enumerate(self.names):
-            if all(any(self.of[i] == place for i in part) for part in parts.values()):
+            if all(place in groups for groups in present):
                 continue
-            who = source if len(self.names) == 1 else f"group {name!r} of {source}"
+            n = len({content for content, group in zip(contents, self.of, strict=True) if group == place})
+            alone = len(self.names) == 1
             raise UserError(
-                f"{who} holds too few different texts; train, validation and test take one each. "
-                f"Give at least {LEAST}"
-                + ("" if len(self.names) == 1 else ", or learn a mask for every text: --model.scope input")
+                f"{source if alone else f'group {name!r} of {source}'} holds {n} different texts; train, validation "
+                f"and test take one each. Give at least {LEAST}, or learn masks for every text: --model.scope input"
+                + ("" if alone or n < LEAST else ". Other groups hold the same texts, which are held out there")
             )

@@ -69,8 +69,8 @@ class Plan:
         return len(self.blocks) * self.steps
 
     def at(self, step: int) -> tuple[int, int]:
-        """The block that a step of the run falls into, and which of the block's own steps it is."""
-        return divmod(step, self.steps)
+        """The block that a step of the run falls into, and which of its own steps it is; past the end, the last."""
+        return divmod(min(step, self.total - 1), self.steps)
 
 
 class StepSampler(Sampler[list[int]]):
