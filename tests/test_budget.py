@@ -109,3 +109,27 @@ def test_the_gradient_of_the_shift_is_right() -> None:
     assert torch.autograd.gradcheck(
         lambda x: (Projected().settle(x, target).sigmoid() * weight).sum(-1), log_odds.requires_grad_(), atol=1e-6
     )
+
+
+@given(n_nodes=st.integers(2, 1100), number=st.integers(1, 40))
+def test_log_spaced_sizes_are_distinct_and_reach_from_one_to_all_but_one(n_nodes: int, number: int) -> None:
+    if number >= n_nodes:
+        with pytest.raises(ml.UserError, match=f"the model has {n_nodes} nodes. Choose up to {n_nodes - 1}"):
+            resolve_sizes(f"log:{number}", n_nodes)
+        return
+    sizes = resolve_sizes(f"log:{number}", n_nodes)
+    assert len(set(sizes)) == number and sizes == sorted(sizes)
+    assert sizes[0] == 1 and sizes[-1] <= n_nodes - 1
+    if number > 1:
+        assert sizes[-1] == n_nodes - 1
+
+
+def test_log_spaced_sizes_by_hand() -> None:
+    assert resolve_sizes("log:4", 28) == [1, 3, 9, 27]
+    assert resolve_sizes("log:12", 45) == [1, 2, 3, 4, 5, 6, 8, 11, 16, 22, 31, 44]
+
+
+@pytest.mark.parametrize("sizes", ["log:", "log:0", "log:-3", "log:1.5", "lin:12", "12"])
+def test_words_that_are_no_sizes(sizes: str) -> None:
+    with pytest.raises(ml.UserError, match="give numbers, for example .* or log:12 for 12 log-spaced sizes"):
+        resolve_sizes(sizes, 45)

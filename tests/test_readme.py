@@ -54,15 +54,17 @@ def test_every_command_of_the_readme_runs(command: list[str], desk: Path) -> Non
 
 
 def test_the_python_of_the_readme_runs(desk: Path) -> None:
-    (code,) = blocks("python")
     names: dict = {}
-    exec(code, names)
+    for code in blocks("python"):
+        exec(code, names)
     assert names["logits"].shape[:2] == names["tokens"]["input_ids"].shape
+    assert names["bank"][0].select(s=18).sum() == 18
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
 def test_every_config_runs(config: Path, desk: Path) -> None:
-    needs = ["--model.lm", str(MODEL), "--data.path", "prompts.jsonl"] if config.name == "stories.yaml" else []
+    own = config.name in ("stories.yaml", "inputs.yaml")
+    needs = ["--model.lm", str(MODEL), "--data.path", "prompts.jsonl"] if own else []
     assert train(["--config", str(config), *needs, *IN_SMALL, "--run.dir", "small"]) == 0
     asked, written = yaml.safe_load(config.read_text()), yaml.safe_load((desk / "small" / "config.yaml").read_text())
     assert written["model"]["sizes"] == asked["model"]["sizes"]

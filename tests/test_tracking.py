@@ -64,8 +64,8 @@ def test_the_nodes_of_every_mask_are_there_as_table_and_picture(tracked: Offline
     assert torch.equal(torch.tensor([row[3:] for row in table["data"]]).T, mask.mask[0])
     for size, kept in zip(SIZES, mask.mask[0], strict=True):
         (path,) = tracked.column(f"masks/s={size}/path")
-        cells = re.findall(r'fill="(.*?)"><title>(.*?)<', (tracked.files / path).read_text())
-        open_nodes = {name for colour, name in cells if colour == "#0072b2"}
+        cells = re.findall(r'fill-opacity="(.*?)"><title>(.*?)<', (tracked.files / path).read_text())
+        open_nodes = {name for opacity, name in cells if float(opacity) == 1}
         assert open_nodes == {name for name, keep in zip(mask.graph.names, kept, strict=True) if keep}
     for name in ("figures/masks", "figures/curve"):
         (picture,) = tracked.column(f"{name}/path")

@@ -1,0 +1,222 @@
+"""Many masks in one run: every text's own, or one for each value of a column."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from conftest import ROOT, tiny_llama
+from hypothesis import given
+from hypothesis import strategies as st
+
+import masklearn as ml
+from masklearn import memory
+from masklearn.artifact import ModelId, Shards
+from masklearn.cli import evaluate, train
+from masklearn.masked_lm import MaskedLM
+from masklearn.search import Judge
+from masklearn.tiny import tasks
+
+INPUTS = [
+    *("--data.task", "names", "--data.positions", "last", "--data.limit", "12", "--model.scope", "input"),
+    *("--model.sizes", "log:5", "--model.block", "5", "--trainer.logger", "false"),
+]
+
+
+@pytest.fixture(autouse=True)
+def at_a_door(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over twelve texts, four at a time, as a person starts it."""
+    folder = tmp_path_factory.mktemp("traced") / "run"
+    command = [sys.executable, str(ROOT / "train.py"), *INPUTS, "--run.dir", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "12, each learned and reported on by itself" in done.stdout
+    assert "for each of 12 groups, 4 at a time" in done.stdout
+    assert "done=8/12" in done.stdout and "per_s=" in done.stdout
+    return folder
+
+
+def test_every_text_has_its_own_masks(traced: Path) -> None:
+    mask, metrics = ml.Mask.load(traced / "mask.safetensors"), json.loads((traced / "metrics.json").read_text())
+    assert mask.groups == tuple(map(str, range(12)))
+    assert mask.sizes.tolist() == [1, 2, 6, 14, 35]
+    assert mask.scores.shape == (12, 1, 36)
+    assert not torch.equal(mask.select(6, "0"), mask.select(6, "1"))
+    data = ml.MaskData(task="names", positions="last", limit=12, scope="input")
+    data.setup()
+    kl = Judge(MaskedLM(ml.load_lm()), data.loader("all"), range(12))(mask.mask.transpose(0, 1))
+    told = torch.tensor([metrics["groups"][str(i)]["kl"] for i in range(12)])
+    torch.testing.assert_close(told, kl.T, atol=1e-5, rtol=1e-4)
+    for i, row in enumerate(metrics["sizes"]):
+        assert row["kl"] == pytest.approx(kl[i].mean().item(), abs=1e-5)
+        assert row["heads"] + row["mlps"] == pytest.approx(row["s"])
+        assert row["kl"] < row["controls"]["random"]["kl_mean"]
+    assert not (traced / "checkpoints" / "blocks").exists()  # all is in the mask file
+
+
+def test_evaluation_of_groups_reproduces_the_run(traced: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    mask = str(traced / "mask.safetensors")
+    assert evaluate(["--mask", mask, "--out", "out"]) == 0
+    found, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (Path("out"), traced))
+    assert found["groups"] == expected["groups"] and found["sizes"] == expected["sizes"]
+    assert evaluate(["--mask", mask, "--data.task", "copy"]) == 2
+    assert "holds masks of single texts, and these are others" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("blocks_done", [0, 1])
+def test_a_kill_loses_a_block_at_most_and_changes_nothing(blocks_done: int, traced: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), *INPUTS, "--run.dir", "killed"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    blocks = Path("killed/checkpoints/blocks")
+    awaited = blocks / f"block-{blocks_done:06d}.safetensors"
+    while not awaited.exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not Path("killed/mask.safetensors").exists()
+    assert train(["--config", "killed/config.yaml", "--run.resume", "true"]) == 0
+    resumed, whole = (ml.Mask.load(folder / "mask.safetensors") for folder in (Path("killed"), traced))
+    assert torch.equal(resumed.mask, whole.mask) and torch.equal(resumed.scores, whole.scores)
+
+
+def write_columns(path: Path) -> str:
+    rows = [
+        {"text": prompt.text, "task": task}
+        for task in ("names", "copy")
+        for prompt, _ in zip(tasks.prompts(task, 1), range(30), strict=False)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_mask_for_every_value_of_a_column(tmp_path: Path) -> None:
+    path = write_columns(tmp_path / "texts.jsonl")
+    flags = [*("--data.path", path, "--data.positions", "last", "--trainer.logger", "false", "--model.steps", "60")]
+    flags += ["--model.scope", "column:task", "--model.sizes", "[6, 12]", "--model.ablation", "mean"]
+    assert train([*flags, "--run.dir", "run"]) == 0
+    mask, metrics = ml.Mask.load("run/mask.safetensors"), json.loads(Path("run/metrics.json").read_text())
+    assert mask.groups == ("names", "copy")
+    each = {name: metrics["groups"][name]["kl"] for name in mask.groups}
+    swapped = replace(mask, mask=mask.mask.flip(0), scores=mask.scores.flip(0))
+    swapped.save("swapped.safetensors")
+    assert evaluate(["--mask", "swapped.safetensors", "--out", "other"]) == 0
+    others = json.loads(Path("other/metrics.json").read_text())["groups"]
+    for name, kl in each.items():
+        assert kl[1] < others[name]["kl"][1] / 2  # a task's own nodes serve it better than the other's
+
+
+def test_restarts_are_no_worse(tmp_path: Path) -> None:
+    kl = {}
+    for restarts in ("1", "4"):
+        flags = [*INPUTS, "--model.restarts", restarts, "--model.polish", "0", "--data.limit", "6"]
+        flags += ["--trainer.enable_progress_bar", "false", "--model.family", "independent"]
+        assert train([*flags, "--run.dir", restarts]) == 0
+        kl[restarts] = [row["kl"] for row in json.loads(Path(restarts, "metrics.json").read_text())["sizes"]]
+    assert sum(kl["4"]) < sum(kl["1"])
+
+
+def test_too_many_groups_are_asked_about_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(f'{{"text": "the dog {word}", "id": {i}}}\n' for i, word in enumerate(("runs", "waits"))))
+    flags = ["--data.path", str(path), "--model.scope", "column:id", "--model.steps", "2", "--trainer.logger", "false"]
+    assert train([*flags, "--run.dir", "run"]) == 2
+    assert "one value per text, so that 2 groups" in capsys.readouterr().err
+    assert not Path("run").exists()
+    assert train([*flags, "--model.max_groups", "2", "--run.dir", "run"]) == 0
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_block_that_fits_is_named_and_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masked_lm = MaskedLM(ml.load_lm())
+    data = ml.MaskData(task="names", limit=12)
+    data.setup()
+    room = 3.5 * memory.bytes_per_row(masked_lm, data.longest) / memory.SHARE
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(room))
+    assert train([*INPUTS, "--model.block", "12", "--model.steps", "2", "--run.dir", "run"]) == 0
+    assert "Memory holds 3 groups at a time, not 12: they are learned 3 at a time" in capsys.readouterr().out
+
+
+def test_memory_of_a_row_grows_with_its_tokens() -> None:
+    masked_lm = MaskedLM(tiny_llama())
+    short, long = (memory.bytes_per_row(masked_lm, tokens) for tokens in (10, 40))
+    assert 2 * short < long < 8 * short
+    assert short > 10 * 24 * 4 * 3  # at least one activation a layer
+
+
+# --- the bank ---------------------------------------------------------------------------------------------------------
+
+
+def bank(n_groups: int, n_sizes: int, graph: ml.NodeGraph) -> ml.Mask:
+    order = torch.arange(graph.n_nodes)
+    sizes = torch.arange(1, n_sizes + 1)
+    mask = ((order + torch.arange(n_groups)[:, None, None]) % graph.n_nodes) < sizes[:, None]
+    scores = torch.zeros(n_groups, 1, graph.n_nodes)
+    return ml.Mask(mask, scores, sizes, graph, ModelId("m", None, "f"), tuple(f"text {i}" for i in range(n_groups)))
+
+
+def test_a_bank_is_read_where_it_is_asked_and_nowhere_else(tmp_path: Path) -> None:
+    """Ten thousand inputs, twelve sizes and 1,056 nodes are 160 MB; one input's masks are kilobytes."""
+    file = tmp_path / "mask.safetensors"
+    bank(10_000, 12, ml.NodeGraph(32, 32)).save(file)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    mask = ml.Mask.load(file)
+    one = mask["text 9999"].select(s=12)
+    assert process.memory_info().rss - before < 20 * 2**20 < file.stat().st_size / 5
+    assert one.sum() == 12
+    assert one.nonzero()[0, 0] == (-9999) % 1056
+
+
+@given(group=st.integers(-9, 8), s=st.integers(1, 4))
+def test_groups_are_found_by_name_and_by_place(group: int, s: int) -> None:
+    mask = bank(9, 4, ml.NodeGraph(2, 3))
+    assert torch.equal(mask[group].select(s), mask.mask[group, s - 1])
+    assert torch.equal(mask.select(s, f"text {group % 9}"), mask.mask[group, s - 1])
+
+
+def test_what_a_bank_has_not(tmp_path: Path) -> None:
+    mask = bank(12, 4, ml.NodeGraph(2, 3))
+    with pytest.raises(ml.UserError, match="no group 'x'; it has text 0, .* and 2 more"):
+        mask["x"]
+    with pytest.raises(ml.UserError, match="no group 12"):
+        mask[12]
+    with pytest.raises(ml.UserError, match="has 12 groups; name one, for example 'text 0'"):
+        mask.select(3)
+    with pytest.raises(ml.UserError, match="no masks for group 'x'"):
+        mask.of(["text 1", "x"])
+    assert torch.equal(mask.of(["text 3", "text 1"]).mask, mask.mask[[3, 1]])
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_blocks_come_back_in_the_order_of_the_groups(tmp_path: Path, on_disk: bool) -> None:
+    store, whole = Shards(tmp_path / "blocks" if on_disk else None), bank(5, 2, ml.NodeGraph(2, 3))
+    for block, groups in enumerate(([4, 0], [2, 3, 1])):
+        assert block not in store
+        store.put(block, groups, whole.mask[groups], whole.scores[groups])
+        assert block in store
+    mask, scores = store.gather(2)
+    assert torch.equal(mask, whole.mask) and torch.equal(scores, whole.scores)
+
+
+def test_a_damaged_block_is_a_clear_line(tmp_path: Path) -> None:
+    store: Any = Shards(tmp_path)
+    (tmp_path / "block-000000.safetensors").write_text("torn")
+    with pytest.raises(ml.UserError, match="a finished block in .* cannot be read"):
+        store.gather(1)

@@ -1,0 +1,134 @@
+from itertools import combinations
+
+import pytest
+import torch
+from conftest import tiny_gpt2, tiny_llama
+from torch import Tensor
+from torch.testing import assert_close
+
+from masklearn.cut import cut
+from masklearn.data import Batch
+from masklearn.gates import GateBank, top
+from masklearn.masked_lm import MaskedLM
+from masklearn.objective import kl_divergence
+from masklearn.search import Judge, greedy, polish, single_ablation
+
+GROUPS = [7, 3, 9]
+"""Groups of a run that a judge knows, in this order."""
+
+
+def texts() -> list[Batch]:
+    """Four texts of three groups, of different lengths, in two batches."""
+    generator = torch.Generator().manual_seed(0)
+    lengths, groups = [[6, 4], [5, 3]], [[3, 7], [9, 3]]
+    batches = []
+    for i, (long, group) in enumerate(zip(lengths, groups, strict=True)):
+        ids = torch.randint(3, 50, (2, max(long)), generator=generator)
+        real = torch.arange(max(long)) < torch.tensor(long)[:, None]
+        batches.append(Batch(ids, real, real, torch.tensor([2 * i, 2 * i + 1]), torch.tensor(group)))
+    return batches
+
+
+@pytest.fixture(params=[tiny_llama, tiny_gpt2], ids=["llama", "gpt2"])
+def masked_lm(request: pytest.FixtureRequest) -> MaskedLM:
+    return MaskedLM(request.param())
+
+
+def by_hand(masked_lm: MaskedLM, mask: Tensor, group: int) -> float:
+    """The mean KL of a mask over a group's scored positions, text by text, with whole logits."""
+    found = []
+    for batch in texts():
+        for ids, real, own in zip(batch.input_ids, batch.real, batch.group.tolist(), strict=True):
+            if own == group:
+                ids, everywhere = ids[real][None], torch.ones(1, int(real.sum()), dtype=torch.bool)
+                full = masked_lm.head(masked_lm.full(ids, everywhere)).log_softmax(-1)
+                masked = masked_lm.head(masked_lm(ids, everywhere, mask.float()[None, None])[0]).log_softmax(-1)
+                found.append(kl_divergence(full, masked))
+    return torch.cat(found).mean().item()
+
+
+def test_the_judge_means_what_it_says(masked_lm: MaskedLM) -> None:
+    masks = torch.rand(2, 3, masked_lm.graph.n_nodes, generator=torch.Generator().manual_seed(1)) > 0.4
+    judge = Judge(masked_lm, texts(), GROUPS)
+    found = judge(masks)
+    for k in range(2):
+        for place, group in enumerate(GROUPS):
+            assert found[k, place].item() == pytest.approx(by_hand(masked_lm, masks[k, place], group), abs=1e-5)
+    some = torch.tensor([2, 0])
+    assert_close(judge(masks[:, some], some), found[:, some])
+    kl, gradient = judge.gradient(masks[0, some], some)
+    assert_close(kl, found[0, some])
+    assert_close(gradient, judge.gradient(masks[0])[1][some], atol=1e-5, rtol=1e-4)
+
+
+def test_the_gradient_is_that_of_the_kl(masked_lm: MaskedLM) -> None:
+    gates = torch.full((3, masked_lm.graph.n_nodes), 0.6)
+    judge = Judge(masked_lm, texts(), GROUPS)
+    _, gradient = judge.gradient(gates)
+    for node in (0, 4, 9):
+        nudge = torch.zeros_like(gates).index_fill_(1, torch.tensor([node]), 1e-2)
+        slope = (judge((gates + nudge)[None]) - judge((gates - nudge)[None]))[0] / 2e-2
+        assert_close(gradient[:, node], slope, atol=2e-3, rtol=2e-2)
+
+
+def reference_greedy(masked_lm: MaskedLM, group: int, size: int) -> list[int]:
+    kept = list(range(masked_lm.graph.n_nodes))
+    while len(kept) > size:
+        trials = []
+        for node in kept:
+            mask = torch.zeros(masked_lm.graph.n_nodes)
+            mask[[other for other in kept if other != node]] = 1
+            trials.append((by_hand(masked_lm, mask, group), node))
+        kept.remove(min(trials)[1])
+    return kept
+
+
+def test_greedy_is_greedy(masked_lm: MaskedLM) -> None:
+    n_nodes = masked_lm.graph.n_nodes
+    masks = greedy(Judge(masked_lm, texts(), GROUPS), [9, n_nodes - 2, n_nodes], n_nodes)
+    assert masks.sum(-1).tolist() == [[9] * 3, [n_nodes - 2] * 3, [n_nodes] * 3]
+    for place, group in enumerate(GROUPS):
+        assert masks[0, place].nonzero()[:, 0].tolist() == reference_greedy(masked_lm, group, 9)
+
+
+def test_single_ablation_closes_one_node_at_a_time(masked_lm: MaskedLM) -> None:
+    missed = single_ablation(Judge(masked_lm, texts(), GROUPS), masked_lm.graph.n_nodes)
+    mask = torch.ones(masked_lm.graph.n_nodes)
+    mask[4] = 0
+    assert missed[1, 4].item() == pytest.approx(by_hand(masked_lm, mask, GROUPS[1]), abs=1e-5)
+
+
+def test_polish_never_makes_worse_keeps_sizes_and_comes_close_to_the_best(masked_lm: MaskedLM) -> None:
+    """Every subgraph of 3 of 15 nodes is tried; from arbitrary scores most of the way is made."""
+    n_nodes = masked_lm.graph.n_nodes
+    sizes = torch.tensor([3, 8, n_nodes])
+    judge = Judge(masked_lm, texts(), GROUPS)
+    scores = torch.rand(3, 3, n_nodes, generator=torch.Generator().manual_seed(2))
+    masks = top(scores, sizes[:, None])
+    polished, kl = polish(judge, masks, scores, rounds=8)
+    assert torch.equal(polished.sum(-1), masks.sum(-1))
+    assert (kl <= judge(masks) + 1e-6).all()
+    assert_close(kl, judge(polished), atol=1e-5, rtol=1e-4)
+    every = torch.stack(
+        [torch.zeros(n_nodes).index_fill_(0, torch.tensor(nodes), 1) for nodes in combinations(range(n_nodes), 3)]
+    )
+    best = judge(every[:, None].expand(-1, 3, -1)).min(0).values
+    assert (kl[0] >= best - 1e-6).all()
+    assert (kl[0].mean() - best.mean()) < 0.5 * (judge(masks)[0].mean() - best.mean())
+
+
+def test_the_best_restart_stays(masked_lm: MaskedLM) -> None:
+    n_nodes, sizes = masked_lm.graph.n_nodes, torch.tensor([4, 10])
+    judge = Judge(masked_lm, texts(), GROUPS)
+    for family_sizes in (1, 2):
+        bank = GateBank(8, family_sizes, n_nodes)  # room for four groups of two restarts; three are there
+        torch.nn.init.normal_(bank.log_odds, generator=torch.Generator().manual_seed(3))
+        masks, scores = cut(bank, sizes, judge, restarts=2, worth=None, rounds=0)
+        assert masks.shape == (3, 2, n_nodes) and scores.shape == (3, family_sizes, n_nodes)
+        each = bank.discretize(sizes).unflatten(0, (4, 2))[:3].permute(1, 2, 0, 3)  # (restarts, sizes, groups, nodes)
+        kl = torch.stack([judge(some) for some in each]).log()
+        if family_sizes == 2:
+            assert_close(judge(masks.transpose(0, 1)).log(), kl.min(0).values)
+        else:
+            assert_close(judge(masks.transpose(0, 1)).log().sum(0), kl.sum(1).min(0).values)
+            assert not (masks[:, 0] & ~masks[:, 1]).any()  # one restart for all sizes: still nested
