@@ -55,7 +55,7 @@ def main(
         row = {"s": s, "kl": float(mine.mean()), "greedy": float(his.mean())}
         row |= {"ratio": row["kl"] / row["greedy"], "no_worse": float((mine <= his * 1.0001).float().mean())}
         rows.append(row)
-        print(f"{s:>4} {row['kl']:>9.4f} {row['greedy']:>9.4f} {row['ratio']:>6.2f} {row['no_worse']:>9.0%}")
+        print(f"{s:>4} {row['kl']:>9.2g} {row['greedy']:>9.2g} {row['ratio']:>6.2f} {row['no_worse']:>9.0%}")
     print(f"\n{ours:.1f} s over greedy's {theirs:.1f} s: {ours / theirs:.3f}; {60 * texts / ours:.0f} texts a minute")
     report({"setting": str(setting), "sizes": rows, "seconds": ours, "greedy_seconds": theirs}, out)
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from torch import Tensor
+
 
 class UserError(Exception):
     """Something the user can mend. The doors print its message alone and exit with code 2."""
@@ -10,6 +12,19 @@ class UserError(Exception):
 
 class NonFiniteLoss(UserError):
     """Training met a loss that is not a number or infinite; what was learned before it is kept."""
+
+
+def require_finite(what: str, value: Tensor, step: int) -> None:
+    """Stop before a step that would spoil what was learned.
+
+    Raises:
+        NonFiniteLoss: If a value is not a number or infinite.
+    """
+    if not value.isfinite().all():
+        raise NonFiniteLoss(
+            f"the {what} at step {step} is not finite, and nothing of that step was taken. "
+            "Try --model.dtype float32, or leave out the texts that the model itself cannot read"
+        )
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

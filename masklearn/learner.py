@@ -13,8 +13,8 @@ from masklearn.adapter import EMBEDDED, DTypeName, load_lm
 from masklearn.artifact import Mask, ModelId, Shards
 from masklearn.budget import Lagrangian, Projected, Schedule, resolve_sizes
 from masklearn.cut import cut
-from masklearn.data import Batch, MaskData, Plan
-from masklearn.errors import NonFiniteLoss, UserError
+from masklearn.data import Batch, MaskData, Part, Plan
+from masklearn.errors import UserError, require_finite
 from masklearn.gates import GateBank, open_probability, sample
 from masklearn.graph import NodeGraph
 from masklearn.masked_lm import MaskedLM
@@ -87,15 +87,13 @@ class MaskLearner(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        counts = {"steps": steps, "draws": draws, "restarts": restarts, "block": block}
-        for flag, value in counts.items():
-            if value is not None and value < 1:
-                raise UserError(f"model.{flag} is {value}; it must be at least 1")
+        counts = {"steps": (steps, 1), "draws": (draws, 1), "restarts": (restarts, 1), "block": (block, 1)}
+        for flag, (value, least) in (counts | {"polish": (polish, 0)}).items():
+            if value is not None and value < least:
+                raise UserError(f"model.{flag} is {value}; it must be at least {least}")
         for flag, value in {"lr": lr, "temperature": min(temperature)}.items():
             if not 0 < value < math.inf:
                 raise UserError(f"model.{flag} is {value}; it must be positive")
-        if polish < 0:
-            raise UserError(f"model.polish is {polish}; it must be 0 or more")
         if budget == "lagrangian" and family == "nested":
             raise UserError(
                 "model.budget lagrangian gives every size gates of its own. Add --model.family independent, "
@@ -197,12 +195,13 @@ class MaskLearner(LightningModule):
             batches = (batch.to(self.device) for batch in self._data.loader("train"))
             self.masked_lm.ablation = self.masked_lm.mean_ablation((b.input_ids, b.real) for b in batches)
 
-    def _full(self, batch: Batch) -> Tensor:
-        return self.masked_lm.full(batch.input_ids, batch.scored)
-
     def _target(self, batch: Batch) -> Tensor:
         """The full model's hidden states at the batch's scored positions, shape (positions, width)."""
-        return torch.cat([self._targets[i] for i in batch.place.tolist()]) if self._targets else self._full(batch)
+        return (
+            torch.cat([self._targets[i] for i in batch.place.tolist()])
+            if self._targets
+            else self.masked_lm.full(batch.input_ids, batch.scored)
+        )
 
     # --- block after block --------------------------------------------------------------------------------------------
 
@@ -226,8 +225,12 @@ class MaskLearner(LightningModule):
         groups = self.plan.blocks[block]
         self._targets = self._full_targets(groups)
         if self.warm_start:
-            judge = Judge(self.masked_lm, self._data.loader("train", groups), groups)
-            self._worth = single_ablation(judge, self.graph.n_nodes)
+            self._worth = single_ablation(self._judge("train", groups), self.graph.n_nodes)
+
+    def _judge(self, part: Part, groups: Sequence[int]) -> Judge:
+        """A judge on some groups' texts, with as many rows at a time as a training step has."""
+        rows = self._data.texts_per_step() * self.draws * self.restarts * self.block
+        return Judge(self.masked_lm, self._data.loader(part, groups, rows), groups)
 
     @property
     def warm_start(self) -> bool:
@@ -240,7 +243,7 @@ class MaskLearner(LightningModule):
         targets: dict[int, Tensor] = {}
         for batch in self._data.loader("train", groups):
             batch = batch.to(self.device)
-            full = self._full(batch)
+            full = self.masked_lm.full(batch.input_ids, batch.scored)
             targets |= dict(zip(batch.place.tolist(), full.split(batch.scored.sum(1).tolist()), strict=True))
             if len(targets) * full.nbytes / len(batch.place) > CACHE_BYTES:
                 return {}
@@ -258,7 +261,7 @@ class MaskLearner(LightningModule):
         if block != self._block_at_hand:
             self._take_up(block)  # a run that goes on just here
         groups = self.plan.blocks[block]
-        judge = Judge(self.masked_lm, self._data.loader("validation", groups), groups)
+        judge = self._judge("validation", groups)
         masks, scores = cut(self.bank, self.size_counts, judge, self.restarts, self._worth, self.polish_rounds)
         self.store.put(block, groups, masks, scores)
 
@@ -298,7 +301,7 @@ class MaskLearner(LightningModule):
         price = self.budget(error, self.schedule.stiffness_at(self.block_step))
         # KLs of different sizes lie two orders of magnitude apart; the logarithm makes each pull by its relative change
         loss = (kl[drawn] + FLOOR).log().sum() + price[drawn].sum()
-        self._require_finite("loss", loss)
+        require_finite("loss", loss, self.global_step)
         self._error = error.detach()
         self._log_step(kl.detach(), drawn, self._error)
         return loss
@@ -325,15 +328,7 @@ class MaskLearner(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         assert self.bank.log_odds.grad is not None
-        self._require_finite("gradient", self.bank.log_odds.grad)
-
-    def _require_finite(self, what: str, value: Tensor) -> None:
-        """Stop before a step that would spoil the gates."""
-        if not value.isfinite().all():
-            raise NonFiniteLoss(
-                f"the {what} at step {self.global_step} is not finite, and nothing of that step was taken. "
-                "Try --model.dtype float32, or leave out the texts that the model itself cannot read"
-            )
+        require_finite("gradient", self.bank.log_odds.grad, self.global_step)
 
     def _log_step(self, kl: Tensor, drawn: Tensor, error: Tensor) -> None:
         """Means over the groups at hand; sizes that were not drawn this time are left out."""
@@ -356,7 +351,7 @@ class MaskLearner(LightningModule):
         masks = self.bank.discretize(self.size_counts)[0].float()
         gates = masks[:, None].expand(-1, len(batch.input_ids), -1)
         masked = self.masked_lm(batch.input_ids, batch.scored, gates)
-        kl = chunked_kl(self._full(batch), masked, self.masked_lm.head).mean(-1)
+        kl = chunked_kl(self.masked_lm.full(batch.input_ids, batch.scored), masked, self.masked_lm.head).mean(-1)
         named = {f"val/kl/s={s}": value for s, value in zip(self.sizes, kl, strict=True)}
         self.log_dict(named, batch_size=int(batch.scored.sum()))
 

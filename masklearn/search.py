@@ -20,6 +20,8 @@ ADDITIONS, REMOVALS, MOST_REMOVALS = 3, 4, 12
 """Nodes that polish tries to open at every round; and to close, one more for every three of a mask's, up to a most."""
 GAIN = 0.1
 """Share of its KL that a mask must lose in a round to be worth another."""
+ENOUGH = 1e-4
+"""Nats below which a mask is as good as any and is polished no further."""
 
 
 @dataclass(frozen=True)
@@ -155,15 +157,16 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int) -> tuple[Te
         if i + 1 < len(masks):
             shrunk = top(scores[i].masked_fill(~masks[i + 1], -torch.inf), masks[i].sum(-1) + 1)
             _take(mask, value, everyone, *_close_one(judge, shrunk, scores[i], everyone))
-        at_work = everyone if mask[0].sum() < mask.shape[-1] else everyone[:0]
-        for _ in range(rounds):
+        at_work = everyone[value > ENOUGH]
+        for _ in range(rounds if not mask[0].all() else 0):
             if not len(at_work):
                 break
             before = value[at_work]
             gradient = judge.gradient(mask[at_work], at_work)[1]
             grown = _open_one(judge, mask[at_work], gradient, at_work)
             _take(mask, value, at_work, *_close_one(judge, grown, scores[i, at_work], at_work))
-            at_work = at_work[value[at_work] < (1 - GAIN) * before]
+            now = value[at_work]
+            at_work = at_work[(now > ENOUGH) & (now < (1 - GAIN) * before)]
     return masks, kl
 
 

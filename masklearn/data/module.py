@@ -159,8 +159,10 @@ class MaskData(LightningDataModule):
         bounds = [len(order) * i // n_blocks for i in range(n_blocks + 1)]
         return Plan([order[begin:end] for begin, end in pairwise(bounds)], steps)
 
-    def loader(self, part: Part, groups: Collection[int] | None = None) -> DataLoader[Any]:
-        """All texts of a split in order, `batch_size` at a time; or those of some groups.
+    def loader(
+        self, part: Part, groups: Collection[int] | None = None, batch_size: int | None = None
+    ) -> DataLoader[Any]:
+        """All texts of a split in order, or those of some groups, so many at a time; `data.batch_size` by default.
 
         Raises:
             UserError: If it has none.
@@ -169,7 +171,7 @@ class MaskData(LightningDataModule):
         if not len(texts):
             raise UserError(f"{self.source} holds too few texts for a {part} split")
         wanted = texts if groups is None else Subset(texts, [i for i, g in enumerate(texts.groups) if g in groups])
-        return DataLoader(wanted, batch_size=self.batch_size, collate_fn=self.collate)
+        return DataLoader(wanted, batch_size=batch_size or self.batch_size, collate_fn=self.collate)
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
