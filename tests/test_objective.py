@@ -32,6 +32,7 @@ def test_chunks_change_neither_value_nor_gradient(k: int, positions: int, chunk:
     weights = torch.rand(k, positions)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "CHUNK", chunk)
+        patch.setattr(objective, "MOST", chunk)
         found = chunked_kl(full, masked.requires_grad_(), head)
         (found * weights).sum().backward()
     expected = reference(full, again.requires_grad_(), head)
@@ -55,6 +56,7 @@ def test_logits_are_never_held_for_all_positions(monkeypatch: pytest.MonkeyPatch
         return hidden @ weight.T
 
     monkeypatch.setattr(objective, "CHUNK", 1000)
+    monkeypatch.setattr(objective, "MOST", 1000)
     chunked_kl(torch.randn(64, 4), torch.randn(3, 64, 4), head)
     assert max(seen) <= 1000
 
