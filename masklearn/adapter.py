@@ -75,8 +75,10 @@ class Layout:
         """Logits of last hidden states: (..., width) to (..., vocabulary)."""
         config: Any = self.lm.config.get_text_config(decoder=True)
         logits: Tensor = self.lm.get_output_embeddings()(hidden)  # pyright: ignore[reportOptionalCall]
-        logits = logits * (getattr(config, "logit_scale", None) or 1)  # Cohere
-        logits = logits / (getattr(config, "logits_scaling", None) or 1)  # Granite
+        scale = getattr(config, "logit_scale", None)  # Cohere
+        divisor = getattr(config, "logits_scaling", None)  # Granite
+        logits = logits if scale is None else logits * scale  # a factor of 1 would cost a pass over all logits
+        logits = logits if divisor is None else logits / divisor
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

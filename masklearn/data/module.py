@@ -170,7 +170,8 @@ class MaskData(LightningDataModule):
         texts = self.parts[part]
         if not len(texts):
             raise UserError(f"{self.source} holds too few texts for a {part} split")
-        wanted = texts if groups is None else Subset(texts, [i for i, g in enumerate(texts.groups) if g in groups])
+        chosen = range(len(self.groups.names)) if groups is None else set(groups)
+        wanted = Subset(texts, [i for i, group in enumerate(texts.groups) if group in chosen])
         return DataLoader(wanted, batch_size=batch_size or self.batch_size, collate_fn=self.collate)
 
     def train_dataloader(self) -> DataLoader[Any]:
