@@ -13,9 +13,7 @@ from masklearn.search import Judge, greedy
 
 
 def main(
-    lm: str | None = None,
-    path: Path | None = None,
-    task: str | None = None,
+    setting: Setting = Setting(),
     sizes: list[int | float] | str = (3, 5, 9, 15, 22, 30, 38),  # pyright: ignore[reportArgumentType]
     texts: int = 64,
     max_length: int = 128,
@@ -24,15 +22,12 @@ def main(
     """Trace texts and hold the masks against greedy's.
 
     Args:
-        lm: Model; by default the stories model beside the project, or the embedded one.
-        path: Texts in a file.
-        task: Task of the embedded generator, in place of a file.
+        setting: The model and its texts.
         sizes: Nodes to keep, or log:12.
         texts: How many texts to trace.
         max_length: Tokens after which a text is cut.
         out: JSON file to write.
     """
-    setting = Setting.of(lm, path, task)
     data = setting.data(positions="last", scope="input", limit=texts, max_length=max_length)
     data.setup("fit")
     learner = ml.MaskLearner(setting.lm, sizes=sizes, scope="input")

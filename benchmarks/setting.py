@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +39,21 @@ def quiet_trainer(**settings: Any) -> Trainer:
 
 @dataclass(frozen=True)
 class Setting:
-    """A model and its texts."""
+    """A model and its texts; by default the stories beside the project, or the embedded model and its language.
 
-    lm: str = "embedded"
-    texts: dict[str, Any] = field(default_factory=dict)
+    Args:
+        lm: Model.
+        path: Texts in a file.
+        task: Task of the embedded generator, in place of a file.
+    """
 
-    @classmethod
-    def of(cls, lm: str | None, path: Path | None, task: str | None) -> "Setting":
-        """What was asked for; by default the stories beside the project, or the embedded model and texts."""
-        if lm is None and path is None and task is None and STORIES.is_dir():
-            return cls(str(STORIES / "models" / "stories260k"), {"path": str(STORIES / "data" / "stories.jsonl")})
-        return cls(lm or "embedded", {"path": str(path)} if path else {"task": task or "mixed"})
+    lm: str = str(STORIES / "models" / "stories260k") if STORIES.is_dir() else "embedded"
+    path: str | None = str(STORIES / "data" / "stories.jsonl") if STORIES.is_dir() else None
+    task: str | None = None
 
     def data(self, **settings: Any) -> ml.MaskData:
-        return ml.MaskData(lm=self.lm, **self.texts, **settings)
+        texts = {"path": self.path} if self.path and not self.task else {"task": self.task or "mixed"}
+        return ml.MaskData(lm=self.lm, **texts, **settings)
 
     def __str__(self) -> str:
-        return f"{Path(self.lm).name}, {Path(next(iter(self.texts.values()))).name}"
+        return f"{Path(self.lm).name}, {self.task or Path(self.path or 'mixed').name}"

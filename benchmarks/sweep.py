@@ -57,7 +57,7 @@ def groups(setting: Setting, many: int, turns: int, steps: int) -> dict[str, Any
     found: dict[int, list[float]] = {10: [], many: []}
     for _ in range(turns):
         for n, medians in found.items():
-            data = Setting(texts={"task": "names"}).data(limit=n, scope="input", positions="last")
+            data = Setting("embedded", task="names").data(limit=n, scope="input", positions="last")
             learner, times = ml.MaskLearner(sizes="log:12", scope="input", steps=steps, block=10, polish=0), StepTimes()
             quiet_trainer(max_steps=steps, callbacks=[times]).fit(learner, datamodule=data)
             medians.append(statistics.median(times.seconds[2:]))
@@ -65,9 +65,7 @@ def groups(setting: Setting, many: int, turns: int, steps: int) -> dict[str, Any
 
 
 def main(
-    lm: str | None = None,
-    path: Path | None = None,
-    task: str | None = None,
+    setting: Setting = Setting(),
     steps: int = 300,
     singles: int = 3,
     many: int = 10_000,
@@ -77,16 +75,13 @@ def main(
     """Measure sweeps and groups.
 
     Args:
-        lm: Model; by default the stories model beside the project, or the embedded one.
-        path: Texts in a file.
-        task: Task of the embedded generator, in place of a file.
+        setting: The model and its texts.
         steps: Steps of a run.
         singles: Sizes to learn on their own.
         many: Groups of the larger bank.
         turns: Runs of each bank.
         out: JSON file to write.
     """
-    setting = Setting.of(lm, path, task)
     print(f"{machine()}\n{setting}: twelve sizes beside one, {steps} steps each")
     results: dict[str, Any] = {"setting": str(setting), "sweep": sweep(setting, steps, singles)}
     print(f"Time of twelve sizes over one: {results['sweep']['time_ratio']:.2f}")

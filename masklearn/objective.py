@@ -27,7 +27,7 @@ def kl_divergence(full: Tensor, masked: Tensor) -> Tensor:
 
 def log_probabilities(hidden: Tensor, head: Head) -> Tensor:
     """Float32 log-probabilities (..., vocabulary) of last hidden states (..., width)."""
-    return head(hidden).float().log_softmax(-1)
+    return head(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:-1], -1).float().log_softmax(-1)
 
 
 def chunks(full: Tensor, n_masks: int, head: Head) -> Iterator[slice]:
@@ -52,18 +52,21 @@ class _ChunkedKL(torch.autograd.Function):
         gradient = torch.empty_like(masked) if learning else torch.empty(0)
         for piece in chunks(full, len(masked), head):
             target = log_probabilities(full[piece], head)
+            # Rows and positions in one: a product of matrices reads the head's weights once, a batch of them once a row
             with torch.set_grad_enabled(learning):
-                inputs = masked[:, piece].detach().requires_grad_(learning)
-                logits = head(inputs)
-            logp = logits.detach().float().log_softmax(-1)
+                inputs = masked[:, piece].detach().flatten(0, 1).requires_grad_(learning)
+                flat = head(inputs)
+            logits = flat.detach().unflatten(0, (len(masked), -1))
+            logp = logits.float().log_softmax(-1)
             probability = target.exp()
             # KL, and its gradient in the logits in closed form: few passes over what is the largest tensor of a step.
             # The head's own gradient is autograd's affair; it does not need the logits, whose memory is used again.
-            gap = torch.sub(target, logp, out=logits.detach()) if logits.dtype == logp.dtype else target - logp
+            gap = torch.sub(target, logp, out=logits) if logits.dtype == logp.dtype else target - logp
             kl[:, piece] = torch.einsum("pv,kpv->kp", probability, gap).clamp_min(0)
             if learning:
-                slope = logp.exp_().sub_(probability).to(logits.dtype)
-                (gradient[:, piece],) = torch.autograd.grad(logits, inputs, slope)
+                slope = logp.exp_().sub_(probability).flatten(0, 1).to(flat.dtype)
+                (by_row,) = torch.autograd.grad(flat, inputs, slope)
+                gradient[:, piece] = by_row.unflatten(0, (len(masked), -1))
         ctx.gradient = gradient
         return kl
 
