@@ -18,7 +18,7 @@ from masklearn.errors import UserError, require_finite
 from masklearn.gates import GateBank, open_probability, sample
 from masklearn.graph import NodeGraph
 from masklearn.masked_lm import MaskedLM
-from masklearn.memory import block_that_fits
+from masklearn.memory import step_that_fits
 from masklearn.objective import chunked_kl
 from masklearn.rows import assign, mean_by_mask
 from masklearn.search import Judge, single_ablation
@@ -136,12 +136,12 @@ class MaskLearner(LightningModule):
         if not hasattr(self, "bank"):
             self.lay_out(self._data)
 
-    def lay_out(self, data: MaskData, block: int | None = None) -> str:
+    def lay_out(self, data: MaskData, room: tuple[int, int] | None = None) -> str:
         """Plan which groups are learned together, and make room for the gates of one block.
 
         Args:
             data: The texts, set up.
-            block: Groups learned together; by default what was asked for, or fewer if no more fit.
+            room: Groups learned together and texts of each in a step; by default what was asked for, or what fits.
 
         Returns:
             What there is to say about it, if anything.
@@ -153,10 +153,12 @@ class MaskLearner(LightningModule):
             raise UserError(f"the learner's scope is {self.scope}, but the data's is {data.scope}. Give both the same")
         data.require_context(self.masked_lm.context)
         remark = ""
-        if block is None:
+        if room is None:
             texts, rows = data.texts_per_step(), self.draws * self.restarts
             wanted = min(self.asked_block or max(1, TEXTS_AT_ONCE // texts), len(data.groups.names))
-            block, remark = block_that_fits(self.masked_lm, data.longest, texts, rows, wanted)
+            block, fit, remark = step_that_fits(self.masked_lm, data.longest, texts, rows, wanted)
+            room = block, fit if fit < texts else data.batch_size
+        block, data.batch_size = room
         data.plan = data.planned(block, self.schedule.steps)
         self.block = max(map(len, data.plan.blocks))
         n_banks, n_sizes, n_nodes = self.block * self.restarts, len(self.sizes), self.graph.n_nodes
@@ -369,12 +371,12 @@ class MaskLearner(LightningModule):
         """Keep the frozen weights out."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith("masked_lm.")}
-        checkpoint["block"] = self.block
+        checkpoint["room"] = self.block, self._data.batch_size
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run goes on with the blocks that it was begun with, whatever memory there is now."""
-        if checkpoint["block"] != self.block:
-            self.lay_out(self._data, checkpoint["block"])
+        """A run goes on with the blocks and steps that it was begun with, whatever memory there is now."""
+        if checkpoint["room"] != (self.block, self._data.batch_size):
+            self.lay_out(self._data, checkpoint["room"])
 
     # --- what was learned ---------------------------------------------------------------------------------------------
 

@@ -10,29 +10,33 @@ SHARE = 0.6
 """Of the free memory that a step's activations may take; the rest is for logits, gradients and everybody else."""
 
 
-def block_that_fits(masked_lm: MaskedLM, tokens: int, texts: int, rows: int, wanted: int) -> tuple[int, str]:
-    """How many groups can be learned together.
+def step_that_fits(masked_lm: MaskedLM, tokens: int, texts: int, rows: int, wanted: int) -> tuple[int, int, str]:
+    """How many groups can be learned together, and from how many texts a step.
 
     Args:
         masked_lm: The model.
         tokens: Tokens of the longest text.
-        texts: Texts that a group gives to a step.
+        texts: Texts that a group gives to a step, if there is room.
         rows: Rows of a text.
         wanted: Groups to learn together, if there is room.
 
     Returns:
-        The number of groups, at least 1, and a remark for the user if it is not the one wanted.
+        The groups and the texts of each, at least 1, and a remark for the user if they are not those wanted. Groups
+        make room first: they are learned one after the other all the same, whereas fewer texts are a noisier step.
     """
-    free, needed = free_bytes(masked_lm.device), texts * rows * bytes_per_row(masked_lm, tokens)
+    free, needed = free_bytes(masked_lm.device), rows * bytes_per_row(masked_lm, tokens)
     fit = int(SHARE * free / needed)
+    if fit >= wanted * texts:
+        return wanted, texts, ""
+    if fit >= texts:
+        return fit // texts, texts, f"Memory holds {fit // texts} groups at a time, not {wanted}: so many are used"
+    remark = f"Memory holds {max(1, fit)} texts a step, not --data.batch_size {texts}: so many are used"
     if not fit:
-        return 1, (
-            f"A step of {texts * rows} rows of {tokens} tokens needs about {needed / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} are free. If memory runs out, lower --data.batch_size or --model.draws"
+        remark = (
+            f"A text of {tokens} tokens in {rows} rows needs about {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} are free. If memory runs out, lower --data.max_length or --model.draws"
         )
-    if fit < wanted:
-        return fit, f"Memory holds {fit} groups at a time, not {wanted}: they are learned {fit} at a time"
-    return wanted, ""
+    return 1, max(1, fit), remark
 
 
 def free_bytes(device: torch.device) -> int:

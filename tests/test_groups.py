@@ -28,6 +28,8 @@ INPUTS = [
     *("--model.sizes", "log:5", "--model.block", "5", "--trainer.logger", "false"),
 ]
 
+SHARED = ["--data.task", "names", "--data.limit", "40", "--trainer.logger", "false"]
+
 
 @pytest.fixture(autouse=True)
 def at_a_door(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -141,16 +143,32 @@ def test_too_many_groups_are_asked_about_first(tmp_path: Path, capsys: pytest.Ca
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_block_that_fits_is_named_and_used(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flags", "rows_that_fit", "remark", "room"),
+    [
+        ([*INPUTS, "--model.block", "12"], 3, "Memory holds 3 groups at a time, not 12: so many are used", (3, 16)),
+        (SHARED, 12, "Memory holds 3 texts a step, not --data.batch_size 16: so many are used", (1, 3)),
+        (SHARED, 1, "in 4 rows needs about 0.0 GiB, and 0.0 are free. If memory runs out, lower", (1, 1)),
+    ],
+)
+def test_what_fits_into_memory_is_named_and_used_to_the_end_of_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    rows_that_fit: int,
+    remark: str,
+    room: tuple[int, int],
 ) -> None:
     masked_lm = MaskedLM(ml.load_lm())
-    data = ml.MaskData(task="names", limit=12)
+    data = ml.MaskData(task="names", limit=int(flags[flags.index("--data.limit") + 1]))
     data.setup()
-    room = 3.5 * memory.bytes_per_row(masked_lm, data.longest) / memory.SHARE
-    monkeypatch.setattr(memory, "free_bytes", lambda device: int(room))
-    assert train([*INPUTS, "--model.block", "12", "--model.steps", "2", "--run.dir", "run"]) == 0
-    assert "Memory holds 3 groups at a time, not 12: they are learned 3 at a time" in capsys.readouterr().out
+    free = (rows_that_fit + 0.5) * memory.bytes_per_row(masked_lm, data.longest) / memory.SHARE
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(free))
+    assert train([*flags, "--model.steps", "55", "--trainer.max_steps", "51", "--run.dir", "run"]) == 2
+    assert remark in capsys.readouterr().out
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**40)  # a run goes on as it was begun
+    assert train(["--config", "run/config.yaml", "--trainer.max_steps", "-1", "--run.resume", "true"]) == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["room"] == room
 
 
 def test_memory_of_a_row_grows_with_its_tokens() -> None:

@@ -204,12 +204,12 @@ def _fit(cli: TrainCLI) -> None:
     except NonFiniteLoss as error:
         kept = f". The last good state is kept in {folder / LAST}" if folder.last_checkpoint else ""
         raise NonFiniteLoss(f"{error}{kept}") from error
-    trainer.save_checkpoint(folder / LAST)
-    if trainer.global_step < learner.plan.total:
+    if trainer.global_step < learner.plan.total:  # and no checkpoint now: Lightning takes the run for finished
         raise UserError(
             f"stopped at step {trainer.global_step} of {learner.plan.total}, as a trainer flag asked. "
-            f"Go on with: {folder.how_to_resume}"
+            f"Go on without it from the last checkpoint: {folder.how_to_resume}"
         )
+    trainer.save_checkpoint(folder / LAST)
 
 
 def _start_tracking(cli: TrainCLI) -> "WandbLogger | None":
