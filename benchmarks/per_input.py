@@ -9,7 +9,8 @@ from setting import Setting, quiet_trainer
 from timing import machine, now, report
 
 import masklearn as ml
-from masklearn.search import Judge, greedy
+from masklearn.judge import Judge
+from masklearn.search import greedy
 
 
 def main(

@@ -12,7 +12,7 @@ from timing import machine, now, ratio, report, shown
 
 import masklearn as ml
 from masklearn.budget import resolve_sizes
-from masklearn.search import Judge
+from masklearn.judge import Judge
 
 
 class StepTimes(Callback):

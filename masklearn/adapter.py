@@ -35,6 +35,8 @@ MLP_EXCEPTIONS = {"opt": "fc2", "bloom": "mlp.dense_4h_to_h"}
 class Site:
     """Where the nodes of one layer can be gated."""
 
+    layer: nn.Module
+    """The whole layer: from the residual stream that comes in to the one that goes out."""
     heads: nn.Module
     """The attention output projection: its *input* is the heads' outputs side by side."""
     mlp: nn.Module
@@ -114,7 +116,7 @@ def _site(lm: PreTrainedModel, layer: nn.Module, graph: NodeGraph) -> Site:
     width = _inputs(projections[0])
     if width % graph.n_heads:
         raise _refuse(lm, f"an attention output projection of {width} inputs", f"a multiple of {graph.n_heads} heads")
-    return Site(projections[0], _mlp(lm, layer))
+    return Site(layer, projections[0], _mlp(lm, layer))
 
 
 def _mlp(lm: PreTrainedModel, layer: nn.Module) -> nn.Module:

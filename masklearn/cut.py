@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from masklearn.gates import GateBank
-from masklearn.search import Judge, polish
+from masklearn.judge import Judge
+from masklearn.search import polish
 
 
 def cut(

@@ -1,21 +1,21 @@
 """Masks x text x metrics to one tidy table: the one path by which every reported number is made."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from masklearn.artifact import Mask
-from masklearn.baselines import random_masks
+from masklearn.baselines import CONTROLS, Baseline, subgraphs
 from masklearn.data import Batch
+from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
 from masklearn.metrics import SubgraphMetrics
 from masklearn.objective import chunks, log_probabilities
 
-N_RANDOM = 10
-"""Random subgraphs of each size that a learned one is held against."""
 AT_ONCE = 8
 """Masks that share a forward."""
 
@@ -69,8 +69,21 @@ def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> tup
     return rows, torch.stack([torch.cat(parts) for parts in by_group.values()])
 
 
-def evaluate(masked_lm: MaskedLM, mask: Mask, batches: Iterable[Batch]) -> tuple[list[Row], Tensor]:
-    """The table of a bank: for every size its metrics, its nodes, and random subgraphs of that size as a control.
+def evaluate(
+    masked_lm: MaskedLM,
+    mask: Mask,
+    batches: Iterable[Batch],
+    baselines: Sequence[Baseline] = CONTROLS,
+    judge: Judge | None = None,
+) -> tuple[list[Row], Tensor]:
+    """The table of a bank: for every size its metrics, its nodes, and subgraphs of that size chosen in other ways.
+
+    Args:
+        masked_lm: The model, with the ablation to evaluate under.
+        mask: The bank.
+        batches: The text to report on.
+        baselines: Names of the other ways, see `baselines`.
+        judge: By which they choose, on the text that masks are learned on; controls need none.
 
     Returns:
         One row for each size, over the texts of all groups, each under its own masks; and the KL and TV of every
@@ -78,8 +91,10 @@ def evaluate(masked_lm: MaskedLM, mask: Mask, batches: Iterable[Batch]) -> tuple
     """
     mask.check()
     measured, own = measure(masked_lm, mask.mask.transpose(0, 1), batches)
-    random = random_masks(N_RANDOM, mask.sizes, mask.graph.n_nodes)
-    controls, _ = measure(masked_lm, random.flatten(0, 1)[:, None], batches)
+    others: dict[str, list[Row]] = {}
+    for name in baselines:
+        chosen = subgraphs(name, mask, judge)
+        others[name], _ = measure(masked_lm, chosen.flatten(0, 1), batches)
     heads, mlps = (count.float().mean(0) for count in mask.graph.count(mask.mask))
     rows = [
         {
@@ -88,7 +103,7 @@ def evaluate(masked_lm: MaskedLM, mask: Mask, batches: Iterable[Batch]) -> tuple
             **measured[i],
             "heads": _number(heads[i]),
             "mlps": _number(mlps[i]),
-            "controls": {"random": _spread(controls[i :: len(mask.sizes)])},
+            "controls": {name: _spread(found[i :: len(mask.sizes)]) for name, found in others.items()},
         }
         for i, s in enumerate(mask.sizes.tolist())
     ]
@@ -105,8 +120,15 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def _control(name: str, row: Row) -> str:
+    found = row["controls"][name]
+    return "{kl_mean:.2f} ± {kl_std:.2f}".format(**found) if "n" in found else f"{found['kl']:.3f}"
+
+
 def _spread(rows: list[Row]) -> dict[str, float]:
-    """Mean and standard deviation over some subgraphs of the same size."""
+    """Mean and standard deviation over some subgraphs of the same size; of a single one, its figures."""
+    if len(rows) == 1:
+        return {name: rows[0][name] for name in ("kl", "tv", "top1")}
     columns = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in ("kl", "tv", "top1")}
     spread = {
         f"{name}_{of}": float(getattr(values, of)()) for name, values in columns.items() for of in ("mean", "std")
@@ -130,13 +152,13 @@ def describe(mask: Mask, rows: list[Row], own: Tensor) -> dict[str, Any]:
 
 def table(rows: list[Row]) -> str:
     """The rows as a person would read them."""
-    columns = {
+    columns: dict[str, Callable[[Row], str]] = {
         "s": lambda r: f"{r['s']}",
         "of all": lambda r: f"{r['fraction']:.0%}",
         "heads": lambda r: f"{r['heads']:.3g}",
         "mlps": lambda r: f"{r['mlps']:.3g}",
         "KL": lambda r: f"{r['kl']:.3f}",
-        "random KL": lambda r: "{kl_mean:.2f} ± {kl_std:.2f}".format(**r["controls"]["random"]),
+        **{f"{name} KL": partial(_control, name) for name in rows[0]["controls"]},
         "TV": lambda r: f"{r['tv']:.3f}",
         "JS": lambda r: f"{r['js']:.3f}",
         "top-1": lambda r: f"{r['top1']:.1%}",

@@ -17,11 +17,12 @@ from masklearn.data import Batch, MaskData, Part, Plan
 from masklearn.errors import UserError, require_finite
 from masklearn.gates import GateBank, open_probability, sample
 from masklearn.graph import NodeGraph
+from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
 from masklearn.memory import step_that_fits
 from masklearn.objective import chunked_kl
 from masklearn.rows import assign, mean_by_mask
-from masklearn.search import Judge, single_ablation
+from masklearn.search import single_ablation
 
 FLOOR = 0.003
 """Nats added to a KL before its logarithm is taken, so that a mask that is good enough stops pulling."""

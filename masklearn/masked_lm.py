@@ -57,6 +57,11 @@ def _blend(output: Tensor, gate: Tensor, closed: Tensor | None) -> Tensor:
     return parts.reshape(output.shape)
 
 
+def _norm(vectors: Tensor) -> Tensor:
+    """L1 norms (..., 1) of vectors (..., width)."""
+    return vectors.float().abs().sum(-1, keepdim=True)
+
+
 @contextmanager
 def gated(
     lm: PreTrainedModel, gates: Tensor, ablation: Ablation = Ablation(), layout: Layout | None = None
@@ -170,6 +175,58 @@ class MaskedLM(nn.Module):
                 self.layout.hidden(input_ids)
         heads, mlps = (torch.stack([mean.compute() for mean in means[kind]]) for kind in ("heads", "mlp"))
         return Ablation("mean", heads.unflatten(-1, (self.graph.n_heads, -1)), mlps)
+
+    @torch.no_grad()
+    def contributions(self, input_ids: Tensor) -> Tensor:
+        """How large a part every node has in what it adds to, at every token of the full model.
+
+        The L1 norm of a node's contribution to the residual stream, over the sum of the norms of all that meet there:
+        for a head, the stream and the heads of its layer; for an MLP, the stream and the MLP. The importance of an edge
+        in s-Trace (Kervadec et al. 2026, arXiv 2605.27033), summed over where a head looks. A norm that a family puts
+        behind the attention is left out.
+
+        Args:
+            input_ids: Shape (inputs, tokens).
+
+        Returns:
+            Shape (inputs, tokens, nodes), in [0, 1].
+        """
+        seen: dict[str, Tensor] = {}
+        found: list[Tensor] = []
+
+        def see(name: str) -> Change:
+            def look(value: Tensor) -> Tensor:
+                seen[name] = value.reshape(*input_ids.shape, -1)
+                return value
+
+            return look
+
+        def weigh(projection: nn.Module) -> Change:
+            def look(output: Tensor) -> Tensor:
+                see("out")(output)
+                heads, stream = self._head_norms(projection, seen["heads"]), _norm(seen["in"])
+                mlp, rest = _norm(seen["mlp"]), _norm(seen["out"] - seen["mlp"])
+                found.append(torch.cat([heads / (stream + heads.sum(-1, keepdim=True)), mlp / (rest + mlp)], -1))
+                return output
+
+            return look
+
+        with _changed(self.layout, lambda _: see("heads"), lambda _: see("mlp")), ExitStack() as stack:
+            for site in self.layout.sites:
+                stack.callback(_change_input(site.layer, see("in")).remove)
+                stack.callback(_change_output(site.layer, weigh(site.heads)).remove)
+            self.layout.hidden(input_ids)
+        return torch.cat(found, -1).nan_to_num()  # where nothing at all is added
+
+    def _head_norms(self, projection: nn.Module, outputs: Tensor) -> Tensor:
+        """L1 norms of what each head adds to the residual stream, its projection's bias left out: (..., heads)."""
+        at_rest = projection.forward(torch.zeros_like(outputs[..., :1, :]))
+        norms = []
+        for head, width in enumerate([outputs.shape[-1] // self.graph.n_heads] * self.graph.n_heads):
+            alone, part = torch.zeros_like(outputs), slice(head * width, (head + 1) * width)
+            alone[..., part] = outputs[..., part]
+            norms.append(_norm(projection.forward(alone) - at_rest))
+        return torch.cat(norms, -1)
 
     @torch.no_grad()
     def _check(self) -> None:

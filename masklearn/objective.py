@@ -46,12 +46,13 @@ class _ChunkedKL(torch.autograd.Function):
     """A position's KL depends on its own hidden state alone, so its gradient is taken while its chunk is at hand."""
 
     @staticmethod
-    def forward(ctx: Any, masked: Tensor, full: Tensor, head: Head) -> Tensor:
+    def forward(ctx: Any, masked: Tensor, full: Tensor, head: Head, sharpness: float) -> Tensor:
         learning = ctx.needs_input_grad[0]
         kl = torch.empty(masked.shape[:-1], dtype=torch.float32, device=masked.device)
         gradient = torch.empty_like(masked) if learning else torch.empty(0)
         for piece in chunks(full, len(masked), head):
             target = log_probabilities(full[piece], head)
+            target = target if sharpness == 1 else (target * sharpness).log_softmax(-1)
             # Rows and positions in one: a product of matrices reads the head's weights once, a batch of them once a row
             with torch.set_grad_enabled(learning):
                 inputs = masked[:, piece].detach().flatten(0, 1).requires_grad_(learning)
@@ -71,17 +72,19 @@ class _ChunkedKL(torch.autograd.Function):
         return kl
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
-        return upstream.unsqueeze(-1).to(ctx.gradient.dtype) * ctx.gradient, None, None
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore
+        return upstream.unsqueeze(-1).to(ctx.gradient.dtype) * ctx.gradient, None, None, None
 
 
-def chunked_kl(full: Tensor, masked: Tensor, head: Head) -> Tensor:
+def chunked_kl(full: Tensor, masked: Tensor, head: Head, sharpness: float = 1.0) -> Tensor:
     """KL(full || masked) at every position, in nats; differentiable in `masked`.
 
     Args:
         full: The full model's last hidden states, shape (positions, width).
         masked: Those of K masked models, shape (K, positions, width).
         head: The model's output head, frozen.
+        sharpness: Power that the full model's probabilities are raised to, and normalised again; a large one leaves
+            but the most probable token.
 
     Returns:
         Shape (K, positions), float32; 0 where both agree.
@@ -91,4 +94,4 @@ def chunked_kl(full: Tensor, masked: Tensor, head: Head) -> Tensor:
     """
     if full.shape != masked.shape[1:]:
         raise ValueError(f"hidden states of {tuple(full.shape)} and {tuple(masked.shape)} do not match")
-    return _ChunkedKL.apply(masked, full, head)  # pyright: ignore[reportReturnType]
+    return _ChunkedKL.apply(masked, full, head, sharpness)  # pyright: ignore[reportReturnType]

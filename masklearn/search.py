@@ -1,136 +1,103 @@
-"""Discrete search among subgraphs: the judge of every candidate, greedy elimination, and the polish of learned masks.
+"""Discrete search among subgraphs: elimination, growth, swaps, all there are, and the polish of learned masks.
 
-Candidates are of shape (K, groups, nodes): K for each of some groups, each judged on its own group's texts.
+Candidates are of shape (K, groups, nodes): K for each of some groups, each judged on its own group's texts. Every
+search returns boolean masks of shape (sizes, groups, nodes).
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from masklearn.data import Batch
+from masklearn.errors import UserError
 from masklearn.gates import top
-from masklearn.masked_lm import MaskedLM
-from masklearn.objective import chunked_kl
+from masklearn.judge import Judge
 
-TOKENS_AT_ONCE = 2**15
-"""Tokens, over all rows, that share a forward."""
 ADDITIONS, REMOVALS, MOST_REMOVALS = 3, 4, 12
 """Nodes that polish tries to open at every round; and to close, one more for every three of a mask's, up to a most."""
 GAIN = 0.1
 """Share of its KL that a mask must lose in a round to be worth another."""
 ENOUGH = 1e-4
 """Nats below which a mask is as good as any and is polished no further."""
+FEW = 20
+"""Nodes up to which all subgraphs can be tried."""
+CANDIDATES_AT_ONCE = 4096
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Some texts, what the full model says about them, and the place of every text's group."""
+def exhaustive(judge: Judge, sizes: Sequence[int], n_nodes: int) -> Tensor:
+    """The best subgraph of every size: all of them are tried.
 
-    batch: Batch
-    full: Tensor
-    slot: Tensor
-
-
-class Judge:
-    """KL(full || subgraph) in nats, averaged over the scored positions of every group's texts.
-
-    Args:
-        masked_lm: The model, with the ablation to judge under.
-        batches: Texts of the groups, and of no others.
-        groups: The groups, in the order in which masks are given.
+    Raises:
+        UserError: If there are more than 20 nodes.
     """
-
-    def __init__(self, masked_lm: MaskedLM, batches: Iterable[Batch], groups: Iterable[int] = (0,)) -> None:
-        self.masked_lm = masked_lm
-        place = {group: i for i, group in enumerate(groups)}
-        self.n_groups = len(place)
-        self.pieces: list[_Piece] = []
-        self.positions = torch.zeros(self.n_groups, device=masked_lm.device)
-        for batch in batches:
-            slot = torch.tensor([place[group] for group in batch.group.tolist()], device=masked_lm.device)
-            batch = batch.to(masked_lm.device)
-            self.pieces.append(_Piece(batch, masked_lm.full(batch.input_ids, batch.scored), slot))
-            self.positions.index_add_(0, slot, batch.scored.sum(1).float())
-
-    @torch.no_grad()
-    def __call__(self, masks: Tensor, groups: Tensor | None = None) -> Tensor:
-        """The KL of masks.
-
-        Args:
-            masks: Boolean or float, shape (K, groups, nodes).
-            groups: Places of the groups that are meant, shape (groups); all of them by default.
-
-        Returns:
-            Shape (K, groups).
-        """
-        masks, groups = masks.float(), self._all if groups is None else groups
-        total = torch.zeros(masks.shape[:-1], device=masks.device)
-        for piece in self._pieces(groups):
-            at_once = max(1, TOKENS_AT_ONCE // piece.batch.input_ids.numel())
-            total += torch.cat([self._kl(piece, some) for some in masks.split(at_once)])
-        return total / self.positions[groups]
-
-    def gradient(self, masks: Tensor, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The KL of one mask per group, and its gradient in every gate: shapes (groups,) and (groups, nodes)."""
-        gates, groups = masks.float().requires_grad_(), self._all if groups is None else groups
-        total, gradient = torch.zeros(len(gates), device=gates.device), torch.zeros_like(gates)
-        for piece in self._pieces(groups):
-            kl = self._kl(piece, gates[None])[0]
-            gradient += torch.autograd.grad(kl.sum(), gates)[0]
-            total += kl.detach()
-        positions = self.positions[groups]
-        return total / positions, gradient / positions[:, None]
-
-    @property
-    def _all(self) -> Tensor:
-        return torch.arange(self.n_groups, device=self.positions.device)
-
-    def _pieces(self, groups: Tensor) -> Iterator[_Piece]:
-        """The texts of some groups, each with its group's place among them."""
-        place = torch.full((self.n_groups,), -1, device=groups.device)
-        place[groups] = torch.arange(len(groups), device=groups.device)
-        for piece in self.pieces:
-            slot = place[piece.slot]
-            kept = slot >= 0
-            if kept.all():
-                yield _Piece(piece.batch, piece.full, slot)
-            elif kept.any():
-                positions = kept.repeat_interleave(piece.batch.scored.sum(1))
-                yield _Piece(Batch(*(tensor[kept] for tensor in piece.batch)), piece.full[positions], slot[kept])
-
-    def _kl(self, piece: _Piece, gates: Tensor) -> Tensor:
-        """KL summed over the positions of every group, shape (K, groups), of gates (K, groups, nodes)."""
-        input_ids, scored = piece.batch.input_ids, piece.batch.scored
-        kl = chunked_kl(piece.full, self.masked_lm(input_ids, scored, gates[:, piece.slot]), self.masked_lm.head)
-        whose = piece.slot.repeat_interleave(scored.sum(1))
-        return torch.zeros(gates.shape[:-1], device=gates.device).index_add(1, whose, kl)
+    if n_nodes > FEW:
+        raise UserError(f"exhaustive search tries all subgraphs of up to {FEW} nodes, and the model has {n_nodes}")
+    device = judge.device
+    everything = (torch.arange(2**n_nodes, device=device)[:, None] >> torch.arange(n_nodes, device=device)) % 2 == 1
+    groups, found = torch.arange(judge.n_groups, device=device), []
+    for size in sizes:
+        mask = torch.zeros(judge.n_groups, n_nodes, dtype=torch.bool, device=device)
+        kl = torch.full((judge.n_groups,), torch.inf, device=device)
+        for some in everything[everything.sum(-1) == size].split(CANDIDATES_AT_ONCE):
+            _take(mask, kl, groups, *_best(judge, some[:, None].expand(-1, judge.n_groups, -1), groups))
+        found.append(mask)
+    return torch.stack(found)
 
 
-def greedy(judge: Judge, sizes: Iterable[int], n_nodes: int) -> Tensor:
-    """Greedy backward elimination, every group on its own: close, node by node, the one that is missed least.
+def greedy(judge: Judge, sizes: Sequence[int], n_nodes: int, forward: bool = False) -> Tensor:
+    """Greedy elimination, every group on its own: close, node by node, the one that is missed least.
 
-    The classic and costly baseline: about `n_nodes ** 2 / 2` forwards of every text.
-
-    Returns:
-        Boolean masks, shape (sizes, groups, nodes).
+    The classic and costly baseline: about `n_nodes ** 2 / 2` forwards of every text. With `forward`, begin with none
+    and open, node by node, the one that helps most.
     """
-    device = judge.masked_lm.device
+    device = judge.device
     groups = torch.arange(judge.n_groups, device=device)
-    kept = torch.ones(judge.n_groups, n_nodes, dtype=torch.bool, device=device)
-    found: dict[int, Tensor] = {n_nodes: kept}
-    for size in range(n_nodes - 1, min(sizes := list(sizes)) - 1, -1):
-        open_nodes = kept.nonzero()[:, 1].view(judge.n_groups, size + 1).T
-        candidates = kept.repeat(size + 1, 1, 1).scatter(-1, open_nodes[..., None], False)
-        kept = candidates[judge(candidates).argmin(0), groups]
+    kept = torch.full((judge.n_groups, n_nodes), not forward, device=device)
+    found = {0 if forward else n_nodes: kept}
+    for size in range(1, max(sizes) + 1) if forward else range(n_nodes - 1, min(sizes) - 1, -1):
+        kept, _ = _best(judge, _toggled(kept, not forward), groups)
         found[size] = kept
     return torch.stack([found[size] for size in sizes])
 
 
+def swap(judge: Judge, masks: Tensor) -> Tensor:
+    """Local search: swap nodes of masks (sizes, groups, nodes) until no swap of two nodes lowers the KL of any.
+
+    Every round opens the node that helps most and then closes the one that is missed least; all pairs are tried where
+    that gains nothing.
+    """
+    masks, kl = masks.clone(), judge(masks)
+    for mask, value in zip(masks, kl, strict=True):  # views, changed in place
+        at_work = torch.arange(judge.n_groups if 0 < mask[0].sum() < mask.shape[-1] else 0, device=mask.device)
+        while len(at_work):
+            before = value[at_work]
+            for neighbour in (_exchanged, _best_pair):
+                stuck = at_work[value[at_work] >= before]
+                if len(stuck):
+                    _take(mask, value, stuck, *neighbour(judge, mask[stuck], stuck))
+            at_work = at_work[value[at_work] < before]
+    return masks
+
+
+def _exchanged(judge: Judge, mask: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    grown, _ = _best(judge, _toggled(mask, False), groups)
+    return _best(judge, _toggled(grown, True), groups)
+
+
+def _best_pair(judge: Judge, mask: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    opened, closed = _toggled(mask, False), _toggled(mask, True) | ~mask
+    return _best(judge, (opened[:, None] & closed).flatten(0, 1), groups)
+
+
+def _toggled(mask: Tensor, state: bool) -> Tensor:
+    """The masks with each of their nodes of that state in the other one, shape (K, groups, nodes)."""
+    nodes = (mask == state).nonzero()[:, 1].view(len(mask), -1).T
+    return mask.repeat(len(nodes), 1, 1).scatter(-1, nodes[..., None], not state)
+
+
 def single_ablation(judge: Judge, n_nodes: int) -> Tensor:
     """How much every node is missed when it alone is closed: the KL then, shape (groups, nodes)."""
-    each = ~torch.eye(n_nodes, dtype=torch.bool, device=judge.masked_lm.device)
+    each = ~torch.eye(n_nodes, dtype=torch.bool, device=judge.device)
     return judge(each[:, None].expand(-1, judge.n_groups, -1)).T
 
 

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from masklearn.data import Batch
 from masklearn.masked_lm import MaskedLM
+from masklearn.objective import kl_divergence
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -103,3 +105,32 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return Run(folder, done.stdout)
+
+
+GROUPS = [7, 3, 9]
+"""Groups of a run that a judge knows, in this order."""
+
+
+def texts() -> list[Batch]:
+    """Four texts of three groups, of different lengths, in two batches."""
+    generator = torch.Generator().manual_seed(0)
+    lengths, groups = [[6, 4], [5, 3]], [[3, 7], [9, 3]]
+    batches = []
+    for i, (long, group) in enumerate(zip(lengths, groups, strict=True)):
+        ids = torch.randint(3, 50, (2, max(long)), generator=generator)
+        real = torch.arange(max(long)) < torch.tensor(long)[:, None]
+        batches.append(Batch(ids, real, real, torch.tensor([2 * i, 2 * i + 1]), torch.tensor(group)))
+    return batches
+
+
+def by_hand(masked_lm: MaskedLM, mask: Tensor, group: int) -> float:
+    """The mean KL of a mask over a group's scored positions, text by text, with whole logits."""
+    found = []
+    for batch in texts():
+        for ids, real, own in zip(batch.input_ids, batch.real, batch.group.tolist(), strict=True):
+            if own == group:
+                ids, everywhere = ids[real][None], torch.ones(1, int(real.sum()), dtype=torch.bool)
+                full = masked_lm.head(masked_lm.full(ids, everywhere)).log_softmax(-1)
+                masked = masked_lm.head(masked_lm(ids, everywhere, mask.float()[None, None])[0]).log_softmax(-1)
+                found.append(kl_divergence(full, masked))
+    return torch.cat(found).mean().item()

@@ -104,6 +104,32 @@ def test_evaluation_on_other_data_and_of_several_masks(run: Run, tmp_path: Path,
     assert capsys.readouterr().out.count("random KL") == 2
 
 
+def test_baselines_stand_beside_and_choose_on_what_the_mask_was_learned_on(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So the same subgraphs are held against the mask's own texts and against others."""
+    mask, names = str(run.folder / "mask.safetensors"), ["norm", "integrated-gradients", "random-matched"]
+    flags = ["--mask", mask, "--baselines", json.dumps(names)]
+    assert evaluate([*flags, "--out", str(tmp_path / "own")]) == 0
+    assert "integrated-gradients KL" in capsys.readouterr().out
+    assert evaluate([*flags, "--data.task", "copy", "--data.limit", "20", "--out", str(tmp_path / "other")]) == 0
+    own, other = (json.loads((tmp_path / name / "metrics.json").read_text())["sizes"] for name in ("own", "other"))
+    for row, elsewhere in zip(own, other, strict=True):
+        assert list(row["controls"]) == list(elsewhere["controls"]) == names
+        assert row["controls"]["norm"]["kl"] != elsewhere["controls"]["norm"]["kl"]
+        assert row["controls"]["random-matched"]["n"] == 10
+        assert row["kl"] < row["controls"]["random-matched"]["kl_mean"]
+    assert own[1]["kl"] < own[1]["controls"]["norm"]["kl"]
+
+
+def test_a_baseline_that_cannot_be(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = str(run.folder / "mask.safetensors")
+    assert evaluate(["--mask", mask, "--baselines", "[gredy]"]) == 2
+    assert "greedy-forward" in one_line(capsys)
+    assert evaluate(["--mask", mask, "--baselines", "[exhaustive]"]) == 2
+    assert "all subgraphs of up to 20 nodes, and the model has 36" in one_line(capsys)
+
+
 def test_a_mask_for_another_model_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lm = ml.load_lm()
     lm.get_input_embeddings().get_parameter("weight").add_(1)

@@ -19,8 +19,8 @@ import masklearn as ml
 from masklearn import memory
 from masklearn.artifact import ModelId, Shards
 from masklearn.cli import evaluate, train
+from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
-from masklearn.search import Judge
 from masklearn.tiny import tasks
 
 INPUTS = [

@@ -2,49 +2,16 @@ from itertools import combinations
 
 import pytest
 import torch
-from conftest import tiny_gpt2, tiny_llama
+from conftest import GROUPS, by_hand, texts
 from torch import Tensor
 from torch.testing import assert_close
 
 from masklearn.cut import cut
-from masklearn.data import Batch
+from masklearn.errors import UserError
 from masklearn.gates import GateBank, top
+from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
-from masklearn.objective import kl_divergence
-from masklearn.search import Judge, greedy, polish, single_ablation
-
-GROUPS = [7, 3, 9]
-"""Groups of a run that a judge knows, in this order."""
-
-
-def texts() -> list[Batch]:
-    """Four texts of three groups, of different lengths, in two batches."""
-    generator = torch.Generator().manual_seed(0)
-    lengths, groups = [[6, 4], [5, 3]], [[3, 7], [9, 3]]
-    batches = []
-    for i, (long, group) in enumerate(zip(lengths, groups, strict=True)):
-        ids = torch.randint(3, 50, (2, max(long)), generator=generator)
-        real = torch.arange(max(long)) < torch.tensor(long)[:, None]
-        batches.append(Batch(ids, real, real, torch.tensor([2 * i, 2 * i + 1]), torch.tensor(group)))
-    return batches
-
-
-@pytest.fixture(params=[tiny_llama, tiny_gpt2], ids=["llama", "gpt2"])
-def masked_lm(request: pytest.FixtureRequest) -> MaskedLM:
-    return MaskedLM(request.param())
-
-
-def by_hand(masked_lm: MaskedLM, mask: Tensor, group: int) -> float:
-    """The mean KL of a mask over a group's scored positions, text by text, with whole logits."""
-    found = []
-    for batch in texts():
-        for ids, real, own in zip(batch.input_ids, batch.real, batch.group.tolist(), strict=True):
-            if own == group:
-                ids, everywhere = ids[real][None], torch.ones(1, int(real.sum()), dtype=torch.bool)
-                full = masked_lm.head(masked_lm.full(ids, everywhere)).log_softmax(-1)
-                masked = masked_lm.head(masked_lm(ids, everywhere, mask.float()[None, None])[0]).log_softmax(-1)
-                found.append(kl_divergence(full, masked))
-    return torch.cat(found).mean().item()
+from masklearn.search import exhaustive, greedy, polish, single_ablation, swap
 
 
 def test_the_judge_means_what_it_says(masked_lm: MaskedLM) -> None:
@@ -91,6 +58,67 @@ def test_greedy_is_greedy(masked_lm: MaskedLM) -> None:
         assert masks[0, place].nonzero()[:, 0].tolist() == reference_greedy(masked_lm, group, 9)
 
 
+def reference_growth(masked_lm: MaskedLM, group: int, size: int) -> list[int]:
+    kept: list[int] = []
+    while len(kept) < size:
+        trials = []
+        for node in set(range(masked_lm.graph.n_nodes)) - set(kept):
+            mask = torch.zeros(masked_lm.graph.n_nodes)
+            mask[[*kept, node]] = 1
+            trials.append((by_hand(masked_lm, mask, group), node))
+        kept.append(min(trials)[1])
+    return sorted(kept)
+
+
+def test_greedy_forward_opens_what_helps_most(masked_lm: MaskedLM) -> None:
+    masks = greedy(Judge(masked_lm, texts(), GROUPS), [1, 4], masked_lm.graph.n_nodes, forward=True)
+    for place, group in enumerate(GROUPS):
+        assert masks[1, place].nonzero()[:, 0].tolist() == reference_growth(masked_lm, group, 4)
+    assert masks.sum(-1).tolist() == [[1] * 3, [4] * 3]
+
+
+def every_subgraph(n_nodes: int, size: int) -> Tensor:
+    return torch.stack(
+        [
+            torch.zeros(n_nodes, dtype=torch.bool).index_fill_(0, torch.tensor(nodes), True)
+            for nodes in combinations(range(n_nodes), size)
+        ]
+    )
+
+
+def test_exhaustive_search_leaves_nothing_better(masked_lm: MaskedLM) -> None:
+    n_nodes = masked_lm.graph.n_nodes
+    judge = Judge(masked_lm, texts(), GROUPS)
+    masks = exhaustive(judge, [2, 3, n_nodes], n_nodes)
+    assert masks.sum(-1).tolist() == [[2] * 3, [3] * 3, [n_nodes] * 3]
+    for i, size in enumerate((2, 3)):
+        every = judge(every_subgraph(n_nodes, size)[:, None].expand(-1, 3, -1))
+        assert_close(judge(masks)[i], every.min(0).values)
+
+
+def test_exhaustive_search_ends_where_it_would_not(masked_lm: MaskedLM) -> None:
+    with pytest.raises(UserError, match="all subgraphs of up to 20 nodes, and the model has 21"):
+        exhaustive(Judge(masked_lm, texts(), GROUPS), [2], 21)
+
+
+def test_no_swap_makes_what_swap_found_better(masked_lm: MaskedLM) -> None:
+    n_nodes = masked_lm.graph.n_nodes
+    sizes, judge = torch.tensor([3, 8, n_nodes]), Judge(masked_lm, texts(), GROUPS)
+    start = top(torch.rand(3, 3, n_nodes, generator=torch.Generator().manual_seed(5)), sizes[:, None])
+    masks = swap(judge, start)
+    assert torch.equal(masks.sum(-1), start.sum(-1))
+    kl, was = judge(masks), judge(start)
+    assert (kl[:2] < was[:2]).any() and (kl <= was).all()
+    for i in range(2):
+        for group in range(3):
+            mask = masks[i, group]
+            for opened in (~mask).nonzero()[:, 0]:
+                for closed in mask.nonzero()[:, 0]:
+                    other = mask.clone()
+                    other[opened], other[closed] = True, False
+                    assert judge(other[None, None], torch.tensor([group])) >= kl[i, group] - 1e-6
+
+
 def test_single_ablation_closes_one_node_at_a_time(masked_lm: MaskedLM) -> None:
     missed = single_ablation(Judge(masked_lm, texts(), GROUPS), masked_lm.graph.n_nodes)
     mask = torch.ones(masked_lm.graph.n_nodes)
@@ -109,9 +137,7 @@ def test_polish_never_makes_worse_keeps_sizes_and_comes_close_to_the_best(masked
     assert torch.equal(polished.sum(-1), masks.sum(-1))
     assert (kl <= judge(masks) + 1e-6).all()
     assert_close(kl, judge(polished), atol=1e-5, rtol=1e-4)
-    every = torch.stack(
-        [torch.zeros(n_nodes).index_fill_(0, torch.tensor(nodes), 1) for nodes in combinations(range(n_nodes), 3)]
-    )
+    every = every_subgraph(n_nodes, 3)
     best = judge(every[:, None].expand(-1, 3, -1)).min(0).values
     assert (kl[0] >= best - 1e-6).all()
     assert (kl[0].mean() - best.mean()) < 0.5 * (judge(masks)[0].mean() - best.mean())

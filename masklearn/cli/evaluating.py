@@ -12,10 +12,12 @@ from jsonargparse import ArgumentParser
 from masklearn import evaluation
 from masklearn.adapter import DTypeName, load_lm
 from masklearn.artifact import Mask, ModelId, write_whole
+from masklearn.baselines import CONTROLS, Baseline
 from masklearn.cli.folder import RESULTS
 from masklearn.cli.parsing import explained
 from masklearn.data import MaskData, Part
 from masklearn.errors import UserError
+from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
 
 SOURCES = ("path", "dataset", "task")
@@ -32,6 +34,9 @@ class EvaluateFlags:
         dtype: Precision of the weights; that of the mask's run by default.
         part: Texts that count: test, validation, train or all. By default the test split of the mask's own data, and
             all of other data.
+        baselines: Other ways to choose subgraphs of the same sizes, to stand beside: random, random-matched (as many
+            heads and MLPs), norm, attribution, integrated-gradients, single-ablation, greedy, greedy-forward, swap,
+            exhaustive (up to 20 nodes). Those that look at texts look at those that the mask was learned on.
         out: Folder to write metrics.json to.
     """
 
@@ -41,9 +46,11 @@ class EvaluateFlags:
         lm: str | None = None,
         dtype: DTypeName | None = None,
         part: Part | None = None,
+        baselines: list[Baseline] | None = None,
         out: str | None = None,
     ) -> None:
         self.mask, self.lm, self.out = mask, lm, out
+        self.baselines = baselines or CONTROLS
         self.dtype: DTypeName | None = dtype
         self.part: Part | None = part
 
@@ -90,25 +97,33 @@ def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tup
     lm_name, revision = flags.lm or mask.model.lm, None if flags.lm else mask.model.revision
     own = {key: value for key, value in mask.config.get("data", {}).items() if key not in LINKED}
     scope = mask.config.get("model", {}).get("scope", "dataset")
-    part: Part
-    if _other(own, asked):  # other texts take the place of the mask's own
-        if scope == "input":
-            raise UserError(f"{path} holds masks of single texts, and these are others. Leave out --data.*")
-        own = {key: value for key, value in own.items() if key not in (*SOURCES, "subset", "split", "limit")}
-        part = flags.part or "all"
-    else:
-        part = flags.part or "test"
-    settings: dict[str, Any] = {"positions": mask.positions} | own | asked
-    # the groups are those of the bank, however many
-    data = MaskData(**settings, lm=lm_name, revision=revision, scope=scope, max_groups=len(mask.groups))
+
+    def texts(**settings: Any) -> MaskData:
+        # the groups are those of the bank, however many
+        settings = {"positions": mask.positions} | settings
+        data = MaskData(**settings, lm=lm_name, revision=revision, scope=scope, max_groups=len(mask.groups))
+        data.prepare_data()
+        data.setup()
+        data.require_context(masked_lm.context)
+        return data
+
+    other = _other(own, asked)  # other texts take the place of the mask's own
+    if other and scope == "input":
+        raise UserError(f"{path} holds masks of single texts, and these are others. Leave out --data.*")
+    kept = {key: value for key, value in own.items() if key not in (*SOURCES, "subset", "split", "limit")}
+    part: Part = flags.part or ("all" if other else "test")
     dtype = flags.dtype or mask.config.get("model", {}).get("dtype", "float32")
     lm = load_lm(lm_name, revision, dtype, device="cuda" if torch.cuda.is_available() else "cpu")
     masked_lm = MaskedLM(lm, mask.ablation.to(lm.device))
     mask.require(ModelId(lm_name, revision, masked_lm.layout.fingerprint))
-    data.prepare_data()
-    data.setup()
-    data.require_context(masked_lm.context)
+    data = texts(**(kept if other else own) | asked)
     mask = mask.of(data.groups.names)
-    rows, by_group = evaluation.evaluate(masked_lm, mask, data.loader(part))
+    judge = None
+    if set(flags.baselines) - set(CONTROLS):  # they choose on what the mask was learned on
+        learned_on = texts(**own) if other else data
+        place = {name: i for i, name in enumerate(learned_on.groups.names)}
+        groups = [place[name] for name in mask.groups]
+        judge = Judge(masked_lm, learned_on.loader("train", groups), groups)
+    rows, by_group = evaluation.evaluate(masked_lm, mask, data.loader(part), flags.baselines, judge)
     words = f"{part} texts of {data.source}, {len(data.parts[part])} in number"
     return evaluation.describe(mask, rows, by_group), words

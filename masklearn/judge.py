@@ -1,0 +1,106 @@
+"""The judge of discrete subgraphs: many candidates of every group at once, each on its own group's texts."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from masklearn.data import Batch
+from masklearn.masked_lm import MaskedLM
+from masklearn.objective import chunked_kl
+
+TOKENS_AT_ONCE = 2**15
+"""Tokens, over all rows, that share a forward."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some texts, what the full model says about them, and the place of every text's group."""
+
+    batch: Batch
+    full: Tensor
+    slot: Tensor
+
+
+class Judge:
+    """KL(full || subgraph) in nats, averaged over the scored positions of every group's texts.
+
+    Args:
+        masked_lm: The model, with the ablation to judge under.
+        batches: Texts of the groups, and of no others.
+        groups: The groups, in the order in which masks are given.
+    """
+
+    def __init__(self, masked_lm: MaskedLM, batches: Iterable[Batch], groups: Iterable[int] = (0,)) -> None:
+        self.masked_lm = masked_lm
+        place = {group: i for i, group in enumerate(groups)}
+        self.n_groups = len(place)
+        self.pieces: list[Piece] = []
+        self.positions = torch.zeros(self.n_groups, device=masked_lm.device)
+        for batch in batches:
+            slot = torch.tensor([place[group] for group in batch.group.tolist()], device=masked_lm.device)
+            batch = batch.to(masked_lm.device)
+            self.pieces.append(Piece(batch, masked_lm.full(batch.input_ids, batch.scored), slot))
+            self.positions.index_add_(0, slot, batch.scored.sum(1).float())
+
+    @property
+    def device(self) -> torch.device:
+        return self.masked_lm.device
+
+    @torch.no_grad()
+    def __call__(self, masks: Tensor, groups: Tensor | None = None) -> Tensor:
+        """The KL of masks.
+
+        Args:
+            masks: Boolean or float, shape (K, groups, nodes).
+            groups: Places of the groups that are meant, shape (groups); all of them by default.
+
+        Returns:
+            Shape (K, groups).
+        """
+        masks, groups = masks.float(), self._all if groups is None else groups
+        total = torch.zeros(masks.shape[:-1], device=masks.device)
+        for piece in self._pieces(groups):
+            at_once = max(1, TOKENS_AT_ONCE // piece.batch.input_ids.numel())
+            total += torch.cat([self._kl(piece, some) for some in masks.split(at_once)])
+        return total / self.positions[groups]
+
+    def gradient(self, masks: Tensor, groups: Tensor | None = None, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The KL of one mask per group, and its gradient in every gate: shapes (groups,) and (groups, nodes).
+
+        With a `sharpness` above 1, the KL from the full model's distribution to that power.
+        """
+        gates, groups = masks.float().requires_grad_(), self._all if groups is None else groups
+        total, gradient = torch.zeros(len(gates), device=gates.device), torch.zeros_like(gates)
+        for piece in self._pieces(groups):
+            kl = self._kl(piece, gates[None], sharpness)[0]
+            gradient += torch.autograd.grad(kl.sum(), gates)[0]
+            total += kl.detach()
+        positions = self.positions[groups]
+        return total / positions, gradient / positions[:, None]
+
+    @property
+    def _all(self) -> Tensor:
+        return torch.arange(self.n_groups, device=self.positions.device)
+
+    def _pieces(self, groups: Tensor) -> Iterator[Piece]:
+        """The texts of some groups, each with its group's place among them."""
+        place = torch.full((self.n_groups,), -1, device=groups.device)
+        place[groups] = torch.arange(len(groups), device=groups.device)
+        for piece in self.pieces:
+            slot = place[piece.slot]
+            kept = slot >= 0
+            if kept.all():
+                yield Piece(piece.batch, piece.full, slot)
+            elif kept.any():
+                positions = kept.repeat_interleave(piece.batch.scored.sum(1))
+                yield Piece(Batch(*(tensor[kept] for tensor in piece.batch)), piece.full[positions], slot[kept])
+
+    def _kl(self, piece: Piece, gates: Tensor, sharpness: float = 1.0) -> Tensor:
+        """KL summed over the positions of every group, shape (K, groups), of gates (K, groups, nodes)."""
+        input_ids, scored = piece.batch.input_ids, piece.batch.scored
+        masked = self.masked_lm(input_ids, scored, gates[:, piece.slot])
+        kl = chunked_kl(piece.full, masked, self.masked_lm.head, sharpness)
+        whose = piece.slot.repeat_interleave(scored.sum(1))
+        return torch.zeros(gates.shape[:-1], device=gates.device).index_add(1, whose, kl)
