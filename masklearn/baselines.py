@@ -16,11 +16,7 @@ Score = Literal["norm", "attribution", "integrated-gradients", "single-ablation"
 Search = Literal["greedy", "greedy-forward", "swap", "exhaustive"]
 Control = Literal["random", "random-matched"]
 Baseline = Literal[Control, Score, Search]
-CONTROLS, SCORES, BASELINES = (
-    get_args(Control),
-    get_args(Score),
-    (*get_args(Control), *get_args(Score), *get_args(Search)),
-)
+CONTROLS: tuple[Control, ...] = get_args(Control)
 
 N_RANDOM = 10
 """Random subgraphs of each size that a learned one is held against."""
@@ -49,7 +45,7 @@ def subgraphs(name: Baseline, mask: Mask, judge: Judge | None = None) -> Tensor:
     if name == "random":
         return random_masks(N_RANDOM, mask.sizes, n_nodes)[:, :, None].expand(-1, -1, len(mask.groups), -1)
     if name == "random-matched":
-        return matched_masks(N_RANDOM, mask.mask, mask.graph).transpose(1, 2)
+        return matched_masks(N_RANDOM, mask.mask.transpose(0, 1), mask.graph)
     if judge is None:
         raise ValueError(f"{name} chooses by a judge, and none is given")
     if name in SCORE_OF:
@@ -86,20 +82,23 @@ def matched_masks(n: int, masks: Tensor, graph: NodeGraph, seed: int = 0) -> Ten
 
     Args:
         n: How many for each mask.
-        masks: Boolean, shape (..., nodes).
+        masks: Boolean, shape (sizes, groups, nodes).
         graph: Which nodes are heads.
         seed: The same seed draws the same subgraphs.
 
     Returns:
-        Boolean, shape (n, ..., nodes).
+        Boolean, shape (n, sizes, groups, nodes).
     """
     generator = torch.Generator().manual_seed(seed)
-    heads, mlps = graph.count(masks.cpu())
-    rank = graph.by_layer(torch.rand((n, *masks.shape), generator=generator))
-    drawn = torch.empty_like(rank, dtype=torch.bool)
-    drawn[..., :-1] = top(rank[..., :-1].flatten(-2), heads).unflatten(-1, (graph.n_layers, -1))
-    drawn[..., -1] = top(rank[..., -1], mlps)
-    return drawn.flatten(-2)
+
+    def draw(some: Tensor) -> Tensor:
+        heads, mlps = graph.count(some)
+        rank = graph.by_layer(torch.rand(some.shape, generator=generator))
+        kept_heads = top(rank[..., :-1].flatten(-2), heads).unflatten(-1, (graph.n_layers, -1))
+        return torch.cat([kept_heads, top(rank[..., -1], mlps).unsqueeze(-1)], -1).flatten(-2)
+
+    # One size at a time: ranks take 16 bytes a node, which a bank of many thousand groups would not leave room for
+    return torch.stack([draw(some) for _ in range(n) for some in masks.cpu()]).unflatten(0, (n, -1))
 
 
 def norm(judge: Judge) -> Tensor:

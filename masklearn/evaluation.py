@@ -90,11 +90,9 @@ def evaluate(
         group, shape (2, sizes, groups).
     """
     mask.check()
+    chosen = {name: subgraphs(name, mask, judge) for name in baselines}
     measured, own = measure(masked_lm, mask.mask.transpose(0, 1), batches)
-    others: dict[str, list[Row]] = {}
-    for name in baselines:
-        chosen = subgraphs(name, mask, judge)
-        others[name], _ = measure(masked_lm, chosen.flatten(0, 1), batches)
+    others = {name: measure(masked_lm, masks.flatten(0, 1), batches)[0] for name, masks in chosen.items()}
     heads, mlps = (count.float().mean(0) for count in mask.graph.count(mask.mask))
     rows = [
         {

@@ -196,7 +196,7 @@ class MaskedLM(nn.Module):
 
         def see(name: str) -> Change:
             def look(value: Tensor) -> Tensor:
-                seen[name] = value.reshape(*input_ids.shape, -1)
+                seen[name] = value.reshape(*input_ids.shape, -1).clone()  # Falcon adds to its MLP's output in place
                 return value
 
             return look

@@ -1,7 +1,7 @@
 """Discrete search among subgraphs: elimination, growth, swaps, all there are, and the polish of learned masks.
 
-Candidates are of shape (K, groups, nodes): K for each of some groups, each judged on its own group's texts. Every
-search returns boolean masks of shape (sizes, groups, nodes).
+Candidates are of shape (K, groups, nodes): K for each of some groups, each judged on its own group's texts. Masks that
+are found are boolean, of shape (sizes, groups, nodes).
 """
 
 from collections.abc import Sequence

@@ -57,6 +57,19 @@ def test_every_gate_of_every_family_acts(family: str) -> None:
     assert not torch.allclose(closed, masked_lm.full(tokens, scored))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_every_node_of_every_family_contributes_is_a_share(family: str) -> None:
+    """Of what meets in a layer, the stream has the rest, so the heads of a layer come to less than 1 together."""
+    masked_lm = MaskedLM(build(family))
+    share = masked_lm.contributions(torch.randint(3, 64, (2, 6), generator=torch.Generator().manual_seed(0)))
+    assert share.shape == (2, 6, 15)
+    assert (share > 0).all() and (share < 1).all()
+    assert (masked_lm.graph.by_layer(share)[..., :-1].sum(-1) < 1).all()
+    masked_lm.layout.sites[1].mlp.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+    silent = masked_lm.contributions(torch.arange(3, 9)[None])
+    assert (masked_lm.graph.by_layer(silent)[:, :, 1, -1] == 0).all()
+
+
 @pytest.mark.parametrize(("family", "found"), [("mamba", "has no num_attention_heads"), ("bert", "intermediate")])
 def test_a_model_that_does_not_fit_is_refused_with_what_was_found(family: str, found: str) -> None:
     config = {} if family == "mamba" else {"is_decoder": True}
