@@ -126,6 +126,8 @@ def test_a_baseline_that_cannot_be(run: Run, capsys: pytest.CaptureFixture[str])
     mask = str(run.folder / "mask.safetensors")
     assert evaluate(["--mask", mask, "--baselines", "[gredy]"]) == 2
     assert "greedy-forward" in one_line(capsys)
+    assert evaluate(["--mask", mask, "--baseline_texts", "0"]) == 2
+    assert "baseline_texts is 0; it must be at least 1" in one_line(capsys)
     assert evaluate(["--mask", mask, "--baselines", "[exhaustive]"]) == 2
     assert "all subgraphs of up to 20 nodes, and the model has 36" in one_line(capsys)
 

@@ -36,7 +36,9 @@ class EvaluateFlags:
             all of other data.
         baselines: Other ways to choose subgraphs of the same sizes, to stand beside: random, random-matched (as many
             heads and MLPs), norm, attribution, integrated-gradients, single-ablation, greedy, greedy-forward, swap,
-            exhaustive (up to 20 nodes). Those that look at texts look at those that the mask was learned on.
+            exhaustive (up to 20 nodes). Those that look at texts look at those that the mask was learned on. Searches
+            take long: greedy runs every text about half as often as the square of the number of nodes.
+        baseline_texts: Texts of every group that baselines look at, at most.
         out: Folder to write metrics.json to.
     """
 
@@ -47,10 +49,13 @@ class EvaluateFlags:
         dtype: DTypeName | None = None,
         part: Part | None = None,
         baselines: list[Baseline] | None = None,
+        baseline_texts: int = 64,
         out: str | None = None,
     ) -> None:
         self.mask, self.lm, self.out = mask, lm, out
-        self.baselines = baselines or CONTROLS
+        self.baselines, self.baseline_texts = baselines or CONTROLS, baseline_texts
+        if baseline_texts < 1:
+            raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")
         self.dtype: DTypeName | None = dtype
         self.part: Part | None = part
 
@@ -123,7 +128,8 @@ def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tup
         learned_on = texts(**own) if other else data
         place = {name: i for i, name in enumerate(learned_on.groups.names)}
         groups = [place[name] for name in mask.groups]
-        judge = Judge(masked_lm, learned_on.loader("train", groups), groups)
+        judge = Judge(masked_lm, learned_on.loader("train", groups, most=flags.baseline_texts), groups)
+        print(f"Choosing other subgraphs by up to {flags.baseline_texts} training texts: {', '.join(flags.baselines)}")
     rows, by_group = evaluation.evaluate(masked_lm, mask, data.loader(part), flags.baselines, judge)
     words = f"{part} texts of {data.source}, {len(data.parts[part])} in number"
     return evaluation.describe(mask, rows, by_group), words

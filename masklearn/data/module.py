@@ -160,9 +160,19 @@ class MaskData(LightningDataModule):
         return Plan([order[begin:end] for begin, end in pairwise(bounds)], steps)
 
     def loader(
-        self, part: Part, groups: Collection[int] | None = None, batch_size: int | None = None
+        self,
+        part: Part,
+        groups: Collection[int] | None = None,
+        batch_size: int | None = None,
+        most: int | None = None,
     ) -> DataLoader[Any]:
-        """All texts of a split in order, or those of some groups, so many at a time; `data.batch_size` by default.
+        """The texts of a split in order.
+
+        Args:
+            part: The split.
+            groups: Groups whose texts are wanted; all by default.
+            batch_size: Texts at a time; `data.batch_size` by default.
+            most: Texts of a group at most, its first ones.
 
         Raises:
             UserError: If it has none.
@@ -170,8 +180,9 @@ class MaskData(LightningDataModule):
         texts = self.parts[part]
         if not len(texts):
             raise UserError(f"{self.source} holds too few texts for a {part} split")
-        chosen = range(len(self.groups.names)) if groups is None else set(groups)
-        wanted = Subset(texts, [i for i, group in enumerate(texts.groups) if group in chosen])
+        members = texts.members(len(self.groups.names))
+        chosen = members if groups is None else [members[group] for group in set(groups)]
+        wanted = Subset(texts, sorted(place for places in chosen for place in places[:most]))
         return DataLoader(wanted, batch_size=batch_size or self.batch_size, collate_fn=self.collate)
 
     def train_dataloader(self) -> DataLoader[Any]:
