@@ -12,7 +12,7 @@ import masklearn
 HOUSE = Path(masklearn.__file__).parent
 FLOORS = {
     0: ["errors", "graph", "gates", "budget", "objective", "rows"],
-    1: ["adapter", "ablation", "artifact", "masked_lm", "memory", "tiny"],
+    1: ["adapter", "ablation", "artifact", "check", "masked_lm", "memory", "tiny"],
     2: ["data", "judge", "search", "cut", "learner"],
     3: ["metrics", "baselines", "evaluation"],
     4: ["report", "tracking"],
@@ -24,7 +24,7 @@ ONLY = {
     "wandb": {"tracking"},
     "matplotlib": {"report"},
     "jsonargparse": {"cli", "tiny"},
-    "transformers": {"adapter", "masked_lm", "data", "cli", "tiny"},
+    "transformers": {"adapter", "check", "masked_lm", "data", "cli", "tiny"},
 }
 
 

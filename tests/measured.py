@@ -1,0 +1,100 @@
+"""What is measured of every family: `python tests/measured.py` prints it as a table."""
+
+import argparse
+import sys
+from dataclasses import dataclass
+
+import surgery
+import torch
+from families import FAMILIES, Family
+from torch import Tensor
+
+import masklearn as ml
+from masklearn.masked_lm import MaskedLM
+
+STEP = 1e-3
+"""Half the difference of two gates between which a slope is taken; parts of models that are float64 compute in float32."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How well the gates of a family do."""
+
+    nodes: int
+    logit_error: float
+    """The largest difference of a logit under gates from that of the model taken apart."""
+    gradient_error: float
+    """The largest difference of a gate's gradient from the slope between two gates, relative to the largest gradient."""
+    least_gradient: float
+    """The smallest gradient of a gate, relative to the largest."""
+
+
+def texts(rows: int = 6) -> Tensor:
+    """Texts of seven tokens: longer than any sliding window of the small models."""
+    return torch.randint(3, 64, (rows, 7), generator=torch.Generator().manual_seed(1))
+
+
+def some_gates(graph: ml.NodeGraph) -> Tensor:
+    """Two random masks, two vectors between, one without a head, and one with a half-open head in each layer."""
+    gates = torch.rand((6, graph.n_layers, graph.n_heads + 1), generator=torch.Generator().manual_seed(2))
+    gates[:2] = gates[:2].round()
+    gates[4:, :, :-1] = 0
+    gates[5, :, 1] = 0.5
+    return gates
+
+
+def logit_error(family: Family) -> float:
+    lm, input_ids = family.build(), texts()
+    gates = some_gates(ml.NodeGraph.of(lm))
+    with ml.gated(lm, gates.flatten(1)):
+        found = lm(input_ids).logits
+    return (found - surgery.logits(family, lm, input_ids, gates)).abs().max().item()
+
+
+def gradients(family: Family, gates: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of a probability in every gate (layers, heads + 1), and its slope; between 0 and 1 both are right."""
+    lm = family.build().to(family.finest)
+    lm.set_experts_implementation("eager")  # the usual one takes no float64
+    masked_lm = MaskedLM(lm)
+    input_ids, graph = texts(1), masked_lm.graph
+    gates = gates.flatten().double().requires_grad_()
+
+    def probability(rows: Tensor) -> Tensor:
+        """Of some token after the text, under gates (rows, nodes)."""
+        last = torch.zeros_like(input_ids, dtype=torch.bool)
+        last[:, -1] = True
+        hidden = masked_lm(input_ids, last, rows[:, None])
+        return masked_lm.head(hidden).log_softmax(-1)[:, 0, 7]
+
+    (found,) = torch.autograd.grad(probability(gates[None]).sum(), gates)
+    steps = STEP * torch.eye(graph.n_nodes, dtype=torch.float64)
+    with torch.no_grad():
+        slope = (probability(gates + steps) - probability(gates - steps)) / (2 * STEP)
+    return graph.by_layer(found), graph.by_layer(slope)
+
+
+def measure(family: Family) -> Measured:
+    graph = ml.NodeGraph.of(family.build())
+    found, slope = gradients(family, some_gates(graph)[2])
+    largest = slope.abs().max()
+    return Measured(
+        graph.n_nodes,
+        logit_error(family),
+        ((found - slope).abs().max() / largest).item(),
+        (found.abs().min() / largest).item(),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.parse_args()
+    print("| family | nodes | largest logit error | largest gradient error | smallest gradient |")
+    print("|---|---|---|---|---|")
+    for family in FAMILIES:
+        it = measure(family)
+        print(f"| {family.name} | {it.nodes} | {it.logit_error:.1e} | {it.gradient_error:.1e} | {it.least_gradient:.1e} |")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
