@@ -6,13 +6,24 @@ replaced instead, and both must come to the same, in every layer.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from masklearn.adapter import DTypeName, Forward, Layout, Site, apart, first, probe, refusal, replaced, rounding, with_first
+from masklearn.adapter import (
+    Forward,
+    Layout,
+    apart,
+    first,
+    precision,
+    probe,
+    refusal,
+    replaced,
+    rounding,
+    with_first,
+)
 from masklearn.errors import UserError
 
 Gated = Callable[[Layout, Tensor], AbstractContextManager[Any]]
@@ -29,9 +40,9 @@ def require_sound(layout: Layout, gated: Gated) -> None:
     """Refuse a model that gates would not act on as they say.
 
     All gates open change no logit; all heads of a layer closed leave its attention at its bias; an MLP closed is an MLP
-    removed; and a gate halfway acts halfway, or about so. Two forwards of a few tokens, whatever the
-    depth: every layer is given the full model's residual stream in all rows of one batch, and each row shows what
-    another gating of this layer makes of it.
+    removed; and a gate halfway does neither nothing nor all. Two forwards of a few tokens, whatever the depth: every
+    layer is given the full model's residual stream in all rows of one batch, and each row shows what another gating of
+    this layer makes of it.
 
     Raises:
         UserError: What was found, and what was expected.
@@ -44,7 +55,7 @@ def require_sound(layout: Layout, gated: Gated) -> None:
         stack.enter_context(gated(layout, _gates(layout)))
         for site in layout.sites:
             stack.enter_context(replaced(site.layer, lambda forward: _side_by_side(forward, outputs)))
-            stack.enter_context(replaced(site.branches[0], _without(NO_ATTENTION, _bias(site))))
+            stack.enter_context(replaced(site.branches[0], _without(NO_ATTENTION, site.bias)))
             stack.enter_context(replaced(site.branches[1], _without(NO_BRANCH, None)))
         read = layout.head(layout.hidden(ids))
     for index, output in enumerate(outputs):
@@ -112,11 +123,6 @@ def _without(row: int, rest: Tensor | None) -> Callable[[Forward], Forward]:
     return make
 
 
-def _bias(site: Site) -> Tensor | None:
-    bias = getattr(site.heads, "bias", None)
-    return bias if isinstance(bias, Tensor) else None
-
-
 def _norm(difference: Tensor) -> float:
     return difference.float().norm().item()
 
@@ -128,7 +134,6 @@ def require_finite_outputs(lm: PreTrainedModel, outputs: Tensor) -> None:
         UserError: Which precision to use in place of this one.
     """
     if not outputs.isfinite().all():
-        dtype = str(lm.dtype).removeprefix("torch.")
-        others = [name for name in get_args(DTypeName) if name != dtype and not (dtype == "bfloat16" and name == "float16")]
-        advice = "Its weights are broken" if dtype == "float32" else f"Choose --model.dtype {' or '.join(others)}"
-        raise UserError(f"model.lm: {type(lm).__name__} gives numbers that are not finite in {dtype}. {advice}")
+        finer = {"float16": "float32 or bfloat16", "bfloat16": "float32"}.get(precision(lm))
+        advice = f"Choose --model.dtype {finer}" if finer else "Check its weights"
+        raise UserError(f"model.lm: {type(lm).__name__} gives numbers that are not finite in {precision(lm)}. {advice}")

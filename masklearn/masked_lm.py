@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from masklearn.ablation import Ablation, RunningMean
-from masklearn.adapter import Layout
+from masklearn.adapter import Layout, text_config, with_first
 from masklearn.check import require_finite_outputs, require_sound
 from masklearn.errors import UserError
 from masklearn.graph import NodeGraph
@@ -18,7 +18,7 @@ from masklearn.graph import NodeGraph
 Change = Callable[[Tensor], Tensor]
 """From a node's output to what it shall be: (rows, tokens, width) to the same."""
 _KEPT = "_masklearn_layout"
-"""Where a model keeps its layout."""
+"""Where a model keeps its layout, and the precision in which that was checked."""
 
 
 def _change_input(module: nn.Module, change: Change) -> RemovableHandle:
@@ -30,7 +30,7 @@ def _change_input(module: nn.Module, change: Change) -> RemovableHandle:
 
 def _change_output(module: nn.Module, change: Change) -> RemovableHandle:
     def hook(_: nn.Module, args: Any, output: Any) -> Any:
-        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+        return with_first(output, change(output[0] if isinstance(output, tuple | list) else output))
 
     return module.register_forward_hook(hook)
 
@@ -61,7 +61,9 @@ def _blend(output: Tensor, gate: Tensor, closed: Tensor | None) -> Tensor:
     Shapes: output (rows, tokens, parts * width), or rows and tokens in one; gate (rows, parts); closed (parts, width).
     """
     if output.dim() > 2 and len(gate) not in (1, len(output)):
-        raise UserError(f"{len(gate)} rows of gates do not fit a batch of {len(output)} inputs. Give one, or one for each")
+        raise UserError(
+            f"{len(gate)} rows of gates do not fit a batch of {len(output)} inputs. Give one, or one for each"
+        )
     parts = output.reshape(len(gate), -1, gate.shape[-1], output.shape[-1] // gate.shape[-1])
     gate = gate.to(output)[:, None, :, None]
     if closed is None:
@@ -85,10 +87,10 @@ def _as_one(heads: Tensor) -> tuple[Tensor, Tensor]:
 
 def _blend_behind(output: Tensor, whole: Tensor) -> Tensor:
     """What a norm behind the attention puts out, under the gate of the attention (rows, 1)."""
-    gated = _blend(output, whole, None)
+    closed = (whole == 0).to(whole)
     if not whole.requires_grad:
-        return gated
-    return gated + _blend(output - output.detach(), (whole == 0).to(whole), None)  # no value, but the heads' gradient
+        return _blend(output, whole, None)
+    return _blend(output, whole + closed, None) - _blend(output.detach(), closed, None)  # nothing, with a gradient
 
 
 def _norm(vectors: Tensor) -> Tensor:
@@ -139,17 +141,17 @@ def gated(
 
 
 def sound_layout(lm: PreTrainedModel) -> Layout:
-    """The layout of a model, found and checked once: it is kept with the model, until parts of it are exchanged.
+    """The layout of a model, found and checked once: it is kept with the model, until that is not what it was.
 
     Raises:
         UserError: If the model cannot be gated.
     """
-    known: Layout | None = getattr(lm, _KEPT, None)
-    if known is None or known.lm is not lm or not known.current:
-        known = Layout.of(lm)
-        require_sound(known, lambda layout, gates: gated(layout.lm, gates, layout=layout))
-        setattr(lm, _KEPT, known)
-    return known
+    layout, dtype = getattr(lm, _KEPT, (None, None))
+    if layout is None or layout.lm is not lm or not layout.current or dtype != lm.dtype:
+        layout = Layout.of(lm)
+        require_sound(layout, lambda layout, gates: gated(layout.lm, gates, layout=layout))
+        setattr(lm, _KEPT, (layout, lm.dtype))
+    return layout
 
 
 class MaskedLM(nn.Module):
@@ -167,11 +169,19 @@ class MaskedLM(nn.Module):
     @property
     def context(self) -> int | None:
         """Tokens that the model can read at most, where its config tells."""
-        return getattr(self.lm.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        return getattr(text_config(self.lm), "max_position_embeddings", None)
 
     @property
     def device(self) -> torch.device:
         return self.lm.device
+
+    def move(self, device: torch.device) -> None:
+        """Move the model, and see that it can be read there.
+
+        Raises:
+            UserError: If there is no such device, or if it lacks the precision of the model.
+        """
+        self.layout.move(device)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of last hidden states."""

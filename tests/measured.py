@@ -1,19 +1,20 @@
-"""What is measured of every family: `python tests/measured.py` prints it as a table."""
+"""What is measured of every family: `python tests/measured.py` prints tables, families and what is refused."""
 
-import argparse
-import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import surgery
 import torch
-from families import FAMILIES, Family
+from families import FAMILIES, REFUSED, Family, build
 from torch import Tensor
 
 import masklearn as ml
 from masklearn.masked_lm import MaskedLM
 
+LOGIT_ERROR = 1e-5
+"""What a logit may be off by, in float32."""
 STEP = 1e-3
-"""Half the difference of two gates between which a slope is taken; parts of models that are float64 compute in float32."""
+"""Half the difference of two gates between which a slope is taken: parts of float64 models compute in float32."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Measured:
     logit_error: float
     """The largest difference of a logit under gates from that of the model taken apart."""
     gradient_error: float
-    """The largest difference of a gate's gradient from the slope between two gates, relative to the largest gradient."""
+    """The largest difference of a gate's gradient from a slope between two gates, relative to the largest slope."""
     least_gradient: float
-    """The smallest gradient of a gate, relative to the largest."""
+    """The smallest gradient of a gate, relative to the largest slope."""
 
 
 def texts(rows: int = 6) -> Tensor:
@@ -52,7 +53,7 @@ def logit_error(family: Family) -> float:
 
 
 def gradients(family: Family, gates: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of a probability in every gate (layers, heads + 1), and its slope; between 0 and 1 both are right."""
+    """The gradient of a log-probability in every gate (layers, heads + 1), and the slope between two gates about it."""
     lm = family.build().to(family.finest)
     lm.set_experts_implementation("eager")  # the usual one takes no float64
     masked_lm = MaskedLM(lm)
@@ -70,7 +71,7 @@ def gradients(family: Family, gates: Tensor) -> tuple[Tensor, Tensor]:
     steps = STEP * torch.eye(graph.n_nodes, dtype=torch.float64)
     with torch.no_grad():
         slope = (probability(gates + steps) - probability(gates - steps)) / (2 * STEP)
-    return graph.by_layer(found), graph.by_layer(slope)
+    return graph.by_layer(found), graph.by_layer(slope).to(found)
 
 
 def measure(family: Family) -> Measured:
@@ -85,16 +86,27 @@ def measure(family: Family) -> Measured:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.parse_args()
-    print("| family | nodes | largest logit error | largest gradient error | smallest gradient |")
-    print("|---|---|---|---|---|")
-    for family in FAMILIES:
+def table(families: Sequence[Family]) -> Iterator[str]:
+    """Rows of Markdown: every family and what was measured of it."""
+    yield "| family | for example | nodes | logit error | gradient error | least gradient |"
+    yield "|---|---|---|---|---|---|"
+    for family in families:
         it = measure(family)
-        print(f"| {family.name} | {it.nodes} | {it.logit_error:.1e} | {it.gradient_error:.1e} | {it.least_gradient:.1e} |")
-        sys.stdout.flush()
+        errors = " | ".join(f"{value:.0e}" for value in (it.logit_error, it.gradient_error, it.least_gradient))
+        yield f"| {family.name} | `{family.hub_id}` | {it.nodes} | {errors} |"
+
+
+def refusals() -> Iterator[str]:
+    """Rows of Markdown: what is refused, and how it reads."""
+    yield "| type | what is said |"
+    yield "|---|---|"
+    for model_type, config, _ in REFUSED:
+        try:
+            MaskedLM(build(model_type, **config))
+        except ml.UserError as error:
+            yield f"| {model_type} | {error} |"
 
 
 if __name__ == "__main__":
-    main()
+    for line in (*table(FAMILIES), "", *refusals()):
+        print(line, flush=True)

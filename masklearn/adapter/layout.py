@@ -1,7 +1,8 @@
-"""A model's node graph and the places where its nodes can be gated: found by structure, with small tables of exceptions.
+"""A model's node graph and the places where its nodes can be gated.
 
-A model that does not fit is refused with what was found and what was expected. What is found here is put to the test,
-by other means, in `masklearn.check`.
+Found by structure: by what feeds what in a layer, with small tables of what structure does not tell. A model that does
+not fit is refused with what was found and what was expected; what was found is then put to the test, by other means,
+in `masklearn.check`.
 """
 
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from masklearn.adapter.loading import fingerprint
+from masklearn.adapter.loading import fingerprint, move
+from masklearn.adapter.reading import apart, probe, refusal, text_config, unreadable
 from masklearn.adapter.surgery import replaced
 from masklearn.adapter.trace import Trace
-from masklearn.errors import UserError, one_line
+from masklearn.errors import UserError
 from masklearn.graph import NodeGraph
 
 BRANCH_ENDS = {
@@ -28,10 +30,6 @@ SOFTMAX = {"full_attention", "sliding_attention", "chunked_attention", "indexed_
 """What a config may call its layers if all of them are to have attention heads."""
 COUNTS_OF_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 """What an attention module may call the number of its own heads."""
-PROBE = 4
-"""Tokens of the short texts by which a model is looked at."""
-ROUNDING = 8
-"""Roundings that an output may be off by."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,13 @@ class Site:
     heads: nn.Module
     """The attention output projection: its *input* is the heads' outputs side by side."""
     mlp: nn.Module
-    """The module whose *output* is what the MLP adds to the residual stream: a norm behind the MLP, where there is one."""
+    """The module whose *output* is what the MLP adds to the residual stream: a norm behind the MLP, if there is one."""
     attention_norm: nn.Module | None
-    """The norm behind an attention without output bias, where there is one: it undoes a scale that all heads share."""
+    """The norm behind an attention without bias, if there is one: it undoes a scale that all heads share."""
     branches: tuple[nn.Module, nn.Module]
-    """The modules of attention and MLP as a whole, norms behind them left out."""
+    """Attention and MLP as a whole, norms behind them left out."""
+    bias: Tensor | None
+    """What the output projection adds for no input, if anything: it is of no head. Shape (width,)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Layout:
         """Find the sites of a model, by one forward of a few tokens.
 
         Raises:
-            UserError: If the model is not laid out as a decoder with one attention and one MLP in every layer.
+            UserError: If the model is not laid out as a causal decoder with one attention and one MLP in every layer.
         """
         graph = NodeGraph.of(lm)
         _require_attention(lm)
@@ -73,8 +73,10 @@ class Layout:
         try:
             trace = Trace.of(lm, [*bodies, *(part for layer in layers for part in layer.modules())], probe(lm, 2))
         except Exception as error:  # whatever a model of an unknown kind may raise
-            raise _unreadable(lm, error) from error
-        _require_causal(lm, trace.logits)
+            raise unreadable(lm, error) from error
+        same, other = trace.logits[:, :-1]
+        if same.isfinite().all() and apart(lm, same, other, graph.n_layers):  # texts that differ in their last token
+            raise refusal(lm, "predictions that depend on later tokens", "a causal language model")
         body = next((body for body in bodies if trace.once(body)), None)
         if body is None:
             raise refusal(lm, "no body apart from its output head", "one")
@@ -91,18 +93,18 @@ class Layout:
         parts = set(self.lm.modules())
         return all({site.layer, site.heads, site.mlp} <= parts for site in self.sites)
 
-    def to(self, device: torch.device) -> None:
+    def move(self, device: torch.device) -> None:
         """Move the model, and see that it can be read there.
 
         Raises:
-            UserError: If the device lacks the precision of the model.
+            UserError: If there is no such device, or if it lacks the precision of the model.
         """
+        move(self.lm, device)
         try:
-            nn.Module.to(self.lm, device)
             with torch.no_grad():
-                self.hidden(probe(self.lm))
+                self.hidden(probe(self.lm, 1))
         except (RuntimeError, TypeError, NotImplementedError) as error:
-            raise _unreadable(self.lm, error) from error
+            raise unreadable(self.lm, error) from error
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Last hidden states, after the final norm: (rows, tokens) to (rows, tokens, width).
@@ -116,7 +118,7 @@ class Layout:
         """Logits of last hidden states: (..., width) to (..., vocabulary).
 
         By the model's own forward, with the hidden states in place of what its body would have put out, so that
-        whatever it does to logits (scales, caps, cuts) is done.
+        whatever a family does to logits (scales, caps, cuts) is done.
         """
         flat = hidden.reshape(1, -1, hidden.shape[-1])
         with replaced(self.body, lambda _: lambda *args, **kwargs: _Body(flat)):
@@ -137,60 +139,15 @@ class _Body:
         return None
 
 
-def probe(lm: PreTrainedModel, rows: int = 1) -> Tensor:
-    """A short text in all rows, but for the last token of the last row: (rows, tokens)."""
-    vocabulary = lm.config.get_text_config(decoder=True).vocab_size
-    ids = (torch.arange(3, 3 + PROBE, device=lm.device) % vocabulary).repeat(rows, 1)
-    ids[1:, -1][-1:] = ids[0, 0]
-    return ids
-
-
-def apart(lm: PreTrainedModel, found: Tensor, expected: Tensor, layers: int = 1) -> bool:
-    """Whether two outputs of a model differ by more than rounding, which adds up like chance over layers."""
-    gap, norm = (difference.float().norm() for difference in (found - expected, expected))
-    return bool(gap > layers**0.5 * rounding(lm) * norm)
-
-
-def rounding(lm: PreTrainedModel) -> float:
-    """What the output of a layer may be off by, relative to its norm, in the precision of the model."""
-    return ROUNDING * torch.finfo(lm.dtype).eps
-
-
-def refusal(lm: PreTrainedModel, found: str, expected: str) -> UserError:
-    """The error of a model that cannot be gated: what was found in it, and what was expected."""
-    return UserError(
-        f"model.lm: {type(lm).__name__} cannot be gated: found {found}, expected {expected}. "
-        "Choose a decoder with attention heads and an MLP in every layer"
-    )
-
-
-def _unreadable(lm: PreTrainedModel, error: Exception) -> UserError:
-    if lm.dtype == torch.float32:
-        return refusal(lm, f"that it cannot read a short text ({one_line(error)})", "a causal language model")
-    dtype = str(lm.dtype).removeprefix("torch.")
-    return UserError(
-        f"model.lm: {type(lm).__name__} cannot read a short text in {dtype} on this {lm.device.type} ({one_line(error)}). "
-        "Choose another precision, for example --model.dtype float32"
-    )
-
-
 def _require_attention(lm: PreTrainedModel) -> None:
     """Refuse what its config tells to be something else than layers of attention heads."""
-    config: Any = lm.config.get_text_config(decoder=True)
-    expected = "attention heads in every layer"
+    config, expected = text_config(lm), "attention heads in every layer"
     if config.model_type in NO_HEADS:
         raise refusal(lm, NO_HEADS[config.model_type], expected)
     kinds = getattr(config, "layer_types", None) or []
-    others = sorted({kind for kind in kinds if kind not in SOFTMAX})
+    others = [kind for kind in kinds if kind not in SOFTMAX]
     if others:
-        n = sum(kind in others for kind in kinds)
-        raise refusal(lm, f"{', '.join(others)} in {n} of {len(kinds)} layers", expected)
-
-
-def _require_causal(lm: PreTrainedModel, logits: Tensor) -> None:
-    """Refuse a model whose predictions for two texts differ before the texts do."""
-    if logits[:, :-1].isfinite().all() and apart(lm, logits[1, :-1], logits[0, :-1], len(_layers(lm, NodeGraph.of(lm)))):
-        raise refusal(lm, "predictions that depend on later tokens", "a causal language model")
+        raise refusal(lm, f"{', '.join(sorted(set(others)))} in {len(others)} of {len(kinds)} layers", expected)
 
 
 def _bodies(lm: PreTrainedModel) -> list[nn.Module]:
@@ -200,19 +157,14 @@ def _bodies(lm: PreTrainedModel) -> list[nn.Module]:
 
 
 def _layers(lm: PreTrainedModel, graph: NodeGraph) -> nn.ModuleList:
-    lists = [m for m in lm.modules() if isinstance(m, nn.ModuleList)]
+    lists = [module for module in lm.modules() if isinstance(module, nn.ModuleList)]
     inner = {part for some in lists for part in some.modules() if part is not some}
-    lists = [m for m in lists if len(m) == graph.n_layers and m not in inner]
-    if len(lists) > 1:  # an encoder of images beside the decoder
-        lists = [m for m in lists if m in set(lm.get_decoder().modules())]
-    if len(lists) != 1:
-        raise refusal(lm, f"{len(lists)} module lists of {graph.n_layers} layers", "one")
-    return lists[0]
-
-
-def _matrices(module: nn.Module) -> bool:
-    """Whether a module holds more than vectors: norms and scales do not, whatever mixes channels or tokens does."""
-    return any(weights.dim() > 1 for weights in (*module.parameters(), *module.buffers()))
+    found = [module for module in lists if len(module) == graph.n_layers and module not in inner]
+    if len(found) > 1:  # an encoder of images beside the decoder
+        found = [module for module in found if module in set(lm.get_decoder().modules())]
+    if len(found) != 1:
+        raise refusal(lm, f"{len(found)} module lists of {graph.n_layers} layers", "one")
+    return found[0]
 
 
 @dataclass(frozen=True)
@@ -225,58 +177,78 @@ class _Finder:
     index: int
     layer: nn.Module
 
-    def refusal(self, found: str, expected: str) -> UserError:
-        return refusal(self.lm, f"{found} in layer {self.index} ({type(self.layer).__name__})", expected)
-
     def site(self) -> Site:
-        children = {name: child for name, child in self.layer.named_children() if _matrices(child)}
+        children = {name: child for name, child in self.layer.named_children() if self._mixes(child)}
         attention = self._attention({name: child for name, child in children.items() if "att" in name})
         mlp = self._mlp({name: child for name, child in children.items() if child is not attention})
         ends = BRANCH_ENDS.get(self.lm.config.model_type, {})
-        branches = tuple(
+        attention_branch, mlp_branch = (
             self.layer.get_submodule(ends[kind]) if kind in ends else branch
             for kind, branch in (("attention", attention), ("mlp", mlp))
         )
-        heads = branches[0] if "attention" in ends else self._projection(attention)
-        behind, after_mlp = (self.trace.chain(branch, self.layer.children()) for branch in branches)
-        norms = [m for m in behind[1:] if (p := self.trace.once(m)) and not p.untouched]
-        biased = getattr(heads, "bias", None) is not None
-        self._require_heads(attention, heads)
-        return Site(self.layer, heads, after_mlp[-1], None if biased or not norms else norms[-1], (branches[0], branches[1]))
+        heads = attention_branch if "attention" in ends else self._projection(attention)
+        bias = _bias(heads, self._input(attention, heads))
+        behind, after_mlp = (self._chain(branch) for branch in (attention_branch, mlp_branch))
+        norms = [module for module in behind[1:] if (p := self.trace.once(module)) and not p.untouched]
+        undone = norms[-1] if norms and bias is None else None
+        return Site(self.layer, heads, after_mlp[-1], undone, (attention_branch, mlp_branch), bias)
 
     def _attention(self, found: dict[str, nn.Module]) -> nn.Module:
         if len(found) != 1:
             names = f" ({', '.join(found)})" if found else ""
-            raise self.refusal(f"{len(found)} attentions{names}", "one")
+            raise self._refusal(f"{len(found)} attentions{names}", "one")
         return next(iter(found.values()))
 
     def _mlp(self, found: dict[str, nn.Module]) -> nn.Module:
         """The module at the end of the MLP, which may be one child of the layer or several in a row."""
         if not found:
-            raise self.refusal("no MLP", "one")
-        row = self.trace.chain(next(iter(found.values())), self.layer.children())
-        last = [module for module in row if module in found.values()]
-        if len(last) != len(found) or any(weights.dim() > 1 for weights in self.layer.parameters(recurse=False)):
-            raise self.refusal(f"attention and {', '.join(found)}", "attention and one MLP")
-        return last[-1]
+            raise self._refusal("no MLP", "one")
+        row = [module for module in self._chain(next(iter(found.values()))) if module in found.values()]
+        if len(row) != len(found) or any(weights.dim() > 1 for weights in self.layer.parameters(recurse=False)):
+            raise self._refusal(f"attention and {', '.join(found)}", "attention and one MLP")
+        return row[-1]
 
     def _projection(self, attention: nn.Module) -> nn.Module:
         end = self.trace.end(attention)
-        if end is None or not _matrices(end):
+        if end is None or not self._mixes(end):
             at_end = "no part" if end is None else f"a {type(end).__name__}"
-            raise self.refusal(f"{at_end} that makes the output of {type(attention).__name__}", "an output projection")
+            raise self._refusal(f"{at_end} that makes the output of {type(attention).__name__}", "an output projection")
         return end
 
-    def _require_heads(self, attention: nn.Module, projection: nn.Module) -> None:
-        n = self.graph.n_heads
-        passage = self.trace.once(projection)
+    def _input(self, attention: nn.Module, projection: nn.Module) -> Tensor:
+        """What the output projection was given: a slice for each head."""
+        n, passage = self.graph.n_heads, self.trace.once(projection)
         if passage is None or not isinstance(passage.given, Tensor):
-            raise self.refusal("an attention output projection that is not passed once", "one pass in a forward")
+            raise self._refusal("an attention output projection that is not passed once", "one pass in a forward")
         if passage.given.shape[-1] % n:
-            raise self.refusal(
-                f"an attention output projection of {passage.given.shape[-1]} inputs", f"a multiple of {n} heads"
-            )
+            found = f"an attention output projection of {passage.given.shape[-1]} inputs"
+            raise self._refusal(found, f"a multiple of {n} heads")
         around = [vars(module) for module in attention.modules() if projection in set(module.modules())]
-        own = {counts[name] for counts in around for name in COUNTS_OF_HEADS if name in counts}
-        if own - {n}:
-            raise self.refusal(f"{min(own - {n})} attention heads", f"the {n} that the config tells")
+        others = {counts[name] for counts in around for name in COUNTS_OF_HEADS if name in counts} - {n}
+        if others:
+            raise self._refusal(f"{others.pop()} attention heads", f"the {n} that the config tells")
+        return passage.given
+
+    def _mixes(self, module: nn.Module) -> bool:
+        """Whether a module holds more than vectors of the stream's width: norms do not, what mixes channels does.
+
+        Quantised matrices may be packed into a long vector.
+        """
+        width = text_config(self.lm).hidden_size
+        return any(held.dim() > 1 or held.numel() > width for held in (*module.parameters(), *module.buffers()))
+
+    def _chain(self, module: nn.Module) -> list[nn.Module]:
+        return self.trace.chain(module, self.layer.children())
+
+    def _refusal(self, found: str, expected: str) -> UserError:
+        return refusal(self.lm, f"{found} in layer {self.index} ({type(self.layer).__name__})", expected)
+
+
+def _bias(projection: nn.Module, given: Tensor) -> Tensor | None:
+    """A projection's bias; where that is not there to be read, what the projection makes of nothing."""
+    bias = getattr(projection, "bias", given)
+    if bias is None or (isinstance(bias, Tensor) and bias.dim() == 1 and not bias.is_meta):
+        return bias
+    with torch.no_grad():
+        at_rest = projection(torch.zeros_like(given[:1, :1])).flatten()
+    return at_rest if at_rest.any() else None

@@ -1,139 +1,28 @@
-"""Any Hugging Face causal language model to its node graph and the places where its nodes can be gated.
-
-Found by structure, with two small tables of what structure does not tell. A model that does not fit is refused with
-what was found and what was expected.
-"""
+"""Models and tokenizers from a folder or the hub: frozen, known by a fingerprint, and clear about what is wrong."""
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from masklearn.errors import UserError, one_line
-from masklearn.graph import NodeGraph
 from masklearn.tiny import MODEL
 
 EMBEDDED = "embedded"
 """The name by which the model that comes with the package is asked for."""
 DTypeName = Literal["float32", "bfloat16", "float16"]
-
-OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense")
-"""What families call the projection that takes all heads side by side."""
-POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
-"""A norm after the MLP would undo a scale put before it, so there the gate stands behind the norm."""
-MLP_EXCEPTIONS = {"opt": "fc2", "bloom": "mlp.dense_4h_to_h"}
-"""Families without a child `mlp` whose output is the MLP's alone: OPT has none, Bloom's adds the residual itself."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where the nodes of one layer can be gated."""
-
-    layer: nn.Module
-    """The whole layer: from the residual stream that comes in to the one that goes out."""
-    heads: nn.Module
-    """The attention output projection: its *input* is the heads' outputs side by side."""
-    mlp: nn.Module
-    """The module whose *output* is what the MLP adds to the residual stream."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A model's node graph and the sites of its layers."""
-
-    lm: PreTrainedModel
-    graph: NodeGraph
-    sites: tuple[Site, ...]
-
-    @classmethod
-    def of(cls, lm: PreTrainedModel) -> "Layout":
-        """Find the sites of a model.
-
-        Raises:
-            UserError: If the model is not laid out as a decoder with one attention and one MLP in every layer.
-        """
-        graph = NodeGraph.of(lm)
-        return cls(lm, graph, tuple(_site(lm, layer, graph) for layer in _layers(lm, graph)))
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.lm)
-
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """Last hidden states, after the final norm: (rows, tokens) to (rows, tokens, width).
-
-        There is no attention mask. Padding stands on the right, where no real token of a causal model can see it, and
-        without a mask attention takes its fast path.
-        """
-        return self.lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits of last hidden states: (..., width) to (..., vocabulary)."""
-        config: Any = self.lm.config.get_text_config(decoder=True)
-        logits: Tensor = self.lm.get_output_embeddings()(hidden)  # pyright: ignore[reportOptionalCall]
-        scale = getattr(config, "logit_scale", None)  # Cohere
-        divisor = getattr(config, "logits_scaling", None)  # Granite
-        logits = logits if scale is None else logits * scale  # a factor of 1 would cost a pass over all logits
-        logits = logits if divisor is None else logits / divisor
-        cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-def _refuse(lm: PreTrainedModel, found: str, expected: str) -> UserError:
-    return UserError(
-        f"model.lm: {type(lm).__name__} cannot be gated: found {found}, expected {expected}. "
-        "Choose a decoder with attention heads and an MLP in every layer"
-    )
-
-
-def _layers(lm: PreTrainedModel, graph: NodeGraph) -> nn.ModuleList:
-    lists = [m for m in lm.modules() if isinstance(m, nn.ModuleList) and len(m) == graph.n_layers]
-    if len(lists) != 1:
-        raise _refuse(lm, f"{len(lists)} module lists of {graph.n_layers} layers", "one")
-    return lists[0]
-
-
-def _site(lm: PreTrainedModel, layer: nn.Module, graph: NodeGraph) -> Site:
-    attentions = [
-        child
-        for name, child in layer.named_children()
-        if ("attn" in name or "attention" in name) and "norm" not in name
-    ]
-    projections = [
-        module
-        for attention in attentions
-        for name, module in attention.named_modules()
-        if name.rpartition(".")[2] in OUTPUT_PROJECTIONS
-    ]
-    if len(projections) != 1:
-        raise _refuse(lm, f"{len(projections)} attention output projections in {type(layer).__name__}", "one")
-    width = _inputs(projections[0])
-    if width % graph.n_heads:
-        raise _refuse(lm, f"an attention output projection of {width} inputs", f"a multiple of {graph.n_heads} heads")
-    return Site(layer, projections[0], _mlp(lm, layer))
-
-
-def _mlp(lm: PreTrainedModel, layer: nn.Module) -> nn.Module:
-    path = MLP_EXCEPTIONS.get(lm.config.model_type) or next((n for n in POST_NORMS if hasattr(layer, n)), "mlp")
-    try:
-        return layer.get_submodule(path)
-    except AttributeError:
-        children = ", ".join(name for name, _ in layer.named_children())
-        raise _refuse(lm, f"a layer of {children}", f"one with {path}") from None
-
-
-def _inputs(projection: nn.Module) -> int:
-    """Width of a projection's input; GPT-2's Conv1D keeps its weight the other way round."""
-    width = getattr(projection, "in_features", None) or getattr(projection, "nx", None)
-    if width is None:
-        raise UserError(f"model.lm: an attention output projection of type {type(projection).__name__} is not known")
-    return int(width)
 
 
 def _source(lm: str) -> str:
@@ -170,13 +59,33 @@ def load_lm(
     """
     source = _source(lm)
     try:
-        AutoConfig.from_pretrained(source, revision=revision)  # cheap, and the clearest about what is wrong
+        config = AutoConfig.from_pretrained(source, revision=revision)  # cheap, and the clearest about what is wrong
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise UserError(
+                f"model.lm: {lm} cannot be gated: found a model of type {config.model_type}, expected a causal "
+                "language model. Choose a decoder with attention heads and an MLP in every layer"
+            )
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=getattr(torch, dtype))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unloadable(lm, error) from error
     model = model.eval().requires_grad_(False)
-    nn.Module.to(model, device)  # moves in place
+    move(model, torch.device(device))
     return model
+
+
+def move(lm: PreTrainedModel, device: torch.device) -> None:
+    """Move a model in place.
+
+    Raises:
+        UserError: If the device is not there, or if it cannot hold the model.
+    """
+    try:
+        nn.Module.to(lm, device)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"model.lm: {type(lm).__name__} cannot be moved to {device} ({one_line(error)}). "
+            "Choose another --trainer.accelerator, or another --model.dtype"
+        ) from error
 
 
 def load_tokenizer(lm: str = EMBEDDED, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -14,7 +14,7 @@ from masklearn.adapter.surgery import Forward, first, replaced
 
 @dataclass(frozen=True)
 class Passage:
-    """What a module was given and what it gave, once: the very objects, and how often each had been changed in place."""
+    """What a module was given and what it gave, once: the very objects, and how often each was changed in place."""
 
     given: Any
     given_version: int

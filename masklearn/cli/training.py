@@ -173,7 +173,7 @@ def run_training(args: list[str] | None) -> None:
     data.prepare_data()
     data.setup("fit")
     learner.load()
-    learner.masked_lm.to(trainer.strategy.root_device)
+    learner.masked_lm.move(trainer.strategy.root_device)
     remark = learner.lay_out(data)
     learner.store = Shards(folder / BLOCKS)
     if not cli.resume:
