@@ -31,7 +31,7 @@ Gated = Callable[[Layout, Tensor], AbstractContextManager[Any]]
 
 OPEN, NO_HEADS, NO_ATTENTION, NO_MLP, NO_BRANCH, ONE_HEAD, HALF_HEAD, HALF_MLP = ROWS = range(8)
 """The rows of the one forward that tells: each layer with its nodes gated so, or (NO_ATTENTION, NO_BRANCH) cut out."""
-LEAST = 0.02
+LEAST = 0.002
 """The least share of a node's whole effect that a gate halfway must have, and leave."""
 
 

@@ -1,5 +1,6 @@
 """What a model must be to be gated: what is refused and how it reads, and that misread models are noticed."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 import surgery
 import torch
 from conftest import tiny_llama
-from families import BY_NAME, REFUSED, build
+from families import BY_NAME, NO_HEADS, REFUSED, build
 from measured import LOGIT_ERROR, some_gates, texts
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -31,18 +32,27 @@ def test_what_has_no_attention_heads_and_mlp_in_every_layer_is_refused(
         MaskedLM(build(model_type, **config))
 
 
-def test_an_encoder_with_a_decoder_is_a_clear_line_at_the_door(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("model_type", "found"),
+    [("t5", "found a model of type t5, expected a causal language model"), ("mamba", "has no num_attention_heads")],
+)
+def test_a_refusal_is_one_line_at_the_door(
+    model_type: str, found: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    AutoConfig.for_model("t5", d_model=16, num_layers=1).save_pretrained(tmp_path)
+    if model_type == "t5":
+        AutoConfig.for_model("t5", d_model=16, num_layers=1).save_pretrained(tmp_path)
+    else:
+        build("mamba", **NO_HEADS).save_pretrained(tmp_path)
     ml.load_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "texts.txt").write_text("mary\njohn\nmary and john\n")
     asked = {"model.lm": tmp_path, "data.path": tmp_path / "texts.txt", "run.dir": tmp_path / "run"}
+    capfd.readouterr()
     assert train([part for flag, value in asked.items() for part in (f"--{flag}", str(value))]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "Traceback" not in error
-    assert "model.lm" in error and "found a model of type t5, expected a causal language model" in error
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    assert re.search(rf"^error: model.lm: .* cannot be gated: .*{found}", error, flags=re.M)
+    assert not (tmp_path / "run").exists()
 
 
 class Recurrent(nn.Module):
