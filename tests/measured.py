@@ -12,7 +12,7 @@ import masklearn as ml
 from masklearn.masked_lm import MaskedLM
 
 LOGIT_ERROR = 1e-5
-"""What a logit may be off by, in float32."""
+"""What a logit may be off by in float32, in parts of the largest: how far sums are rounded differs between processors."""
 STEP = 1e-3
 """Half the difference of two gates between which a slope is taken: parts of float64 models compute in float32."""
 
@@ -23,7 +23,7 @@ class Measured:
 
     nodes: int
     logit_error: float
-    """The largest difference of a logit under gates from that of the model taken apart."""
+    """The largest difference of a logit under gates from that of the model taken apart, in parts of the largest."""
     gradient_error: float
     """The largest difference of a gate's gradient from a slope between two gates, relative to the largest slope."""
     least_gradient: float
@@ -49,7 +49,12 @@ def logit_error(family: Family) -> float:
     gates = some_gates(ml.NodeGraph.of(lm))
     with ml.gated(lm, gates.flatten(1)):
         found = lm(input_ids).logits
-    return (found - surgery.logits(family, lm, input_ids, gates)).abs().max().item()
+    return error(found, surgery.logits(family, lm, input_ids, gates))
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, in parts of what is largest."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 def gradients(family: Family, gates: Tensor) -> tuple[Tensor, Tensor]:
