@@ -1,7 +1,8 @@
 """Masks x text x metrics to one tidy table: the one path by which every reported number is made."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from masklearn.baselines import CONTROLS, Baseline, subgraphs
 from masklearn.data import Batch
 from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
-from masklearn.metrics import SubgraphMetrics
+from masklearn.metrics import SubgraphMetrics, TextMetrics, unigram
 from masklearn.objective import chunks, log_probabilities
 
 AT_ONCE = 8
@@ -22,14 +23,45 @@ AT_ONCE = 8
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """Some subgraphs, and what was measured of them text by text."""
+
+    masks: Tensor
+    """Boolean, shape (draws, sizes, groups, nodes)."""
+    texts: dict[str, Tensor]
+    """What `TextMetrics` gives, with draws and sizes in two dimensions."""
+
+
+@dataclass
+class Watch:
+    """What is to be seen text by text beside the means, and what was."""
+
+    n_texts: int
+    """Texts that are reported on."""
+    counts: Mapping[int, int]
+    """How often each token comes in the corpus."""
+    seen: dict[str, Seen] = field(default_factory=dict)
+    """By the name of the subgraphs: `learned`, or that of a baseline."""
+
+    def meter(self, masked_lm: MaskedLM, n_masks: int) -> TextMetrics:
+        hidden = torch.zeros(1, masked_lm.lm.get_input_embeddings().weight.shape[-1])
+        hidden = hidden.to(masked_lm.device, masked_lm.lm.dtype)
+        vocabulary = masked_lm.head(hidden).shape[-1]
+        return TextMetrics(n_masks, self.n_texts, unigram(self.counts, vocabulary)).to(masked_lm.device)
+
+
 @torch.no_grad()
-def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> tuple[list[Row], Tensor]:
+def measure(
+    masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch], by_text: TextMetrics | None = None
+) -> tuple[list[Row], Tensor]:
     """Metrics of discrete subgraphs on some text.
 
     Args:
         masked_lm: The model, with the ablation to evaluate under.
         masks: Boolean, shape (K, groups, nodes): K subgraphs for the texts of every group; of one group, for all texts.
         batches: The text.
+        by_text: Takes in what is to be known of every text by itself, if that is wanted.
 
     Returns:
         One row of metrics for each k, over all texts alike; their meaning is `SubgraphMetrics`'s. None stands for what
@@ -43,19 +75,19 @@ def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> tup
         labels = torch.where(batch.real, batch.input_ids, -1).roll(-1, 1)
         labels[:, -1] = -1
         slot = batch.group if masks.shape[1] > 1 else torch.zeros_like(batch.group)
-        whose = slot.repeat_interleave(batch.scored.sum(1))
+        whose, texts = (of.repeat_interleave(batch.scored.sum(1)) for of in (slot, batch.place))
         for i, begin in enumerate(range(0, len(masks), AT_ONCE)):
             part = slice(begin, begin + AT_ONCE)
             masked = masked_lm(batch.input_ids, batch.scored, masks[part, slot].float())
             if i == len(meters):
                 meters.append(SubgraphMetrics(len(masked), masks.shape[1]).to(masks.device))
             for piece in chunks(full, len(masked), masked_lm.head):
-                meters[i].update(
-                    log_probabilities(full[piece], masked_lm.head),
-                    log_probabilities(masked[:, piece], masked_lm.head),
-                    labels[batch.scored][piece],
-                    whose[piece],
-                )
+                pair = (log_probabilities(h, masked_lm.head) for h in (full[piece], masked[:, piece]))
+                found = (*pair, labels[batch.scored][piece])
+                meters[i].update(*found, whose[piece])
+                if by_text:
+                    text, read = texts[piece], batch.input_ids[batch.scored][piece]
+                    by_text.update(*found, text, read, slice(begin, begin + len(masked)))
     columns: dict[str, list[float | None]] = {}
     by_group: dict[str, list[Tensor]] = {"kl_by_group": [], "tv_by_group": []}
     for meter in meters:
@@ -75,6 +107,7 @@ def evaluate(
     batches: Iterable[Batch],
     baselines: Sequence[Baseline] = CONTROLS,
     judge: Judge | None = None,
+    watch: Watch | None = None,
 ) -> tuple[list[Row], Tensor]:
     """The table of a bank: for every size its metrics, its nodes, and subgraphs of that size chosen in other ways.
 
@@ -84,15 +117,16 @@ def evaluate(
         batches: The text to report on.
         baselines: Names of the other ways, see `baselines`.
         judge: By which they choose, on the text that masks are learned on; controls need none.
+        watch: Takes in what is to be known of every text by itself, if that is wanted.
 
     Returns:
         One row for each size, over the texts of all groups, each under its own masks; and the KL and TV of every
         group, shape (2, sizes, groups).
     """
     mask.check()
-    chosen = {name: subgraphs(name, mask, judge) for name in baselines}
-    measured, own = measure(masked_lm, mask.mask.transpose(0, 1), batches)
-    others = {name: measure(masked_lm, masks.flatten(0, 1), batches)[0] for name, masks in chosen.items()}
+    chosen = {"learned": mask.mask.transpose(0, 1)[None]} | {name: subgraphs(name, mask, judge) for name in baselines}
+    measured, own = _measure_all(masked_lm, "learned", chosen, batches, watch)
+    others = {name: _measure_all(masked_lm, name, chosen, batches, watch)[0] for name in baselines}
     heads, mlps = (count.float().mean(0) for count in mask.graph.count(mask.mask))
     rows = [
         {
@@ -106,6 +140,41 @@ def evaluate(
         for i, s in enumerate(mask.sizes.tolist())
     ]
     return rows, own
+
+
+@torch.no_grad()
+def top_tokens(masked_lm: MaskedLM, batch: Batch, masks: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The most probable next tokens of one input at its last scored position, under subgraphs.
+
+    Args:
+        masked_lm: The model, with the ablation to evaluate under.
+        batch: The input alone.
+        masks: Boolean, shape (K, nodes).
+        k: How many tokens.
+
+    Returns:
+        Token ids and probabilities, the most probable first, each of shape (K, k).
+    """
+    batch = batch.to(masked_lm.device)
+    hidden = masked_lm(batch.input_ids, batch.scored, masks[:, None].float().to(masked_lm.device))[:, -1]
+    found = log_probabilities(hidden, masked_lm.head).exp().topk(k)
+    return found.indices.cpu(), found.values.cpu()
+
+
+def _measure_all(
+    masked_lm: MaskedLM, name: str, chosen: Mapping[str, Tensor], batches: Iterable[Batch], watch: Watch | None
+) -> tuple[list[Row], Tensor]:
+    """Measure all draws of one kind of subgraphs, seen text by text if there is a watch."""
+    draws, masks = len(chosen[name]), chosen[name].flatten(0, 1)
+    by_text = watch.meter(masked_lm, len(masks)) if watch else None
+    found = measure(masked_lm, masks, batches, by_text)
+    if watch and by_text:
+        shaped = {
+            key: value.unflatten(0, (draws, -1)).cpu() if value.dim() > 1 else value.cpu()
+            for key, value in by_text.compute().items()
+        }
+        watch.seen[name] = Seen(chosen[name].cpu(), shaped)
+    return found
 
 
 def _number(mean: Tensor) -> int | float:

@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+import pandas as pd
 import wandb
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -18,6 +19,8 @@ from masklearn.errors import one_line
 from masklearn.learner import MaskLearner
 
 PROJECT = "masklearn"
+MOST_ROWS = 10_000
+"""Rows of a table that W&B shows."""
 HISTOGRAM_EVERY = 50
 """Steps between two histograms of the gates."""
 
@@ -110,6 +113,37 @@ def log_results(
     )
     artifact.add_file(str(mask_file), policy="immutable")  # sent from where it lies, not from a copy
     run.log_artifact(artifact)
+
+
+def log_study(folder: Path, config: dict[str, Any], tables: Mapping[str, pd.DataFrame], figures: Iterable[Path]) -> str:
+    """Log a study as a run of its own: its tables, its figures and its findings.
+
+    Args:
+        folder: The study's folder, into which an offline run goes.
+        config: What was asked for.
+        tables: By name; of large ones, the first rows.
+        figures: PNG files.
+
+    Returns:
+        A line that says where it went.
+    """
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    start = partial(wandb.init, project=project, name=folder.name, job_type="study", dir=folder, config=config)
+    run, why = _started(start)
+    where = _whereabouts(run, why)
+    logged: dict[str, Any] = {f"study/{name}": _logged(table) for name, table in tables.items() if len(table)}
+    run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
+    for row in tables["findings"].to_dict("records"):
+        run.summary[f"finding/{row['finding']}/{row['bank']}"] = row["verdict"]
+    for row in tables["phases"].to_dict("records"):
+        run.summary[f"phase/{row['what']}/{row['bank']}"] = row["s"]
+    run.finish()
+    return where
+
+
+def _logged(table: pd.DataFrame) -> wandb.Table:
+    rows = table.head(MOST_ROWS).astype(object)
+    return wandb.Table(dataframe=rows.where(rows.notna(), None))
 
 
 def finish() -> None:

@@ -15,7 +15,7 @@ FLOORS = {
     1: ["adapter", "ablation", "artifact", "check", "masked_lm", "memory", "tiny"],
     2: ["data", "judge", "search", "cut", "learner"],
     3: ["metrics", "baselines", "evaluation"],
-    4: ["report", "tracking"],
+    4: ["density", "report", "tracking"],
     5: ["cli"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -23,6 +23,9 @@ ROOMS = [path for path in sorted(HOUSE.rglob("*.py")) if path != HOUSE / "__init
 ONLY = {
     "wandb": {"tracking"},
     "matplotlib": {"report"},
+    "jinja2": {"report"},
+    "scipy": {"density"},
+    "pandas": {"density", "report", "tracking"},
     "jsonargparse": {"cli", "tiny"},
     "transformers": {"adapter", "check", "masked_lm", "data", "cli", "tiny"},
 }

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from jsonargparse import ArgumentParser
 from masklearn import evaluation
 from masklearn.adapter import DTypeName, load_lm
 from masklearn.artifact import Mask, ModelId, write_whole
-from masklearn.baselines import CONTROLS, Baseline
+from masklearn.baselines import CONTROLS, UNGUIDED, Baseline
+from masklearn.cli import studying
 from masklearn.cli.folder import RESULTS
 from masklearn.cli.parsing import explained
 from masklearn.data import MaskData, Part
@@ -39,7 +41,11 @@ class EvaluateFlags:
             exhaustive (up to 20 nodes). Those that look at texts look at those that the mask was learned on. Searches
             take long: greedy runs every text about half as often as the square of the number of nodes.
         baseline_texts: Texts of every group that baselines look at, at most.
-        out: Folder to write metrics.json to.
+        study: Make the study of computation density of these masks: tables, figures and report.html in --out. By
+            default where every mask is of single texts.
+        seed: Seed of the study's resamples and permutations.
+        track: Log the study to Weights & Biases.
+        out: Folder to write metrics.json to; runs/study-<time> by default for a study.
     """
 
     def __init__(
@@ -50,9 +56,13 @@ class EvaluateFlags:
         part: Part | None = None,
         baselines: list[Baseline] | None = None,
         baseline_texts: int = 64,
+        study: bool | None = None,
+        seed: int = 0,
+        track: bool = True,
         out: str | None = None,
     ) -> None:
         self.mask, self.lm, self.out = mask, lm, out
+        self.study, self.seed, self.track = study, seed, track
         self.baselines, self.baseline_texts = baselines or CONTROLS, baseline_texts
         if baseline_texts < 1:
             raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")
@@ -76,17 +86,22 @@ def run_evaluation(args: list[str] | None) -> None:
         overrides = parser.parse_args(appended, defaults=False)
     flags = EvaluateFlags(**{key: value for key, value in overrides.as_dict().items() if key != "data"})
     asked = overrides.as_dict().get("data", {})
+    masks = [Mask.load(path) for path in flags.mask]
+    flags = studying.settled(flags, masks)
     file = Path(flags.out) / RESULTS if flags.out else None
     if file and file.exists():
         raise UserError(f"{file} is there already, and kept. Choose another --out")
-    results = []
-    for path in flags.mask:
-        described, words = _evaluate_one(path, flags, asked)
-        print(f"{path}: {words}\n\n{evaluation.table(described['sizes'])}\n")
+    results, banks = [], []
+    for path, mask in zip(flags.mask, masks, strict=True):
+        described, words, bank = _evaluate_one(path, mask, flags, asked)
+        print(f"{path}: {words}\n\n{evaluation.table(described['sizes'])}\n", flush=True)
         results.append({"mask": path} | described | {"text": words})
+        banks.append(bank)
     if file:
         write_whole(file, json.dumps(results[0] if len(results) == 1 else results, indent=2).encode())
         print(f"Written: {file}")
+    if flags.study:
+        studying.write(banks, flags)
 
 
 def _other(own: dict[str, Any], asked: dict[str, Any]) -> bool:
@@ -97,8 +112,10 @@ def _other(own: dict[str, Any], asked: dict[str, Any]) -> bool:
     return any(asked.get(source, own.get(source)) != own.get(source) for source in SOURCES)
 
 
-def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    mask = Mask.load(path)
+def _evaluate_one(
+    path: str, mask: Mask, flags: EvaluateFlags, asked: dict[str, Any]
+) -> tuple[dict[str, Any], str, studying.Evaluated]:
+    began = time.monotonic()
     lm_name, revision = flags.lm or mask.model.lm, None if flags.lm else mask.model.revision
     own = {key: value for key, value in mask.config.get("data", {}).items() if key not in LINKED}
     scope = mask.config.get("model", {}).get("scope", "dataset")
@@ -124,12 +141,14 @@ def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tup
     data = texts(**(kept if other else own) | asked)
     mask = mask.of(data.groups.names)
     judge = None
-    if set(flags.baselines) - set(CONTROLS):  # they choose on what the mask was learned on
+    if set(flags.baselines) - set(UNGUIDED):  # they choose on what the mask was learned on
         learned_on = texts(**own) if other else data
         place = {name: i for i, name in enumerate(learned_on.groups.names)}
         groups = [place[name] for name in mask.groups]
         judge = Judge(masked_lm, learned_on.loader("train", groups, most=flags.baseline_texts), groups)
         print(f"Choosing other subgraphs by up to {flags.baseline_texts} training texts: {', '.join(flags.baselines)}")
-    rows, by_group = evaluation.evaluate(masked_lm, mask, data.loader(part), flags.baselines, judge)
+    watch = evaluation.Watch(len(data.parts[part]), data.token_counts) if flags.study else None
+    rows, by_group = evaluation.evaluate(masked_lm, mask, data.loader(part), flags.baselines, judge, watch)
     words = f"{part} texts of {data.source}, {len(data.parts[part])} in number"
-    return evaluation.describe(mask, rows, by_group), words
+    evaluated = studying.Evaluated(Path(path), mask, data, part, masked_lm, watch, time.monotonic() - began)
+    return evaluation.describe(mask, rows, by_group), words, evaluated

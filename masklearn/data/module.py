@@ -1,5 +1,6 @@
 """The data module: texts to token ids, groups and splits, and those to batches."""
 
+from collections import Counter
 from collections.abc import Collection
 from itertools import pairwise
 from typing import Any, Literal, cast
@@ -10,12 +11,12 @@ from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
 from masklearn.adapter import EMBEDDED, load_tokenizer
+from masklearn.data.positions import CUT, Positions, inputs
 from masklearn.data.splits import DATASET, Groups, group_column
 from masklearn.data.steps import Batch, Item, Plan, StepLoader, StepSampler, Texts
 from masklearn.data.texts import Source, TaskName, Text
 from masklearn.errors import UserError, one_line
 
-Positions = Literal["last", "all"]
 Part = Literal["train", "validation", "test", "all"]
 
 
@@ -30,11 +31,12 @@ class MaskData(LightningDataModule):
         task: Task of the embedded generator, in place of a file; mixed where nothing is given.
         text_column: Column that holds the texts.
         max_length: Tokens after which a text is cut.
-        positions: Next-token distributions that count: the last one of every text, or all.
+        positions: Next-token distributions that count: the last one of every text, all, random (one of every text,
+            drawn by the seed; the text is cut there), or each (every text gives an input for each of its tokens).
         batch_size: Texts per step and group; each is run under several masks.
         limit: Texts to use at most, from the start; all of a file by default, 1000 of the embedded generator.
         skip_short: Leave out texts of fewer than two tokens, instead of stopping at the first.
-        seed: Seed of the embedded generator and of the order of the training texts.
+        seed: Seed of the embedded generator, of random positions and of the order of the training texts.
         lm: Model whose tokenizer is used.
         revision: Revision of that model.
         scope: What shares its masks: see the model's scope.
@@ -69,6 +71,8 @@ class MaskData(LightningDataModule):
         self.source = self._source(path, dataset, task, subset, split, text_column, limit)
         self.plan: Plan | None = None
         """What is learned together; everything at once, as long as nobody says otherwise."""
+        self.token_counts: Counter[int] = Counter()
+        """How often every token comes in the texts, their first ones left out, as nothing predicts them."""
         self.parts: dict[str, Texts] = {}
         self.pad = 0
         for flag, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2), ("limit", limit, 1)):
@@ -110,14 +114,18 @@ class MaskData(LightningDataModule):
         ids = [every_id[i] for i in kept]
         if not ids:
             raise UserError(f"{self.source} holds no text of two tokens or more")
-        groups = Groups.of_scope(self.scope, [texts[i] for i in kept], self.max_groups)
-        contents = [" ".join(map(str, row)) for row in ids]  # what is learned: texts may be cut to the same beginning
+        self.token_counts = Counter(token for row in ids for token in row[1:])
+        kept_texts = [texts[i] for i in kept]
+        whole = {text.row: " ".join(map(str, row)) for text, row in zip(kept_texts, ids, strict=True)}
+        kept_texts, ids = zip(*inputs(self.positions, kept_texts, ids, self.seed), strict=True)
+        groups = Groups.of_scope(self.scope, kept_texts, self.max_groups)
+        contents = [whole[text.row] for text in kept_texts]  # as read: texts may be cut to the same beginning
         parts = groups.split(contents)
         if stage == "fit":
             groups.require_parts(parts, contents, str(self.source))
         self.groups = groups
         self.parts = {
-            name: Texts([ids[i] for i in part], [groups.of[i] for i in part])
+            name: Texts([ids[i] for i in part], [groups.of[i] for i in part], [kept_texts[i].name for i in part])
             for name, part in (parts | {"all": list(range(len(ids)))}).items()
         }
 
@@ -225,5 +233,6 @@ class MaskData(LightningDataModule):
         input_ids = torch.full(index.shape, self.pad)
         real = index < lengths[:, None]
         input_ids[real] = torch.tensor([token for row in ids for token in row])
-        scored = real if self.positions == "all" else index == lengths[:, None] - 1
+        last = lengths[:, None] - (2 if self.positions in CUT else 1)  # behind a cut stands the token that came
+        scored = real if self.positions == "all" else index == last
         return Batch(input_ids, real, scored, torch.tensor(places), torch.tensor(groups))

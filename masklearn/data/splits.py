@@ -53,7 +53,7 @@ class Groups:
         if scope == DATASET:
             return cls((DATASET,), [0] * len(texts), True)
         if scope == INPUT:
-            return cls(tuple(str(text.row) for text in texts), list(range(len(texts))), False)
+            return cls(tuple(text.name for text in texts), list(range(len(texts))), False)
         names = tuple(dict.fromkeys(text.value for text in texts))
         every_own = len(names) == len(texts) > 1
         if len(names) > (max_groups or MAX_GROUPS) or (every_own and max_groups is None):

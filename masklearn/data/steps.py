@@ -41,6 +41,8 @@ class Texts(Dataset[Item]):
 
     ids: Sequence[list[int]]
     groups: Sequence[int]
+    names: Sequence[str] = ()
+    """What every input is called in its source."""
 
     def __len__(self) -> int:
         return len(self.ids)

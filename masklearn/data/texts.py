@@ -28,6 +28,13 @@ class Text(NamedTuple):
     text: str
     value: str
     """What the group column holds, or an empty string where none was asked for."""
+    at: int = 0
+    """The token that comes next, where every position of the text gives an input of its own."""
+
+    @property
+    def name(self) -> str:
+        """What an input is called: the text's place, and the token's where it has one."""
+        return f"{self.row}:{self.at}" if self.at else f"{self.row}"
 
 
 @dataclass(frozen=True)
