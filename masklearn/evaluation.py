@@ -14,7 +14,7 @@ from masklearn.baselines import CONTROLS, Baseline, subgraphs
 from masklearn.data import Batch
 from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
-from masklearn.metrics import SubgraphMetrics, TextMetrics, unigram
+from masklearn.metrics import SubgraphMetrics, TextMetrics
 from masklearn.objective import chunks, log_probabilities
 
 AT_ONCE = 8
@@ -45,10 +45,7 @@ class Watch:
     """By the name of the subgraphs: `learned`, or that of a baseline."""
 
     def meter(self, masked_lm: MaskedLM, n_masks: int) -> TextMetrics:
-        hidden = torch.zeros(1, masked_lm.lm.get_input_embeddings().weight.shape[-1])
-        hidden = hidden.to(masked_lm.device, masked_lm.lm.dtype)
-        vocabulary = masked_lm.head(hidden).shape[-1]
-        return TextMetrics(n_masks, self.n_texts, unigram(self.counts, vocabulary)).to(masked_lm.device)
+        return TextMetrics(n_masks, self.n_texts, self.counts).to(masked_lm.device)
 
 
 @torch.no_grad()
@@ -82,12 +79,12 @@ def measure(
             if i == len(meters):
                 meters.append(SubgraphMetrics(len(masked), masks.shape[1]).to(masks.device))
             for piece in chunks(full, len(masked), masked_lm.head):
-                pair = (log_probabilities(h, masked_lm.head) for h in (full[piece], masked[:, piece]))
-                found = (*pair, labels[batch.scored][piece])
-                meters[i].update(*found, whose[piece])
+                whole, part_of = (log_probabilities(h, masked_lm.head) for h in (full[piece], masked[:, piece]))
+                came = labels[batch.scored][piece]
+                meters[i].update(whole, part_of, came, whose[piece])
                 if by_text:
                     text, read = texts[piece], batch.input_ids[batch.scored][piece]
-                    by_text.update(*found, text, read, slice(begin, begin + len(masked)))
+                    by_text.update(whole, part_of, came, text, read, slice(begin, begin + len(masked)))
     columns: dict[str, list[float | None]] = {}
     by_group: dict[str, list[Tensor]] = {"kl_by_group": [], "tv_by_group": []}
     for meter in meters:

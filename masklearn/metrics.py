@@ -142,13 +142,21 @@ class TextMetrics(Metric):
     """
 
     full_state_update = False
+    kl: Tensor
+    tv: Tensor
+    unigram_kl: Tensor
+    recovered: Tensor
+    entropy: Tensor
+    loss: Tensor
+    next_rarity: Tensor
+    last_rarity: Tensor
     positions: Tensor
     labelled: Tensor
-    recovered: Tensor
 
-    def __init__(self, n_masks: int, n_texts: int, frequencies: Tensor, **kwargs: Any) -> None:
+    def __init__(self, n_masks: int, n_texts: int, counts: Mapping[int, int], **kwargs: Any) -> None:
+        """For so many subgraphs and texts, of a corpus in which every token comes so often."""
         super().__init__(**kwargs)
-        self.frequencies = frequencies
+        self.counts, self.unigram = counts, torch.empty(0)
         for name in ("kl", "tv", "unigram_kl"):
             self.add_state(name, torch.zeros(n_masks, n_texts, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("recovered", torch.zeros(n_masks, n_texts, len(NUCLEI)), dist_reduce_fx="sum")
@@ -168,10 +176,11 @@ class TextMetrics(Metric):
             read: The token at every position, shape (positions,).
             masks: Which of the subgraphs these are; the full model is looked at with the first.
         """
-        frequencies = self.frequencies.to(full.device)
+        if not len(self.unigram):
+            self.unigram = unigram(self.counts, full.shape[-1]).to(full.device)
         self.kl[masks] = self.kl[masks].index_add(1, text, kl_divergence(full, masked).double())
         self.tv[masks] = self.tv[masks].index_add(1, text, tv_distance(full, masked).double())
-        far = kl_divergence(frequencies, masked).double()
+        far = kl_divergence(self.unigram, masked).double()
         self.unigram_kl[masks] = self.unigram_kl[masks].index_add(1, text, far)
         reached = recovered_nucleus(full, masked)[..., None] >= torch.tensor(NUCLEI, device=full.device)
         self.recovered[masks] = self.recovered[masks].index_add(1, text, reached.float())
@@ -179,12 +188,12 @@ class TextMetrics(Metric):
             return
         self.positions.index_add_(0, text, torch.ones_like(text, dtype=torch.float64))
         self.entropy.index_add_(0, text, -(full.exp() * full).nan_to_num().sum(-1).double())
-        self.last_rarity.index_add_(0, text, -frequencies[read].double())
+        self.last_rarity.index_add_(0, text, -self.unigram[read].double())
         came = labels >= 0
         text, labels = text[came], labels[came]
         self.labelled.index_add_(0, text, torch.ones_like(text, dtype=torch.float64))
         self.loss.index_add_(0, text, -full[came].gather(-1, labels[:, None])[:, 0].double())
-        self.next_rarity.index_add_(0, text, -frequencies[labels].double())
+        self.next_rarity.index_add_(0, text, -self.unigram[labels].double())
 
     def compute(self) -> dict[str, Tensor]:
         found = {name: getattr(self, name) / self.positions for name in ("kl", "tv", "unigram_kl")}

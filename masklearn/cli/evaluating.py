@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ class EvaluateFlags:
     ) -> None:
         self.mask, self.lm, self.out = mask, lm, out
         self.study, self.seed, self.track = study, seed, track
-        self.baselines, self.baseline_texts = baselines or CONTROLS, baseline_texts
+        self.baselines: Sequence[Baseline] = baselines or CONTROLS
+        self.baseline_texts = baseline_texts
         if baseline_texts < 1:
             raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")
         self.dtype: DTypeName | None = dtype

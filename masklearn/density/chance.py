@@ -68,7 +68,7 @@ def correlation(x: np.ndarray, y: np.ndarray, seed: int, what: tuple[str, str] =
     for name, values in zip(what, (x, y), strict=True):
         if np.ptp(values) <= 1e-9 * np.abs(values).max():
             return Correlation(n, note=f"not defined: {name} is the same for all {n} inputs")
-    rho = float(stats.spearmanr(x, y).statistic)
+    rho = float(stats.spearmanr(x, y).statistic)  # pyright: ignore[reportAttributeAccessIssue]
     found = stats.bootstrap(
         (x, y), _spearman, paired=True, vectorized=True, n_resamples=RESAMPLES, batch=AT_ONCE,
         confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(seed),

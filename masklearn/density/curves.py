@@ -27,7 +27,7 @@ def area(tv: np.ndarray, fractions: np.ndarray) -> np.ndarray:
     """
     whole = np.zeros((1 if fractions[-1] < 1 else 0, tv.shape[1]))
     ends = np.log10(np.append(fractions, np.ones(len(whole))))
-    return np.trapezoid(np.concatenate([tv, whole]), ends, axis=0)
+    return np.asarray(np.trapezoid(np.concatenate([tv, whole]), ends, axis=0))
 
 
 def densities(bank: Bank, kind: str = LEARNED) -> np.ndarray:

@@ -35,13 +35,10 @@ def _interval(row: Mapping[str, Any], low: str = "low", high: str = "high") -> s
 def findings(banks: Sequence[Bank], tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """One row for each bank and finding; the verdict, and what it is read off."""
     rows = [row for bank in banks for row in _of_bank(bank, tables)]
-    pairs = tables["across"]
-    pairs = pairs[~pairs["same_model"].astype(bool)] if len(pairs) else pairs
-    known = pairs[pairs["rho"].notna()]
-    words = "; ".join(
-        f"{pair['one']} and {pair['other']}: {pair['rho']:.2f} ({_interval(pair)})" for _, pair in known.iterrows()
-    )
-    holds = bool((known["low"] > 0).all()) if len(known) else None
+    pairs = tables["across"].to_dict("records")
+    known = [pair for pair in pairs if not pair["same_model"] and not pd.isna(pair["rho"])]
+    words = "; ".join(f"{pair['one']} and {pair['other']}: {pair['rho']:.2f} ({_interval(pair)})" for pair in known)
+    holds = all(pair["low"] > 0 for pair in known) if known else None
     rows.append(_row("all", "density is alike across models", holds, words or "no two models on the same inputs"))
     return pd.DataFrame(rows)
 

@@ -65,11 +65,11 @@ def across(banks: Sequence[Bank], seed: int) -> pd.DataFrame:
 
     Inputs are the same when what was read is. Where too few are, the note says what each has.
     """
-    own = {bank.name: pd.Series(densities(bank), index=bank.contexts) for bank in banks}
-    own = {name: values[~values.index.duplicated()] for name, values in own.items()}
+    own = {bank.name: dict(zip(reversed(bank.contexts), densities(bank)[::-1], strict=True)) for bank in banks}
     rows = []
     for one, other in combinations(banks, 2):
-        a, b = own[one.name].align(own[other.name], join="inner")
+        common = [text for text in own[one.name] if text in own[other.name]]
+        a, b = (np.array([own[bank.name][text] for text in common]) for bank in (one, other))
         short = [bank for bank in (one, other) if len(bank.sizes) < LEAST_SIZES]
         if short:
             found = {"n": len(a), "note": f"not defined: {short[0].name} has fewer than {LEAST_SIZES} sizes"}
@@ -77,7 +77,7 @@ def across(banks: Sequence[Bank], seed: int) -> pd.DataFrame:
             said = " and ".join(f"{bank.name} has {len(bank.names)} of {bank.source}" for bank in (one, other))
             found = {"n": len(a), "note": f"different inputs, {len(a)} in common: {said}"}
         else:
-            found = correlation(a.to_numpy(), b.to_numpy(), seed, (one.name, other.name)).row()
+            found = correlation(a, b, seed, (one.name, other.name)).row()
         same = one.mask.model.fingerprint == other.mask.model.fingerprint
         rows.append({"one": one.name, "other": other.name, "same_model": same, **found})
     columns = ["one", "other", "same_model", "rho", "low", "high", "p", "n", "note"]

@@ -26,7 +26,7 @@ def density_curves(bank: Bank, tables: Tables) -> Iterator[Drawn]:
         figure, axes = one_axes()
         for kind in bank.kinds:
             _band(axes, table[table["kind"] == kind], name, kind, look(kind))
-        for (_, phase), side in zip(phases.iterrows(), ("right", "left"), strict=False):
+        for phase, side in zip(phases.to_dict("records"), ("right", "left"), strict=False):
             if pd.isna(phase["s"]):
                 continue
             axes.axvline(phase["fraction"], color=INK, linewidth=0.6, linestyle=":")
@@ -54,8 +54,7 @@ def nuclei(bank: Bank, tables: Tables) -> Iterator[Drawn]:
         x = np.arange(len(rows)) + (i - (len(kinds) - 1) / 2) * 0.7 / len(kinds)
         median = rows["median"].to_numpy()
         spread = np.stack([median - rows["lower_quartile"], rows["upper_quartile"] - median])
-        style = look(kind) | {"linestyle": "none"}
-        axes.errorbar(x, median, spread, elinewidth=0.8, label=kind, **style)
+        axes.errorbar(x, median, spread, elinewidth=0.8, label=kind, **look(kind, linestyle="none"))
     axes.set_xticks(range(len(RECOVERED)), [f"{p}" for p in RECOVERED])
     axes.set_xlabel("nucleus (% of the probability)")
     axes.set_yscale("log")

@@ -46,7 +46,7 @@ class Section:
 
 def page(study: Study, drawn: Sequence[Drawn], config: dict[str, dict[str, Any]]) -> str:
     """The page. Whatever comes from texts, models and settings is escaped; the figures' drawings are ours."""
-    assets = files(__package__)
+    assets = files("masklearn.report")
     style, script = (assets.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"zip": zip, "visible": visible}

@@ -46,7 +46,7 @@ def relations(bank: Bank, tables: Tables) -> Iterator[Drawn]:
             rows = table[table["kind"] == kind].set_index("with").reindex(names)
             y = np.arange(len(names)) + (i - (len(kinds) - 1) / 2) * 0.7 / len(kinds)
             spread = np.stack([rows["rho"] - rows["low"], rows["high"] - rows["rho"]]).astype(float).clip(min=0)
-            axes.errorbar(rows["rho"], y, xerr=spread, label=kind, elinewidth=0.8, **look(kind) | {"linestyle": "none"})
+            axes.errorbar(rows["rho"], y, xerr=spread, label=kind, elinewidth=0.8, **look(kind, linestyle="none"))
         axes.set_yticks(range(len(names)), [WORDS[name] for name in names])
         axes.invert_yaxis()
         axes.set_xlim(-1, 1)
@@ -88,8 +88,10 @@ def across(banks: list[Bank], tables: Tables) -> Iterator[Drawn]:
     if len(overlap):
         figure, axes = one_axes()
         colors = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
-        for i, ((one, other), rows) in enumerate(overlap.groupby(["one", "other"], sort=False)):
-            color, label = colors[i % len(colors)], f"{drawable(one, 16)} / {drawable(other, 16)}"
+        pairs = overlap[["one", "other"]].drop_duplicates().to_dict("records")
+        for i, pair in enumerate(pairs):
+            rows = overlap[(overlap["one"] == pair["one"]) & (overlap["other"] == pair["other"])]
+            color, label = colors[i % len(colors)], f"{drawable(pair['one'], 16)} / {drawable(pair['other'], 16)}"
             axes.plot(rows["fraction"], rows["overlap"], color=color, marker="o", label=label if i < 8 else None)
             axes.plot(rows["fraction"], rows["by_chance"], color=color, linestyle=":", linewidth=0.8)
         axes.plot([], [], color=GREY, linestyle=":", linewidth=0.8, label="by chance")

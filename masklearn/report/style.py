@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 from matplotlib import font_manager
@@ -78,7 +78,7 @@ class Drawn:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(cast(Any, STYLE)):
         yield
 
 
@@ -91,9 +91,10 @@ def one_axes(width: float = COLUMN, height: float = HEIGHT) -> tuple[Figure, Axe
     return figure, figure.subplots()
 
 
-def look(kind: str) -> dict[str, Any]:
+def look(kind: str, **changes: Any) -> dict[str, Any]:
     """Colour, line and marker of a kind of subgraphs; those without a fixed one share three."""
-    return KINDS.get(kind) or {"color": OTHERS[sum(map(ord, kind)) % 3], "linestyle": "-.", "marker": "D"}
+    known = KINDS.get(kind) or {"color": OTHERS[sum(map(ord, kind)) % 3], "linestyle": "-.", "marker": "D"}
+    return known | changes
 
 
 def size_axis(axes: Axes, smallest: float) -> None:
