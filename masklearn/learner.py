@@ -26,6 +26,8 @@ from masklearn.search import single_ablation
 
 FLOOR = 0.003
 """Nats added to a KL before its logarithm is taken, so that a mask that is good enough stops pulling."""
+MOST_TEXTS = 256
+"""Texts of a group by which discrete masks are selected, at most."""
 CACHE_BYTES = 2**30
 """Full targets are kept for a whole block if they take no more than this."""
 TEXTS_AT_ONCE = 64
@@ -56,13 +58,17 @@ class MaskLearner(LightningModule):
             so that it holds at every step), or lagrangian (a penalty with a multiplier; independent sizes only).
         steps: Optimiser steps of every block of groups; by default 300, and 40 with scope input.
         draws: Gate vectors drawn for each text and step, spread over the sizes; by default 4, and 1 with scope input.
-        restarts: Times to learn every mask, side by side from different noise; the best on the validation split stays.
+        restarts: Times to learn every mask, side by side from different noise; the best one stays.
         block: Groups learned together; by default as many as make 64 texts a step, fewer if memory asks for it.
         warm_start: Begin from what ablating every node on its own costs, a forward of every text per node; by default
             with scope input, in models of up to 256 nodes.
-        polish: Rounds of swaps after the masks are cut, at most, accepted on the validation split (with scope input: on
-            the text itself); each size on its own, so nested masks may cease to be nested. 0 for none.
-        lr: Learning rate: by how much, at most, a gate's log-odds of being open move in a step.
+        polish: Rounds of swaps after the masks are cut, at most, accepted on the validation split and, where that is
+            small, training texts beside it (with scope input: on the text itself); each size on its own, so nested
+            masks may cease to be nested. 0 for none.
+        gates: hard-concrete (drawn with noise), or mean-field (each at its probability of being open, without noise);
+            by default hard-concrete, and mean-field with scope input.
+        lr: Learning rate: by how much, at most, a gate's log-odds of being open move in a step; by default 0.4, and 0.8
+            with gates mean-field.
         temperature: Softness of the gates at the first and at the last step (dimensionless).
         seed: Seed of the gates' noise.
     """
@@ -239,7 +245,7 @@ class MaskLearner(LightningModule):
     def _judge(self, part: Part, groups: Sequence[int]) -> Judge:
         """A judge on some groups' texts, with as many rows at a time as a training step has."""
         rows = self._data.texts_per_step() * self.draws * self.restarts * self.block
-        return Judge(self.masked_lm, self._data.loader(part, groups, rows), groups)
+        return Judge(self.masked_lm, self._data.loader(part, groups, rows, MOST_TEXTS), groups)
 
     @property
     def warm_start(self) -> bool:
@@ -270,7 +276,7 @@ class MaskLearner(LightningModule):
         if block != self._block_at_hand:
             self._take_up(block)  # a run that goes on just here
         groups = self.plan.blocks[block]
-        judge = self._judge("validation", groups)
+        judge = self._judge("selection", groups)
         log_odds = self._settled(self.size_counts).detach()
         temperature = self.schedule.temperature[1]
         found = cut(

@@ -144,6 +144,24 @@ def test_polish_never_makes_worse_keeps_sizes_and_comes_close_to_the_best(masked
     assert (kl[0].mean() - best.mean()) < 0.5 * (judge(masks)[0].mean() - best.mean())
 
 
+def test_polish_learns_from_the_next_larger_and_the_next_smaller_size(masked_lm: MaskedLM) -> None:
+    """Without a single swap, good masks at one end of the sizes bring about better ones at all others."""
+    n_nodes = masked_lm.graph.n_nodes
+    sizes, judge = [2, 5, 8, 11], Judge(masked_lm, texts(), GROUPS)
+    scores = torch.rand(4, 3, n_nodes, generator=torch.Generator().manual_seed(7))
+    start = top(scores, torch.tensor(sizes)[:, None])
+    before = judge(start)
+    for good in (0, 3):
+        masks = start.clone()
+        masks[good] = greedy(judge, [sizes[good]], n_nodes)[0]
+        polished, kl = polish(judge, masks, scores, rounds=0)
+        assert polished.sum(-1).tolist() == [[size] * 3 for size in sizes]
+        assert (kl[good] <= judge(masks)[good] + 1e-6).all()
+        others = [i for i in range(4) if i != good]
+        assert (kl[others] <= before[others] + 1e-6).all()
+        assert (kl[others].mean(1) < before[others].mean(1)).all()
+
+
 def test_the_best_restart_stays(masked_lm: MaskedLM) -> None:
     n_nodes, sizes = masked_lm.graph.n_nodes, torch.tensor([4, 10])
     judge = Judge(masked_lm, texts(), GROUPS)
