@@ -106,6 +106,10 @@ def _maps(bank: Bank, pictures: list[tuple[str, np.ndarray]], label: str) -> Fig
     return figure
 
 
+def _nodes(s: int) -> str:
+    return f"{s} node{'' if s == 1 else 's'}"
+
+
 def _spread(n: int, most: int = MAPS) -> list[int]:
     """Places of up to so many things, evenly spread, the first and the last among them."""
     return sorted({round(i) for i in np.linspace(0, n - 1, min(n, most))})
@@ -125,7 +129,7 @@ def node_use(bank: Bank, tables: Tables) -> Iterator[Drawn]:
     figure, axes = one_axes()
     for place, color in zip(_spread(len(bank.sizes), 4), (RED, ORANGE, GREEN, BLUE), strict=False):
         use = lorenz(table[table["s"] == bank.sizes[place]]["use"].to_numpy())
-        axes.plot(np.linspace(0, 1, len(use)), use, color=color, label=f"{bank.sizes[place]} nodes")
+        axes.plot(np.linspace(0, 1, len(use)), use, color=color, label=_nodes(bank.sizes[place]))
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="all alike")
     axes.set_xlabel("share of nodes, least used first")
     axes.set_ylabel("share of all use")
@@ -153,7 +157,7 @@ def thought(bank: Bank, shown: Thought) -> Iterator[Drawn]:
     """One input's subgraphs as maps, and what each makes of it."""
     place = bank.groups[list(bank.names).index(shown.name)] if len(bank.mask.groups) > 1 else 0
     chosen = _spread(len(bank.sizes))
-    pictures = [(f"{bank.sizes[i]} nodes", bank.mask.mask[place, i].numpy().astype(float)) for i in chosen]
+    pictures = [(_nodes(bank.sizes[i]), bank.mask.mask[place, i].numpy().astype(float)) for i in chosen]
     alt = f"The subgraphs of input {shown.name} of {bank.name}, by layer and head, at growing size"
     yield Drawn("subgraph", "thoughts", bank.name, alt, _maps(bank, pictures, "kept (1) or closed (0)"))
     columns = [*_spread(len(shown.sizes) - 1, 4), len(shown.sizes) - 1]
@@ -164,7 +168,7 @@ def thought(bank: Bank, shown: Thought) -> Iterator[Drawn]:
     axes.set_ylim(ranks, -1)
     full = [token for token, _ in shown.tokens[-1]]
     for x, column in enumerate(columns):
-        name = f"{shown.sizes[column]} nodes" if column < len(shown.sizes) - 1 else "full model"
+        name = _nodes(shown.sizes[column]) if column < len(shown.sizes) - 1 else "full model"
         axes.text(x + 0.5, -0.6, name, ha="center", va="center", fontsize=6, fontweight="bold")
         for y, (token, p) in enumerate(shown.tokens[column]):
             axes.barh(y, 0.94 * p, left=x + 0.03, height=0.86, color=BLUE if token in full else GREY, alpha=0.35)
