@@ -1,3 +1,5 @@
+# pyright: reportGeneralTypeIssues=false
+# (by pandas' own annotations a comparison may be anything)
 import math
 from dataclasses import replace
 

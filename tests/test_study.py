@@ -1,5 +1,8 @@
 """Masks of single texts to the study, through the doors."""
 
+# pyright: reportGeneralTypeIssues=false
+# (by pandas' own annotations a comparison may be anything)
+
 import json
 import math
 import sys

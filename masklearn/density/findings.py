@@ -1,5 +1,9 @@
 """Which of the paper's findings (Kervadec et al. 2026, arXiv 2605.27033) hold, each by a rule that can be read here."""
 
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportReturnType=false, reportCallIssue=false
+# (by pandas' own annotations a selection may be anything)
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 

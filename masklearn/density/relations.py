@@ -1,5 +1,9 @@
 """What an input's density goes with: properties of the input, and its density in other models."""
 
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportReturnType=false, reportCallIssue=false
+# (by pandas' own annotations a selection may be anything)
+
 from collections.abc import Sequence
 from itertools import combinations
 

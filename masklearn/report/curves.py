@@ -1,5 +1,9 @@
 """Figures of how close subgraphs come: the density curve, nuclei, and what the sparsest know."""
 
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportReturnType=false, reportCallIssue=false
+# (by pandas' own annotations a selection may be anything)
+
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,5 +1,9 @@
 """The study as one self-contained page: figures as SVG, sortable tables, and what every number means."""
 
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportReturnType=false, reportCallIssue=false
+# (by pandas' own annotations a selection may be anything)
+
 import base64
 import hashlib
 import math

@@ -1,5 +1,9 @@
 """Figures of where subgraphs sit: composition, node use, and one subgraph by itself."""
 
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportReturnType=false, reportCallIssue=false
+# (by pandas' own annotations a selection may be anything)
+
 from collections.abc import Iterator
 
 import numpy as np

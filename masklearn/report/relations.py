@@ -1,5 +1,9 @@
 """Figures of what density goes with: properties of inputs, other models, the tokens of a text."""
 
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportReturnType=false, reportCallIssue=false
+# (by pandas' own annotations a selection may be anything)
+
 from collections.abc import Iterator
 
 import numpy as np
