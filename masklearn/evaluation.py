@@ -46,7 +46,7 @@ def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> tup
         whose = slot.repeat_interleave(batch.scored.sum(1))
         for i, begin in enumerate(range(0, len(masks), AT_ONCE)):
             part = slice(begin, begin + AT_ONCE)
-            masked = masked_lm(batch.input_ids, batch.scored, masks[part, slot].float())
+            masked = masked_lm(batch.input_ids, batch.scored, masks[part, slot].float(), batch.corrupted)
             if i == len(meters):
                 meters.append(SubgraphMetrics(len(masked), masks.shape[1]).to(masks.device))
             for piece in chunks(full, len(masked), masked_lm.head):

@@ -12,7 +12,7 @@ import masklearn as ml
 from masklearn.masked_lm import MaskedLM
 
 LOGIT_ERROR = 1e-5
-"""What a logit may be off by in float32, in parts of the largest: how far sums are rounded differs between processors."""
+"""What a logit may be off by in float32, in parts of the largest: rounding differs between processors."""
 STEP = 1e-3
 """Half the difference of two gates between which a slope is taken: parts of float64 models compute in float32."""
 
