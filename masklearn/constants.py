@@ -4,13 +4,14 @@ Source: Li and Janson 2024, "Optimal ablation for interpretability" (arXiv:2409.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from masklearn.ablation import Ablation, means_of
-from masklearn.data import Batch
+from masklearn.ablation import KEPT, Ablation, AblationName, means_of
+from masklearn.data import Batch, MaskData, Part
 from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
 from masklearn.objective import chunked_kl
@@ -76,7 +77,7 @@ class Constants(nn.Module):
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, REFIT_STEPS)
         for batch in islice(_again_and_again(train), REFIT_STEPS):
             offsets = torch.rand(batch.group.shape, generator=generator)
-            rows = assign(batch.group, n_sizes, min(REFIT_ROWS, n_sizes), offsets).to(masked_lm.device)
+            rows = assign(batch.group.cpu(), n_sizes, min(REFIT_ROWS, n_sizes), offsets).to(masked_lm.device)
             batch = batch.to(masked_lm.device)
             masked_lm.ablation = self()
             masked = masked_lm(batch.input_ids, batch.scored, gates[rows])
@@ -87,6 +88,27 @@ class Constants(nn.Module):
             (mean[count > 0] + FLOOR).log().sum().backward()
             optimizer.step()
             schedule.step()
+
+
+def settled(name: AblationName, masked_lm: MaskedLM, masks: Tensor, data: MaskData) -> Ablation:
+    """What closed nodes emit under an ablation, found on the training split of some texts.
+
+    Args:
+        name: The ablation.
+        masked_lm: The model; its ablation changes where values are learned.
+        masks: For which constants are learned, boolean, shape (groups, sizes, nodes).
+        data: The texts, of as many groups, set up.
+    """
+
+    def split(part: Part) -> Iterable[Batch]:
+        return (batch.to(masked_lm.device) for batch in data.loader(part))
+
+    if name not in KEPT:
+        return Ablation(name)
+    if name != "learned":
+        return means(masked_lm, split("train"), name == "mean-positional")
+    constants = Constants(masked_lm, split("train"))
+    return constants.refit(masked_lm, masks, partial(split, "train"), partial(split, "validation"))
 
 
 def _again_and_again(batches: Batches) -> Iterable[Batch]:

@@ -45,8 +45,8 @@ class MaskLearner(LightningModule):
         lm: Model: a folder, a hub id, or embedded.
         revision: Branch, tag or commit of the model on the hub.
         dtype: Precision of the frozen weights; gates and divergences are always float32.
-        sizes: Nodes to keep: counts, or fractions of all nodes below 1; or log:12 for 12 log-spaced sizes. One mask
-            each, learned side by side.
+        sizes: Nodes to keep: counts, or fractions of all nodes below 1; log:12 for 12 log-spaced sizes; or mib for
+            those of the MIB benchmark. One mask each, learned side by side.
         scope: What shares its masks: dataset (all texts), input (each text has its own), or column:NAME (the texts that
             hold the same value in a column).
         max_groups: Groups that a column may make; needed above 64, or where every text has a value of its own.

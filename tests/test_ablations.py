@@ -1,22 +1,27 @@
 """What closed nodes emit: every ablation in every family, against the model taken apart."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import surgery
 import torch
-from conftest import tiny_gpt2, tiny_llama
+from conftest import Run, tiny_gpt2, tiny_llama
 from families import BY_NAME, FAMILIES, Family
 from hypothesis import given
 from hypothesis import strategies as st
 from measured import LOGIT_ERROR, error, some_gates, texts
+from test_learner import PLANTED, planted, trainer
 from torch import Tensor
 from torch.testing import assert_close
 
 import masklearn as ml
 from masklearn.ablation import Observed, at_positions
-from masklearn.data import Batch
+from masklearn.cli import evaluate
+from masklearn.constants import settled
+from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
 
 ROWS = 4
@@ -175,6 +180,110 @@ def test_constants_learn_from_closed_gates_alone(masked_lm: MaskedLM, tokens: Te
             assert_close((slope[0] - slope[1]) / 0.02, found[0, 0, head, i], atol=1e-4, rtol=1e-2)
 
 
-def as_batch(ids: Tensor) -> Batch:
-    everywhere, n = torch.ones_like(ids, dtype=torch.bool), len(ids)
-    return Batch(ids, everywhere, everywhere, torch.arange(n), torch.zeros(n, dtype=torch.long))
+@pytest.mark.parametrize("name", ["mean-positional", "resample", "learned"])
+def test_the_planted_subgraph_is_found(tmp_path: Any, name: str) -> None:
+    lm = planted(tmp_path / "lm")
+    data = {"task": "names", "limit": 40, "batch_size": 8}
+    learner = fitted(tmp_path, lm, data, sizes=[2, 4, 12], ablation=name, steps=60)
+    mask = learner.discretize()
+    assert {n for n, keep in zip(mask.graph.names, mask.select(s=4), strict=True) if keep} == PLANTED
+    assert mask.ablation.name == name and mask.ablation.known == (name != "resample")
+
+
+def fitted(folder: Any, lm: str, data: dict[str, Any], **settings: Any) -> ml.MaskLearner:
+    learner = ml.MaskLearner(lm, **settings)
+    trainer(learner.schedule.steps, folder).fit(learner, datamodule=ml.MaskData(**data, lm=lm))
+    return learner
+
+
+def test_learned_constants_beat_means_on_the_same_masks() -> None:
+    """On texts that neither was found on; and they are refitted for masks that are cut."""
+    masked_lm, data = MaskedLM(ml.load_lm()), ml.MaskData(task="mixed", limit=120, batch_size=8)
+    data.setup()
+    masks = torch.rand(1, 2, masked_lm.graph.n_nodes, generator=torch.Generator().manual_seed(3)) > 0.4
+    kl = {}
+    for name in ("mean", "learned"):
+        masked_lm.ablation = settled(name, masked_lm, masks, data)
+        assert masked_lm.ablation.name == name
+        kl[name] = Judge(masked_lm, data.loader("test"))(masks.transpose(0, 1)).mean()
+    assert kl["learned"] < 0.9 * kl["mean"]
+
+
+def test_a_killed_run_goes_on_with_the_constants_it_had(tmp_path: Any) -> None:
+    settings = {"steps": 6, "ablation": "learned", "polish": 0}
+    data = {"task": "names", "limit": 40}
+    whole = fitted(tmp_path / "whole", "embedded", data, **settings)
+    part = ml.MaskLearner(**settings)
+
+    def kill(*_: object) -> None:
+        if part.global_step == 4:
+            raise KeyError("killed")
+
+    part.on_train_batch_end = kill
+    with pytest.raises(KeyError):
+        trainer(6, tmp_path / "part").fit(part, datamodule=ml.MaskData(**data))
+    resumed = ml.MaskLearner(**settings)
+    last = tmp_path / "part" / "last.ckpt"
+    trainer(6, tmp_path / "part").fit(resumed, datamodule=ml.MaskData(**data), ckpt_path=last, weights_only=True)
+    assert resumed.constants is not None and whole.constants is not None
+    for one, other in zip(resumed.constants.shifts, whole.constants.shifts, strict=True):
+        assert torch.equal(one, other)
+        assert one.any()
+    for one, other in zip(resumed.ablation.heads, whole.constants().heads, strict=True):
+        assert torch.equal(one, other)  # what closed nodes emit is what was learned
+
+
+# --- at the door ------------------------------------------------------------------------------------------------------
+
+
+def door(*args: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = evaluate(list(args))
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_a_mask_under_other_ablations_than_its_own(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One table; and what the file lacks is what a run under that ablation would have found on its training texts."""
+    mask, out = str(run.folder / "mask.safetensors"), str(tmp_path / "out")
+    names = ["zero", "mean", "mean-positional", "resample", "learned"]
+    code, said, _ = door("--mask", mask, "--ablation", json.dumps(names), "--out", out, capsys=capsys)
+    assert code == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [one["ablation"] for one in found] == names
+    head, *lines = [line.split() for line in said.splitlines() if line.startswith((" ", "mask"))][-4:]
+    assert head == ["mask", "learned", "under", "s", *names]
+    for line, size in zip(lines, (4, 18, 30), strict=True):
+        row = [next(row["kl"] for row in one["sizes"] if row["s"] == size) for one in found]
+        assert line[:3] == [mask, "zero", str(size)] or line[-6] == str(size)
+        assert [float(cell) for cell in line[-5:]] == pytest.approx(row, abs=6e-4)
+    own = [row["kl"] for row in run.metrics["sizes"]]
+    assert [row["kl"] for row in found[0]["sizes"]] == pytest.approx(own, abs=1e-5)
+    kl = torch.tensor([[row["kl"] for row in one["sizes"]] for one in found])
+    assert kl.unique().numel() == kl.numel()
+
+    masked_lm, data = MaskedLM(ml.load_lm()), ml.MaskData(task="names", positions="last", limit=60)
+    data.setup()
+    masked_lm.ablation = masked_lm.mean_ablation((b.input_ids, b.real) for b in data.loader("train"))
+    judged = Judge(masked_lm, data.loader("test"))(ml.Mask.load(mask).mask.transpose(0, 1))[:, 0]
+    assert_close(kl[1], judged, atol=1e-4, rtol=1e-4)
+
+
+def test_a_mask_that_lacks_values_and_cannot_find_them(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = ml.Mask.load(run.folder / "mask.safetensors")
+    alone, gone = str(tmp_path / "alone.safetensors"), str(tmp_path / "gone.safetensors")
+    replace(mask, config={}).save(alone)
+    replace(mask, config={"data": {"path": "nowhere.jsonl"}}).save(gone)
+    task = ["--data.task", "names", "--data.limit", "20"]
+    code, _, said = door("--mask", alone, *task, "--ablation", "mean", capsys=capsys)
+    assert code == 2 and said.count("\n") == 1
+    assert "has no values for mean ablation, and does not say what it was learned on" in said
+    code, _, said = door("--mask", gone, *task, "--ablation", "[zero, learned]", capsys=capsys)
+    assert code == 2 and "there is no file nowhere.jsonl" in said and "values for learned ablation" in said
+    code, said, _ = door("--mask", alone, *task, "--ablation", "resample", capsys=capsys)
+    assert code == 0 and "under resample ablation" in said
+    code, _, said = door("--mask", alone, *task, "--ablation", "mean_positional", capsys=capsys)
+    assert code == 2 and "mean-positional" in said

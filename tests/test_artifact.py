@@ -82,7 +82,7 @@ def test_means_of_the_first_format_are_still_read(tmp_path: Path) -> None:
 
 def test_values_that_do_not_fit_the_graph_are_refused() -> None:
     three = ml.Ablation("mean", values("mean").heads * 2, values("mean").mlps * 2)
-    with pytest.raises(ValueError, match="values for 4 layers of {2} heads, expected 2 of 2"):
+    with pytest.raises(ValueError, match=r"values for 4 layers of \{2\} heads, expected 2 of 2"):
         bank(three)
 
 

@@ -14,7 +14,7 @@ FLOORS = {
     0: ["errors", "graph", "gates", "budget", "objective", "rows"],
     1: ["adapter", "ablation", "artifact", "check", "masked_lm", "memory", "tiny"],
     2: ["data", "judge", "search", "cut", "constants", "learner"],
-    3: ["metrics", "baselines", "evaluation"],
+    3: ["answers", "metrics", "baselines", "evaluation"],
     4: ["report", "tracking"],
     5: ["cli"],
 }
