@@ -208,7 +208,7 @@ def test_texts_are_packed_when_asked(tmp_path: Path) -> None:
 
 def test_answers_by_hand() -> None:
     """Two texts of a vocabulary of four; the third has no answer and does not count."""
-    p = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]])
+    p = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]]])
     answers, wrong = torch.tensor([[3, 1], [0, -1], [-1, -1]]), torch.tensor([[2, -1], [1, 2], [-1, -1]])
     metrics = AnswerMetrics(1)
     metrics.update(p.log().repeat(2, 1, 1), answers, wrong)
