@@ -50,21 +50,21 @@ class Constants(nn.Module):
         n_layers = len(self.start.heads)
         return Ablation("learned", tuple(values[:n_layers]), tuple(values[n_layers:]))
 
-    def refit(self, masked_lm: MaskedLM, masks: Tensor, train: Batches, validation: Batches) -> Ablation:
-        """Train the constants on for discrete masks, and keep what is better on the validation split.
+    def refit(self, masked_lm: MaskedLM, masks: Tensor, train: Batches, selection: Batches) -> Ablation:
+        """Train the constants on for discrete masks, and keep what is better on the texts that select.
 
         Args:
             masked_lm: The model; left with the ablation that is returned.
             masks: Boolean, shape (groups, sizes, nodes).
             train: The training split.
-            validation: The validation split.
+            selection: Texts by which discrete masks are selected.
         """
         found: list[tuple[float, Ablation]] = []
         for learn in (False, True):
             if learn:
                 self._learn(masked_lm, masks, train)
             masked_lm.ablation = self().detach()
-            judge = Judge(masked_lm, validation(), range(len(masks)))
+            judge = Judge(masked_lm, selection(), range(len(masks)))
             kl = judge(masks.transpose(0, 1).to(masked_lm.device))
             found.append(((kl + FLOOR).log().mean().item(), masked_lm.ablation))
         masked_lm.ablation = min(found, key=lambda one: one[0])[1]
@@ -108,7 +108,7 @@ def settled(name: AblationName, masked_lm: MaskedLM, masks: Tensor, data: MaskDa
     if name != "learned":
         return means(masked_lm, split("train"), name == "mean-positional")
     constants = Constants(masked_lm, split("train"))
-    return constants.refit(masked_lm, masks, partial(split, "train"), partial(split, "validation"))
+    return constants.refit(masked_lm, masks, partial(split, "train"), partial(split, "selection"))
 
 
 def _again_and_again(batches: Batches) -> Iterable[Batch]:

@@ -194,6 +194,12 @@ def table(rows: list[Row]) -> str:
     return aligned([list(columns), *([show(row) for show in columns.values()] for row in rows)])
 
 
+def stages_table(rows: list[Row]) -> str:
+    """What cutting cost and what polish brought back, as a person would read it; rows are a learner's `stages`."""
+    header, *_ = [["s", *(f"{name} KL" for name in row if name != "s")] for row in rows]
+    return aligned([header, *([f"{v:.3f}" if name != "s" else f"{v}" for name, v in row.items()] for row in rows)])
+
+
 def aligned(cells: list[list[str]]) -> str:
     """Cells (lines, columns) as text, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

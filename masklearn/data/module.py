@@ -20,7 +20,9 @@ from masklearn.data.tokens import Encoded, Encoder, with_others
 from masklearn.errors import UserError
 
 Positions = Literal["last", "all"]
-Part = Literal["train", "validation", "test", "all"]
+Part = Literal["train", "validation", "selection", "test", "all"]
+SELECT_BY: dict[Positions, int] = {"all": 64, "last": 256}
+"""Texts of each group, at least, by which discrete masks are selected, if there are so many."""
 
 
 class MaskData(LightningDataModule):
@@ -132,6 +134,7 @@ class MaskData(LightningDataModule):
         self.groups = groups
         everything = list(range(len(texts)))
         texts = with_others(texts, parts["train"] or everything, self.seed)
+        parts["selection"] = groups.selection(parts, SELECT_BY[self.positions])
         self.parts = {
             name: Texts([texts[i] for i in part], [groups.of[i] for i in part])
             for name, part in (parts | {"all": everything}).items()
