@@ -17,6 +17,7 @@ from masklearn.answers import AnswerMetrics, areas, faithfulness
 from masklearn.budget import MIB_FRACTIONS, resolve_sizes
 from masklearn.data.columns import Asked, Columns, Text
 from masklearn.data.tokens import Encoded, with_others
+from masklearn.tiny import tasks
 
 NOUNS = ("dog", "cat", "bird", "king", "poet")
 
@@ -177,13 +178,25 @@ def test_a_text_without_a_pair_is_resampled_from_another(ids: list[list[int]], s
 
 
 def test_others_come_from_the_training_split(tmp_path: Path) -> None:
-    data = ml.MaskData(task="names", limit=60)
+    data = ml.MaskData(task="mixed", limit=60)
     data.setup("fit")
     train = [text.ids for text in data.parts["train"].encoded]
     for part in ("train", "validation", "test"):
         for text in data.parts[part].encoded:
             assert text.corrupted != text.ids
-            assert any(text.corrupted == ids[: len(text.ids)] for ids in train)
+            assert text.corrupted is not None and len(text.corrupted) == len(text.ids)
+            assert any(text.corrupted[: len(ids)] == ids[: len(text.ids)] for ids in train)
+
+
+def test_the_embedded_tasks_come_in_pairs_and_with_answers() -> None:
+    for task in ("names", "agreement", "years", "copy"):
+        data, tokenizer = ml.MaskData(task=task, limit=20, positions="last"), ml.load_tokenizer()  # pyright: ignore
+        data.setup("fit")
+        assert not data.remarks
+        for text, prompt in zip(data.parts["all"].encoded, tasks.prompts(task, 0), strict=False):
+            assert text.corrupted == tokenizer(prompt.corrupted)["input_ids"]
+            assert set(tokenizer.convert_ids_to_tokens(text.answers)) == set(prompt.answers)
+            assert set(tokenizer.convert_ids_to_tokens(text.wrong)) == set(prompt.wrong_answers)
 
 
 # --- long texts -------------------------------------------------------------------------------------------------------

@@ -64,11 +64,15 @@ class Source:
         return texts
 
     def _generate(self, task: TaskName) -> list[Text]:
-        asked = next((name for name in vars(self.columns).values() if name), None)
-        if asked:
-            raise UserError(f"{self} have no column {asked!r}. Give texts with columns: --data.path")
-        found = tasks.texts(self.seed) if task == tasks.MIXED else (p.text for p in tasks.prompts(task, self.seed))
-        return [Text(i, text, "") for i, text in enumerate(islice(found, self.limit or TASK_LIMIT))]
+        if self.columns.group:
+            raise UserError(f"{self} have no column {self.columns.group!r}. Give texts with columns: --data.path")
+        most = self.limit or TASK_LIMIT
+        if task == tasks.MIXED:
+            return [Text(i, text, "") for i, text in enumerate(islice(tasks.texts(self.seed), most))]
+        prompts = islice(tasks.prompts(task, self.seed), most)
+        return [
+            Text(i, p.text, "", p.corrupted, _next(p.answers), _next(p.wrong_answers)) for i, p in enumerate(prompts)
+        ]
 
     def _rows_of_file(self, given: str) -> datasets.Dataset:
         path = Path(given).expanduser()
@@ -97,3 +101,8 @@ class Source:
                 f"data.dataset: cannot load {self.hub_id!r}, split {self.split!r} ({one_line(error)}). "
                 "Give a hub id that this machine can reach, or a file with --data.path"
             ) from error
+
+
+def _next(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Words as they go on with a text."""
+    return tuple(f" {word}" for word in words)
