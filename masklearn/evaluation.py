@@ -76,7 +76,7 @@ def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> tup
     for meter, of_answers in meters:
         found = meter.compute() | (of_answers.compute() if of_answers.texts else {})
         for name, parts in by_group.items():
-            parts.append(found.pop(name))
+            parts.append(found.pop(name).view(-1, masks.shape[1]))  # torchmetrics squeezes what has one element
         for name, values in found.items():
             known = (None if math.isnan(value) else value for value in values.reshape(-1).tolist())
             columns.setdefault(name, []).extend(known)

@@ -17,6 +17,8 @@ from masklearn.answers import AnswerMetrics, areas, faithfulness
 from masklearn.budget import MIB_FRACTIONS, resolve_sizes
 from masklearn.data.columns import Asked, Columns, Text
 from masklearn.data.tokens import Encoded, with_others
+from masklearn.evaluation import measure
+from masklearn.masked_lm import MaskedLM
 from masklearn.tiny import tasks
 
 NOUNS = ("dog", "cat", "bird", "king", "poet")
@@ -146,7 +148,7 @@ def test_a_text_with_an_answer_is_not_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "kept"), [("greater_than.csv", 1), ("ioi.csv", 1), ("stories_names.jsonl", 400)])
 def test_the_fields_own_files_are_read_as_they_are(stories: Path, name: str, kept: int) -> None:
     lm = str(stories / "models" / "stories260k")
-    data = ml.MaskData(path=str(SHARED / "data" / name), lm=lm, limit=400)
+    data = ml.MaskData(path=str(SHARED / "data" / name), lm=lm, limit=400 if name.endswith("jsonl") else 100)
     data.setup("fit")
     assert len(data.parts["all"]) >= kept
     for text in data.parts["all"].encoded:
@@ -260,9 +262,6 @@ def test_faithfulness_by_hand() -> None:
 
 def test_what_is_told_of_answers_is_what_logits_say(tmp_path: Path) -> None:
     """Of one mask of the embedded model, under resampling from its pairs."""
-    from masklearn.evaluation import measure
-    from masklearn.masked_lm import MaskedLM
-
     data = ml.MaskData(path=write(tmp_path / "pairs.jsonl", rows()))
     data.setup("fit")
     masked_lm = MaskedLM(ml.load_lm(), ml.Ablation("resample"))
@@ -280,3 +279,15 @@ def test_what_is_told_of_answers_is_what_logits_say(tmp_path: Path) -> None:
         whole = masked_lm.lm(batch.input_ids).logits[:, -1].softmax(-1)
         expected = (whole[:, vocabulary["runs"]] - whole[:, vocabulary["run"]]).mean().item()
         assert row["full_prob_diff"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_single_subgraph_is_measured_as_several_are() -> None:
+    """One mask of one group."""
+    data = ml.MaskData(task="names", limit=20, positions="last")
+    data.setup("fit")
+    masked_lm = MaskedLM(ml.load_lm())
+    masks = torch.rand(2, 1, 36, generator=torch.Generator().manual_seed(0)) > 0.5
+    both, by_group = measure(masked_lm, masks, data.loader("all"))
+    one, alone = measure(masked_lm, masks[:1], data.loader("all"))
+    assert one[0] == pytest.approx(both[0], abs=1e-5) and alone.shape == (2, 1, 1)
+    torch.testing.assert_close(alone, by_group[:, :1], atol=1e-5, rtol=0)
