@@ -165,8 +165,8 @@ def describe(mask: Mask, rows: list[Row], own: Tensor) -> dict[str, Any]:
         "data": mask.config.get("data", {}),
         "sizes": rows,
     }
-    faithful = [row.get("faithfulness") for row in rows]
-    if None not in faithful:
+    faithful = [row["faithfulness"] for row in rows if row.get("faithfulness") is not None]
+    if len(faithful) == len(rows):
         described["areas"] = areas([row["s"] for row in rows], faithful, graph.n_nodes)
     if len(mask.groups) > 1:
         by_group = own.permute(2, 0, 1).tolist()

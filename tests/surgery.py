@@ -69,7 +69,7 @@ def outputs(family: Family, lm: PreTrainedModel, input_ids: Tensor) -> Closed:
     lm = deepcopy(lm)
     layers, heads, mlp, *_ = family.places
     watched: list[list[Watched]] = []
-    for layer in lm.get_submodule(layers):
+    for layer in lm.get_submodule(layers).children():
         watched.append([Watched(layer.get_submodule(place)) for place in (heads, mlp)])
         for place, module in zip((heads, mlp), watched[-1], strict=True):
             layer.set_submodule(place, module)
@@ -88,7 +88,9 @@ def operated(family: Family, lm: PreTrainedModel, gates: Tensor, closed: Closed 
     """
     lm = deepcopy(lm)
     layers, heads, mlp, *norm = family.places
-    for i, (layer, (*of_heads, of_mlp)) in enumerate(zip(lm.get_submodule(layers), gates.to(lm.dtype), strict=True)):
+    for i, (layer, (*of_heads, of_mlp)) in enumerate(
+        zip(lm.get_submodule(layers).children(), gates.to(lm.dtype), strict=True)
+    ):
         projection = layer.get_submodule(heads)
         weight = projection.weight if isinstance(projection, Conv1D) else projection.weight.T  # (inputs, outputs)
         whole = weight.clone()
