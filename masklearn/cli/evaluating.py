@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from jsonargparse import ArgumentParser
 
 from masklearn import evaluation
+from masklearn.ablation import KEPT, AblationName
 from masklearn.adapter import DTypeName, load_lm
 from masklearn.artifact import Mask, ModelId, write_whole
 from masklearn.baselines import CONTROLS, UNGUIDED, Baseline
 from masklearn.cli import studying
 from masklearn.cli.folder import RESULTS
 from masklearn.cli.parsing import explained
+from masklearn.constants import settled
 from masklearn.data import MaskData, Part
 from masklearn.errors import UserError
 from masklearn.judge import Judge
@@ -37,6 +40,9 @@ class EvaluateFlags:
         dtype: Precision of the weights; that of the mask's run by default.
         part: Texts that count: test, validation, train or all. By default the test split of the mask's own data, and
             all of other data.
+        ablation: What closed nodes emit: zero, mean, mean-positional, resample or learned; or a list of them, for one
+            table. That of the mask's run by default; values that the mask file lacks are found on the training texts
+            of the mask's run.
         baselines: Other ways to choose subgraphs of the same sizes, to stand beside: random, random-matched (as many
             heads and MLPs), norm, attribution, integrated-gradients, single-ablation, greedy, greedy-forward, swap,
             exhaustive (up to 20 nodes). Those that look at texts look at those that the mask was learned on. Searches
@@ -55,6 +61,7 @@ class EvaluateFlags:
         lm: str | None = None,
         dtype: DTypeName | None = None,
         part: Part | None = None,
+        ablation: AblationName | list[AblationName] | None = None,
         baselines: list[Baseline] | None = None,
         baseline_texts: int = 64,
         study: bool | None = None,
@@ -63,6 +70,7 @@ class EvaluateFlags:
         out: str | None = None,
     ) -> None:
         self.mask, self.lm, self.out = mask, lm, out
+        self.ablations: list[AblationName] | None = [ablation] if isinstance(ablation, str) else ablation
         self.study, self.seed, self.track = study, seed, track
         self.baselines: Sequence[Baseline] = baselines or CONTROLS
         self.baseline_texts = baseline_texts
@@ -93,17 +101,32 @@ def run_evaluation(args: list[str] | None) -> None:
     file = Path(flags.out) / RESULTS if flags.out else None
     if file and file.exists():
         raise UserError(f"{file} is there already, and kept. Choose another --out")
-    results, banks = [], []
+    results, banks, learned_under = [], [], {}
     for path, mask in zip(flags.mask, masks, strict=True):
-        described, words, bank = _evaluate_one(path, mask, flags, asked)
-        print(f"{path}: {words}\n\n{evaluation.table(described['sizes'])}\n", flush=True)
-        results.append({"mask": path} | described | {"text": words})
-        banks.append(bank)
+        found, evaluated = _evaluate_one(path, mask, flags, asked)
+        learned_under[path] = mask.ablation.name
+        banks += evaluated
+        for described in found:
+            if len(found) == 1:
+                print(f"{path}: {described['text']}\n\n{evaluation.told(described)}\n", flush=True)
+            results.append({"mask": path} | described)
+    if flags.ablations and len(flags.ablations) > 1:
+        print(f"KL under each ablation, in nats per scored token:\n\n{_side_by_side(results, learned_under)}\n")
     if file:
         write_whole(file, json.dumps(results[0] if len(results) == 1 else results, indent=2).encode())
         print(f"Written: {file}")
     if flags.study:
         studying.write(banks, flags)
+
+
+def _side_by_side(results: list[dict[str, Any]], learned_under: dict[str, str]) -> str:
+    """One line for every mask and size, one column for every ablation that it was evaluated under."""
+    kl = {(one["mask"], row["s"], one["ablation"]): row["kl"] for one in results for row in one["sizes"]}
+    names = list(dict.fromkeys(one["ablation"] for one in results))
+    lines = [["mask", "learned under", "s", *names]]
+    for path, s in dict.fromkeys((path, s) for path, s, _ in kl):
+        lines.append([path, learned_under[path], str(s), *(f"{kl[path, s, name]:.3f}" for name in names)])
+    return evaluation.aligned(lines)
 
 
 def _other(own: dict[str, Any], asked: dict[str, Any]) -> bool:
@@ -116,7 +139,8 @@ def _other(own: dict[str, Any], asked: dict[str, Any]) -> bool:
 
 def _evaluate_one(
     path: str, mask: Mask, flags: EvaluateFlags, asked: dict[str, Any]
-) -> tuple[dict[str, Any], str, studying.Evaluated]:
+) -> tuple[list[dict[str, Any]], list[studying.Evaluated]]:
+    """What `metrics.json` says of a mask under every ablation asked for; and what a study takes of each."""
     began = time.monotonic()
     lm_name, revision = flags.lm or mask.model.lm, None if flags.lm else mask.model.revision
     own = {key: value for key, value in mask.config.get("data", {}).items() if key not in LINKED}
@@ -142,15 +166,37 @@ def _evaluate_one(
     mask.require(ModelId(lm_name, revision, masked_lm.layout.fingerprint))
     data = texts(**(kept if other else own) | asked)
     mask = mask.of(data.groups.names)
-    judge = None
+    for remark in data.remarks:
+        print(remark)
+    names = flags.ablations or [mask.ablation.name]
+    learned_on, judge = data, None
+    lacking = set(names) & KEPT - {mask.ablation.name}
+    if lacking and not own:
+        raise UserError(
+            f"{path} has no values for {' and '.join(sorted(lacking))} ablation, and does not say what it was learned "
+            "on, so that they could be found. Evaluate it under an ablation that needs none: zero or resample"
+        )
+    if other and (lacking or set(flags.baselines) - set(UNGUIDED)):
+        try:
+            learned_on = texts(**own)
+        except UserError as error:
+            what = f"values for {' and '.join(sorted(lacking))} ablation" if lacking else "other subgraphs"
+            raise UserError(f"{path}: {what} are found on the texts that it was learned on: {error}") from error
     if set(flags.baselines) - set(UNGUIDED):  # they choose on what the mask was learned on
-        learned_on = texts(**own) if other else data
         place = {name: i for i, name in enumerate(learned_on.groups.names)}
         groups = [place[name] for name in mask.groups]
         judge = Judge(masked_lm, learned_on.loader("train", groups, most=flags.baseline_texts), groups)
         print(f"Choosing other subgraphs by up to {flags.baseline_texts} training texts: {', '.join(flags.baselines)}")
-    watch = evaluation.Watch(len(data.parts[part]), data.token_counts) if flags.study else None
-    rows, by_group = evaluation.evaluate(masked_lm, mask, data.loader(part), flags.baselines, judge, watch)
-    words = f"{part} texts of {data.source}, {len(data.parts[part])} in number"
-    evaluated = studying.Evaluated(Path(path), mask, data, part, masked_lm, watch, time.monotonic() - began)
-    return evaluation.describe(mask, rows, by_group), words, evaluated
+    results, evaluated = [], []
+    for name in names:
+        values = partial(settled, name, masked_lm, mask.of(learned_on.groups.names).mask, learned_on)
+        masked_lm.ablation = mask.ablation.to(lm.device) if name == mask.ablation.name else values()
+        watch = evaluation.Watch(len(data.parts[part]), data.token_counts) if flags.study else None
+        rows, by_group = evaluation.evaluate(masked_lm, mask, data.loader(part), flags.baselines, judge, watch)
+        words = f"{part} texts of {data.source}, {len(data.parts[part])} in number, under {name} ablation"
+        results.append(evaluation.describe(mask, rows, by_group) | {"ablation": name, "text": words})
+        if watch:
+            seconds = time.monotonic() - began
+            one = studying.Evaluated(Path(path), mask, data, part, masked_lm, masked_lm.ablation, watch, seconds)
+            evaluated.append(one)
+    return results, evaluated

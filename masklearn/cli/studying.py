@@ -13,11 +13,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from masklearn import density, evaluation
+from masklearn.ablation import Ablation
 from masklearn.adapter import load_tokenizer
 from masklearn.artifact import Mask, write_whole
 from masklearn.baselines import CONTROLS
 from masklearn.cli.folder import MASK, RESULTS
 from masklearn.data import MaskData, Part
+from masklearn.data.steps import Item
 from masklearn.density import Bank, Thought
 from masklearn.density.bank import LEARNED, true_entropies
 from masklearn.density.curves import densities
@@ -42,6 +44,8 @@ class Evaluated:
     data: MaskData
     part: Part
     masked_lm: MaskedLM
+    ablation: Ablation
+    """Under which it was evaluated."""
     watch: evaluation.Watch | None
     seconds: float
 
@@ -90,6 +94,10 @@ def write(evaluated: Sequence[Evaluated], flags: "EvaluateFlags") -> None:
 def _names(evaluated: Sequence[Evaluated]) -> list[str]:
     """What banks are called: after their run's folder, numbered where two are called the same."""
     stems = [one.path.resolve().parent.name if one.path.name == MASK else one.path.stem for one in evaluated]
+    stems = [
+        stem if one.ablation.name == one.mask.ablation.name else f"{stem} under {one.ablation.name}"
+        for stem, one in zip(stems, evaluated, strict=True)
+    ]
     total, met = Counter(stems), Counter()
     names = []
     for stem in stems:
@@ -102,7 +110,7 @@ def _bank(name: str, one: Evaluated) -> Bank:
     assert one.watch is not None
     data, texts = one.data, one.data.parts[one.part]
     tokenizer = load_tokenizer(data.lm, data.revision)
-    scored = [_scored(data, texts.ids[i]) for i in range(len(texts))]
+    scored = [_scored(data, texts[i]) for i in range(len(texts))]
     read = [ids[: places[-1] + 1] for ids, places in zip(texts.ids, scored, strict=True)]
     contexts = tokenizer.batch_decode(read, skip_special_tokens=True)
     words = [tokenizer.convert_ids_to_tokens(ids) for ids in read]
@@ -126,9 +134,9 @@ def _bank(name: str, one: Evaluated) -> Bank:
     )
 
 
-def _scored(data: MaskData, ids: list[int]) -> list[int]:
+def _scored(data: MaskData, item: Item) -> list[int]:
     """The places of a text that are scored."""
-    (scored,) = data.collate([(0, ids, 0)]).scored  # pyright: ignore[reportArgumentType]
+    (scored,) = data.collate([item]).scored
     return scored.nonzero().flatten().tolist()
 
 
@@ -147,6 +155,7 @@ def _thought(bank: Bank, one: Evaluated) -> Thought:
     (masks,) = bank.seen[LEARNED].masks[:, :, bank.groups[place] if len(bank.mask.groups) > 1 else 0]
     full = bank.sizes[-1] == bank.n_nodes
     masks = masks if full else torch.cat([masks, torch.ones_like(masks[:1])])
+    one.masked_lm.ablation = one.ablation
     ids, probabilities = evaluation.top_tokens(one.masked_lm, batch, masks, TOP)
     last = int(batch.input_ids[batch.scored][-1])
     tokens = [
