@@ -187,8 +187,9 @@ def _measure_all(
     found = measure(masked_lm, masks, batches, by_text)
     if watch and by_text:
         n_sizes, n_texts = chosen[name].shape[1], watch.n_texts
-        shapes = dict.fromkeys(("kl", "tv", "unigram_kl"), (draws, n_sizes, n_texts))
-        shapes["recovered"] = (draws, n_sizes, n_texts, -1)
+        by_mask = (draws, n_sizes, n_texts)
+        shapes: dict[str, tuple[int, ...]] = {"kl": by_mask, "tv": by_mask, "unigram_kl": by_mask}
+        shapes["recovered"] = (*by_mask, -1)
         found_by_text = by_text.compute()  # torchmetrics squeezes what has one element
         shaped = {key: value.view(shapes.get(key, (n_texts,))).cpu() for key, value in found_by_text.items()}
         watch.seen[name] = Seen(chosen[name].cpu(), shaped)

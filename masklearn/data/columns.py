@@ -37,6 +37,11 @@ class Text(NamedTuple):
     """What is right after the text, and what is wrong."""
     wrong: Answers = ()
 
+    @property
+    def name(self) -> str:
+        """What it is called as an input."""
+        return f"{self.row}"
+
 
 @dataclass(frozen=True)
 class Asked:
