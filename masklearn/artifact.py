@@ -19,7 +19,8 @@ from masklearn.ablation import Ablation, AblationName
 from masklearn.errors import UserError, one_line
 from masklearn.graph import NodeGraph
 
-FORMAT = 1
+FORMAT = 2
+"""1 had the values of mean ablation stacked over layers; such files are still read."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,10 @@ class Mask:
         ends = (0, *self.sizes.tolist(), self.graph.n_nodes + 1)
         if any(small >= large for small, large in pairwise(ends)):
             raise ValueError(f"sizes are {ends[1:-1]}, expected ascending from 1 to {self.graph.n_nodes}")
-        for name, value in self.ablation.values().items():
-            if len(value) != self.graph.n_layers:
-                raise ValueError(f"{name} has values for {len(value)} layers, expected {self.graph.n_layers}")
+        layers, heads = self.graph.n_layers, {value.shape[-2] for value in self.ablation.heads}
+        if self.ablation.known and (len(self.ablation.heads) != layers or heads != {self.graph.n_heads}):
+            found = f"{len(self.ablation.heads)} layers of {heads} heads"
+            raise ValueError(f"the ablation has values for {found}, expected {layers} of {self.graph.n_heads}")
 
     def __getitem__(self, group: str | int) -> "Mask":
         """The masks of one group, by its name or its place.
@@ -158,7 +160,7 @@ class Mask:
             UserError: If it cannot be written; what was there before is untouched.
         """
         self.check()
-        tensors = {"mask": self.mask, "scores": self.scores, "sizes": self.sizes, **self.ablation.values()}
+        tensors = {"mask": self.mask, "scores": self.scores, "sizes": self.sizes, **self.ablation.filed()}
         metadata = {
             "format": FORMAT,
             "model": vars(self.model),
@@ -194,7 +196,7 @@ class Mask:
                 NodeGraph.from_names(metadata["nodes"]),
                 ModelId(**metadata["model"]),
                 tuple(metadata["groups"]),
-                Ablation(name, tensors.get("ablation.heads"), tensors.get("ablation.mlps")),
+                Ablation.of_file(name, tensors),
                 metadata["positions"],
                 metadata["config"],
                 metadata["metrics"],

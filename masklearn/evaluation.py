@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from masklearn.answers import AnswerMetrics, areas, faithfulness
 from masklearn.artifact import Mask
 from masklearn.baselines import CONTROLS, Baseline, subgraphs
 from masklearn.data import Batch
@@ -20,6 +21,15 @@ AT_ONCE = 8
 """Masks that share a forward."""
 
 Row = dict[str, Any]
+ANSWERS = {
+    "logit_diff": "logit diff",
+    "full_logit_diff": "full diff",
+    "prob_diff": "prob diff",
+    "accuracy": "accuracy",
+    "full_accuracy": "full acc",
+    "faithfulness": "faithful",
+}
+"""Columns that there are where texts have answers."""
 
 
 @torch.no_grad()
@@ -32,11 +42,11 @@ def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> tup
         batches: The text.
 
     Returns:
-        One row of metrics for each k, over all texts alike; their meaning is `SubgraphMetrics`'s. None stands for what
-        is not defined: a cross-entropy where no text goes on after a scored position. And the KL and the TV distance
-        of every group on its own, shape (2, K, groups).
+        One row of metrics for each k, over all texts alike; their meaning is `SubgraphMetrics`'s, and where texts have
+        answers, `AnswerMetrics`'s. None stands for what is not defined: a cross-entropy where no text goes on after a
+        scored position. And the KL and the TV distance of every group on its own, shape (2, K, groups).
     """
-    meters: list[SubgraphMetrics] = []
+    meters: list[tuple[SubgraphMetrics, AnswerMetrics]] = []
     masks = masks.to(masked_lm.device)
     for batch in (batch.to(masked_lm.device) for batch in batches):
         full = masked_lm.full(batch.input_ids, batch.scored)
@@ -46,22 +56,27 @@ def measure(masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch]) -> tup
         whose = slot.repeat_interleave(batch.scored.sum(1))
         for i, begin in enumerate(range(0, len(masks), AT_ONCE)):
             part = slice(begin, begin + AT_ONCE)
-            masked = masked_lm(batch.input_ids, batch.scored, masks[part, slot].float())
+            masked = masked_lm(batch.input_ids, batch.scored, masks[part, slot].float(), batch.corrupted)
             if i == len(meters):
-                meters.append(SubgraphMetrics(len(masked), masks.shape[1]).to(masks.device))
+                of_subgraphs = SubgraphMetrics(len(masked), masks.shape[1]), AnswerMetrics(len(masked))
+                meters.append((of_subgraphs[0].to(masks.device), of_subgraphs[1].to(masks.device)))
             for piece in chunks(full, len(masked), masked_lm.head):
-                meters[i].update(
+                meters[i][0].update(
                     log_probabilities(full[piece], masked_lm.head),
                     log_probabilities(masked[:, piece], masked_lm.head),
                     labels[batch.scored][piece],
                     whose[piece],
                 )
+            if batch.answers is not None:
+                last = batch.scored.sum(1).cumsum(0) - 1  # of every text
+                logp = log_probabilities(torch.cat([full[None, last], masked[:, last]]), masked_lm.head)
+                meters[i][1].update(logp, batch.answers, batch.wrong)
     columns: dict[str, list[float | None]] = {}
     by_group: dict[str, list[Tensor]] = {"kl_by_group": [], "tv_by_group": []}
-    for meter in meters:
-        found = meter.compute()
+    for meter, of_answers in meters:
+        found = meter.compute() | (of_answers.compute() if of_answers.texts else {})
         for name, parts in by_group.items():
-            parts.append(found.pop(name))
+            parts.append(found.pop(name).view(-1, masks.shape[1]))  # torchmetrics squeezes what has one element
         for name, values in found.items():
             known = (None if math.isnan(value) else value for value in values.reshape(-1).tolist())
             columns.setdefault(name, []).extend(known)
@@ -94,6 +109,10 @@ def evaluate(
     measured, own = measure(masked_lm, mask.mask.transpose(0, 1), batches)
     others = {name: measure(masked_lm, masks.flatten(0, 1), batches)[0] for name, masks in chosen.items()}
     heads, mlps = (count.float().mean(0) for count in mask.graph.count(mask.mask))
+    if "logit_diff" in measured[0]:
+        none = torch.zeros(1, 1, mask.graph.n_nodes, dtype=torch.bool)
+        empty = measure(masked_lm, none.expand(1, len(mask.groups), -1), batches)[0][0]
+        measured = [row | {"faithfulness": faithfulness(row, empty)} for row in measured]
     rows = [
         {
             "s": s,
@@ -116,6 +135,10 @@ def _number(mean: Tensor) -> int | float:
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _column(name: str, row: Row) -> str:
+    return _shown(row[name])
 
 
 def _control(name: str, row: Row) -> str:
@@ -142,6 +165,9 @@ def describe(mask: Mask, rows: list[Row], own: Tensor) -> dict[str, Any]:
         "data": mask.config.get("data", {}),
         "sizes": rows,
     }
+    faithful = [row["faithfulness"] for row in rows if row.get("faithfulness") is not None]
+    if len(faithful) == len(rows):
+        described["areas"] = areas([row["s"] for row in rows], faithful, graph.n_nodes)
     if len(mask.groups) > 1:
         by_group = own.permute(2, 0, 1).tolist()
         described["groups"] = {name: {"kl": kl, "tv": tv} for name, (kl, tv) in zip(mask.groups, by_group, strict=True)}
@@ -161,18 +187,28 @@ def table(rows: list[Row]) -> str:
         "JS": lambda r: f"{r['js']:.3f}",
         "top-1": lambda r: f"{r['top1']:.1%}",
         "nucleus": lambda r: f"{r['nucleus_median']:.0f}%",
+        **{title: partial(_column, name) for name, title in ANSWERS.items() if name in rows[0]},
         "CE": lambda r: _shown(r["cross_entropy"]),
         "full CE": lambda r: _shown(r["full_cross_entropy"]),
     }
-    return _aligned([list(columns), *([show(row) for show in columns.values()] for row in rows)])
+    return aligned([list(columns), *([show(row) for show in columns.values()] for row in rows)])
 
 
 def stages_table(rows: list[Row]) -> str:
     """What cutting cost and what polish brought back, as a person would read it; rows are a learner's `stages`."""
     header, *_ = [["s", *(f"{name} KL" for name in row if name != "s")] for row in rows]
-    return _aligned([header, *([f"{v:.3f}" if name != "s" else f"{v}" for name, v in row.items()] for row in rows)])
+    return aligned([header, *([f"{v:.3f}" if name != "s" else f"{v}" for name, v in row.items()] for row in rows)])
 
 
-def _aligned(cells: list[list[str]]) -> str:
+def aligned(cells: list[list[str]]) -> str:
+    """Cells (lines, columns) as text, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells)
+
+
+def told(described: dict[str, Any]) -> str:
+    """The table of a bank, and the areas under its faithfulness where texts have answers."""
+    found = described.get("areas")
+    of_what = {"mib": "MIB's sizes", "sizes": "these sizes, from none to all (MIB's are --model.sizes mib)"}
+    last = "\n\nCPR {cpr:.3f}, CMD {cmd:.3f} over {of}".format(**found, of=of_what[found["over"]]) if found else ""
+    return table(described["sizes"]) + last

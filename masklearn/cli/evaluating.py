@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from jsonargparse import ArgumentParser
 
 from masklearn import evaluation
+from masklearn.ablation import KEPT, AblationName
 from masklearn.adapter import DTypeName, load_lm
 from masklearn.artifact import Mask, ModelId, write_whole
 from masklearn.baselines import CONTROLS, Baseline
 from masklearn.cli.folder import RESULTS
 from masklearn.cli.parsing import explained
+from masklearn.constants import settled
 from masklearn.data import MaskData, Part
 from masklearn.errors import UserError
 from masklearn.judge import Judge
@@ -34,6 +37,9 @@ class EvaluateFlags:
         dtype: Precision of the weights; that of the mask's run by default.
         part: Texts that count: test, validation, train or all. By default the test split of the mask's own data, and
             all of other data.
+        ablation: What closed nodes emit: zero, mean, mean-positional, resample or learned; or a list of them, for one
+            table. That of the mask's run by default; values that the mask file lacks are found on the training texts
+            of the mask's run.
         baselines: Other ways to choose subgraphs of the same sizes, to stand beside: random, random-matched (as many
             heads and MLPs), norm, attribution, integrated-gradients, single-ablation, greedy, greedy-forward, swap,
             exhaustive (up to 20 nodes). Those that look at texts look at those that the mask was learned on. Searches
@@ -48,11 +54,13 @@ class EvaluateFlags:
         lm: str | None = None,
         dtype: DTypeName | None = None,
         part: Part | None = None,
+        ablation: AblationName | list[AblationName] | None = None,
         baselines: list[Baseline] | None = None,
         baseline_texts: int = 64,
         out: str | None = None,
     ) -> None:
         self.mask, self.lm, self.out = mask, lm, out
+        self.ablations: list[AblationName] | None = [ablation] if isinstance(ablation, str) else ablation
         self.baselines, self.baseline_texts = baselines or CONTROLS, baseline_texts
         if baseline_texts < 1:
             raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")
@@ -79,14 +87,29 @@ def run_evaluation(args: list[str] | None) -> None:
     file = Path(flags.out) / RESULTS if flags.out else None
     if file and file.exists():
         raise UserError(f"{file} is there already, and kept. Choose another --out")
-    results = []
+    results, learned_under = [], {}
     for path in flags.mask:
-        described, words = _evaluate_one(path, flags, asked)
-        print(f"{path}: {words}\n\n{evaluation.table(described['sizes'])}\n")
-        results.append({"mask": path} | described | {"text": words})
+        mask, found = _evaluate_one(path, flags, asked)
+        learned_under[path] = mask.ablation.name
+        for described in found:
+            if len(found) == 1:
+                print(f"{path}: {described['text']}\n\n{evaluation.told(described)}\n")
+            results.append({"mask": path} | described)
+    if flags.ablations and len(flags.ablations) > 1:
+        print(f"KL under each ablation, in nats per scored token:\n\n{_side_by_side(results, learned_under)}\n")
     if file:
         write_whole(file, json.dumps(results[0] if len(results) == 1 else results, indent=2).encode())
         print(f"Written: {file}")
+
+
+def _side_by_side(results: list[dict[str, Any]], learned_under: dict[str, str]) -> str:
+    """One line for every mask and size, one column for every ablation that it was evaluated under."""
+    kl = {(one["mask"], row["s"], one["ablation"]): row["kl"] for one in results for row in one["sizes"]}
+    names = list(dict.fromkeys(one["ablation"] for one in results))
+    lines = [["mask", "learned under", "s", *names]]
+    for path, s in dict.fromkeys((path, s) for path, s, _ in kl):
+        lines.append([path, learned_under[path], str(s), *(f"{kl[path, s, name]:.3f}" for name in names)])
+    return evaluation.aligned(lines)
 
 
 def _other(own: dict[str, Any], asked: dict[str, Any]) -> bool:
@@ -97,7 +120,7 @@ def _other(own: dict[str, Any], asked: dict[str, Any]) -> bool:
     return any(asked.get(source, own.get(source)) != own.get(source) for source in SOURCES)
 
 
-def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tuple[Mask, list[dict[str, Any]]]:
     mask = Mask.load(path)
     lm_name, revision = flags.lm or mask.model.lm, None if flags.lm else mask.model.revision
     own = {key: value for key, value in mask.config.get("data", {}).items() if key not in LINKED}
@@ -123,13 +146,32 @@ def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tup
     mask.require(ModelId(lm_name, revision, masked_lm.layout.fingerprint))
     data = texts(**(kept if other else own) | asked)
     mask = mask.of(data.groups.names)
-    judge = None
+    for remark in data.remarks:
+        print(remark)
+    names = flags.ablations or [mask.ablation.name]
+    learned_on, judge = data, None
+    lacking = set(names) & KEPT - {mask.ablation.name}
+    if lacking and not own:
+        raise UserError(
+            f"{path} has no values for {' and '.join(sorted(lacking))} ablation, and does not say what it was learned "
+            "on, so that they could be found. Evaluate it under an ablation that needs none: zero or resample"
+        )
+    if other and (lacking or set(flags.baselines) - set(CONTROLS)):
+        try:
+            learned_on = texts(**own)
+        except UserError as error:
+            what = f"values for {' and '.join(sorted(lacking))} ablation" if lacking else "other subgraphs"
+            raise UserError(f"{path}: {what} are found on the texts that it was learned on: {error}") from error
     if set(flags.baselines) - set(CONTROLS):  # they choose on what the mask was learned on
-        learned_on = texts(**own) if other else data
         place = {name: i for i, name in enumerate(learned_on.groups.names)}
         groups = [place[name] for name in mask.groups]
         judge = Judge(masked_lm, learned_on.loader("train", groups, most=flags.baseline_texts), groups)
         print(f"Choosing other subgraphs by up to {flags.baseline_texts} training texts: {', '.join(flags.baselines)}")
-    rows, by_group = evaluation.evaluate(masked_lm, mask, data.loader(part), flags.baselines, judge)
-    words = f"{part} texts of {data.source}, {len(data.parts[part])} in number"
-    return evaluation.describe(mask, rows, by_group), words
+    results = []
+    for name in names:
+        values = partial(settled, name, masked_lm, mask.of(learned_on.groups.names).mask, learned_on)
+        masked_lm.ablation = mask.ablation.to(lm.device) if name == mask.ablation.name else values()
+        rows, by_group = evaluation.evaluate(masked_lm, mask, data.loader(part), flags.baselines, judge)
+        words = f"{part} texts of {data.source}, {len(data.parts[part])} in number, under {name} ablation"
+        results.append(evaluation.describe(mask, rows, by_group) | {"ablation": name, "text": words})
+    return mask, results
