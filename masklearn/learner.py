@@ -15,7 +15,7 @@ from masklearn.artifact import Mask, ModelId, Shards
 from masklearn.budget import Lagrangian, Projected, Schedule, resolve_sizes
 from masklearn.constants import RATE, Constants, means
 from masklearn.cut import STAGES, Cut, cut
-from masklearn.data import Batch, MaskData, Part, Plan
+from masklearn.data import Batch, MaskData, Plan
 from masklearn.errors import UserError, require_finite
 from masklearn.gates import GateBank, GateName, open_probability, sample
 from masklearn.graph import NodeGraph
@@ -24,7 +24,6 @@ from masklearn.masked_lm import MaskedLM
 from masklearn.memory import step_that_fits
 from masklearn.objective import chunked_kl
 from masklearn.rows import assign, mean_by_mask
-from masklearn.search import single_ablation
 
 FLOOR = 0.003
 """Nats added to a KL before its logarithm is taken, so that a mask that is good enough stops pulling."""
@@ -37,8 +36,6 @@ TEXTS_AT_ONCE = 64
 SHARED_STEPS, OWN_STEPS = (300, 4), (40, 1)
 """Steps and draws where texts share masks, and where every text has its own and polish does more than steps do."""
 USUAL_LR: dict[GateName, float] = {"hard-concrete": 0.4, "mean-field": 0.8}
-WARM_UP_TO = 256
-"""Nodes up to which ablating each of them costs a text about as much as learning its masks."""
 
 
 class MaskLearner(LightningModule):
@@ -64,8 +61,6 @@ class MaskLearner(LightningModule):
         draws: Gate vectors drawn for each text and step, spread over the sizes; by default 4, and 1 with scope input.
         restarts: Times to learn every mask, side by side from different noise; the best one stays.
         block: Groups learned together; by default as many as make 64 texts a step, fewer if memory asks for it.
-        warm_start: Begin from what ablating every node on its own costs, a forward of every text per node; by default
-            with scope input, in models of up to 256 nodes.
         polish: Rounds of swaps after the masks are cut, at most, accepted on the validation split and, where that is
             small, training texts beside it (with scope input: on the text itself); each size on its own, so nested
             masks may cease to be nested. 0 for none.
@@ -92,7 +87,6 @@ class MaskLearner(LightningModule):
         draws: int | None = None,
         restarts: int = 1,
         block: int | None = None,
-        warm_start: bool | None = None,
         polish: int = 4,
         gates: GateName | None = None,
         lr: float | None = None,
@@ -123,7 +117,7 @@ class MaskLearner(LightningModule):
         self.lr = lr or USUAL_LR[self.gates]
         usual_steps, usual_draws = OWN_STEPS if scope == "input" else SHARED_STEPS
         self.draws, self.restarts = draws or usual_draws, restarts
-        self.asked_block, self.asked_warm_start, self.polish_rounds = block, warm_start, polish
+        self.asked_block, self.polish_rounds = block, polish
         self.schedule = Schedule(steps or usual_steps, temperature)
         self.strict_loading = False  # checkpoints leave the language model out
         self.store = Shards()
@@ -131,7 +125,6 @@ class MaskLearner(LightningModule):
         self._targets: dict[int, Tensor] = {}
         self.size_counts: Tensor
         self._block_at_hand: int | None = None
-        self._worth: Tensor | None = None
         self.constants: Constants | None = None
         """What closed nodes emit, where that is learned."""
         self.stages: list[dict[str, float]] = []
@@ -253,23 +246,15 @@ class MaskLearner(LightningModule):
             self._start_over()
 
     def _take_up(self, block: int) -> None:
-        """What can be known of a block before it is learned: the full model's say, and what every node is worth."""
+        """What can be known of a block before it is learned: what the full model says."""
         self._block_at_hand = block
         groups = self.plan.blocks[block]
         self._targets = self._full_targets(groups)
-        if self.warm_start:
-            self._worth = single_ablation(self._judge("train", groups), self.graph.n_nodes)
 
-    def _judge(self, part: Part, groups: Sequence[int]) -> Judge:
-        """A judge on some groups' texts, with as many rows at a time as a training step has."""
+    def _judge(self, groups: Sequence[int]) -> Judge:
+        """Who selects masks of some groups, with as many rows at a time as a training step has."""
         rows = self._data.texts_per_step() * self.draws * self.restarts * self.block
-        return Judge(self.masked_lm, self._data.loader(part, groups, rows, MOST_TEXTS), groups)
-
-    @property
-    def warm_start(self) -> bool:
-        """Whether gates start from what every node is worth by itself."""
-        small = self.graph.n_nodes <= WARM_UP_TO
-        return self.scope == "input" and small if self.asked_warm_start is None else self.asked_warm_start
+        return Judge(self.masked_lm, self._data.loader("selection", groups, rows, MOST_TEXTS), groups)
 
     def _full_targets(self, groups: Collection[int]) -> dict[int, Tensor]:
         """The full model's hidden states at the scored positions of every text, if that is not too much to keep."""
@@ -284,7 +269,7 @@ class MaskLearner(LightningModule):
 
     def _start_over(self) -> None:
         """New gates in the place of finished ones; nothing is left of what the optimiser knew of those."""
-        self.bank.reset(None if self._worth is None else self._worth.repeat_interleave(self.restarts, 0))
+        self.bank.reset()
         self.budget.reset()
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()
@@ -294,12 +279,11 @@ class MaskLearner(LightningModule):
         if block != self._block_at_hand:
             self._take_up(block)  # a run that goes on just here
         groups = self.plan.blocks[block]
-        judge = self._judge("selection", groups)
+        judge = self._judge(groups)
         log_odds = self._settled(self.size_counts).detach()
-        temperature = self.schedule.temperature[1]
-        found = cut(
-            self.bank, log_odds, self.size_counts, judge, self.restarts, temperature, self._worth, self.polish_rounds
-        )
+        softness, rounds = self.schedule.temperature[1], self.polish_rounds
+        thorough = self.scope != "input"  # what is found for many texts may cost more than what is found for one
+        found = cut(self.bank, log_odds, self.size_counts, judge, self.restarts, softness, rounds, thorough)
         self.store.put(block, groups, vars(found))
 
     # --- the loop -----------------------------------------------------------------------------------------------------
