@@ -171,7 +171,7 @@ class Mask:
             "masklearn": self.version,
         }
         packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_whole(Path(path), save(packed, {key: json.dumps(value) for key, value in metadata.items()}))
+        write_whole(Path(path), pack(packed, {key: json.dumps(value) for key, value in metadata.items()}))
 
     @classmethod
     def load(cls, path: str | Path) -> "Mask":
@@ -248,8 +248,22 @@ class Shards:
             raise UserError(f"a finished block in {self.folder} cannot be read: {one_line(error)}") from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file with its header in order: the library writes metadata in another order every time."""
+    content = save(tensors, metadata)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
+def write_whole(path: Path, content: bytes, keep: Path | None = None) -> None:
     """Write a file aside, flush it to the disk, and put it in place in one step.
+
+    Args:
+        path: The file.
+        content: What shall be in it.
+        keep: Where to move the file that was there, if it is to be kept.
 
     Raises:
         UserError: If that fails; what was there before is untouched.
@@ -261,6 +275,8 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep and path.exists():
+            path.replace(keep)
         aside.replace(path)
     except OSError as error:
         with suppress(OSError):

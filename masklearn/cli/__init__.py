@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
 from masklearn.cli.evaluating import run_evaluation
+from masklearn.cli.stopping import interruptible
 from masklearn.cli.training import run_training
 from masklearn.errors import UserError, one_line
 
@@ -29,7 +30,8 @@ def _guarded(door: Callable[[list[str] | None], None], args: list[str] | None) -
     """Run a door; a user's mistake becomes one line and exit code 2."""
     _quieten()
     try:
-        door(args)
+        with interruptible():
+            door(args)
     except UserError as error:
         message = str(error)
     except MisconfigurationException as error:
