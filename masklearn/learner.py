@@ -24,6 +24,8 @@ from masklearn.objective import chunked_kl
 from masklearn.rows import assign, mean_by_mask
 from masklearn.search import single_ablation
 
+MOST = 10**9
+"""The largest count that makes sense for a flag."""
 FLOOR = 0.003
 """Nats added to a KL before its logarithm is taken, so that a mask that is good enough stops pulling."""
 CACHE_BYTES = 2**30
@@ -89,9 +91,9 @@ class MaskLearner(LightningModule):
     ) -> None:
         super().__init__()
         counts = {"steps": (steps, 1), "draws": (draws, 1), "restarts": (restarts, 1), "block": (block, 1)}
-        for flag, (value, least) in (counts | {"polish": (polish, 0)}).items():
-            if value is not None and value < least:
-                raise UserError(f"model.{flag} is {value}; it must be at least {least}")
+        for flag, (value, least) in (counts | {"polish": (polish, 0), "max_groups": (max_groups, 1)}).items():
+            if value is not None and not least <= value <= MOST:
+                raise UserError(f"model.{flag} is {value}; it must be at least {least} and at most {MOST}")
         for flag, value in {"lr": lr, "temperature": min(temperature)}.items():
             if not 0 < value < math.inf:
                 raise UserError(f"model.{flag} is {value}; it must be positive")

@@ -6,7 +6,6 @@ bit, metrics.json (but for the seconds) and the W&B history step by step.
 """
 
 import argparse
-import atexit
 import json
 import os
 import random
@@ -31,8 +30,8 @@ from wandb_file import OfflineRun
 from masklearn import cli
 
 FLAGS = [
-    *("--data.task", "names", "--data.positions", "last", "--data.limit", "60"),
-    *("--model.lr", "0.8", "--model.steps", "120", "--model.sizes", "[4, 0.5, 30]"),
+    *("--data.task", "names", "--data.positions", "last", "--data.limit", "40", "--data.batch_size", "4"),
+    *("--model.lr", "0.8", "--model.steps", "110", "--model.sizes", "[4, 0.5, 30]", "--model.polish", "1"),
 ]
 QUIET = {"NETRC": os.devnull, "WANDB_CONFIG_DIR": os.devnull}
 
@@ -94,7 +93,6 @@ class Process:
             os.dup2(self.err.fileno(), 2)
             sys.argv = ["train.py"]
             code = door(args)
-            atexit._run_exitfuncs()
         except BaseException:
             traceback.print_exc()
         finally:

@@ -202,7 +202,7 @@ def test_a_run_is_not_gone_on_with_under_other_settings(run: Run, capsys: pytest
     assert train([*SMALL, "--model.steps", "70", "--run.dir", str(run.folder), "--run.resume", "true"]) == 2
     message = one_line(capsys)
     assert "was begun with model.steps 60, not 70" in message
-    assert f"python train.py --config {run.folder / 'config.yaml'} --run.resume true" in message
+    assert f"python train.py --config '{run.folder / 'config.yaml'}' --run.resume true" in message
 
 
 def test_what_lies_in_a_folder_is_kept(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,9 @@ from masklearn.cli.stopping import interruptible
 from masklearn.cli.training import run_training
 from masklearn.errors import UserError, one_line
 
+LONGEST = 1000
+"""Letters of a message; the middle of a longer one is left out."""
+
 
 def train(args: list[str] | None = None) -> int:
     """`python train.py`: the exit code."""
@@ -42,8 +45,14 @@ def _guarded(door: Callable[[list[str] | None], None], args: list[str] | None) -
         message = "stopped"
     else:
         return 0
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {_printable(message)}", file=sys.stderr)
     return 2
+
+
+def _printable(message: str) -> str:
+    """One line of a length to read, whatever is quoted in it: files and metadata may hold line breaks and escapes."""
+    line = "".join(letter if letter.isprintable() else " " for letter in message)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 def _quieten() -> None:

@@ -1,6 +1,7 @@
 """A run's folder: whose it is, what lies in it, and how a stopped run is gone on with."""
 
 import json
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,17 @@ class RunFolder:
 
     @property
     def how_to_resume(self) -> str:
-        return f"python train.py --config {self / CONFIG} --run.resume true"
+        return f"python train.py --config {shlex.quote(str(self / CONFIG))} --run.resume true"
 
     def results(self) -> dict[str, Any] | None:
         """What a run that has come to its end has measured."""
         results = self / RESULTS
-        return json.loads(results.read_text()) if results.is_file() else None
+        try:
+            return json.loads(results.read_text()) if results.is_file() else None
+        except ValueError as error:
+            raise UserError(
+                f"{results} is damaged ({one_line(error)}). Remove it, and go on: {self.how_to_resume}"
+            ) from error
 
     def hold(self) -> None:
         """Keep other runs out of the folder for as long as this process lives, and clear what a killed one left aside.
@@ -102,7 +108,10 @@ class RunFolder:
         config = self / CONFIG
         if not config.is_file():
             raise UserError(f"run.resume: there is no run in {self.path}. Give its --config {CONFIG}, or its --run.dir")
-        begun = yaml.safe_load(config.read_text())
+        try:
+            begun = yaml.safe_load(config.read_text())
+        except (yaml.YAMLError, ValueError) as error:
+            raise UserError(f"{config} is damaged: {one_line(error)}. Begin anew in another --run.dir") from error
         for room in ("model", "data"):
             for key, value in begun.get(room, {}).items():
                 now = asked[room].get(key)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import time
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,10 +21,10 @@ from masklearn import evaluation
 from masklearn.artifact import Mask, Shards, write_whole
 from masklearn.cli.checkpoints import LAST, REQUEUED, StepCheckpoint, WholeCheckpoints, newest_sound
 from masklearn.cli.folder import BLOCKS, CONFIG, MASK, RESULTS, RunFlags, RunFolder
-from masklearn.cli.parsing import explained
+from masklearn.cli.parsing import explained, require_complete, require_harmless_configs
 from masklearn.cli.stopping import StopBetweenSteps
 from masklearn.data import MaskData
-from masklearn.errors import NonFiniteLoss, UserError
+from masklearn.errors import NonFiniteLoss, UserError, one_line
 from masklearn.learner import MaskLearner
 
 if TYPE_CHECKING:
@@ -97,8 +98,25 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("model.max_groups", "data.max_groups")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        require_harmless_configs(sys.argv[1:] if args is None else args)
         with explained(parser):
             super().parse_arguments(parser, args)
+        given = self.config.as_dict()
+        for room, default in parser.get_defaults(skip_validation=True).as_dict().items():
+            if room in ("model", "data", "trainer", "run"):
+                require_complete(given.get(room), default, room)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, KeyError, ImportError) as error:
+            raise UserError(f"trainer: {one_line(error)}") from error
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"seed_everything: {one_line(error)}") from error
 
     def before_instantiate_classes(self) -> None:
         """Settle the folder; keep the config to be written as it was asked for."""
@@ -107,6 +125,8 @@ class TrainCLI(LightningCLI):
         given = Path(str(config.config[-1])) if config.config else None
         if self.resume and given and given.name == CONFIG:
             config.run.dir = str(given.parent)  # wherever the folder has moved
+        if config.run.dir == "":
+            raise UserError("run.dir is empty. Leave it out, or name a folder")
         if config.run.dir is None:
             if self.resume:
                 raise UserError(
@@ -151,6 +171,7 @@ Every flag is also a key of a YAML file: see --print_config. Flags after --confi
 UNTOUCHED = {
     "precision": "Choose the precision of the frozen model with --model.dtype; gates stay float32",
     "accumulate_grad_batches": "Choose the texts of a step with --data.batch_size",
+    "max_epochs": "Choose the number of steps with --model.steps",
     "limit_train_batches": "Choose the number of steps with --model.steps",
     "fast_dev_run": "For a quick look, use --model.steps 10 --data.limit 30",
 }
