@@ -224,18 +224,18 @@ class Shards:
         file = self._file(block)
         return file.is_file() if file else block in self.held
 
-    def put(self, block: int, groups: Sequence[int], mask: Tensor, scores: Tensor) -> None:
-        """Keep the masks (groups, sizes, nodes) and scores (groups, sizes or 1, nodes) of some groups of the run."""
-        tensors = {"groups": torch.tensor(list(groups)), "mask": mask.cpu(), "scores": scores.cpu()}
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    def put(self, block: int, groups: Sequence[int], tensors: dict[str, Tensor]) -> None:
+        """Keep what was found of some groups of the run: tensors by name, groups first in each."""
+        tensors = {"groups": torch.tensor(list(groups)), **tensors}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         file = self._file(block)
         if file:
             write_whole(file, save(tensors))
         else:
             self.held[block] = tensors
 
-    def gather(self, n_blocks: int) -> tuple[Tensor, Tensor]:
-        """Masks and scores of all groups, in their order.
+    def gather(self, n_blocks: int) -> dict[str, Tensor]:
+        """What was kept, of all groups in their order.
 
         Raises:
             UserError: If a block's file is gone or damaged.
@@ -243,7 +243,7 @@ class Shards:
         try:
             blocks = [load_file(self._file(i) or "") if self.folder else self.held[i] for i in range(n_blocks)]
             order = torch.cat([block["groups"] for block in blocks]).argsort()
-            return tuple(torch.cat([block[name] for block in blocks])[order] for name in ("mask", "scores"))  # pyright: ignore[reportReturnType]
+            return {name: torch.cat([block[name] for block in blocks])[order] for name in blocks[0] if name != "groups"}
         except (OSError, KeyError, SafetensorError) as error:
             raise UserError(f"a finished block in {self.folder} cannot be read: {one_line(error)}") from error
 

@@ -1,44 +1,83 @@
-"""From learned gates to discrete masks: the exact top s, the best of the restarts, and the polish."""
+"""From learned gates to discrete masks: the exact top s, the best of the restarts, the polish, and what each costs."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from masklearn.gates import GateBank
+from masklearn.gates import GateBank, open_probability, sample
 from masklearn.judge import Judge
 from masklearn.search import polish
 
+STAGES = ("soft", "sampled", "cut", "polished")
+"""Gates at their probability of being open; gates drawn; the top s nodes; those after polish."""
+DRAWS = 16
+"""Gate vectors drawn over all groups, and at least one of each."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Masks and the way to them."""
+
+    mask: Tensor
+    """Boolean, shape (groups, sizes, nodes)."""
+    scores: Tensor
+    """What was learned of the nodes, shape (groups, sizes or 1, nodes)."""
+    kl: Tensor
+    """KL at each of the `STAGES` in nats, shape (groups, sizes, stages)."""
+
 
 def cut(
-    bank: GateBank, sizes: Tensor, judge: Judge, restarts: int, worth: Tensor | None, rounds: int
-) -> tuple[Tensor, Tensor]:
+    bank: GateBank,
+    log_odds: Tensor,
+    sizes: Tensor,
+    judge: Judge,
+    restarts: int,
+    temperature: float,
+    worth: Tensor | None,
+    rounds: int,
+) -> Cut:
     """The masks of some groups, from the gates that were learned for them.
 
     Args:
         bank: Gates of at least as many groups as are judged, `restarts` in a row for each.
+        log_odds: The bank's log-odds as the budget has them at each size, shape (groups x restarts, sizes, nodes).
         sizes: Nodes to keep, ascending, shape (sizes,).
         judge: Judges the groups, on text that is not reported on.
         restarts: How often every mask was learned.
+        temperature: Softness of the gates when learning ended (dimensionless).
         worth: What nodes were thought to be worth before learning, shape (groups, nodes), if anything was.
         rounds: Rounds of polish at most.
-
-    Returns:
-        Boolean masks (groups, sizes, nodes), and the learned scores (groups, sizes or 1, nodes).
     """
     n_groups, n_sizes = judge.n_groups, len(sizes)
     nested = bank.log_odds.shape[1] == 1
     scores = bank.log_odds.detach().expand(-1, n_sizes, -1)
-    masks, scores = (
-        t.unflatten(0, (-1, restarts))[:n_groups].permute(1, 2, 0, 3) for t in (bank.discretize(sizes), scores)
+    masks, scores, log_odds = (
+        t.unflatten(0, (-1, restarts))[:n_groups].permute(1, 2, 0, 3)
+        for t in (bank.discretize(sizes), scores, log_odds)
     )  # (restarts, sizes, groups, nodes); a last block may leave places empty
     best = torch.zeros(n_sizes, n_groups, dtype=torch.long, device=masks.device)
     if restarts > 1:
         price = torch.stack([judge(some) for some in masks]).clamp_min(1e-9).log()  # every size counts alike
         best = (price.sum(1, keepdim=True).expand_as(price) if nested else price).argmin(0)
     chosen = best[None, ..., None].expand(1, *masks.shape[1:])
-    masks, scores = masks.gather(0, chosen)[0], scores.gather(0, chosen)[0]
+    masks, scores, log_odds = (t.gather(0, chosen)[0] for t in (masks, scores, log_odds))
+    kl = [judge(open_probability(log_odds)), _sampled(judge, log_odds, temperature), judge(masks)]
     if rounds:
-        masks, _ = polish(judge, masks, scores if worth is None else _rank(scores) + _rank(worth), rounds)
-    return masks.transpose(0, 1), (scores[:1] if nested else scores).transpose(0, 1)
+        masks, polished = polish(judge, masks, scores if worth is None else _rank(scores) + _rank(worth), rounds)
+        kl.append(polished)
+    else:
+        kl.append(kl[-1])
+    scores = scores[:1] if nested else scores
+    return Cut(masks.transpose(0, 1), scores.transpose(0, 1), torch.stack(kl, -1).transpose(0, 1))
+
+
+def _sampled(judge: Judge, log_odds: Tensor, temperature: float) -> Tensor:
+    """Mean KL over draws of the gates, shape (sizes, groups); the same draws every time."""
+    generator = torch.Generator().manual_seed(0)
+    draws = -(-DRAWS // judge.n_groups)
+    noise = [torch.rand(log_odds.shape, generator=generator).to(log_odds.device) for _ in range(draws)]
+    return torch.stack([judge(sample(log_odds, temperature, some)) for some in noise]).mean(0)
 
 
 def _rank(scores: Tensor) -> Tensor:

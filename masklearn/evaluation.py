@@ -164,6 +164,15 @@ def table(rows: list[Row]) -> str:
         "CE": lambda r: _shown(r["cross_entropy"]),
         "full CE": lambda r: _shown(r["full_cross_entropy"]),
     }
-    cells = [list(columns), *([show(row) for show in columns.values()] for row in rows)]
+    return _aligned([list(columns), *([show(row) for show in columns.values()] for row in rows)])
+
+
+def stages_table(rows: list[Row]) -> str:
+    """What cutting cost and what polish brought back, as a person would read it; rows are a learner's `stages`."""
+    header, *_ = [["s", *(f"{name} KL" for name in row if name != "s")] for row in rows]
+    return _aligned([header, *([f"{v:.3f}" if name != "s" else f"{v}" for name, v in row.items()] for row in rows)])
+
+
+def _aligned(cells: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells)

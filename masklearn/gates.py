@@ -4,10 +4,13 @@ Source: Louizos et al. 2018, section 2.2 (arXiv:1712.01312).
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+GateName = Literal["hard-concrete", "mean-field"]
+"""Drawn with noise, or standing still at their probability of being open."""
 LOW, HIGH = -0.1, 1.1
 """Range before clamping to [0, 1]; reaching past both ends is what allows exact zeros and ones."""
 START = 2.0

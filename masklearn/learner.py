@@ -12,10 +12,10 @@ from masklearn.ablation import Ablation, AblationName
 from masklearn.adapter import EMBEDDED, DTypeName, load_lm
 from masklearn.artifact import Mask, ModelId, Shards
 from masklearn.budget import Lagrangian, Projected, Schedule, resolve_sizes
-from masklearn.cut import cut
+from masklearn.cut import STAGES, Cut, cut
 from masklearn.data import Batch, MaskData, Part, Plan
 from masklearn.errors import UserError, require_finite
-from masklearn.gates import GateBank, open_probability, sample
+from masklearn.gates import GateBank, GateName, open_probability, sample
 from masklearn.graph import NodeGraph
 from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
@@ -28,12 +28,15 @@ MOST = 10**9
 """The largest count that makes sense for a flag."""
 FLOOR = 0.003
 """Nats added to a KL before its logarithm is taken, so that a mask that is good enough stops pulling."""
+MOST_TEXTS = 256
+"""Texts of a group by which discrete masks are selected, at most."""
 CACHE_BYTES = 2**30
 """Full targets are kept for a whole block if they take no more than this."""
 TEXTS_AT_ONCE = 64
 """Texts whose groups are learned together, where nothing else is asked for."""
 SHARED_STEPS, OWN_STEPS = (300, 4), (40, 1)
 """Steps and draws where texts share masks, and where every text has its own and polish does more than steps do."""
+USUAL_LR: dict[GateName, float] = {"hard-concrete": 0.4, "mean-field": 0.8}
 WARM_UP_TO = 256
 """Nodes up to which ablating each of them costs a text about as much as learning its masks."""
 
@@ -57,13 +60,17 @@ class MaskLearner(LightningModule):
             so that it holds at every step), or lagrangian (a penalty with a multiplier; independent sizes only).
         steps: Optimiser steps of every block of groups; by default 300, and 40 with scope input.
         draws: Gate vectors drawn for each text and step, spread over the sizes; by default 4, and 1 with scope input.
-        restarts: Times to learn every mask, side by side from different noise; the best on the validation split stays.
+        restarts: Times to learn every mask, side by side from different noise; the best one stays.
         block: Groups learned together; by default as many as make 64 texts a step, fewer if memory asks for it.
         warm_start: Begin from what ablating every node on its own costs, a forward of every text per node; by default
             with scope input, in models of up to 256 nodes.
-        polish: Rounds of swaps after the masks are cut, at most, accepted on the validation split (with scope input: on
-            the text itself); each size on its own, so nested masks may cease to be nested. 0 for none.
-        lr: Learning rate: by how much, at most, a gate's log-odds of being open move in a step.
+        polish: Rounds of swaps after the masks are cut, at most, accepted on the validation split and, where that is
+            small, training texts beside it (with scope input: on the text itself); each size on its own, so nested
+            masks may cease to be nested. 0 for none.
+        gates: hard-concrete (drawn with noise), or mean-field (each at its probability of being open, without noise);
+            by default hard-concrete, and mean-field with scope input.
+        lr: Learning rate: by how much, at most, a gate's log-odds of being open move in a step; by default 0.4, and 0.8
+            with gates mean-field.
         temperature: Softness of the gates at the first and at the last step (dimensionless).
         seed: Seed of the gates' noise.
     """
@@ -85,7 +92,8 @@ class MaskLearner(LightningModule):
         block: int | None = None,
         warm_start: bool | None = None,
         polish: int = 4,
-        lr: float = 0.4,
+        gates: GateName | None = None,
+        lr: float | None = None,
         temperature: tuple[float, float] = (1.0, 0.5),
         seed: int = 0,
     ) -> None:
@@ -95,7 +103,7 @@ class MaskLearner(LightningModule):
             if value is not None and not least <= value <= MOST:
                 raise UserError(f"model.{flag} is {value}; it must be at least {least} and at most {MOST}")
         for flag, value in {"lr": lr, "temperature": min(temperature)}.items():
-            if not 0 < value < math.inf:
+            if value is not None and not 0 < value < math.inf:
                 raise UserError(f"model.{flag} is {value}; it must be positive")
         if budget == "lagrangian" and family == "nested":
             raise UserError(
@@ -103,12 +111,14 @@ class MaskLearner(LightningModule):
                 "or choose --model.budget projected"
             )
         self.save_hyperparameters()
-        self.lm, self.revision, self.lr, self.seed = lm, revision, lr, seed
+        self.lm, self.revision, self.seed = lm, revision, seed
         self.dtype_name: DTypeName = dtype
         self.asked_sizes = sizes
         self.scope, self.max_groups = scope, max_groups
         self.ablation_name: AblationName = ablation
         self.family, self.budget_name = family, budget
+        self.gates: GateName = gates or ("mean-field" if scope == "input" else "hard-concrete")
+        self.lr = lr or USUAL_LR[self.gates]
         usual_steps, usual_draws = OWN_STEPS if scope == "input" else SHARED_STEPS
         self.draws, self.restarts = draws or usual_draws, restarts
         self.asked_block, self.asked_warm_start, self.polish_rounds = block, warm_start, polish
@@ -120,6 +130,8 @@ class MaskLearner(LightningModule):
         self.size_counts: Tensor
         self._block_at_hand: int | None = None
         self._worth: Tensor | None = None
+        self.stages: list[dict[str, float]] = []
+        """For every size the KL on the way from soft gates to a discrete mask, mean over groups, on validation text."""
 
     # --- what is learned on -------------------------------------------------------------------------------------------
 
@@ -235,7 +247,7 @@ class MaskLearner(LightningModule):
     def _judge(self, part: Part, groups: Sequence[int]) -> Judge:
         """A judge on some groups' texts, with as many rows at a time as a training step has."""
         rows = self._data.texts_per_step() * self.draws * self.restarts * self.block
-        return Judge(self.masked_lm, self._data.loader(part, groups, rows), groups)
+        return Judge(self.masked_lm, self._data.loader(part, groups, rows, MOST_TEXTS), groups)
 
     @property
     def warm_start(self) -> bool:
@@ -266,9 +278,13 @@ class MaskLearner(LightningModule):
         if block != self._block_at_hand:
             self._take_up(block)  # a run that goes on just here
         groups = self.plan.blocks[block]
-        judge = self._judge("validation", groups)
-        masks, scores = cut(self.bank, self.size_counts, judge, self.restarts, self._worth, self.polish_rounds)
-        self.store.put(block, groups, masks, scores)
+        judge = self._judge("selection", groups)
+        log_odds = self._settled(self.size_counts).detach()
+        temperature = self.schedule.temperature[1]
+        found = cut(
+            self.bank, log_odds, self.size_counts, judge, self.restarts, temperature, self._worth, self.polish_rounds
+        )
+        self.store.put(block, groups, vars(found))
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -282,7 +298,10 @@ class MaskLearner(LightningModule):
 
     def log_odds(self) -> Tensor:
         """Log-odds of every mask's gates as its budget has them now, shape (groups, sizes, nodes)."""
-        return self.budget.settle(self.bank.log_odds.expand(-1, len(self.sizes), -1), self.wanted_sizes())
+        return self._settled(self.wanted_sizes())
+
+    def _settled(self, sizes: Tensor) -> Tensor:
+        return self.budget.settle(self.bank.log_odds.expand(-1, len(self.sizes), -1), sizes)
 
     @torch.no_grad()
     def open_probabilities(self) -> Tensor:
@@ -296,7 +315,8 @@ class MaskLearner(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         log_odds = self.log_odds()
         masks, noise = self._draw(batch)
-        gates = sample(log_odds.flatten(0, 1)[masks], self.temperature, noise)  # (rows, inputs, nodes)
+        gates = log_odds.flatten(0, 1)[masks]  # (rows, inputs, nodes)
+        gates = open_probability(gates) if self.gates == "mean-field" else sample(gates, self.temperature, noise)
         masked = self.masked_lm(batch.input_ids, batch.scored, gates)  # (rows, positions, width)
         kl = chunked_kl(self._target(batch), masked, self.masked_lm.head)  # (rows, positions)
         whose = masks.repeat_interleave(batch.scored.sum(1), dim=1)
@@ -384,14 +404,16 @@ class MaskLearner(LightningModule):
     # --- what was learned ---------------------------------------------------------------------------------------------
 
     def discretize(self) -> Mask:
-        """The masks learned: exactly `s` nodes each."""
+        """The masks learned: exactly `s` nodes each. What it cost to get there is in `stages`, see `cut.STAGES`."""
         last = len(self.plan.blocks) - 1
         if last not in self.store:
             self._finish(last)
-        mask, scores = self.store.gather(len(self.plan.blocks))
+        found = Cut(**self.store.gather(len(self.plan.blocks)))
+        by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
+        self.stages = [{"s": s, **dict(zip(STAGES, kl, strict=True))} for s, kl in by_size]
         return Mask(
-            mask=mask,
-            scores=scores,
+            mask=found.mask,
+            scores=found.scores,
             sizes=torch.tensor(self.sizes),
             graph=self.graph,
             model=self.model_id,

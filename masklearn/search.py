@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from masklearn.errors import UserError
-from masklearn.gates import top
 from masklearn.judge import Judge
 
 ADDITIONS, REMOVALS, MOST_REMOVALS = 3, 4, 12
 """Nodes that polish tries to open at every round; and to close, one more for every three of a mask's, up to a most."""
+STRIDE = 4
+"""On the way to the next size a mask gains or loses at most one node for so many of its own at once."""
 GAIN = 0.1
 """Share of its KL that a mask must lose in a round to be worth another."""
 ENOUGH = 1e-4
@@ -91,8 +92,7 @@ def _best_pair(judge: Judge, mask: Tensor, groups: Tensor) -> tuple[Tensor, Tens
 
 def _toggled(mask: Tensor, state: bool) -> Tensor:
     """The masks with each of their nodes of that state in the other one, shape (K, groups, nodes)."""
-    nodes = (mask == state).nonzero()[:, 1].view(len(mask), -1).T
-    return mask.repeat(len(nodes), 1, 1).scatter(-1, nodes[..., None], not state)
+    return _each(mask, (mask == state).nonzero()[:, 1].view(len(mask), -1), not state)
 
 
 def single_ablation(judge: Judge, n_nodes: int) -> Tensor:
@@ -104,51 +104,77 @@ def single_ablation(judge: Judge, n_nodes: int) -> Tensor:
 def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
     """Swap nodes of every mask as long as that lowers its KL; sizes stay what they are.
 
-    A mask starts from what was learned, or, if that is better, from the polished mask of the next larger size without
-    its weakest nodes. At each round the closed nodes that the gradient would most like to open are tried, and the best
-    is opened; then the weakest of the others by score are tried, and the one that is missed least is closed. A mask is
-    done when that gains little. Each is polished on its own, so nested masks may cease to be nested.
+    From the largest size down to the smallest, each mask starts from what was learned, or, if that is better, from the
+    polished mask of the next larger size made smaller. Then the way back: from the smallest size up, each is held
+    against the mask of the next smaller size made larger. Nodes are opened where the gradient favours it, and closed
+    where the score is low; of those first in line a few are tried, and the best is taken. A round of swaps opens one
+    node and closes another; a mask is done when that gains little. Each is polished on its own, so nested masks may
+    cease to be nested.
 
     Args:
         judge: Says what is better.
         masks: Boolean, shape (sizes, groups, nodes), sizes ascending.
         scores: What nodes are worth, as far as is known; same shape.
-        rounds: Swaps to make in a mask at most.
+        rounds: Swaps to make in a mask at most, on each of the two ways.
 
     Returns:
         The masks and their KL, shapes (sizes, groups, nodes) and (sizes, groups).
     """
     masks, kl = masks.clone(), judge(masks)
-    for i in reversed(range(len(masks))):
-        mask, value, everyone = masks[i], kl[i], torch.arange(judge.n_groups, device=masks.device)
-        if i + 1 < len(masks):
-            shrunk = top(scores[i].masked_fill(~masks[i + 1], -torch.inf), masks[i].sum(-1) + 1)
-            _take(mask, value, everyone, *_close_one(judge, shrunk, scores[i], everyone))
-        at_work = everyone[value > ENOUGH]
-        for _ in range(rounds if not mask[0].all() else 0):
-            if not len(at_work):
-                break
-            before = value[at_work]
-            gradient = judge.gradient(mask[at_work], at_work)[1]
-            grown = _open_one(judge, mask[at_work], gradient, at_work)
-            _take(mask, value, at_work, *_close_one(judge, grown, scores[i, at_work], at_work))
-            now = value[at_work]
-            at_work = at_work[(now > ENOUGH) & (now < (1 - GAIN) * before)]
+    everyone = torch.arange(judge.n_groups, device=masks.device)
+    down, up = range(len(masks) - 2, -1, -1), range(1, len(masks))
+    _swap_some(judge, masks[-1], kl[-1], scores[-1], everyone, rounds)
+    for i, neighbour in [*((i, i + 1) for i in down), *((i, i - 1) for i in up)]:
+        before = kl[i].clone()
+        _take(masks[i], kl[i], everyone, *_resized(judge, masks[neighbour], scores[i], int(masks[i, 0].sum())))
+        changed = everyone if neighbour > i else everyone[kl[i] < before]
+        _swap_some(judge, masks[i], kl[i], scores[i], changed, rounds)
     return masks, kl
 
 
-def _open_one(judge: Judge, mask: Tensor, gradient: Tensor, groups: Tensor) -> Tensor:
-    """The masks with one node more: the best of those that the gradient favours."""
-    n = min(ADDITIONS, int((~mask[0]).sum()))
-    nodes = gradient.masked_fill(mask, torch.inf).topk(n, largest=False).indices.T
-    return _best(judge, torch.stack([mask.scatter(-1, node[:, None], True) for node in nodes]), groups)[0]
+def _swap_some(judge: Judge, mask: Tensor, kl: Tensor, scores: Tensor, groups: Tensor, rounds: int) -> None:
+    """Up to so many swaps in the masks of some groups, in place."""
+    groups = groups[kl[groups] > ENOUGH]
+    for _ in range(rounds if not mask[0].all() else 0):
+        if not len(groups):
+            break
+        before = kl[groups]
+        grown, _ = _open(judge, mask[groups], groups)
+        _take(mask, kl, groups, *_close(judge, grown, scores[groups], groups))
+        now = kl[groups]
+        groups = groups[(now > ENOUGH) & (now < (1 - GAIN) * before)]
 
 
-def _close_one(judge: Judge, mask: Tensor, scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """The masks with one node less, the one among the weakest that is missed least, and their KL."""
-    n = min(REMOVALS + int(mask[0].sum()) // 3, MOST_REMOVALS, int(mask[0].sum()))
-    nodes = scores.masked_fill(~mask, torch.inf).topk(n, largest=False).indices.T
-    return _best(judge, torch.stack([mask.scatter(-1, node[:, None], False) for node in nodes]), groups)
+def _resized(judge: Judge, mask: Tensor, scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The masks of all groups with some nodes more or fewer, and their KL."""
+    groups, kl = torch.arange(judge.n_groups, device=mask.device), torch.empty(0)
+    while size != (now := int(mask[0].sum())):
+        step = min(abs(size - now), max(1, now // STRIDE))
+        if size > now:
+            mask, kl = _open(judge, mask, groups, step)
+        else:
+            mask, kl = _close(judge, mask, scores, groups, step)
+    return mask, kl
+
+
+def _open(judge: Judge, mask: Tensor, groups: Tensor, step: int = 1) -> tuple[Tensor, Tensor]:
+    """The masks with so many nodes more, those that the gradient favours, the last the best of a few; and their KL."""
+    order, closed = judge.gradient(mask, groups)[1].masked_fill(mask, torch.inf).argsort(-1), int((~mask[0]).sum())
+    mask = mask.scatter(-1, order[:, : step - 1], True)
+    return _best(judge, _each(mask, order[:, step - 1 : closed][:, :ADDITIONS], True), groups)
+
+
+def _close(judge: Judge, mask: Tensor, scores: Tensor, groups: Tensor, step: int = 1) -> tuple[Tensor, Tensor]:
+    """The masks with so many nodes less, those with the lowest scores, the last the one missed least; and their KL."""
+    order, size = scores.masked_fill(~mask, torch.inf).argsort(-1), int(mask[0].sum())
+    mask = mask.scatter(-1, order[:, : step - 1], False)
+    few = min(REMOVALS + size // 3, MOST_REMOVALS)
+    return _best(judge, _each(mask, order[:, step - 1 : size][:, :few], False), groups)
+
+
+def _each(mask: Tensor, nodes: Tensor, state: bool) -> Tensor:
+    """The masks with each of some nodes (groups, K) in another state, shape (K, groups, nodes)."""
+    return mask.repeat(nodes.shape[1], 1, 1).scatter(-1, nodes.T[..., None], state)
 
 
 def _best(judge: Judge, candidates: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:

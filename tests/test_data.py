@@ -65,6 +65,16 @@ def split(texts: list[str], values: list[str] | None = None) -> dict[str, list[i
     return Groups.of_scope("column:c" if values else "dataset", found, len(texts)).split(texts)
 
 
+def test_masks_are_selected_on_the_validation_split_and_more_where_that_is_small() -> None:
+    groups = Groups(("a", "b"), [0, 0, 0, 0, 1, 1, 1, 1, 1], held_out=True)
+    parts = {"train": [0, 1, 3, 5, 7], "validation": [2, 4, 8], "test": [6]}
+    assert groups.selection(parts, 1) == [2, 4, 8]
+    assert groups.selection(parts, 2) == [0, 2, 4, 8]
+    assert groups.selection(parts, 9) == [0, 1, 2, 3, 4, 5, 7, 8]
+    own = Groups(("a", "b"), [0, 1], held_out=False)
+    assert own.selection({"train": [0, 1], "validation": [0, 1], "test": [0, 1]}, 9) == [0, 1]
+
+
 @given(st.lists(st.text(), min_size=3), st.randoms())
 def test_a_split_depends_on_content_alone(texts: list[str], rng) -> None:
     parts = split(texts)

@@ -12,7 +12,7 @@ from masklearn import learner as learner_module
 from masklearn.masked_lm import MaskedLM
 
 LAGRANGIAN = {"budget": "lagrangian", "family": "independent", "lr": 0.8}
-METHODS = ({}, {"family": "independent"}, LAGRANGIAN)
+METHODS = ({}, {"family": "independent"}, {"gates": "mean-field"}, LAGRANGIAN)
 
 
 def trainer(steps: int, folder: Path, **settings: object) -> Trainer:

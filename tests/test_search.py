@@ -6,6 +6,7 @@ from conftest import GROUPS, by_hand, texts
 from torch import Tensor
 from torch.testing import assert_close
 
+from masklearn.budget import Projected
 from masklearn.cut import cut
 from masklearn.errors import UserError
 from masklearn.gates import GateBank, top
@@ -143,13 +144,33 @@ def test_polish_never_makes_worse_keeps_sizes_and_comes_close_to_the_best(masked
     assert (kl[0].mean() - best.mean()) < 0.5 * (judge(masks)[0].mean() - best.mean())
 
 
+def test_polish_learns_from_the_next_larger_and_the_next_smaller_size(masked_lm: MaskedLM) -> None:
+    """Without a single swap, good masks at one end of the sizes bring about better ones at all others."""
+    n_nodes = masked_lm.graph.n_nodes
+    sizes, judge = [2, 5, 8, 11], Judge(masked_lm, texts(), GROUPS)
+    scores = torch.rand(4, 3, n_nodes, generator=torch.Generator().manual_seed(7))
+    start = top(scores, torch.tensor(sizes)[:, None])
+    before = judge(start)
+    for good in (0, 3):
+        masks = start.clone()
+        masks[good] = greedy(judge, [sizes[good]], n_nodes)[0]
+        polished, kl = polish(judge, masks, scores, rounds=0)
+        assert polished.sum(-1).tolist() == [[size] * 3 for size in sizes]
+        assert (kl[good] <= judge(masks)[good] + 1e-6).all()
+        others = [i for i in range(4) if i != good]
+        assert (kl[others] <= before[others] + 1e-6).all()
+        assert (kl[others].mean(1) < before[others].mean(1)).all()
+
+
 def test_the_best_restart_stays(masked_lm: MaskedLM) -> None:
     n_nodes, sizes = masked_lm.graph.n_nodes, torch.tensor([4, 10])
     judge = Judge(masked_lm, texts(), GROUPS)
     for family_sizes in (1, 2):
         bank = GateBank(8, family_sizes, n_nodes)  # room for four groups of two restarts; three are there
         torch.nn.init.normal_(bank.log_odds, generator=torch.Generator().manual_seed(3))
-        masks, scores = cut(bank, sizes, judge, restarts=2, worth=None, rounds=0)
+        settled = Projected().settle(bank.log_odds.detach().expand(-1, 2, -1), sizes)
+        found = cut(bank, settled, sizes, judge, restarts=2, temperature=0.5, worth=None, rounds=0)
+        masks, scores = found.mask, found.scores
         assert masks.shape == (3, 2, n_nodes) and scores.shape == (3, family_sizes, n_nodes)
         each = bank.discretize(sizes).unflatten(0, (4, 2))[:3].permute(1, 2, 0, 3)  # (restarts, sizes, groups, nodes)
         kl = torch.stack([judge(some) for some in each]).log()
@@ -158,3 +179,24 @@ def test_the_best_restart_stays(masked_lm: MaskedLM) -> None:
         else:
             assert_close(judge(masks.transpose(0, 1)).log().sum(0), kl.sum(1).min(0).values)
             assert not (masks[:, 0] & ~masks[:, 1]).any()  # one restart for all sizes: still nested
+
+
+def test_what_cutting_costs_is_said(masked_lm: MaskedLM) -> None:
+    """Where gates have made up their minds, soft, sampled and discrete ones are the same; else they are not."""
+    n_nodes, sizes = masked_lm.graph.n_nodes, torch.tensor([4, 10])
+    judge = Judge(masked_lm, texts(), GROUPS)
+    bank = GateBank(3, 1, n_nodes)
+    torch.nn.init.normal_(bank.log_odds, generator=torch.Generator().manual_seed(3))
+    masks = bank.discretize(sizes)
+    certain = torch.where(masks, 20.0, -20.0)
+    found = cut(bank, certain, sizes, judge, restarts=1, temperature=0.5, worth=None, rounds=4)
+    soft, sampled, discrete, polished = found.kl.unbind(-1)
+    assert_close(soft, discrete, atol=1e-5, rtol=1e-4)
+    assert_close(sampled, discrete, atol=1e-5, rtol=1e-4)
+    assert_close(discrete, judge(masks.transpose(0, 1)).T, atol=1e-5, rtol=1e-4)
+    assert_close(polished, judge(found.mask.transpose(0, 1)).T, atol=1e-5, rtol=1e-4)
+    assert polished.mean() < discrete.mean()
+    unsure = Projected().settle(bank.log_odds.detach().expand(-1, 2, -1), sizes)
+    soft, sampled, *_ = cut(bank, unsure, sizes, judge, 1, 0.5, worth=None, rounds=0).kl.unbind(-1)
+    assert_close(soft, judge(unsure.sigmoid().transpose(0, 1)).T, atol=1e-5, rtol=1e-4)
+    assert not torch.isclose(soft, discrete, rtol=0.01).any() and not torch.isclose(sampled, soft, rtol=0.01).any()

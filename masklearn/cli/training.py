@@ -235,7 +235,11 @@ def _run(cli: TrainCLI) -> None:
     print(f"Evaluating on {len(data.parts['test'])} {_which(data)} texts", flush=True)
     rows, own = evaluation.evaluate(learner.masked_lm.to(trainer.strategy.root_device), mask, data.test_dataloader())
     described = evaluation.describe(mask, rows, own) | {"expected_sizes": learner.expected_sizes()}
+    described["discretisation"] = learner.stages
     _write_results(folder, mask, described | {"seconds": round(time.monotonic() - began, 1)}, logger)
+    watched = "validation" if data.groups.held_out else "their own"
+    stages = evaluation.stages_table(learner.stages)
+    print(f"\nFrom gates to masks, on {watched} texts, nats per scored token:\n\n{stages}")
     print(f"\n{_which(data).capitalize()} texts, nats per scored token:\n\n{evaluation.table(rows)}")
 
 

@@ -16,7 +16,9 @@ from masklearn.data.texts import Source, TaskName, Text
 from masklearn.errors import UserError, one_line
 
 Positions = Literal["last", "all"]
-Part = Literal["train", "validation", "test", "all"]
+Part = Literal["train", "validation", "selection", "test", "all"]
+SELECT_BY: dict[Positions, int] = {"all": 64, "last": 256}
+"""Texts of each group, at least, by which discrete masks are selected, if there are so many."""
 
 
 class MaskData(LightningDataModule):
@@ -116,6 +118,7 @@ class MaskData(LightningDataModule):
         if stage == "fit":
             groups.require_parts(parts, contents, str(self.source))
         self.groups = groups
+        parts["selection"] = groups.selection(parts, SELECT_BY[self.positions])
         self.parts = {
             name: Texts([ids[i] for i in part], [groups.of[i] for i in part])
             for name, part in (parts | {"all": list(range(len(ids)))}).items()

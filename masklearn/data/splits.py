@@ -1,6 +1,7 @@
 """Which texts share a mask, and which of them are learned from, watched and reported on."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,6 +92,22 @@ class Groups:
         return {
             part: [i for i in everything if part_of[contents[i]] == part] for part in ("train", "validation", "test")
         }
+
+    def selection(self, parts: dict[str, list[int]], least: int) -> list[int]:
+        """Places of the texts by which discrete masks are selected, in the order given.
+
+        The validation split, and where a group has fewer than `least` texts in it, some of its training texts besides:
+        what looks best on a handful of texts is not what is best.
+        """
+        if not self.held_out:
+            return parts["validation"]
+        count = Counter(self.of[i] for i in parts["validation"])
+        more = list[int]()
+        for i in parts["train"]:
+            if count[self.of[i]] < least:
+                count[self.of[i]] += 1
+                more.append(i)
+        return sorted(parts["validation"] + more)
 
     def require_parts(self, parts: dict[str, list[int]], contents: Sequence[str], source: str) -> None:
         """Refuse groups without a text in every split.

@@ -1,0 +1,250 @@
+"""How near masks learned at default settings come to the best subgraphs known, beside other ways to choose them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, get_args
+
+import torch
+from jsonargparse import auto_cli
+from pandas import DataFrame
+from setting import Setting, quiet_trainer
+from timing import machine, now, report
+from torch import Tensor
+
+import masklearn as ml
+from masklearn.ablation import AblationName
+from masklearn.baselines import Baseline, Score, subgraphs
+from masklearn.data import MaskData
+from masklearn.data.module import Part
+from masklearn.data.texts import TaskName
+from masklearn.judge import Judge
+from masklearn.tiny.train import Family, train
+
+SIZES = (3, 5, 9, 15, 22, 30, 38)
+CHEAP: tuple[Baseline, ...] = ("random", "random-matched", *get_args(Score))
+"""Baselines that cost less than greedy elimination."""
+SMALL: tuple[tuple[Family, int, int], ...] = (("llama", 2, 6), ("gpt2", 3, 4))
+"""Models of up to 16 nodes: architecture, layers, heads."""
+TASKS: tuple[TaskName, ...] = ("mixed", "names", "agreement", "years", "copy")
+ABLATIONS: tuple[AblationName, ...] = ("zero", "mean")
+Rows = list[dict[str, Any]]
+
+
+@dataclass
+class Run:
+    """A learned bank, what it was learned on, and how long that took."""
+
+    data: MaskData
+    learner: ml.MaskLearner
+    mask: ml.Mask
+    seconds: float
+
+    @property
+    def masks(self) -> Tensor:
+        """Shape (sizes, groups, nodes)."""
+        return self.mask.mask.transpose(0, 1).to(self.learner.masked_lm.device)
+
+    def judge(self, part: Part, most: int | None = None) -> Judge:
+        groups = range(len(self.mask.groups))
+        return Judge(self.learner.masked_lm, self.data.loader(part, groups, most=most), groups)
+
+    def others(self, name: Baseline, judge: Judge) -> tuple[Tensor, float]:
+        """Subgraphs chosen in another way, shape (draws, sizes, groups, nodes), and the seconds that took."""
+        began = now()
+        return subgraphs(name, self.mask, judge).to(judge.device), now() - began
+
+
+def learned(setting: Setting, model: dict[str, Any], **data: Any) -> Run:
+    """A bank learned at default settings but for those named."""
+    texts = setting.data(scope=model.get("scope", "dataset"), **data)
+    texts.setup("fit")
+    learner = ml.MaskLearner(setting.lm, **model)
+    trainer = quiet_trainer()
+    learner.load()
+    began = now()
+    trainer.fit(learner, datamodule=texts)
+    return Run(texts, learner, learner.discretize(), now() - began)
+
+
+def mean_kl(judge: Judge, masks: Tensor) -> list[float]:
+    """Mean over groups, and over draws where there are any, at each size."""
+    if masks.ndim == 4:
+        return torch.tensor([mean_kl(judge, some) for some in masks]).mean(0).tolist()
+    return judge(masks).mean(1).tolist()
+
+
+def small(folder: Path, texts: int) -> Rows:
+    """Every size of small models against the best of all subgraphs, on the texts that the masks were learned on."""
+    rows: Rows = []
+    for family, layers, heads in SMALL:
+        lm = folder / f"{family}-{layers}x{heads}"
+        if not lm.is_dir():
+            train(lm, family, layers, heads, width=48, steps=1000)
+        for ablation in ABLATIONS:
+            n_nodes = layers * (heads + 1)
+            sizes = list(range(1, n_nodes))
+            run = learned(Setting(str(lm), task="mixed"), {"sizes": sizes, "ablation": ablation}, limit=texts)
+            judge = run.judge("train")
+            best, seconds = run.others("exhaustive", judge)
+            ratios = [a / b for a, b in zip(mean_kl(judge, run.masks), mean_kl(judge, best[0]), strict=True)]
+            rows.append(
+                {"model": lm.name, "ablation": ablation, "nodes": n_nodes, "median": median(ratios)}
+                | {"worst": max(ratios), "at s": sizes[ratios.index(max(ratios))]}
+                | {"seconds": run.seconds, "exhaustive seconds": seconds, "ratios": ratios}
+            )
+    return rows
+
+
+def beside(run: Run, rivals: Sequence[Baseline], select: Judge, told: Judge) -> Rows:
+    """KL of a bank and of rivals that choose by one judge, as another judge sees them; ratios are to the rivals'."""
+    mine = mean_kl(told, run.masks)
+    rows: Rows = [{"masks": "learned", "seconds": run.seconds, "KL": mine, "KL learned / KL": [1.0] * len(mine)}]
+    for name in rivals:
+        masks, seconds = run.others(name, select)
+        kl = mean_kl(told, masks)
+        rows.append(
+            {"masks": name, "seconds": seconds, "KL": kl}
+            | {"KL learned / KL": [a / b for a, b in zip(mine, kl, strict=True)]}
+        )
+    return rows
+
+
+def dataset(setting: Setting, texts: int) -> Rows:
+    """One bank for all texts, on held-out text, beside rivals that choose on the same texts as polish does."""
+    run = learned(setting, {"sizes": SIZES}, limit=texts, positions="all")
+    rivals: tuple[Baseline, ...] = (*CHEAP, "greedy", "swap")
+    return beside(run, rivals, run.judge("selection"), run.judge("test"))
+
+
+def inputs(setting: Setting, texts: int, max_length: int = 128) -> Rows:
+    """A bank for every text, judged on that text, last token."""
+    model = {"sizes": SIZES, "scope": "input"}
+    run = learned(setting, model, limit=texts, positions="last", max_length=max_length)
+    judge = run.judge("all")
+    return beside(run, (*CHEAP, "greedy"), judge, judge)
+
+
+def tasks(texts: int) -> Rows:
+    """The embedded model on every task under every ablation, beside swap search on the same texts; held-out KL."""
+    rows: Rows = []
+    for task in TASKS:
+        for ablation in ABLATIONS:
+            positions = "all" if task == "mixed" else "last"
+            run = learned(Setting("embedded", task=task), {"ablation": ablation}, limit=texts, positions=positions)
+            mine, best = beside(run, ("swap",), run.judge("selection"), run.judge("selection"))[:2]
+            held_out = run.judge("test")
+            ratios = best["KL learned / KL"]
+            rows.append(
+                {"task": task, "ablation": ablation, "median": median(ratios), "worst": max(ratios)}
+                | {"ratios": ratios, "KL": mine["KL"], "held-out KL": mean_kl(held_out, run.masks)}
+                | {"swap held-out KL": mean_kl(held_out, run.others("swap", run.judge("selection"))[0])}
+                | {"seconds": run.seconds, "swap seconds": best["seconds"]}
+            )
+    return rows
+
+
+def splits(setting: Setting, texts: int) -> Rows:
+    """What was learned on one split, on the others; and the stages between soft gates and discrete masks."""
+    run = learned(setting, {"sizes": SIZES}, limit=texts, positions="all")
+    parts: tuple[Part, ...] = ("train", "validation", "test")
+    rows: Rows = [{"what": f"{part} texts", "KL": mean_kl(run.judge(part), run.masks)} for part in parts]
+    stages = run.learner.stages
+    return rows + [{"what": name, "KL": [row[name] for row in stages]} for name in stages[0] if name != "s"]
+
+
+def seeds(setting: Setting, texts: int, n: int) -> Rows:
+    """How alike the masks of several seeds are."""
+    runs = [learned(setting, {"sizes": SIZES, "seed": seed}, limit=texts, positions="all") for seed in range(n)]
+    judge = runs[0].judge("test")
+    kl = torch.tensor([mean_kl(judge, run.masks) for run in runs])
+    masks = torch.stack([run.mask.mask[0] for run in runs])  # (seeds, sizes, nodes)
+    pairs = torch.combinations(torch.arange(n))
+    first, second = masks[pairs[:, 0]], masks[pairs[:, 1]]
+    overlap = (first & second).sum(-1) / (first | second).sum(-1)
+    ranks = torch.stack([run.mask.scores[0, 0].argsort().argsort().double() for run in runs])
+    correlation = torch.corrcoef(ranks)[pairs[:, 0], pairs[:, 1]]
+    spread = kl.std(0) / kl.mean(0)
+    return [
+        {"s": s, "Jaccard": float(o.mean()), "KL": float(m), "KL spread": float(d), "ranks": float(correlation.mean())}
+        for s, o, m, d in zip(SIZES, overlap.T, kl.mean(0), spread, strict=True)
+    ]
+
+
+def elsewhere(texts: int) -> Rows:
+    """Masks of single prompts on themselves, on another prompt of the same task, and on one of another task."""
+    rows: Rows = []
+    runs = {
+        task: learned(
+            Setting("embedded", task=task), {"sizes": "log:6", "scope": "input"}, limit=texts, positions="last"
+        )
+        for task in ("names", "years")
+    }
+    for task, run in runs.items():
+        judge = run.judge("all")
+        other = next(r for name, r in runs.items() if name != task)
+        seen = {"itself": run.masks, "another of its task": run.masks.roll(1, 1), "one of another task": other.masks}
+        rows += [{"prompt of": task, "masks of": name, "KL": mean_kl(judge, masks)} for name, masks in seen.items()]
+    return rows
+
+
+def shown(rows: Rows) -> str:
+    """A table; what there is one of for each size stands in one cell, and ratios at many sizes only in the JSON."""
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, list):
+            return " ".join(f"{v:.3g}" for v in value)
+        return f"{value:.3g}" if isinstance(value, float) else value
+
+    cells = [{name: cell(value) for name, value in row.items() if name != "ratios"} for row in rows]
+    return DataFrame(cells).to_string(index=False)
+
+
+def main(
+    parts: Sequence[str] = ("small", "dataset", "inputs", "tasks", "splits", "seeds", "elsewhere"),
+    setting: Setting = Setting(),
+    large: Setting | None = None,
+    folder: Path = Path("runs/quality"),
+    texts: int = 640,
+    single_texts: int = 64,
+    small_texts: int = 80,
+    large_texts: int = 16,
+    n_seeds: int = 5,
+    out: Path | None = None,
+) -> None:
+    """Hold learned masks against the best subgraphs known.
+
+    Args:
+        parts: What to measure; `large` as well, where such a model is given.
+        setting: A pretrained model and its texts.
+        large: A larger model and its texts, for masks of single texts.
+        folder: Where small models are kept once trained.
+        texts: Texts of the runs with one bank for all.
+        single_texts: Texts of the runs with a bank for each.
+        small_texts: Texts of the runs on small models and on tasks.
+        large_texts: Texts of the run on the larger model.
+        n_seeds: Seeds whose masks are compared.
+        out: JSON file to write.
+    """
+    measured: dict[str, Callable[[], Rows]] = {
+        "small": lambda: small(folder, small_texts),
+        "dataset": lambda: dataset(setting, texts),
+        "inputs": lambda: inputs(setting, single_texts),
+        "large": lambda: inputs(large or setting, large_texts, max_length=24),
+        "tasks": lambda: tasks(4 * small_texts),
+        "splits": lambda: splits(setting, texts),
+        "seeds": lambda: seeds(setting, texts, n_seeds),
+        "elsewhere": lambda: elsewhere(single_texts),
+    }
+    print(machine())
+    results: dict[str, Rows] = {}
+    for part in parts:
+        results[part] = measured[part]()
+        print(f"\n{part}: {measured[part].__doc__ or ''}\n\n{shown(results[part])}", flush=True)
+        report({"setting": str(setting)} | results, out)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    auto_cli(main)
