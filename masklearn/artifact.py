@@ -1,9 +1,7 @@
 """The mask file: the masks of a run with everything needed to use, check and repeat them, as safetensors."""
 
 import json
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from masklearn.ablation import Ablation, AblationName
 from masklearn.errors import UserError, one_line
+from masklearn.files import pack, write_whole
 from masklearn.graph import NodeGraph
 
 FORMAT = 1
@@ -116,10 +115,12 @@ class Mask:
         """Read every mask and refuse a damaged one.
 
         Raises:
-            UserError: If one has not as many nodes as its size says.
+            UserError: If one has not as many nodes as its size says, or numbers are not finite.
         """
         if not torch.equal(self.mask.sum(-1), self.sizes.expand(self.mask.shape[:2])):
             raise UserError("the bank is damaged: a mask does not have as many nodes as its size says")
+        if not all(values.isfinite().all() for values in (self.scores, *self.ablation.values().values())):
+            raise UserError("the bank is damaged: its scores or its ablation are not all finite numbers")
 
     def select(self, s: int | float, group: str | int | None = None) -> Tensor:
         """One mask, boolean of shape (nodes,).
@@ -184,8 +185,9 @@ class Mask:
             with safe_open(path, framework="pt") as file:
                 metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-            if metadata["format"] > FORMAT:
+            if not isinstance(metadata["format"], int) or metadata["format"] > FORMAT:
                 raise UserError(f"it has format {metadata['format']}; this masklearn reads up to {FORMAT}. Upgrade it")
+            _require_sound(metadata)
             name = cast(AblationName, metadata["ablation"])
             return cls(
                 tensors["mask"],
@@ -202,8 +204,39 @@ class Mask:
             )
         except KeyError as error:
             raise UserError(f"{path} is no mask file: it has no {error.args[0]!r}") from error
-        except (OSError, SafetensorError, UserError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, SafetensorError, UserError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"cannot read the mask file {path}: {one_line(error)}") from error
+
+
+KINDS: dict[str, type] = {
+    "model": dict, "nodes": list, "groups": list, "ablation": str, "positions": str, "config": dict, "metrics": list,
+    "masklearn": str,
+}  # fmt: skip
+"""What the metadata of a mask file hold."""
+
+
+def _require_sound(metadata: dict[str, Any]) -> None:
+    """Refuse metadata that say what they cannot mean.
+
+    Raises:
+        KeyError: If one is missing.
+        ValueError: What is wrong.
+    """
+    for name, kind in KINDS.items():
+        if not isinstance(metadata[name], kind):
+            raise ValueError(f"its {name!r} is no {kind.__name__}")
+    names, model = metadata["nodes"] + metadata["groups"], metadata["model"]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("its nodes and groups are not all named by strings")
+    if len(set(metadata["groups"])) < len(metadata["groups"]):
+        raise ValueError("two of its groups have the same name")
+    if {*model} != {"lm", "revision", "fingerprint"} or not all(isinstance(v, str | None) for v in model.values()):
+        raise ValueError(f"its model is {model}, not a name, a revision and a fingerprint")
+    if metadata["positions"] not in ("last", "all"):
+        raise ValueError(f"its positions are {metadata['positions']!r}, neither last nor all")
+    for room in ("model", "data"):
+        if not isinstance(metadata["config"].get(room, {}), dict):
+            raise ValueError(f"the {room} of its config holds no settings")
 
 
 class Shards:
@@ -246,39 +279,3 @@ class Shards:
             return {name: torch.cat([block[name] for block in blocks])[order] for name in blocks[0] if name != "groups"}
         except (OSError, KeyError, SafetensorError) as error:
             raise UserError(f"a finished block in {self.folder} cannot be read: {one_line(error)}") from error
-
-
-def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file with its header in order: the library writes metadata in another order every time."""
-    content = save(tensors, metadata)
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + content[end:]
-
-
-def write_whole(path: Path, content: bytes, keep: Path | None = None) -> None:
-    """Write a file aside, flush it to the disk, and put it in place in one step.
-
-    Args:
-        path: The file.
-        content: What shall be in it.
-        keep: Where to move the file that was there, if it is to be kept.
-
-    Raises:
-        UserError: If that fails; what was there before is untouched.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep and path.exists():
-            path.replace(keep)
-        aside.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink()
-        raise UserError(f"cannot write {path}: {one_line(error)}. Choose another folder, or make room") from error

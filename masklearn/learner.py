@@ -48,6 +48,9 @@ class MaskLearner(LightningModule):
         lm: Model: a folder, a hub id, or embedded.
         revision: Branch, tag or commit of the model on the hub.
         dtype: Precision of the frozen weights; gates and divergences are always float32.
+        allow_pickle: Read weights that are no safetensors as well; such a file can run code as it is read.
+        trust_remote_code: Run the Python files that come with the model, as some on the hub need it: with all that you
+            may do on this machine. Name a --model.revision that you have read.
         sizes: Nodes to keep: counts, or fractions of all nodes below 1; or log:12 for 12 log-spaced sizes. One mask
             each, learned side by side.
         scope: What shares its masks: dataset (all texts), input (each text has its own), or column:NAME (the texts that
@@ -80,6 +83,8 @@ class MaskLearner(LightningModule):
         lm: str = EMBEDDED,
         revision: str | None = None,
         dtype: DTypeName = "float32",
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
         sizes: Sequence[int | float] | str = (0.1, 0.2, 0.35, 0.5, 0.75),
         scope: str = "dataset",
         max_groups: int | None = None,
@@ -113,6 +118,7 @@ class MaskLearner(LightningModule):
         self.save_hyperparameters()
         self.lm, self.revision, self.seed = lm, revision, seed
         self.dtype_name: DTypeName = dtype
+        self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         self.asked_sizes = sizes
         self.scope, self.max_groups = scope, max_groups
         self.ablation_name: AblationName = ablation
@@ -141,7 +147,7 @@ class MaskLearner(LightningModule):
         Raises:
             UserError: If the model cannot be loaded or gated, or a size does not fit it.
         """
-        self.masked_lm = MaskedLM(load_lm(self.lm, self.revision, self.dtype_name))
+        self.masked_lm = MaskedLM(load_lm(self.lm, self.revision, self.dtype_name, **self.trusted))
         self.sizes = resolve_sizes(self.asked_sizes, self.graph.n_nodes)
         self.register_buffer("size_counts", torch.tensor(self.sizes), persistent=False)
 

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, FigureBase
 
-from masklearn.artifact import Mask, write_whole
+from masklearn.artifact import Mask
+from masklearn.files import write_whole
 
 LEARNED, CONTROL, CLOSED = "#0072b2", "#999999", "#eeeeee"
 """Okabe and Ito's colour-blind safe blue, and greys."""

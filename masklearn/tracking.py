@@ -18,8 +18,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from wandb import Run
 
-from masklearn.artifact import Mask, write_whole
+from masklearn.artifact import Mask
 from masklearn.errors import UserError, one_line
+from masklearn.files import write_whole
 from masklearn.learner import MaskLearner
 
 PROJECT = "masklearn"

@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from masklearn.artifact import write_whole
+from masklearn.files import write_whole
 
 FOLDER = Path("checkpoints")
 LAST, BEFORE = FOLDER / "last.ckpt", FOLDER / "before.ckpt"

@@ -4,24 +4,25 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jsonargparse import ArgumentParser
 
 from masklearn import evaluation
 from masklearn.adapter import DTypeName, load_lm
-from masklearn.artifact import Mask, ModelId, write_whole
+from masklearn.artifact import Mask, ModelId
 from masklearn.baselines import CONTROLS, Baseline
 from masklearn.cli.folder import RESULTS
 from masklearn.cli.parsing import explained
 from masklearn.data import MaskData, Part
 from masklearn.errors import UserError
+from masklearn.files import write_whole
 from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
 
 SOURCES = ("path", "dataset", "task")
-LINKED = ("lm", "revision", "scope", "max_groups")
+LINKED = ("lm", "revision", "scope", "max_groups", "trust_remote_code")
 """Settings of the texts that come with the model's."""
 
 
@@ -40,6 +41,8 @@ class EvaluateFlags:
             take long: greedy runs every text about half as often as the square of the number of nodes.
         baseline_texts: Texts of every group that baselines look at, at most.
         out: Folder to write metrics.json to.
+        allow_pickle: Read weights that are no safetensors as well; such a file can run code as it is read.
+        trust_remote_code: Run the Python files that come with the model. Never taken from a mask file.
     """
 
     def __init__(
@@ -51,8 +54,11 @@ class EvaluateFlags:
         baselines: list[Baseline] | None = None,
         baseline_texts: int = 64,
         out: str | None = None,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
     ) -> None:
         self.mask, self.lm, self.out = mask, lm, out
+        self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         self.baselines, self.baseline_texts = baselines or CONTROLS, baseline_texts
         if baseline_texts < 1:
             raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")
@@ -97,15 +103,31 @@ def _other(own: dict[str, Any], asked: dict[str, Any]) -> bool:
     return any(asked.get(source, own.get(source)) != own.get(source) for source in SOURCES)
 
 
+def _own_settings(path: str, mask: Mask) -> dict[str, Any]:
+    """The settings of its texts that a mask file tells, checked as if a user had given them.
+
+    Raises:
+        UserError: If they are not what they should be.
+    """
+    told = {key: value for key, value in mask.config.get("data", {}).items() if key not in LINKED}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(MaskData, "data", skip=set(LINKED))
+    try:
+        with explained(parser):
+            return parser.parse_object({"data": told}).as_dict()["data"] if told else {}
+    except UserError as error:
+        raise UserError(f"{path} tells of settings that it cannot have been learned with: {error}") from error
+
+
 def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
     mask = Mask.load(path)
     lm_name, revision = flags.lm or mask.model.lm, None if flags.lm else mask.model.revision
-    own = {key: value for key, value in mask.config.get("data", {}).items() if key not in LINKED}
+    own = _own_settings(path, mask)
     scope = mask.config.get("model", {}).get("scope", "dataset")
 
     def texts(**settings: Any) -> MaskData:
         # the groups are those of the bank, however many
-        settings = {"positions": mask.positions} | settings
+        settings = {"positions": mask.positions, "trust_remote_code": flags.trusted["trust_remote_code"]} | settings
         data = MaskData(**settings, lm=lm_name, revision=revision, scope=scope, max_groups=len(mask.groups))
         data.prepare_data()
         data.setup()
@@ -118,7 +140,10 @@ def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tup
     kept = {key: value for key, value in own.items() if key not in (*SOURCES, "subset", "split", "limit")}
     part: Part = flags.part or ("all" if other else "test")
     dtype = flags.dtype or mask.config.get("model", {}).get("dtype", "float32")
-    lm = load_lm(lm_name, revision, dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    if dtype not in get_args(DTypeName):
+        raise UserError(f"{path} names a precision that there is not, {dtype!r}. Give one with --dtype float32")
+    lm = load_lm(lm_name, revision, dtype, "cuda" if torch.cuda.is_available() else "cpu", **flags.trusted)
+    mask.check()
     masked_lm = MaskedLM(lm, mask.ablation.to(lm.device))
     mask.require(ModelId(lm_name, revision, masked_lm.layout.fingerprint))
     data = texts(**(kept if other else own) | asked)

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from masklearn.artifact import write_whole
 from masklearn.cli.checkpoints import FOLDER
 from masklearn.errors import UserError, one_line
+from masklearn.files import write_whole
 
 CONFIG, MASK, RESULTS, LOCK = "config.yaml", "mask.safetensors", "metrics.json", ".lock"
 BLOCKS = FOLDER / "blocks"

@@ -18,13 +18,14 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from masklearn import evaluation
-from masklearn.artifact import Mask, Shards, write_whole
+from masklearn.artifact import Mask, Shards
 from masklearn.cli.checkpoints import LAST, REQUEUED, StepCheckpoint, WholeCheckpoints, newest_sound
 from masklearn.cli.folder import BLOCKS, CONFIG, MASK, RESULTS, RunFlags, RunFolder
 from masklearn.cli.parsing import explained, require_complete, require_harmless_configs
 from masklearn.cli.stopping import StopBetweenSteps
 from masklearn.data import MaskData
 from masklearn.errors import NonFiniteLoss, UserError, one_line
+from masklearn.files import write_whole
 from masklearn.learner import MaskLearner
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("model.revision", "data.revision")
         parser.link_arguments("model.scope", "data.scope")
         parser.link_arguments("model.max_groups", "data.max_groups")
+        parser.link_arguments("model.trust_remote_code", "data.trust_remote_code")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         require_harmless_configs(sys.argv[1:] if args is None else args)

@@ -41,6 +41,8 @@ class MaskData(LightningDataModule):
         revision: Revision of that model.
         scope: What shares its masks: see the model's scope.
         max_groups: Groups that a column may make: see the model's max_groups.
+        trust_remote_code: Run the code that comes with the tokenizer: see the model's trust_remote_code.
+        workers: Processes that put batches together ahead of time; how many changes nothing but the time.
     """
 
     def __init__(
@@ -61,19 +63,27 @@ class MaskData(LightningDataModule):
         revision: str | None = None,
         scope: str = DATASET,
         max_groups: int | None = None,
+        trust_remote_code: bool = False,
+        workers: int = 0,
     ) -> None:
         super().__init__()
         self.max_length = max_length
         self.positions: Positions = positions
         self.batch_size, self.skip_short, self.seed = batch_size, skip_short, seed
-        self.lm, self.revision = lm, revision
+        self.lm, self.revision, self.trust_remote_code = lm, revision, trust_remote_code
+        self.workers = workers
         self.scope, self.max_groups = scope, max_groups
         self.source = self._source(path, dataset, task, subset, split, text_column, limit)
         self.plan: Plan | None = None
         """What is learned together; everything at once, as long as nobody says otherwise."""
         self.parts: dict[str, Texts] = {}
         self.pad = 0
-        for flag, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2), ("limit", limit, 1)):
+        for flag, value, least in (
+            ("batch_size", batch_size, 1),
+            ("max_length", max_length, 2),
+            ("limit", limit, 1),
+            ("workers", workers, 0),
+        ):
             if value is not None and value < least:
                 raise UserError(f"data.{flag} is {value}; it must be at least {least}")
 
@@ -104,7 +114,7 @@ class MaskData(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.parts:
             return
-        tokenizer = load_tokenizer(self.lm, self.revision)
+        tokenizer = load_tokenizer(self.lm, self.revision, self.trust_remote_code)
         self.pad = cast(int, tokenizer.pad_token_id or 0)
         texts = self.source.read()
         every_id = self._tokenize(tokenizer, texts)
@@ -194,7 +204,7 @@ class MaskData(LightningDataModule):
         plan = self.plan or self.planned(len(self.groups.names), self.trainer.max_steps)
         lengths = [len(row) for row in texts.ids]
         sampler = StepSampler(self.members, lengths, plan, self.batch_size, self.seed, self.trainer.global_step)
-        return StepLoader(texts, batch_sampler=sampler, collate_fn=self.collate)
+        return StepLoader(texts, batch_sampler=sampler, collate_fn=self.collate, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.loader("validation")
