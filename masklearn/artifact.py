@@ -66,6 +66,8 @@ class Mask:
             )
         if self.scores.shape not in (expected, (expected[0], 1, expected[2])) or self.scores.dtype != torch.float32:
             raise ValueError(f"scores are {self.scores.dtype} of shape {tuple(self.scores.shape)}, expected {expected}")
+        if self.sizes.dtype != torch.int64 or self.sizes.dim() != 1:
+            raise ValueError(f"sizes are {self.sizes.dtype} of {self.sizes.dim()} dimensions, expected int64 of one")
         ends = (0, *self.sizes.tolist(), self.graph.n_nodes + 1)
         if any(small >= large for small, large in pairwise(ends)):
             raise ValueError(f"sizes are {ends[1:-1]}, expected ascending from 1 to {self.graph.n_nodes}")

@@ -50,7 +50,7 @@ class MaskLearner(LightningModule):
         dtype: Precision of the frozen weights; gates and divergences are always float32.
         allow_pickle: Read weights that are no safetensors as well; such a file can run code as it is read.
         trust_remote_code: Run the Python files that come with the model, as some on the hub need it: with all that you
-            may do on this machine. Name a --model.revision that you have read.
+            may do on this machine. Name a revision that you have read.
         sizes: Nodes to keep: counts, or fractions of all nodes below 1; or log:12 for 12 log-spaced sizes. One mask
             each, learned side by side.
         scope: What shares its masks: dataset (all texts), input (each text has its own), or column:NAME (the texts that

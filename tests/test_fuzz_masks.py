@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import refused
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_artifact import bank
 
@@ -138,6 +138,7 @@ json_values = st.recursive(
 )
 
 
+@settings(max_examples=30, deadline=None)
 @given(key=st.sampled_from(KEYS), value=json_values)
 def test_any_metadata_make_a_bank_or_a_line(
     key: str, value: Any, tmp_path_factory: pytest.TempPathFactory, parts: tuple[dict[str, Any], bytes]
@@ -155,6 +156,7 @@ def test_any_metadata_make_a_bank_or_a_line(
         assert mask[0].select(s=4).sum() == 4
 
 
+@settings(max_examples=30, deadline=None)
 @given(header=st.binary(max_size=200), tensors=st.binary(max_size=50))
 def test_any_bytes_are_a_line(header: bytes, tensors: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = written(tmp_path_factory.getbasetemp() / "any.safetensors", header, tensors)

@@ -62,7 +62,7 @@ def _require_harmless(path: Path) -> None:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
-        place = getattr(error, "problem_mark", None)
+        place = getattr(error, "context_mark", None) or getattr(error, "problem_mark", None)
         where = f", line {place.line + 1}, column {place.column + 1}" if place else ""
         problem = getattr(error, "problem", None) or one_line(error)
         raise UserError(f"{path}{where}: this is no YAML ({problem}). See --print_config for what is") from error
