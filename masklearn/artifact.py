@@ -18,7 +18,8 @@ from masklearn.errors import UserError, one_line
 from masklearn.files import pack, write_whole
 from masklearn.graph import NodeGraph
 
-FORMAT = 1
+FORMAT = 2
+"""1 had the values of mean ablation stacked over layers; such files are still read."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,10 @@ class Mask:
         ends = (0, *self.sizes.tolist(), self.graph.n_nodes + 1)
         if any(small >= large for small, large in pairwise(ends)):
             raise ValueError(f"sizes are {ends[1:-1]}, expected ascending from 1 to {self.graph.n_nodes}")
-        for name, value in self.ablation.values().items():
-            if len(value) != self.graph.n_layers:
-                raise ValueError(f"{name} has values for {len(value)} layers, expected {self.graph.n_layers}")
+        layers, heads = self.graph.n_layers, {value.shape[-2] for value in self.ablation.heads}
+        if self.ablation.known and (len(self.ablation.heads) != layers or heads != {self.graph.n_heads}):
+            found = f"{len(self.ablation.heads)} layers of {heads} heads"
+            raise ValueError(f"the ablation has values for {found}, expected {layers} of {self.graph.n_heads}")
 
     def __getitem__(self, group: str | int) -> "Mask":
         """The masks of one group, by its name or its place.
@@ -121,7 +123,7 @@ class Mask:
         """
         if not torch.equal(self.mask.sum(-1), self.sizes.expand(self.mask.shape[:2])):
             raise UserError("the bank is damaged: a mask does not have as many nodes as its size says")
-        if not all(values.isfinite().all() for values in (self.scores, *self.ablation.values().values())):
+        if not all(values.isfinite().all() for values in (self.scores, *self.ablation.heads, *self.ablation.mlps)):
             raise UserError("the bank is damaged: its scores or its ablation are not all finite numbers")
 
     def select(self, s: int | float, group: str | int | None = None) -> Tensor:
@@ -161,7 +163,7 @@ class Mask:
             UserError: If it cannot be written; what was there before is untouched.
         """
         self.check()
-        tensors = {"mask": self.mask, "scores": self.scores, "sizes": self.sizes, **self.ablation.values()}
+        tensors = {"mask": self.mask, "scores": self.scores, "sizes": self.sizes, **self.ablation.filed()}
         metadata = {
             "format": FORMAT,
             "model": vars(self.model),
@@ -198,7 +200,7 @@ class Mask:
                 NodeGraph.from_names(metadata["nodes"]),
                 ModelId(**metadata["model"]),
                 tuple(metadata["groups"]),
-                Ablation(name, tensors.get("ablation.heads"), tensors.get("ablation.mlps")),
+                Ablation.of_file(name, tensors),
                 metadata["positions"],
                 metadata["config"],
                 metadata["metrics"],
@@ -234,8 +236,6 @@ def _require_sound(metadata: dict[str, Any]) -> None:
         raise ValueError("two of its groups have the same name")
     if {*model} != {"lm", "revision", "fingerprint"} or not all(isinstance(v, str | None) for v in model.values()):
         raise ValueError(f"its model is {model}, not a name, a revision and a fingerprint")
-    if metadata["positions"] not in ("last", "all"):
-        raise ValueError(f"its positions are {metadata['positions']!r}, neither last nor all")
     for room in ("model", "data"):
         if not isinstance(metadata["config"].get(room, {}), dict):
             raise ValueError(f"the {room} of its config holds no settings")

@@ -15,8 +15,11 @@ from masklearn.search import exhaustive, greedy, single_ablation, swap
 Score = Literal["norm", "attribution", "integrated-gradients", "single-ablation"]
 Search = Literal["greedy", "greedy-forward", "swap", "exhaustive"]
 Control = Literal["random", "random-matched"]
-Baseline = Literal[Control, Score, Search]
+Rest = Literal["inverse"]
+Baseline = Literal[Control, Rest, Score, Search]
 CONTROLS: tuple[Control, ...] = get_args(Control)
+UNGUIDED: tuple[Baseline, ...] = (*CONTROLS, *get_args(Rest))
+"""Those that look at no text."""
 
 N_RANDOM = 10
 """Random subgraphs of each size that a learned one is held against."""
@@ -31,10 +34,10 @@ def subgraphs(name: Baseline, mask: Mask, judge: Judge | None = None) -> Tensor:
 
     Args:
         name: `random`: drawn uniformly among all of a size. `random-matched`: among those with as many heads and as
-            many MLPs as the learned ones. `norm`: the largest contributions to the residual stream (the s-Trace score;
-            see `MaskedLM.contributions`). `attribution`, `integrated-gradients`, `single-ablation`: the highest scores
-            of the functions below. `greedy`, `greedy-forward`, `exhaustive`: see `search`. `swap`: local search from
-            greedy's.
+            many MLPs as the learned ones. `inverse`: all nodes but the learned ones, so not of the size. `norm`: the
+            largest contributions to the residual stream (the s-Trace score; see `MaskedLM.contributions`).
+            `attribution`, `integrated-gradients`, `single-ablation`: the highest scores of the functions below.
+            `greedy`, `greedy-forward`, `exhaustive`: see `search`. `swap`: local search from greedy's.
         mask: The learned bank.
         judge: Judges all groups of the bank, on texts that are not reported on; controls need none.
 
@@ -46,6 +49,8 @@ def subgraphs(name: Baseline, mask: Mask, judge: Judge | None = None) -> Tensor:
         return random_masks(N_RANDOM, mask.sizes, n_nodes)[:, :, None].expand(-1, -1, len(mask.groups), -1)
     if name == "random-matched":
         return matched_masks(N_RANDOM, mask.mask.transpose(0, 1), mask.graph)
+    if name == "inverse":
+        return ~mask.mask.transpose(0, 1)[None]
     if judge is None:
         raise ValueError(f"{name} chooses by a judge, and none is given")
     if name in SCORE_OF:
@@ -102,13 +107,17 @@ def matched_masks(n: int, masks: Tensor, graph: NodeGraph, seed: int = 0) -> Ten
 
 
 def norm(judge: Judge) -> Tensor:
-    """How large a part every node has in what it adds to, mean over the tokens of a group: shape (groups, nodes)."""
+    """How large a part every node has in what it adds to, mean over tokens, shape (groups, nodes).
+
+    Over those tokens of a group that a scored position sees.
+    """
     total = torch.zeros(judge.n_groups, judge.masked_lm.graph.n_nodes, device=judge.device)
     tokens = torch.zeros(judge.n_groups, 1, device=judge.device)
     for piece in judge.pieces:
-        share = judge.masked_lm.contributions(piece.batch.input_ids) * piece.batch.real[..., None]
+        seen = piece.batch.scored.flip(-1).cumsum(-1).flip(-1) > 0
+        share = judge.masked_lm.contributions(piece.batch.input_ids) * seen[..., None]
         total.index_add_(0, piece.slot, share.sum(1))
-        tokens.index_add_(0, piece.slot, piece.batch.real.sum(1, keepdim=True).float())
+        tokens.index_add_(0, piece.slot, seen.sum(1, keepdim=True).float())
     return total / tokens
 
 

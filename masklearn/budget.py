@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from masklearn.errors import UserError
 
-LOG = "log:"
+LOG, MIB = "log:", "mib"
+MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Shares of all nodes at which MIB looks (Mueller et al. 2025, arXiv 2504.13151)."""
 
 
 def resolve_sizes(sizes: Sequence[int | float] | str, n_nodes: int) -> list[int]:
@@ -17,12 +19,14 @@ def resolve_sizes(sizes: Sequence[int | float] | str, n_nodes: int) -> list[int]
 
     Args:
         sizes: Counts, or fractions below 1 (shares of the nodes, rounded); or `log:12` for 12 sizes from 1 to all nodes
-            but one, log-spaced as nearly as whole numbers can be.
+            but one, log-spaced as nearly as whole numbers can be; or `mib` for those at which MIB looks.
         n_nodes: Nodes to choose from.
 
     Raises:
         UserError: If there are none, if one is out of range, or if two are the same.
     """
+    if sizes == MIB:
+        return sorted({int(fraction * n_nodes) for fraction in MIB_FRACTIONS} - {0, n_nodes})
     if isinstance(sizes, str):
         return _log_spaced(sizes, n_nodes)
     if not sizes:
@@ -54,7 +58,7 @@ def _log_spaced(asked: str, n_nodes: int) -> list[int]:
     number = asked.removeprefix(LOG)
     if not asked.startswith(LOG) or not number.isdecimal() or not int(number):
         raise UserError(
-            f'model.sizes is {asked!r}; give numbers, for example "[8, 0.5]", or log:12 for 12 log-spaced sizes'
+            f'model.sizes is {asked!r}; give numbers, for example "[8, 0.5]", log:12 for 12 log-spaced sizes, or mib'
         )
     n = int(number)
     if n >= n_nodes:

@@ -34,8 +34,8 @@ def cut(
     judge: Judge,
     restarts: int,
     temperature: float,
-    worth: Tensor | None,
     rounds: int,
+    thorough: bool = False,
 ) -> Cut:
     """The masks of some groups, from the gates that were learned for them.
 
@@ -46,8 +46,8 @@ def cut(
         judge: Judges the groups, on text that is not reported on.
         restarts: How often every mask was learned.
         temperature: Softness of the gates when learning ended (dimensionless).
-        worth: What nodes were thought to be worth before learning, shape (groups, nodes), if anything was.
         rounds: Rounds of polish at most.
+        thorough: See `polish`.
     """
     n_groups, n_sizes = judge.n_groups, len(sizes)
     nested = bank.log_odds.shape[1] == 1
@@ -64,7 +64,7 @@ def cut(
     masks, scores, log_odds = (t.gather(0, chosen)[0] for t in (masks, scores, log_odds))
     kl = [judge(open_probability(log_odds)), _sampled(judge, log_odds, temperature), judge(masks)]
     if rounds:
-        masks, polished = polish(judge, masks, scores if worth is None else _rank(scores) + _rank(worth), rounds)
+        masks, polished = polish(judge, masks, scores, rounds, thorough)
         kl.append(polished)
     else:
         kl.append(kl[-1])
@@ -78,7 +78,3 @@ def _sampled(judge: Judge, log_odds: Tensor, temperature: float) -> Tensor:
     draws = -(-DRAWS // judge.n_groups)
     noise = [torch.rand(log_odds.shape, generator=generator).to(log_odds.device) for _ in range(draws)]
     return torch.stack([judge(sample(log_odds, temperature, some)) for some in noise]).mean(0)
-
-
-def _rank(scores: Tensor) -> Tensor:
-    return scores.argsort(-1).argsort(-1).float()

@@ -16,9 +16,6 @@ LOW, HIGH = -0.1, 1.1
 START = 2.0
 """First log-odds of every gate: open in 88 % of all draws, and most draws still carry a gradient."""
 
-HEAD_START = 1.5
-"""Standard deviation of the first log-odds where nodes are not taken to be alike."""
-
 
 def sample(log_odds: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
     """Draw gates in [0, 1], differentiably.
@@ -62,17 +59,9 @@ class GateBank(nn.Module):
         self.log_odds = nn.Parameter(torch.full((n_groups, n_sizes, n_nodes), START))
 
     @torch.no_grad()
-    def reset(self, worth: Tensor | None = None) -> None:
-        """Start anew.
-
-        Args:
-            worth: What nodes are thought to be worth, in any unit, shape (groups, nodes). Their ranks, as normal
-                scores, are added to the log-odds of the first so many groups.
-        """
+    def reset(self) -> None:
+        """Start anew."""
         self.log_odds.fill_(START)
-        if worth is not None:
-            rank = worth.argsort(-1).argsort(-1)
-            self.log_odds[: len(worth)] += HEAD_START * torch.special.ndtri((rank + 0.5) / worth.shape[-1]).unsqueeze(1)
 
     @torch.no_grad()
     def discretize(self, sizes: Tensor) -> Tensor:

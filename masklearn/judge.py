@@ -95,12 +95,12 @@ class Judge:
                 yield Piece(piece.batch, piece.full, slot)
             elif kept.any():
                 positions = kept.repeat_interleave(piece.batch.scored.sum(1))
-                yield Piece(Batch(*(tensor[kept] for tensor in piece.batch)), piece.full[positions], slot[kept])
+                yield Piece(piece.batch.pick(kept), piece.full[positions], slot[kept])
 
     def _kl(self, piece: Piece, gates: Tensor, sharpness: float = 1.0) -> Tensor:
         """KL summed over the positions of every group, shape (K, groups), of gates (K, groups, nodes)."""
-        input_ids, scored = piece.batch.input_ids, piece.batch.scored
-        masked = self.masked_lm(input_ids, scored, gates[:, piece.slot])
+        input_ids, scored, corrupted = piece.batch.input_ids, piece.batch.scored, piece.batch.corrupted
+        masked = self.masked_lm(input_ids, scored, gates[:, piece.slot], corrupted)
         kl = chunked_kl(piece.full, masked, self.masked_lm.head, sharpness)
         whose = piece.slot.repeat_interleave(scored.sum(1))
         return torch.zeros(gates.shape[:-1], device=gates.device).index_add(1, whose, kl)

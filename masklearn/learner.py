@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,8 +13,9 @@ from masklearn.ablation import Ablation, AblationName
 from masklearn.adapter import EMBEDDED, DTypeName, load_lm
 from masklearn.artifact import Mask, ModelId, Shards
 from masklearn.budget import Lagrangian, Projected, Schedule, resolve_sizes
+from masklearn.constants import RATE, Constants, means
 from masklearn.cut import STAGES, Cut, cut
-from masklearn.data import Batch, MaskData, Part, Plan
+from masklearn.data import Batch, MaskData, Plan
 from masklearn.errors import UserError, require_finite
 from masklearn.gates import GateBank, GateName, open_probability, sample
 from masklearn.graph import NodeGraph
@@ -22,7 +24,6 @@ from masklearn.masked_lm import MaskedLM
 from masklearn.memory import step_that_fits
 from masklearn.objective import chunked_kl
 from masklearn.rows import assign, mean_by_mask
-from masklearn.search import single_ablation
 
 MOST = 10**9
 """The largest count that makes sense for a flag."""
@@ -37,8 +38,6 @@ TEXTS_AT_ONCE = 64
 SHARED_STEPS, OWN_STEPS = (300, 4), (40, 1)
 """Steps and draws where texts share masks, and where every text has its own and polish does more than steps do."""
 USUAL_LR: dict[GateName, float] = {"hard-concrete": 0.4, "mean-field": 0.8}
-WARM_UP_TO = 256
-"""Nodes up to which ablating each of them costs a text about as much as learning its masks."""
 
 
 class MaskLearner(LightningModule):
@@ -51,12 +50,14 @@ class MaskLearner(LightningModule):
         allow_pickle: Read weights that are no safetensors as well; such a file can run code as it is read.
         trust_remote_code: Run the Python files that come with the model, as some on the hub need it: with all that you
             may do on this machine. Name a revision that you have read.
-        sizes: Nodes to keep: counts, or fractions of all nodes below 1; or log:12 for 12 log-spaced sizes. One mask
-            each, learned side by side.
+        sizes: Nodes to keep: counts, or fractions of all nodes below 1; log:12 for 12 log-spaced sizes; or mib for
+            those of the MIB benchmark. One mask each, learned side by side.
         scope: What shares its masks: dataset (all texts), input (each text has its own), or column:NAME (the texts that
             hold the same value in a column).
         max_groups: Groups that a column may make; needed above 64, or where every text has a value of its own.
-        ablation: What a closed node emits: zero, or its mean over the training split.
+        ablation: What a closed node emits: zero; its mean over the training split; its mean-positional, of every
+            position by itself; resample, what it emits at the same position of the corrupted text of the pair (where
+            there are no pairs, of another text); or learned, a constant that is trained along.
         family: Gates in common or apart: nested (one score vector serves every size, so smaller subgraphs lie inside
             larger ones), or independent (every size has gates of its own).
         budget: How the expected size is driven to the one asked for: projected (all gates of a mask are shifted alike,
@@ -65,8 +66,6 @@ class MaskLearner(LightningModule):
         draws: Gate vectors drawn for each text and step, spread over the sizes; by default 4, and 1 with scope input.
         restarts: Times to learn every mask, side by side from different noise; the best one stays.
         block: Groups learned together; by default as many as make 64 texts a step, fewer if memory asks for it.
-        warm_start: Begin from what ablating every node on its own costs, a forward of every text per node; by default
-            with scope input, in models of up to 256 nodes.
         polish: Rounds of swaps after the masks are cut, at most, accepted on the validation split and, where that is
             small, training texts beside it (with scope input: on the text itself); each size on its own, so nested
             masks may cease to be nested. 0 for none.
@@ -95,7 +94,6 @@ class MaskLearner(LightningModule):
         draws: int | None = None,
         restarts: int = 1,
         block: int | None = None,
-        warm_start: bool | None = None,
         polish: int = 4,
         gates: GateName | None = None,
         lr: float | None = None,
@@ -118,7 +116,7 @@ class MaskLearner(LightningModule):
         self.save_hyperparameters()
         self.lm, self.revision, self.seed = lm, revision, seed
         self.dtype_name: DTypeName = dtype
-        self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+        self.trusted: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         self.asked_sizes = sizes
         self.scope, self.max_groups = scope, max_groups
         self.ablation_name: AblationName = ablation
@@ -127,7 +125,7 @@ class MaskLearner(LightningModule):
         self.lr = lr or USUAL_LR[self.gates]
         usual_steps, usual_draws = OWN_STEPS if scope == "input" else SHARED_STEPS
         self.draws, self.restarts = draws or usual_draws, restarts
-        self.asked_block, self.asked_warm_start, self.polish_rounds = block, warm_start, polish
+        self.asked_block, self.polish_rounds = block, polish
         self.schedule = Schedule(steps or usual_steps, temperature)
         self.strict_loading = False  # checkpoints leave the language model out
         self.store = Shards()
@@ -135,7 +133,8 @@ class MaskLearner(LightningModule):
         self._targets: dict[int, Tensor] = {}
         self.size_counts: Tensor
         self._block_at_hand: int | None = None
-        self._worth: Tensor | None = None
+        self.constants: Constants | None = None
+        """What closed nodes emit, where that is learned."""
         self.stages: list[dict[str, float]] = []
         """For every size the KL on the way from soft gates to a discrete mask, mean over groups, on validation text."""
 
@@ -147,7 +146,8 @@ class MaskLearner(LightningModule):
         Raises:
             UserError: If the model cannot be loaded or gated, or a size does not fit it.
         """
-        self.masked_lm = MaskedLM(load_lm(self.lm, self.revision, self.dtype_name, **self.trusted))
+        resampled = Ablation("resample") if self.ablation_name == "resample" else Ablation()
+        self.masked_lm = MaskedLM(load_lm(self.lm, self.revision, self.dtype_name, **self.trusted), resampled)
         self.sizes = resolve_sizes(self.asked_sizes, self.graph.n_nodes)
         self.register_buffer("size_counts", torch.tensor(self.sizes), persistent=False)
 
@@ -156,6 +156,7 @@ class MaskLearner(LightningModule):
             self.load()
         if not hasattr(self, "bank"):
             self.lay_out(self._data)
+        self._settle_ablation()
 
     def lay_out(self, data: MaskData, room: tuple[int, int] | None = None) -> str:
         """Plan which groups are learned together, and make room for the gates of one block.
@@ -212,11 +213,21 @@ class MaskLearner(LightningModule):
     def model_id(self) -> ModelId:
         return ModelId(self.lm, self.revision, self.masked_lm.layout.fingerprint)
 
+    def _settle_ablation(self) -> None:
+        """Run the full model over the training split for what closed nodes emit, as far as that can be known."""
+        batches = (batch.to(self.masked_lm.device) for batch in self._data.loader("train"))
+        if self.ablation_name == "learned":
+            self.constants = Constants(self.masked_lm, batches)
+        elif self.ablation_name.startswith("mean"):
+            self.masked_lm.ablation = means(self.masked_lm, batches, self.ablation_name == "mean-positional")
+
     def on_fit_start(self) -> None:
-        """Run the full model over the training split for the ablation's values."""
-        if self.ablation_name == "mean":
-            batches = (batch.to(self.device) for batch in self._data.loader("train"))
-            self.masked_lm.ablation = self.masked_lm.mean_ablation((b.input_ids, b.real) for b in batches)
+        self._hold_constants()
+
+    def _hold_constants(self) -> None:
+        """Let closed nodes emit what was learned up to here."""
+        if self.constants is not None:
+            self.masked_lm.ablation = self.constants().detach()
 
     def _target(self, batch: Batch) -> Tensor:
         """The full model's hidden states at the batch's scored positions, shape (positions, width)."""
@@ -243,23 +254,15 @@ class MaskLearner(LightningModule):
             self._start_over()
 
     def _take_up(self, block: int) -> None:
-        """What can be known of a block before it is learned: the full model's say, and what every node is worth."""
+        """What can be known of a block before it is learned: what the full model says."""
         self._block_at_hand = block
         groups = self.plan.blocks[block]
         self._targets = self._full_targets(groups)
-        if self.warm_start:
-            self._worth = single_ablation(self._judge("train", groups), self.graph.n_nodes)
 
-    def _judge(self, part: Part, groups: Sequence[int]) -> Judge:
-        """A judge on some groups' texts, with as many rows at a time as a training step has."""
+    def _judge(self, groups: Sequence[int]) -> Judge:
+        """Who selects masks of some groups, with as many rows at a time as a training step has."""
         rows = self._data.texts_per_step() * self.draws * self.restarts * self.block
-        return Judge(self.masked_lm, self._data.loader(part, groups, rows, MOST_TEXTS), groups)
-
-    @property
-    def warm_start(self) -> bool:
-        """Whether gates start from what every node is worth by itself."""
-        small = self.graph.n_nodes <= WARM_UP_TO
-        return self.scope == "input" and small if self.asked_warm_start is None else self.asked_warm_start
+        return Judge(self.masked_lm, self._data.loader("selection", groups, rows, MOST_TEXTS), groups)
 
     def _full_targets(self, groups: Collection[int]) -> dict[int, Tensor]:
         """The full model's hidden states at the scored positions of every text, if that is not too much to keep."""
@@ -274,7 +277,7 @@ class MaskLearner(LightningModule):
 
     def _start_over(self) -> None:
         """New gates in the place of finished ones; nothing is left of what the optimiser knew of those."""
-        self.bank.reset(None if self._worth is None else self._worth.repeat_interleave(self.restarts, 0))
+        self.bank.reset()
         self.budget.reset()
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()
@@ -284,12 +287,11 @@ class MaskLearner(LightningModule):
         if block != self._block_at_hand:
             self._take_up(block)  # a run that goes on just here
         groups = self.plan.blocks[block]
-        judge = self._judge("selection", groups)
+        judge = self._judge(groups)
         log_odds = self._settled(self.size_counts).detach()
-        temperature = self.schedule.temperature[1]
-        found = cut(
-            self.bank, log_odds, self.size_counts, judge, self.restarts, temperature, self._worth, self.polish_rounds
-        )
+        softness, rounds = self.schedule.temperature[1], self.polish_rounds
+        thorough = self.scope != "input"  # what is found for many texts may cost more than what is found for one
+        found = cut(self.bank, log_odds, self.size_counts, judge, self.restarts, softness, rounds, thorough)
         self.store.put(block, groups, vars(found))
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -323,7 +325,9 @@ class MaskLearner(LightningModule):
         masks, noise = self._draw(batch)
         gates = log_odds.flatten(0, 1)[masks]  # (rows, inputs, nodes)
         gates = open_probability(gates) if self.gates == "mean-field" else sample(gates, self.temperature, noise)
-        masked = self.masked_lm(batch.input_ids, batch.scored, gates)  # (rows, positions, width)
+        if self.constants is not None:
+            self.masked_lm.ablation = self.constants()
+        masked = self.masked_lm(batch.input_ids, batch.scored, gates, batch.corrupted)  # (rows, positions, width)
         kl = chunked_kl(self._target(batch), masked, self.masked_lm.head)  # (rows, positions)
         whose = masks.repeat_interleave(batch.scored.sum(1), dim=1)
         kl, count = mean_by_mask(kl, whose, log_odds[..., 0].numel())
@@ -354,6 +358,7 @@ class MaskLearner(LightningModule):
         """The gates descend, and then the budget follows."""
         step = self.block_step
         super().optimizer_step(*args, **kwargs)
+        self._hold_constants()
         stiffness, bound = self.schedule.stiffness_at(step), self.schedule.bound_at(step, self.graph.n_nodes)
         self.budget.after_step(self.bank.log_odds.data, self._error, stiffness, bound)
 
@@ -381,7 +386,7 @@ class MaskLearner(LightningModule):
         """KL of the masks as they would be cut now."""
         masks = self.bank.discretize(self.size_counts)[0].float()
         gates = masks[:, None].expand(-1, len(batch.input_ids), -1)
-        masked = self.masked_lm(batch.input_ids, batch.scored, gates)
+        masked = self.masked_lm(batch.input_ids, batch.scored, gates, batch.corrupted)
         kl = chunked_kl(self.masked_lm.full(batch.input_ids, batch.scored), masked, self.masked_lm.head).mean(-1)
         named = {f"val/kl/s={s}": value for s, value in zip(self.sizes, kl, strict=True)}
         self.log_dict(named, batch_size=int(batch.scored.sum()))
@@ -389,7 +394,10 @@ class MaskLearner(LightningModule):
     def configure_optimizers(self) -> Any:
         # No weight decay: it would pull log-odds to 0, where a gate is open in half of all draws. Short memories, since
         # gradients shrink by orders of magnitude as gates make up their minds, and momentum overshoots the budget.
-        optimizer = torch.optim.Adam(self.bank.parameters(), lr=self.lr, betas=(0.8, 0.95))
+        learned: list[dict[str, Any]] = [{"params": self.bank.parameters(), "lr": self.lr}]
+        if self.constants is not None:
+            learned.append({"params": self.constants.parameters(), "lr": RATE})
+        optimizer = torch.optim.Adam(learned, betas=(0.8, 0.95))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -417,6 +425,9 @@ class MaskLearner(LightningModule):
         found = Cut(**self.store.gather(len(self.plan.blocks)))
         by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
         self.stages = [{"s": s, **dict(zip(STAGES, kl, strict=True))} for s, kl in by_size]
+        if self.constants is not None:
+            train, selection = (partial(self._data.loader, part) for part in ("train", "selection"))
+            self.constants.refit(self.masked_lm, found.mask, train, selection)
         return Mask(
             mask=found.mask,
             scores=found.scores,

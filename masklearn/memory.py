@@ -58,5 +58,5 @@ def bytes_per_row(masked_lm: MaskedLM, tokens: int) -> int:
     input_ids = torch.zeros(1, tokens, dtype=torch.long, device=masked_lm.device)
     gates = torch.ones(1, 1, masked_lm.graph.n_nodes, device=masked_lm.device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        masked_lm(input_ids, torch.ones_like(input_ids, dtype=torch.bool), gates)
+        masked_lm(input_ids, torch.ones_like(input_ids, dtype=torch.bool), gates, input_ids)
     return max(1, sum(kept.values()))

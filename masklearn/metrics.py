@@ -1,5 +1,6 @@
 """How close a subgraph's next-token distributions are to the full model's, as torchmetrics."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -116,3 +117,86 @@ class SubgraphMetrics(Metric):
         median = (nuclei.cumsum(-1) * 2 >= positions).long().argmax(-1)
         means["nucleus_median"] = torch.tensor((0, *NUCLEI), device=median.device)[median]
         return means | {f"{name}_by_group": getattr(self, name) / self.positions for name in ("kl", "tv")}
+
+
+def unigram(counts: Mapping[int, int], vocabulary: int) -> Tensor:
+    """Log-probabilities (vocabulary,) of tokens drawn as often as they were counted, float32.
+
+    Half a count more for every token, so that none is impossible (Krichevsky and Trofimov 1981).
+    """
+    found = torch.full((vocabulary,), 0.5, dtype=torch.float64)
+    known = {token: count for token, count in counts.items() if token < vocabulary}
+    found[list(known)] += torch.tensor(list(known.values()), dtype=torch.float64)
+    return (found / found.sum()).log().float()
+
+
+class TextMetrics(Metric):
+    """Means over the scored positions of every text by itself, for K subgraphs side by side. In nats, but for `tv`.
+
+    `compute` gives tensors of shape (K, texts): `kl`, `tv`, `unigram_kl` (KL from the unigram distribution to the
+    subgraph's, as `kl` is that from the full model's), and `recovered`, of one more dimension: the share of positions
+    at which each of `NUCLEI` is recovered. And of shape (texts,), of the full model alone: `entropy` of its
+    distributions, `loss` (negative log-probability of the token that came), `next_rarity` and `last_rarity` (negative
+    log-probability in the unigram distribution of the token that came, and of the last one that was read). NaN where
+    no token came.
+    """
+
+    full_state_update = False
+    kl: Tensor
+    tv: Tensor
+    unigram_kl: Tensor
+    recovered: Tensor
+    entropy: Tensor
+    loss: Tensor
+    next_rarity: Tensor
+    last_rarity: Tensor
+    positions: Tensor
+    labelled: Tensor
+
+    def __init__(self, n_masks: int, n_texts: int, counts: Mapping[int, int], **kwargs: Any) -> None:
+        """For so many subgraphs and texts, of a corpus in which every token comes so often."""
+        super().__init__(**kwargs)
+        self.counts, self.unigram = counts, torch.empty(0)
+        for name in ("kl", "tv", "unigram_kl"):
+            self.add_state(name, torch.zeros(n_masks, n_texts, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("recovered", torch.zeros(n_masks, n_texts, len(NUCLEI)), dist_reduce_fx="sum")
+        for name in ("entropy", "loss", "next_rarity", "last_rarity", "positions", "labelled"):
+            self.add_state(name, torch.zeros(n_texts, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self, full: Tensor, masked: Tensor, labels: Tensor, text: Tensor, read: Tensor, masks: slice = slice(None)
+    ) -> None:
+        """Take in some positions.
+
+        Args:
+            full: The full model's log-probabilities, shape (positions, vocabulary).
+            masked: Those of the subgraphs that `masks` says, shape (K, positions, vocabulary).
+            labels: The token that came next, or -1 where the text ended. Shape (positions,).
+            text: Place of every position's text, shape (positions,).
+            read: The token at every position, shape (positions,).
+            masks: Which of the subgraphs these are; the full model is looked at with the first.
+        """
+        if not len(self.unigram):
+            self.unigram = unigram(self.counts, full.shape[-1]).to(full.device)
+        self.kl[masks] = self.kl[masks].index_add(1, text, kl_divergence(full, masked).double())
+        self.tv[masks] = self.tv[masks].index_add(1, text, tv_distance(full, masked).double())
+        far = kl_divergence(self.unigram, masked).double()
+        self.unigram_kl[masks] = self.unigram_kl[masks].index_add(1, text, far)
+        reached = recovered_nucleus(full, masked)[..., None] >= torch.tensor(NUCLEI, device=full.device)
+        self.recovered[masks] = self.recovered[masks].index_add(1, text, reached.float())
+        if masks.start:
+            return
+        self.positions.index_add_(0, text, torch.ones_like(text, dtype=torch.float64))
+        self.entropy.index_add_(0, text, -(full.exp() * full).nan_to_num().sum(-1).double())
+        self.last_rarity.index_add_(0, text, -self.unigram[read].double())
+        came = labels >= 0
+        text, labels = text[came], labels[came]
+        self.labelled.index_add_(0, text, torch.ones_like(text, dtype=torch.float64))
+        self.loss.index_add_(0, text, -full[came].gather(-1, labels[:, None])[:, 0].double())
+        self.next_rarity.index_add_(0, text, -self.unigram[labels].double())
+
+    def compute(self) -> dict[str, Tensor]:
+        found = {name: getattr(self, name) / self.positions for name in ("kl", "tv", "unigram_kl")}
+        found |= {"recovered": self.recovered / self.positions[:, None]}
+        found |= {name: getattr(self, name) / self.positions for name in ("entropy", "last_rarity")}
+        return found | {name: getattr(self, name) / self.labelled for name in ("loss", "next_rarity")}

@@ -18,7 +18,9 @@ STRIDE = 4
 """On the way to the next size a mask gains or loses at most one node for so many of its own at once."""
 GAIN = 0.1
 """Share of its KL that a mask must lose in a round to be worth another."""
-ENOUGH = 1e-4
+PROMISING = 2.0
+"""A mask whose KL is up to so many times another's may become better by swaps."""
+ENOUGH = 1e-5
 """Nats below which a mask is as good as any and is polished no further."""
 FEW = 20
 """Nodes up to which all subgraphs can be tried."""
@@ -101,34 +103,40 @@ def single_ablation(judge: Judge, n_nodes: int) -> Tensor:
     return judge(each[:, None].expand(-1, judge.n_groups, -1)).T
 
 
-def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: bool = False) -> tuple[Tensor, Tensor]:
     """Swap nodes of every mask as long as that lowers its KL; sizes stay what they are.
 
-    From the largest size down to the smallest, each mask starts from what was learned, or, if that is better, from the
-    polished mask of the next larger size made smaller. Then the way back: from the smallest size up, each is held
-    against the mask of the next smaller size made larger. Nodes are opened where the gradient favours it, and closed
-    where the score is low; of those first in line a few are tried, and the best is taken. A round of swaps opens one
-    node and closes another; a mask is done when that gains little. Each is polished on its own, so nested masks may
-    cease to be nested.
+    From the largest size down to the smallest, each mask is held against the polished mask of the next larger size made
+    smaller; then the way back, from the smallest size up, against the mask of the next smaller size made larger. The
+    better one is polished, or if `thorough`, both are, and the better one stays. Nodes are opened where the gradient
+    favours it, and closed where the score is low; of those first in line a few are tried, and the best is taken. A
+    round of swaps opens one node and closes another; a mask is done when that gains little. Each is polished on its
+    own, so nested masks may cease to be nested.
 
     Args:
         judge: Says what is better.
         masks: Boolean, shape (sizes, groups, nodes), sizes ascending.
         scores: What nodes are worth, as far as is known; same shape.
-        rounds: Swaps to make in a mask at most, on each of the two ways.
+        rounds: Swaps to make in a mask at a time, at most.
+        thorough: Whether to polish also what does not look better yet.
 
     Returns:
         The masks and their KL, shapes (sizes, groups, nodes) and (sizes, groups).
     """
     masks, kl = masks.clone(), judge(masks)
-    everyone = torch.arange(judge.n_groups, device=masks.device)
-    down, up = range(len(masks) - 2, -1, -1), range(1, len(masks))
-    _swap_some(judge, masks[-1], kl[-1], scores[-1], everyone, rounds)
+    everyone, last = torch.arange(judge.n_groups, device=masks.device), len(masks) - 1
+    for i in range(len(masks)) if thorough else [last]:
+        _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds)
+    down, up = range(last - 1, -1, -1), range(1, last + 1)
     for i, neighbour in [*((i, i + 1) for i in down), *((i, i - 1) for i in up)]:
-        before = kl[i].clone()
-        _take(masks[i], kl[i], everyone, *_resized(judge, masks[neighbour], scores[i], int(masks[i, 0].sum())))
-        changed = everyone if neighbour > i else everyone[kl[i] < before]
-        _swap_some(judge, masks[i], kl[i], scores[i], changed, rounds)
+        other, other_kl = _resized(judge, masks[neighbour], scores[i], int(masks[i, 0].sum()))
+        if thorough:
+            promising = everyone[other_kl < PROMISING * kl[i]]
+            _swap_some(judge, other, other_kl, scores[i], promising, rounds)
+        better = other_kl < kl[i]
+        _take(masks[i], kl[i], everyone, other, other_kl)
+        if not thorough:
+            _swap_some(judge, masks[i], kl[i], scores[i], everyone if neighbour > i else everyone[better], rounds)
     return masks, kl
 
 

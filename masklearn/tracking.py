@@ -12,6 +12,7 @@ from secrets import token_hex
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import wandb
 from lightning import Callback, LightningModule, Trainer
@@ -24,6 +25,8 @@ from masklearn.files import write_whole
 from masklearn.learner import MaskLearner
 
 PROJECT = "masklearn"
+MOST_ROWS = 10_000
+"""Rows of a table that W&B shows."""
 HISTOGRAM_EVERY = 50
 """Steps between two histograms of the gates."""
 START, FINISH = 15.0, 60.0
@@ -211,6 +214,42 @@ def _log_results(
 def finish(logger: Tracker) -> None:
     """Send what has not been sent yet, or say how to, if that takes too long."""
     logger.attempt(logger.run.finish)
+
+
+def log_study(folder: Path, config: dict[str, Any], tables: Mapping[str, pd.DataFrame], figures: Iterable[Path]) -> str:
+    """Log a study as a run of its own: its tables, its figures and its findings.
+
+    Args:
+        folder: The study's folder, into which an offline run goes.
+        config: What was asked for.
+        tables: By name; of large ones, the first rows.
+        figures: PNG files.
+
+    Returns:
+        A line that says where it went.
+    """
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    start = partial(wandb.init, project=project, name=folder.name, job_type="study", dir=folder, config=config)
+    run, why = _started(start)
+    where = _whereabouts(run, why)
+    tracker = Tracker(run, project=project, save_dir=folder)
+    tracker.attempt(lambda: _log_study(run, tables, figures))
+    finish(tracker)
+    return where
+
+
+def _log_study(run: Run, tables: Mapping[str, pd.DataFrame], figures: Iterable[Path]) -> None:
+    logged: dict[str, Any] = {f"study/{name}": _logged(table) for name, table in tables.items() if len(table)}
+    run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
+    for row in tables["findings"].to_dict("records"):
+        run.summary[f"finding/{row['finding']}/{row['bank']}"] = row["verdict"]
+    for row in tables["phases"].to_dict("records"):
+        run.summary[f"phase/{row['what']}/{row['bank']}"] = row["s"]
+
+
+def _logged(table: pd.DataFrame) -> wandb.Table:
+    rows = table.head(MOST_ROWS).astype(object)
+    return wandb.Table(dataframe=rows.where(rows.notna(), None))
 
 
 def _node_table(mask: Mask) -> wandb.Table:

@@ -29,8 +29,16 @@ def bank(ablation: ml.Ablation = ml.Ablation()) -> ml.Mask:
     )
 
 
+def values(name: str, positions: int = 1) -> ml.Ablation:
+    """Of two layers of two heads, which are not of the same width."""
+    heads = tuple(torch.randn(1, positions, 2, width) for width in (3, 5))
+    return ml.Ablation(name, heads, tuple(torch.randn(1, positions, 1, 6) for _ in heads))  # pyright: ignore
+
+
 @pytest.mark.parametrize(
-    "ablation", [ml.Ablation(), ml.Ablation("mean", torch.randn(2, 2, 3), torch.randn(2, 6))], ids=["zero", "mean"]
+    "ablation",
+    [ml.Ablation(), values("mean"), values("mean-positional", 4), ml.Ablation("resample"), values("learned")],
+    ids=lambda ablation: ablation.name,
 )
 def test_a_file_brings_back_all_that_was_saved(tmp_path: Path, ablation: ml.Ablation) -> None:
     saved = bank(ablation)
@@ -42,8 +50,9 @@ def test_a_file_brings_back_all_that_was_saved(tmp_path: Path, ablation: ml.Abla
         elif name != "ablation":
             assert getattr(loaded, name) == value
     assert loaded.ablation.name == ablation.name
-    for name, value in ablation.values().items():
-        assert torch.equal(loaded.ablation.values()[name], value)
+    assert loaded.ablation.filed().keys() == ablation.filed().keys()
+    for name, value in ablation.filed().items():
+        assert torch.equal(loaded.ablation.filed()[name], value)
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["mask.safetensors"]  # nothing left aside
 
 
@@ -54,7 +63,28 @@ def test_other_tools_can_read_the_file(tmp_path: Path) -> None:
         metadata = {key: json.loads(value) for key, value in file.metadata().items()}
     assert metadata["nodes"] == ["a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1"]
     assert metadata["model"] == {"lm": "some/model", "revision": "main", "fingerprint": "0123456789abcdef"}
-    assert (metadata["format"], metadata["masklearn"]) == (1, "0.1.0")
+    assert (metadata["format"], metadata["masklearn"]) == (2, "0.1.0")
+
+
+def test_means_of_the_first_format_are_still_read(tmp_path: Path) -> None:
+    """They were stacked over layers: heads (layers, heads, width), MLPs (layers, width)."""
+    bank(ml.Ablation()).save(tmp_path / "mask.safetensors")
+    with safe_open(tmp_path / "mask.safetensors", framework="pt") as file:
+        metadata = file.metadata() | {"format": "1", "ablation": '"mean"'}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    heads, mlps = torch.randn(2, 2, 3), torch.randn(2, 6)
+    save_file(tensors | {"ablation.heads": heads, "ablation.mlps": mlps}, tmp_path / "old.safetensors", metadata)
+    found = ml.Mask.load(tmp_path / "old.safetensors").ablation
+    assert found.name == "mean"
+    for layer in range(2):
+        assert torch.equal(found.heads[layer][0, 0], heads[layer])
+        assert torch.equal(found.mlps[layer][0, 0, 0], mlps[layer])
+
+
+def test_values_that_do_not_fit_the_graph_are_refused() -> None:
+    three = ml.Ablation("mean", values("mean").heads * 2, values("mean").mlps * 2)
+    with pytest.raises(ValueError, match=r"values for 4 layers of \{2\} heads, expected 2 of 2"):
+        bank(three)
 
 
 def test_select_by_count_and_by_share() -> None:
@@ -120,7 +150,7 @@ def test_what_is_no_mask_file_is_a_clear_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("ablation", "message"),
-    [("mean", "mean ablation comes with 0 tensors"), ("magic", "no ablation 'magic'")],
+    [("mean", "mean ablation comes with values for 0 layers"), ("magic", "no ablation 'magic'")],
 )
 def test_an_ablation_that_does_not_add_up_is_refused(
     tmp_path: Path, ablation: str, message: str, good: Path, monkeypatch: pytest.MonkeyPatch
@@ -135,10 +165,10 @@ def test_an_ablation_that_does_not_add_up_is_refused(
 
 
 def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("masklearn.artifact.FORMAT", 2)
+    monkeypatch.setattr("masklearn.artifact.FORMAT", 3)
     bank().save(tmp_path / "mask.safetensors")
     monkeypatch.undo()
-    with pytest.raises(ml.UserError, match="mask.safetensors: it has format 2; this masklearn reads up to 1"):
+    with pytest.raises(ml.UserError, match="mask.safetensors: it has format 3; this masklearn reads up to 2"):
         ml.Mask.load(tmp_path / "mask.safetensors")
 
 

@@ -131,5 +131,5 @@ def test_log_spaced_sizes_by_hand() -> None:
 
 @pytest.mark.parametrize("sizes", ["log:", "log:0", "log:-3", "log:1.5", "lin:12", "12"])
 def test_words_that_are_no_sizes(sizes: str) -> None:
-    with pytest.raises(ml.UserError, match="give numbers, for example .* or log:12 for 12 log-spaced sizes"):
+    with pytest.raises(ml.UserError, match="give numbers, for example .*, log:12 for 12 log-spaced sizes, or mib"):
         resolve_sizes(sizes, 45)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 import masklearn as ml
 from masklearn.data import Plan
+from masklearn.data.columns import Text
 from masklearn.data.splits import Groups
 from masklearn.data.steps import StepSampler, Texts
-from masklearn.data.texts import Text
+from masklearn.data.tokens import Encoded
 
 TEXTS = [
     f"the {noun} near the dogs {verb} ."
@@ -316,7 +317,7 @@ def test_pad_tokens_of_the_text_itself_count(tmp_path: Path) -> None:
 def test_a_loader_gives_the_first_texts_of_the_groups_asked_for() -> None:
     data = ml.MaskData(task="names", limit=12, scope="input")
     data.setup()
-    data.parts["all"] = Texts([[1, 2]] * 7, [0, 1, 0, 2, 1, 0, 1])
+    data.parts["all"] = Texts([Encoded(0, "", [1, 2])] * 7, [0, 1, 0, 2, 1, 0, 1])
     places = [[int(i) for batch in data.loader("all", groups, 2, most) for i in batch.place]
               for groups, most in ((None, None), (None, 2), ({0, 2}, None), ([1], 1))]  # fmt: skip
     assert places == [list(range(7)), [0, 1, 2, 3, 4], [0, 2, 3, 5], [1]]

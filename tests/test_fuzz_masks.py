@@ -19,7 +19,7 @@ VALUES = ["null", "3", "-1", '"x"', "[]", "{}", "[3]", '[["a"]]', "1e999", "NaN"
 """JSON texts that are right for none of the keys, or for few."""
 FITTING = {
     ("config", "{}"), ("metrics", "[]"), ("metrics", "[3]"), ("metrics", '[["a"]]'), ("masklearn", '"x"'),
-    ("format", "-1"),
+    ("positions", '"x"'), ("format", "-1"),
 }  # fmt: skip
 EVIL = [
     "../../../etc/passwd", "/etc/passwd", "; touch pwned", "$(touch pwned)", "`touch pwned`", "a\nb", "\x1b[2J", "%s%n",

@@ -13,9 +13,9 @@ HOUSE = Path(masklearn.__file__).parent
 FLOORS = {
     0: ["errors", "graph", "gates", "budget", "objective", "rows"],
     1: ["adapter", "ablation", "artifact", "check", "files", "masked_lm", "memory", "tiny"],
-    2: ["data", "judge", "search", "cut", "learner"],
-    3: ["metrics", "baselines", "evaluation"],
-    4: ["report", "tracking"],
+    2: ["data", "judge", "search", "cut", "constants", "learner"],
+    3: ["answers", "metrics", "baselines", "evaluation"],
+    4: ["density", "report", "tracking"],
     5: ["cli"],
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -23,6 +23,9 @@ ROOMS = [path for path in sorted(HOUSE.rglob("*.py")) if path != HOUSE / "__init
 ONLY = {
     "wandb": {"tracking"},
     "matplotlib": {"report"},
+    "jinja2": {"report"},
+    "scipy": {"density"},
+    "pandas": {"density", "report", "tracking"},
     "jsonargparse": {"cli", "tiny"},
     "transformers": {"adapter", "check", "masked_lm", "data", "cli", "tiny"},
 }

@@ -54,29 +54,37 @@ def test_checkpoints_leave_the_model_out(tmp_path: Path) -> None:
     assert set(state) == {"bank.log_odds", "budget.multiplier"}
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize("ablation", ["zero", "mean"])
-def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str, method: dict) -> None:
-    """A model in which all but four nodes add nothing: they are the best subgraph of four nodes, and a perfect one."""
-    planted = {"a0.h1", "m0", "a2.h3", "m3"}
+PLANTED = {"a0.h1", "m0", "a2.h3", "m3"}
+
+
+def planted(folder: Path) -> str:
+    """The embedded model, in which all but four nodes add nothing, in a folder."""
     lm = ml.load_lm()
     layout = MaskedLM(lm).layout
     for node in layout.graph.nodes:
-        if node.name not in planted:
+        if node.name not in PLANTED:
             site = layout.sites[node.layer]
             if node.head is None:
-                site.mlp.down_proj.weight.zero_()
+                site.mlp.get_parameter("down_proj.weight").zero_()
             else:
                 weight = site.heads.get_parameter("weight")
                 width = weight.shape[1] // layout.graph.n_heads
                 weight[:, node.head * width : (node.head + 1) * width] = 0
-    lm.save_pretrained(tmp_path / "lm")
-    ml.load_tokenizer().save_pretrained(tmp_path / "lm")
+    lm.save_pretrained(folder)
+    ml.load_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str, method: dict) -> None:
+    """A model in which all but four nodes add nothing: they are the best subgraph of four nodes, and a perfect one."""
+    lm = planted(tmp_path / "lm")
     data = {"positions": "all", "batch_size": 8}
     learner = learn(
         tmp_path,
         data,
-        str(tmp_path / "lm"),
+        lm,
         sizes=[2, 4, 12],
         ablation=ablation,
         steps=200 if method is LAGRANGIAN else 100,
@@ -84,8 +92,8 @@ def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str, method: di
     )
     mask = learner.discretize()
     kept = {name for name, keep in zip(mask.graph.names, mask.select(s=4), strict=True) if keep}
-    assert kept == planted
-    assert planted > {name for name, keep in zip(mask.graph.names, mask.select(s=2), strict=True) if keep}
+    assert kept == PLANTED
+    assert {name for name, keep in zip(mask.graph.names, mask.select(s=2), strict=True) if keep} < PLANTED
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)

@@ -86,7 +86,6 @@ def test_mean_ablation_is_what_brute_force_gives(masked_lm: MaskedLM, tokens: Te
     lm, graph = masked_lm.lm, masked_lm.graph
     batches = [(tokens[:1], real[:1]), (tokens[1:], real[1:])]
     ablation = masked_lm.mean_ablation(iter(batches))
-    assert ablation.heads is not None and ablation.mlps is not None
 
     outputs = {name: [] for name in graph.names}  # by the written-out forward: what passes each node, all gates open
 

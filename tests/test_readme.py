@@ -38,6 +38,16 @@ def desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, seed in (("prompts.jsonl", 1), ("other.jsonl", 2)):
         texts = [text for text, _ in zip(tasks.texts(seed), range(30), strict=False)]
         (tmp_path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    pairs = [
+        {
+            "clean": p.text,
+            "corrupted": p.corrupted,
+            "answer": f" {p.answers[0]}",
+            "wrong_answer": f" {p.wrong_answers[0]}",
+        }
+        for p, _ in zip(tasks.prompts("names", 1), range(30), strict=False)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     return tmp_path

@@ -127,14 +127,15 @@ def test_single_ablation_closes_one_node_at_a_time(masked_lm: MaskedLM) -> None:
     assert missed[1, 4].item() == pytest.approx(by_hand(masked_lm, mask, GROUPS[1]), abs=1e-5)
 
 
-def test_polish_never_makes_worse_keeps_sizes_and_comes_close_to_the_best(masked_lm: MaskedLM) -> None:
+@pytest.mark.parametrize("thorough", [False, True])
+def test_polish_never_makes_worse_keeps_sizes_and_comes_close_to_the_best(masked_lm: MaskedLM, thorough: bool) -> None:
     """Every subgraph of 3 of 15 nodes is tried; from arbitrary scores most of the way is made."""
     n_nodes = masked_lm.graph.n_nodes
     sizes = torch.tensor([3, 8, n_nodes])
     judge = Judge(masked_lm, texts(), GROUPS)
     scores = torch.rand(3, 3, n_nodes, generator=torch.Generator().manual_seed(2))
     masks = top(scores, sizes[:, None])
-    polished, kl = polish(judge, masks, scores, rounds=8)
+    polished, kl = polish(judge, masks, scores, rounds=8, thorough=thorough)
     assert torch.equal(polished.sum(-1), masks.sum(-1))
     assert (kl <= judge(masks) + 1e-6).all()
     assert_close(kl, judge(polished), atol=1e-5, rtol=1e-4)
@@ -169,7 +170,7 @@ def test_the_best_restart_stays(masked_lm: MaskedLM) -> None:
         bank = GateBank(8, family_sizes, n_nodes)  # room for four groups of two restarts; three are there
         torch.nn.init.normal_(bank.log_odds, generator=torch.Generator().manual_seed(3))
         settled = Projected().settle(bank.log_odds.detach().expand(-1, 2, -1), sizes)
-        found = cut(bank, settled, sizes, judge, restarts=2, temperature=0.5, worth=None, rounds=0)
+        found = cut(bank, settled, sizes, judge, restarts=2, temperature=0.5, rounds=0)
         masks, scores = found.mask, found.scores
         assert masks.shape == (3, 2, n_nodes) and scores.shape == (3, family_sizes, n_nodes)
         each = bank.discretize(sizes).unflatten(0, (4, 2))[:3].permute(1, 2, 0, 3)  # (restarts, sizes, groups, nodes)
@@ -189,7 +190,7 @@ def test_what_cutting_costs_is_said(masked_lm: MaskedLM) -> None:
     torch.nn.init.normal_(bank.log_odds, generator=torch.Generator().manual_seed(3))
     masks = bank.discretize(sizes)
     certain = torch.where(masks, 20.0, -20.0)
-    found = cut(bank, certain, sizes, judge, restarts=1, temperature=0.5, worth=None, rounds=4)
+    found = cut(bank, certain, sizes, judge, restarts=1, temperature=0.5, rounds=4)
     soft, sampled, discrete, polished = found.kl.unbind(-1)
     assert_close(soft, discrete, atol=1e-5, rtol=1e-4)
     assert_close(sampled, discrete, atol=1e-5, rtol=1e-4)
@@ -197,6 +198,6 @@ def test_what_cutting_costs_is_said(masked_lm: MaskedLM) -> None:
     assert_close(polished, judge(found.mask.transpose(0, 1)).T, atol=1e-5, rtol=1e-4)
     assert polished.mean() < discrete.mean()
     unsure = Projected().settle(bank.log_odds.detach().expand(-1, 2, -1), sizes)
-    soft, sampled, *_ = cut(bank, unsure, sizes, judge, 1, 0.5, worth=None, rounds=0).kl.unbind(-1)
+    soft, sampled, *_ = cut(bank, unsure, sizes, judge, 1, 0.5, rounds=0).kl.unbind(-1)
     assert_close(soft, judge(unsure.sigmoid().transpose(0, 1)).T, atol=1e-5, rtol=1e-4)
     assert not torch.isclose(soft, discrete, rtol=0.01).any() and not torch.isclose(sampled, soft, rtol=0.01).any()

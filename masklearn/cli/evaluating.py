@@ -3,6 +3,9 @@
 import json
 import re
 import sys
+import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,11 +13,14 @@ import torch
 from jsonargparse import ArgumentParser
 
 from masklearn import evaluation
+from masklearn.ablation import KEPT, AblationName
 from masklearn.adapter import DTypeName, load_lm
 from masklearn.artifact import Mask, ModelId
-from masklearn.baselines import CONTROLS, Baseline
+from masklearn.baselines import CONTROLS, UNGUIDED, Baseline
+from masklearn.cli import studying
 from masklearn.cli.folder import RESULTS
 from masklearn.cli.parsing import explained
+from masklearn.constants import settled
 from masklearn.data import MaskData, Part
 from masklearn.errors import UserError
 from masklearn.files import write_whole
@@ -35,12 +41,19 @@ class EvaluateFlags:
         dtype: Precision of the weights; that of the mask's run by default.
         part: Texts that count: test, validation, train or all. By default the test split of the mask's own data, and
             all of other data.
+        ablation: What closed nodes emit: zero, mean, mean-positional, resample or learned; or a list of them, for one
+            table. That of the mask's run by default; values that the mask file lacks are found on the training texts
+            of the mask's run.
         baselines: Other ways to choose subgraphs of the same sizes, to stand beside: random, random-matched (as many
             heads and MLPs), norm, attribution, integrated-gradients, single-ablation, greedy, greedy-forward, swap,
             exhaustive (up to 20 nodes). Those that look at texts look at those that the mask was learned on. Searches
             take long: greedy runs every text about half as often as the square of the number of nodes.
         baseline_texts: Texts of every group that baselines look at, at most.
-        out: Folder to write metrics.json to.
+        study: Make the study of computation density of these masks: tables, figures and report.html in --out. By
+            default where every mask is of single texts.
+        seed: Seed of the study's resamples and permutations.
+        track: Log the study to Weights & Biases.
+        out: Folder to write metrics.json to; runs/study-<time> by default for a study.
         allow_pickle: Read weights that are no safetensors as well; such a file can run code as it is read.
         trust_remote_code: Run the Python files that come with the model. Never taken from a mask file.
     """
@@ -51,15 +64,22 @@ class EvaluateFlags:
         lm: str | None = None,
         dtype: DTypeName | None = None,
         part: Part | None = None,
+        ablation: AblationName | list[AblationName] | None = None,
         baselines: list[Baseline] | None = None,
         baseline_texts: int = 64,
+        study: bool | None = None,
+        seed: int = 0,
+        track: bool = True,
         out: str | None = None,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         self.mask, self.lm, self.out = mask, lm, out
         self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-        self.baselines, self.baseline_texts = baselines or CONTROLS, baseline_texts
+        self.ablations: list[AblationName] | None = [ablation] if isinstance(ablation, str) else ablation
+        self.study, self.seed, self.track = study, seed, track
+        self.baselines: Sequence[Baseline] = baselines or CONTROLS
+        self.baseline_texts = baseline_texts
         if baseline_texts < 1:
             raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")
         self.dtype: DTypeName | None = dtype
@@ -82,17 +102,37 @@ def run_evaluation(args: list[str] | None) -> None:
         overrides = parser.parse_args(appended, defaults=False)
     flags = EvaluateFlags(**{key: value for key, value in overrides.as_dict().items() if key != "data"})
     asked = overrides.as_dict().get("data", {})
+    masks = [Mask.load(path) for path in flags.mask]
+    flags = studying.settled(flags, masks)
     file = Path(flags.out) / RESULTS if flags.out else None
     if file and file.exists():
         raise UserError(f"{file} is there already, and kept. Choose another --out")
-    results = []
-    for path in flags.mask:
-        described, words = _evaluate_one(path, flags, asked)
-        print(f"{path}: {words}\n\n{evaluation.table(described['sizes'])}\n")
-        results.append({"mask": path} | described | {"text": words})
+    results, banks, learned_under = [], [], {}
+    for path, mask in zip(flags.mask, masks, strict=True):
+        found, evaluated = _evaluate_one(path, mask, flags, asked)
+        learned_under[path] = mask.ablation.name
+        banks += evaluated
+        for described in found:
+            if len(found) == 1:
+                print(f"{path}: {described['text']}\n\n{evaluation.told(described)}\n", flush=True)
+            results.append({"mask": path} | described)
+    if flags.ablations and len(flags.ablations) > 1:
+        print(f"KL under each ablation, in nats per scored token:\n\n{_side_by_side(results, learned_under)}\n")
     if file:
         write_whole(file, json.dumps(results[0] if len(results) == 1 else results, indent=2).encode())
         print(f"Written: {file}")
+    if flags.study:
+        studying.write(banks, flags)
+
+
+def _side_by_side(results: list[dict[str, Any]], learned_under: dict[str, str]) -> str:
+    """One line for every mask and size, one column for every ablation that it was evaluated under."""
+    kl = {(one["mask"], row["s"], one["ablation"]): row["kl"] for one in results for row in one["sizes"]}
+    names = list(dict.fromkeys(one["ablation"] for one in results))
+    lines = [["mask", "learned under", "s", *names]]
+    for path, s in dict.fromkeys((path, s) for path, s, _ in kl):
+        lines.append([path, learned_under[path], str(s), *(f"{kl[path, s, name]:.3f}" for name in names)])
+    return evaluation.aligned(lines)
 
 
 def _other(own: dict[str, Any], asked: dict[str, Any]) -> bool:
@@ -114,13 +154,17 @@ def _own_settings(path: str, mask: Mask) -> dict[str, Any]:
     parser.add_class_arguments(MaskData, "data", skip=set(LINKED))
     try:
         with explained(parser):
-            return parser.parse_object({"data": told}).as_dict()["data"] if told else {}
+            found = parser.parse_object({"data": {"positions": mask.positions} | told}).as_dict()["data"]
+            return {key: found[key] for key in told}
     except UserError as error:
         raise UserError(f"{path} tells of settings that it cannot have been learned with: {error}") from error
 
 
-def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    mask = Mask.load(path)
+def _evaluate_one(
+    path: str, mask: Mask, flags: EvaluateFlags, asked: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[studying.Evaluated]]:
+    """What `metrics.json` says of a mask under every ablation asked for; and what a study takes of each."""
+    began = time.monotonic()
     lm_name, revision = flags.lm or mask.model.lm, None if flags.lm else mask.model.revision
     own = _own_settings(path, mask)
     scope = mask.config.get("model", {}).get("scope", "dataset")
@@ -148,13 +192,37 @@ def _evaluate_one(path: str, flags: EvaluateFlags, asked: dict[str, Any]) -> tup
     mask.require(ModelId(lm_name, revision, masked_lm.layout.fingerprint))
     data = texts(**(kept if other else own) | asked)
     mask = mask.of(data.groups.names)
-    judge = None
-    if set(flags.baselines) - set(CONTROLS):  # they choose on what the mask was learned on
-        learned_on = texts(**own) if other else data
+    for remark in data.remarks:
+        print(remark)
+    names = flags.ablations or [mask.ablation.name]
+    learned_on, judge = data, None
+    lacking = set(names) & KEPT - {mask.ablation.name}
+    if lacking and not own:
+        raise UserError(
+            f"{path} has no values for {' and '.join(sorted(lacking))} ablation, and does not say what it was learned "
+            "on, so that they could be found. Evaluate it under an ablation that needs none: zero or resample"
+        )
+    if other and (lacking or set(flags.baselines) - set(UNGUIDED)):
+        try:
+            learned_on = texts(**own)
+        except UserError as error:
+            what = f"values for {' and '.join(sorted(lacking))} ablation" if lacking else "other subgraphs"
+            raise UserError(f"{path}: {what} are found on the texts that it was learned on: {error}") from error
+    if set(flags.baselines) - set(UNGUIDED):  # they choose on what the mask was learned on
         place = {name: i for i, name in enumerate(learned_on.groups.names)}
         groups = [place[name] for name in mask.groups]
         judge = Judge(masked_lm, learned_on.loader("train", groups, most=flags.baseline_texts), groups)
         print(f"Choosing other subgraphs by up to {flags.baseline_texts} training texts: {', '.join(flags.baselines)}")
-    rows, by_group = evaluation.evaluate(masked_lm, mask, data.loader(part), flags.baselines, judge)
-    words = f"{part} texts of {data.source}, {len(data.parts[part])} in number"
-    return evaluation.describe(mask, rows, by_group), words
+    results, evaluated = [], []
+    for name in names:
+        values = partial(settled, name, masked_lm, mask.of(learned_on.groups.names).mask, learned_on)
+        masked_lm.ablation = mask.ablation.to(lm.device) if name == mask.ablation.name else values()
+        watch = evaluation.Watch(len(data.parts[part]), data.token_counts) if flags.study else None
+        rows, by_group = evaluation.evaluate(masked_lm, mask, data.loader(part), flags.baselines, judge, watch)
+        words = f"{part} texts of {data.source}, {len(data.parts[part])} in number, under {name} ablation"
+        results.append(evaluation.describe(mask, rows, by_group) | {"ablation": name, "text": words})
+        if watch:
+            seconds = time.monotonic() - began
+            one = studying.Evaluated(Path(path), mask, data, part, masked_lm, masked_lm.ablation, watch, seconds)
+            evaluated.append(one)
+    return results, evaluated

@@ -219,7 +219,7 @@ def _run(cli: TrainCLI) -> None:
         folder.require_same(cli.asked)
         results = folder.results()
         if results:
-            print(f"This run is finished.\n\n{evaluation.table(results['sizes'])}\n\nIt lies in {folder.path}")
+            print(f"This run is finished.\n\n{evaluation.told(results)}\n\nIt lies in {folder.path}")
             return
         folder.hold()
     data.prepare_data()
@@ -231,7 +231,7 @@ def _run(cli: TrainCLI) -> None:
     if not cli.resume:
         folder.claim(cli.asked_yaml)
     logger = _start_tracking(cli)
-    print(_introduction(learner, data) + (f"\n{remark}" if remark else ""), flush=True)
+    print("\n".join([_introduction(learner, data), *data.remarks, *([remark] if remark else [])]), flush=True)
     _fit(cli)
     mask = replace(learner.discretize(), config=cli.asked)
     print(f"Evaluating on {len(data.parts['test'])} {_which(data)} texts", flush=True)
@@ -242,7 +242,7 @@ def _run(cli: TrainCLI) -> None:
     watched = "validation" if data.groups.held_out else "their own"
     stages = evaluation.stages_table(learner.stages)
     print(f"\nFrom gates to masks, on {watched} texts, nats per scored token:\n\n{stages}")
-    print(f"\n{_which(data).capitalize()} texts, nats per scored token:\n\n{evaluation.table(rows)}")
+    print(f"\n{_which(data).capitalize()} texts, nats per scored token:\n\n{evaluation.told(described)}")
 
 
 def _fit(cli: TrainCLI) -> None:

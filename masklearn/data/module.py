@@ -1,24 +1,29 @@
 """The data module: texts to token ids, groups and splits, and those to batches."""
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningDataModule
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
 from masklearn.adapter import EMBEDDED, load_tokenizer
-from masklearn.data.splits import DATASET, Groups, group_column
+from masklearn.data.columns import Asked
+from masklearn.data.positions import CUT, Positions, inputs
+from masklearn.data.splits import DATASET, INPUT, Groups, group_column
 from masklearn.data.steps import Batch, Item, Plan, StepLoader, StepSampler, Texts
-from masklearn.data.texts import Source, TaskName, Text
-from masklearn.errors import UserError, one_line
+from masklearn.data.texts import Source, TaskName
+from masklearn.data.tokens import Encoded, Encoder, with_others
+from masklearn.errors import UserError
 
-Positions = Literal["last", "all"]
 Part = Literal["train", "validation", "selection", "test", "all"]
-SELECT_BY: dict[Positions, int] = {"all": 64, "last": 256}
-"""Texts of each group, at least, by which discrete masks are selected, if there are so many."""
+SELECT_BY: dict[Positions, int] = {"all": 64, "last": 256, "random": 256, "each": 256}
+"""Inputs of each group, at least, by which discrete masks are selected, if there are so many."""
 
 
 class MaskData(LightningDataModule):
@@ -30,13 +35,20 @@ class MaskData(LightningDataModule):
         subset: Configuration of the hub dataset, where it has several.
         split: Split of the hub dataset to take texts from; masklearn's own splits are made within it.
         task: Task of the embedded generator, in place of a file; mixed where nothing is given.
-        text_column: Column that holds the texts.
+        text_column: Column that holds the texts; by default text, or clean.
+        corrupted_column: Column that holds the other text of every pair, from which closed nodes are resampled; by
+            default corrupted or corrupt, where there is one. Pairs of unequal token length are left out.
+        answer_column: Column that holds what is right after the text: a text, several, or ids of tokens in a column
+            called ..._idx. By default answer, answers, correct_idx or label, where there are pairs.
+        wrong_answer_column: The same for what is wrong there; by default wrong_answer, wrong_answers or incorrect_idx.
         max_length: Tokens after which a text is cut.
-        positions: Next-token distributions that count: the last one of every text, or all.
+        pack: Put the texts in a row and cut that into pieces of max_length tokens, instead of cutting every text.
+        positions: Next-token distributions that count: the last one of every text, all, random (one of every text,
+            drawn by the seed; the text is cut there), or each (every text gives an input for each of its tokens).
         batch_size: Texts per step and group; each is run under several masks.
         limit: Texts to use at most, from the start; all of a file by default, 1000 of the embedded generator.
         skip_short: Leave out texts of fewer than two tokens, instead of stopping at the first.
-        seed: Seed of the embedded generator and of the order of the training texts.
+        seed: Seed of the embedded generator, of random positions and of the order of the training texts.
         lm: Model whose tokenizer is used.
         revision: Revision of that model.
         scope: What shares its masks: see the model's scope.
@@ -52,8 +64,12 @@ class MaskData(LightningDataModule):
         subset: str | None = None,
         split: str = "train",
         task: TaskName | None = None,
-        text_column: str = "text",
+        text_column: str | None = None,
+        corrupted_column: str | None = None,
+        answer_column: str | None = None,
+        wrong_answer_column: str | None = None,
         max_length: int = 128,
+        pack: bool = False,
         positions: Positions = "all",
         batch_size: int = 16,
         limit: int | None = None,
@@ -67,17 +83,22 @@ class MaskData(LightningDataModule):
         workers: int = 0,
     ) -> None:
         super().__init__()
-        self.max_length = max_length
+        self.max_length, self.pack = max_length, pack
         self.positions: Positions = positions
         self.batch_size, self.skip_short, self.seed = batch_size, skip_short, seed
         self.lm, self.revision, self.trust_remote_code = lm, revision, trust_remote_code
         self.workers = workers
         self.scope, self.max_groups = scope, max_groups
-        self.source = self._source(path, dataset, task, subset, split, text_column, limit)
+        columns = Asked(text_column, corrupted_column, answer_column, wrong_answer_column, group_column(scope))
+        self.source = self._source(path, dataset, task, subset, split, columns, limit)
         self.plan: Plan | None = None
         """What is learned together; everything at once, as long as nobody says otherwise."""
+        self.token_counts: Counter[int] = Counter()
+        """How often every token comes in the texts, their first ones left out, as nothing predicts them."""
         self.parts: dict[str, Texts] = {}
         self.pad = 0
+        self.remarks: list[str] = []
+        """What there is to say about the texts, if anything."""
         for flag, value, least in (
             ("batch_size", batch_size, 1),
             ("max_length", max_length, 2),
@@ -94,7 +115,7 @@ class MaskData(LightningDataModule):
         task: TaskName | None,
         subset: str | None,
         split: str,
-        text_column: str,
+        columns: Asked,
         limit: int | None,
     ) -> Source:
         given = [name for name, value in {"path": path, "dataset": dataset, "task": task}.items() if value]
@@ -105,7 +126,9 @@ class MaskData(LightningDataModule):
         if not given and self.lm != EMBEDDED:
             raise UserError(f"model.lm is {self.lm}, but no text is given for it. Add --data.path or --data.dataset")
         task = task if given else "mixed"
-        return Source(path, dataset, subset, split, task, text_column, group_column(self.scope), limit, self.seed)
+        if self.pack and self.scope == INPUT:
+            raise UserError("data.pack makes other texts of those given, so none of them has masks of its own. Drop it")
+        return Source(path, dataset, subset, split, task, columns, limit, self.seed)
 
     def prepare_data(self) -> None:
         if self.source.hub_id:
@@ -116,22 +139,22 @@ class MaskData(LightningDataModule):
             return
         tokenizer = load_tokenizer(self.lm, self.revision, self.trust_remote_code)
         self.pad = cast(int, tokenizer.pad_token_id or 0)
-        texts = self.source.read()
-        every_id = self._tokenize(tokenizer, texts)
-        kept = [i for i, ids in enumerate(every_id) if len(ids) > 1]
-        ids = [every_id[i] for i in kept]
-        if not ids:
-            raise UserError(f"{self.source} holds no text of two tokens or more")
-        groups = Groups.of_scope(self.scope, [texts[i] for i in kept], self.max_groups)
-        contents = [" ".join(map(str, row)) for row in ids]  # what is learned: texts may be cut to the same beginning
+        whole = self._encoded(tokenizer)
+        self.token_counts = Counter(token for text in whole for token in text.ids[1:])
+        texts = inputs(self.positions, whole, self.seed)
+        groups = Groups.of_scope(self.scope, texts, self.max_groups)
+        content = {text.row: " ".join(map(str, text.ids)) for text in whole}  # as read: texts may be cut to the same
+        contents = [content[text.row] for text in texts]
         parts = groups.split(contents)
         if stage == "fit":
             groups.require_parts(parts, contents, str(self.source))
         self.groups = groups
+        everything = list(range(len(texts)))
+        texts = with_others(texts, parts["train"] or everything, self.seed)
         parts["selection"] = groups.selection(parts, SELECT_BY[self.positions])
         self.parts = {
-            name: Texts([ids[i] for i in part], [groups.of[i] for i in part])
-            for name, part in (parts | {"all": list(range(len(ids)))}).items()
+            name: Texts([texts[i] for i in part], [groups.of[i] for i in part])
+            for name, part in (parts | {"all": everything}).items()
         }
 
     @property
@@ -212,31 +235,45 @@ class MaskData(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         return self.loader("test")
 
-    def _tokenize(self, tokenizer: PreTrainedTokenizerBase, texts: list[Text]) -> list[list[int]]:
-        try:
-            encoded = tokenizer([text.text for text in texts], truncation=True, max_length=self.max_length)
-        except Exception as error:  # tokenizers raises nothing more special
-            raise UserError(
-                f"{self.source}: the tokenizer of {self.lm} cannot read these texts ({one_line(error)}). "
-                "Give the model that the texts are for with --model.lm"
-            ) from error
-        ids = cast(list[list[int]], encoded["input_ids"])
-        short = [i for i, row in enumerate(ids) if len(row) < 2]
+    def _encoded(self, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+        """The texts in tokens, those of fewer than two left out.
+
+        Raises:
+            UserError: If there are such and it was not said to leave them out, or if the texts cannot be used.
+        """
+        texts = self.source.read()
+        encoder = Encoder(tokenizer, str(self.source), self.lm, self.max_length)
+        encoded, self.remarks = (encoder.packed(texts), []) if self.pack else encoder(texts)
+        short = [text for text in encoded if len(text.ids) < 2]
         if short and not self.skip_short:
+            first = next(text.text for text in texts if text.row == short[0].row)
             raise UserError(
-                f"{self.source}: {len(short)} of {len(ids)} texts are shorter than two tokens, the first is text "
-                f"{texts[short[0]].row + 1}, {texts[short[0]].text!r}. Remove them, or leave them out with "
-                "--data.skip_short true"
+                f"{self.source}: {len(short)} of {len(encoded)} texts are shorter than two tokens, the first is text "
+                f"{short[0].row + 1}, {first!r}. Remove them, or leave them out with --data.skip_short true"
             )
-        return ids
+        kept = [text for text in encoded if len(text.ids) > 1]
+        if not kept:
+            raise UserError(f"{self.source} holds no text of two tokens or more")
+        return kept
 
     def collate(self, items: list[Item]) -> Batch:
         """Pad some texts to one length."""
-        places, ids, groups = zip(*items, strict=True)
-        lengths = torch.tensor([len(row) for row in ids])
-        index = torch.arange(int(lengths.max())).expand(len(ids), -1)
-        input_ids = torch.full(index.shape, self.pad)
+        places, texts, groups = zip(*items, strict=True)
+        input_ids = _padded([text.ids for text in texts], self.pad)
+        lengths = torch.tensor([len(text.ids) for text in texts])
+        index = torch.arange(input_ids.shape[1]).expand(len(texts), -1)
         real = index < lengths[:, None]
-        input_ids[real] = torch.tensor([token for row in ids for token in row])
-        scored = real if self.positions == "all" else index == lengths[:, None] - 1
-        return Batch(input_ids, real, scored, torch.tensor(places), torch.tensor(groups))
+        last = lengths[:, None] - (2 if self.positions in CUT else 1)  # behind a cut stands the token that came
+        scored = real if self.positions == "all" else index == last
+        others = [text.corrupted for text in texts]
+        corrupted = None if None in others else _padded(others, self.pad)
+        answers, wrong = (
+            _padded(rows, -1) if any(rows) else None
+            for rows in ([text.answers for text in texts], [text.wrong for text in texts])
+        )
+        return Batch(input_ids, real, scored, torch.tensor(places), torch.tensor(groups), corrupted, answers, wrong)
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Rows of numbers, filled up on the right to the longest: (rows, numbers)."""
+    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=fill)

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from masklearn.data.texts import Text
+from masklearn.data.columns import Text
+from masklearn.data.tokens import Encoded
 from masklearn.errors import UserError
 
 HELD_OUT = 0.1
@@ -44,7 +45,7 @@ class Groups:
     """Whether texts are held out; not where every text has masks of its own."""
 
     @classmethod
-    def of_scope(cls, scope: str, texts: Sequence[Text], max_groups: int | None) -> "Groups":
+    def of_scope(cls, scope: str, texts: Sequence[Text] | Sequence[Encoded], max_groups: int | None) -> "Groups":
         """The groups that a scope makes of texts.
 
         Raises:
@@ -54,7 +55,7 @@ class Groups:
         if scope == DATASET:
             return cls((DATASET,), [0] * len(texts), True)
         if scope == INPUT:
-            return cls(tuple(str(text.row) for text in texts), list(range(len(texts))), False)
+            return cls(tuple(text.name for text in texts), list(range(len(texts))), False)
         names = tuple(dict.fromkeys(text.value for text in texts))
         every_own = len(names) == len(texts) > 1
         if len(names) > (max_groups or MAX_GROUPS) or (every_own and max_groups is None):

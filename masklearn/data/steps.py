@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from masklearn.data.tokens import Encoded
+
 
 class Batch(NamedTuple):
     """Some inputs, padded on the right to one length."""
@@ -22,31 +24,51 @@ class Batch(NamedTuple):
     """Place of every input in its split. Shape (inputs)."""
     group: Tensor
     """Place of the group whose masks every input is run under. Shape (inputs)."""
+    corrupted: Tensor | None = None
+    """What closed nodes are resampled from, if there is anything. Shape (inputs, tokens)."""
+    answers: Tensor | None = None
+    """Tokens that are right after every input, and -1 where there are no more. Shape (inputs, answers)."""
+    wrong: Tensor | None = None
+    """Tokens that are wrong there. Shape (inputs, answers)."""
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device) for tensor in self))
+        return self._make(tensor if tensor is None else tensor.to(device) for tensor in self)
+
+    def pick(self, kept: Tensor) -> "Batch":
+        """Some of the inputs, by a boolean mask of shape (inputs)."""
+        return self._make(tensor if tensor is None else tensor[kept] for tensor in self)
 
 
 class Item(NamedTuple):
     """One text of a split."""
 
     place: int
-    ids: list[int]
+    text: Encoded
     group: int
 
 
 @dataclass(frozen=True)
 class Texts(Dataset[Item]):
-    """Token ids and group of every text of one split."""
+    """Every text of one split in tokens, and its group."""
 
-    ids: Sequence[list[int]]
+    encoded: Sequence[Encoded]
     groups: Sequence[int]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.encoded)
 
     def __getitem__(self, index: int) -> Item:
-        return Item(index, self.ids[index], self.groups[index])
+        return Item(index, self.encoded[index], self.groups[index])
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """Token ids of every text."""
+        return [text.ids for text in self.encoded]
+
+    @property
+    def names(self) -> list[str]:
+        """What every input is called in its source."""
+        return [text.name for text in self.encoded]
 
     def members(self, n_groups: int) -> list[list[int]]:
         """Places of the texts of every group."""

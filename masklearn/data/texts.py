@@ -1,15 +1,17 @@
 """Readers: a file, the hub or the embedded generator to texts, each with the value that says which group it is of."""
 
 import glob
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from masklearn.data.columns import Asked, Columns, Text
 from masklearn.errors import UserError, one_line
 from masklearn.tiny import tasks
 
@@ -20,14 +22,10 @@ TASK_LIMIT = 1000
 """Texts drawn from the embedded generator where no limit is given."""
 
 
-class Text(NamedTuple):
-    """One text of a source."""
-
-    row: int
-    """Its place in the source, from 0; lines without text are not counted."""
-    text: str
-    value: str
-    """What the group column holds, or an empty string where none was asked for."""
+PROMPTS = re.compile(rb'\s*\{(?:(?!"prompts").)*"prompts"\s*:\s*\[\s*\{', re.DOTALL)
+"""How auto-circuit's files begin: one object, with its texts under `prompts`."""
+HEAD = 2**16
+"""Bytes of a file that tell how it begins."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,7 @@ class Source:
     subset: str | None
     split: str
     task: TaskName | None
-    text_column: str
-    group_column: str | None
+    columns: Asked
     limit: int | None
     seed: int
 
@@ -57,40 +54,25 @@ class Source:
             return self._generate(self.task)
         rows = self._rows_of_file(self.path) if self.path else self._rows_of_hub()
         rows = rows.take(self.limit) if self.limit and isinstance(rows, datasets.IterableDataset) else rows
-        columns = rows.column_names or list(next(iter(rows), {}))
-        needed = [self.text_column, *([self.group_column] if self.group_column else [])]
-        for column, flag in zip(needed, ("--data.text_column", "--model.scope column:..."), strict=False):
-            if column not in columns:
-                raise UserError(
-                    f"{self} has no column {column!r}; it has {', '.join(columns) or 'none'}. Name one with {flag}"
-                )
-        found: Iterator[dict[str, Any]] = (dict(row) for row in rows.select_columns(needed))
+        columns = Columns.of(str(self), rows.column_names or list(next(iter(rows), {})), self.columns)
+        found: Iterator[dict[str, Any]] = (dict(row) for row in rows.select_columns(columns.names))
         if self.path and Path(self.path).suffix == ".txt":
-            found = (row for row in found if row[self.text_column].strip())  # blank lines separate texts; they are none
-        texts = [self._text(i, row) for i, row in enumerate(islice(found, self.limit))]
+            found = (row for row in found if row[columns.text].strip())  # blank lines separate texts; they are none
+        texts = [columns.read(i, row) for i, row in enumerate(islice(found, self.limit))]
         if not texts:
             raise UserError(f"{self} holds no text")
         return texts
 
-    def _text(self, i: int, row: dict[str, Any]) -> Text:
-        text, value = row[self.text_column], row[self.group_column] if self.group_column else ""
-        if not isinstance(text, str):
-            raise UserError(
-                f"{self}, row {i + 1}: {self.text_column!r} holds {text!r}, which is no text. "
-                "Mend the row, or name another column with --data.text_column"
-            )
-        if not isinstance(value, str | int | float | bool):
-            raise UserError(
-                f"{self}, row {i + 1}: {self.group_column!r} holds {value!r}, which names no group. "
-                "Mend the row, or name another column with --model.scope column:..."
-            )
-        return Text(i, text, str(value))
-
     def _generate(self, task: TaskName) -> list[Text]:
-        if self.group_column:
-            raise UserError(f"{self} have no column {self.group_column!r}. Give texts with columns: --data.path")
-        found = tasks.texts(self.seed) if task == tasks.MIXED else (p.text for p in tasks.prompts(task, self.seed))
-        return [Text(i, text, "") for i, text in enumerate(islice(found, self.limit or TASK_LIMIT))]
+        if self.columns.group:
+            raise UserError(f"{self} have no column {self.columns.group!r}. Give texts with columns: --data.path")
+        most = self.limit or TASK_LIMIT
+        if task == tasks.MIXED:
+            return [Text(i, text, "") for i, text in enumerate(islice(tasks.texts(self.seed), most))]
+        prompts = islice(tasks.prompts(task, self.seed), most)
+        return [
+            Text(i, p.text, "", p.corrupted, _next(p.answers), _next(p.wrong_answers)) for i, p in enumerate(prompts)
+        ]
 
     def _rows_of_file(self, given: str) -> datasets.Dataset:
         path = Path(given).expanduser()
@@ -100,8 +82,13 @@ class Source:
             raise UserError(f"data.path: {given} ends in {path.suffix!r}; known are {', '.join(READERS)}")
         if not path.stat().st_size:
             raise UserError(f"data.path: {given} is empty")
+        with path.open("rb") as file:
+            of_prompts = path.suffix == ".json" and PROMPTS.match(file.read(HEAD))
+        under: dict[str, Any] = {"field": "prompts"} if of_prompts else {}
         try:
-            return datasets.load_dataset(READERS[path.suffix], data_files=glob.escape(str(path)), split="train")
+            return datasets.load_dataset(
+                READERS[path.suffix], data_files=glob.escape(str(path)), split="train", **under
+            )
         except (DatasetGenerationError, StopIteration, ValueError, OSError) as error:
             raise UserError(f"data.path: cannot read {given}: {one_line(error.__cause__ or error)}") from error
 
@@ -114,3 +101,8 @@ class Source:
                 f"data.dataset: cannot load {self.hub_id!r}, split {self.split!r} ({one_line(error)}). "
                 "Give a hub id that this machine can reach, or a file with --data.path"
             ) from error
+
+
+def _next(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Words as they go on with a text."""
+    return tuple(f" {word}" for word in words)

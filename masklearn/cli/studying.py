@@ -1,0 +1,167 @@
+"""`python evaluate.py` of masks of single texts: the study of computation density, as tables, figures and a page."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from masklearn import density, evaluation
+from masklearn.ablation import Ablation
+from masklearn.adapter import load_tokenizer
+from masklearn.artifact import Mask
+from masklearn.baselines import CONTROLS
+from masklearn.cli.folder import MASK, RESULTS
+from masklearn.data import MaskData, Part
+from masklearn.data.steps import Item
+from masklearn.density import Bank, Thought
+from masklearn.density.bank import LEARNED, true_entropies
+from masklearn.density.curves import densities
+from masklearn.files import write_whole
+from masklearn.masked_lm import MaskedLM
+
+if TYPE_CHECKING:
+    from masklearn.cli.evaluating import EvaluateFlags
+
+TOP = 6
+"""Tokens shown of a distribution."""
+REPORT, TABLES = "report.html", "tables"
+LARGE = ("inputs_by_size", "inputs")
+"""Tables of a row or more for every input, which go to parquet; the others are CSV."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One bank after its evaluation, with what the study asks of it."""
+
+    path: Path
+    mask: Mask
+    data: MaskData
+    part: Part
+    masked_lm: MaskedLM
+    ablation: Ablation
+    """Under which it was evaluated."""
+    watch: evaluation.Watch | None
+    seconds: float
+
+
+def settled(flags: "EvaluateFlags", masks: Sequence[Mask]) -> "EvaluateFlags":
+    """The flags, with what is left open decided: whether there is a study, what stands beside, and where it goes."""
+    if flags.study is None:
+        flags.study = all(mask.config.get("model", {}).get("scope") == "input" for mask in masks)
+    if flags.study:
+        flags.baselines = list(dict.fromkeys([*flags.baselines, *CONTROLS, "norm", "inverse"]))
+        flags.out = flags.out or str(Path("runs") / f"study-{time.strftime('%Y%m%d-%H%M%S')}")
+    return flags
+
+
+def write(evaluated: Sequence[Evaluated], flags: "EvaluateFlags") -> None:
+    """Make the study and write it, whatever the machine has: figures and page need matplotlib."""
+    began = time.monotonic()
+    banks = [_bank(name, one) for name, one in zip(_names(evaluated), evaluated, strict=True)]
+    thoughts = {bank.name: _thought(bank, one) for bank, one in zip(banks, evaluated, strict=True)}
+    study = density.study(banks, thoughts, flags.seed)
+    out = Path(flags.out or ".")
+    for name, table in study.tables.items():
+        large = name in LARGE
+        content = table.to_parquet(index=False) if large else table.to_csv(index=False).encode()
+        write_whole(out / TABLES / f"{name}.{'parquet' if large else 'csv'}", content or b"")
+    print(study.tables["findings"].to_string(index=False))
+    for note in study.notes:
+        print(f"Note: {note}")
+    figures: list[Path] = []
+    if find_spec("matplotlib") is None:
+        print("No figures drawn: they need matplotlib. Get it with: pip install -c constraints.txt -e '.[report]'")
+    else:
+        from masklearn import report  # matplotlib takes a second to import
+
+        config = {bank.name: bank.mask.config for bank in banks}
+        figures = report.write_study(out, study, config)
+    where = out / (REPORT if figures else TABLES)
+    print(f"Study made in {time.monotonic() - began:.0f} s: {where}", flush=True)
+    if flags.track:
+        from masklearn import tracking  # only when asked for: importing wandb takes a while
+
+        asked = {key: value for key, value in vars(flags).items() if key != "out"}
+        print(tracking.log_study(out, json.loads(json.dumps(asked)), study.tables, figures))
+
+
+def _names(evaluated: Sequence[Evaluated]) -> list[str]:
+    """What banks are called: after their run's folder, numbered where two are called the same."""
+    stems = [one.path.resolve().parent.name if one.path.name == MASK else one.path.stem for one in evaluated]
+    stems = [
+        stem if one.ablation.name == one.mask.ablation.name else f"{stem} under {one.ablation.name}"
+        for stem, one in zip(stems, evaluated, strict=True)
+    ]
+    total, met = Counter(stems), Counter()
+    names = []
+    for stem in stems:
+        met[stem] += 1
+        names.append(f"{stem} ({met[stem]})" if total[stem] > 1 else stem)
+    return names
+
+
+def _bank(name: str, one: Evaluated) -> Bank:
+    assert one.watch is not None
+    data, texts = one.data, one.data.parts[one.part]
+    tokenizer = load_tokenizer(data.lm, data.revision)
+    scored = [_scored(data, texts[i]) for i in range(len(texts))]
+    read = [ids[: places[-1] + 1] for ids, places in zip(texts.ids, scored, strict=True)]
+    contexts = tokenizer.batch_decode(read, skip_special_tokens=True)
+    words = [tokenizer.convert_ids_to_tokens(ids) for ids in read]
+    known = data.source.task is not None
+    learned = one.path.with_name(RESULTS)
+    seconds = {"evaluation": one.seconds}
+    if one.path.name == MASK and learned.is_file():
+        seconds = {"learning": json.loads(learned.read_text()).get("seconds", 0.0)} | seconds
+    return Bank(
+        name=name,
+        mask=one.mask,
+        seen=one.watch.seen,
+        names=texts.names,
+        contexts=contexts,
+        lengths=[sum(places) / len(places) + 1 for places in scored],
+        groups=texts.groups,
+        source=str(data.source),
+        tokens=[_piece(tokenizer, ids[-2], ids[-1]) for ids in texts.ids],
+        true_entropy=[true_entropies(w, places) for w, places in zip(words, scored, strict=True)] if known else [],
+        seconds=seconds,
+    )
+
+
+def _scored(data: MaskData, item: Item) -> list[int]:
+    """The places of a text that are scored."""
+    (scored,) = data.collate([item]).scored
+    return scored.nonzero().flatten().tolist()
+
+
+def _piece(tokenizer: PreTrainedTokenizerBase, before: int, token: int) -> str:
+    """A token as it reads after another: many tokenizers drop the blank in front of a first one."""
+    alone, both = str(tokenizer.decode([before])), str(tokenizer.decode([before, token]))
+    return both.removeprefix(alone) if both.startswith(alone) else str(tokenizer.decode([token]))
+
+
+def _thought(bank: Bank, one: Evaluated) -> Thought:
+    """Of the input whose density is the median one; the first where densities are not defined."""
+    order = densities(bank).argsort(kind="stable")
+    place = int(order[(len(order) - 1) // 2])
+    tokenizer = load_tokenizer(one.data.lm, one.data.revision)
+    batch = one.data.collate([one.data.parts[one.part][place]])
+    (masks,) = bank.seen[LEARNED].masks[:, :, bank.groups[place] if len(bank.mask.groups) > 1 else 0]
+    full = bank.sizes[-1] == bank.n_nodes
+    masks = masks if full else torch.cat([masks, torch.ones_like(masks[:1])])
+    one.masked_lm.ablation = one.ablation
+    ids, probabilities = evaluation.top_tokens(one.masked_lm, batch, masks, TOP)
+    last = int(batch.input_ids[batch.scored][-1])
+    tokens = [
+        [(_piece(tokenizer, last, token), round(p, 6)) for token, p in zip(*pair, strict=True)]
+        for pair in zip(ids.tolist(), probabilities.tolist(), strict=True)
+    ]
+    sizes = [*bank.sizes, *([] if full else [bank.n_nodes])]
+    return Thought(bank.names[place], bank.contexts[place], sizes, tokens)

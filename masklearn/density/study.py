@@ -1,0 +1,85 @@
+"""The whole study: banks in, every table out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from masklearn.density import curves, places, relations
+from masklearn.density.bank import Bank, Thought
+from masklearn.density.findings import findings
+
+
+@dataclass(frozen=True)
+class Study:
+    """The tables of a study, by name, and what else its figures show."""
+
+    banks: Sequence[Bank]
+    tables: dict[str, pd.DataFrame]
+    thoughts: dict[str, Thought] = field(default_factory=dict)
+    """By the bank's name."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be had, and why."""
+
+
+def study(banks: Sequence[Bank], thoughts: dict[str, Thought] | None = None, seed: int = 0) -> Study:
+    """Every table of the study.
+
+    Args:
+        banks: The banks, with names of their own.
+        thoughts: What one input of every bank makes the model think.
+        seed: Of everything random.
+    """
+    tables: dict[str, pd.DataFrame] = {"banks": pd.DataFrame([bank.row() for bank in banks])}
+    tables["inputs_by_size"] = _concat([bank.by_size() for bank in banks])
+    tables["curve"] = _concat([curves.curve(bank, seed) for bank in banks])
+    columns = ["bank", "what", "s", "fraction", "low", "high", "share", "slopes"]
+    tables["phases"] = pd.DataFrame([row for bank in banks for row in curves.phases(bank, seed)], columns=columns)
+    tables["nuclei"] = _concat([curves.nuclei(bank) for bank in banks])
+    tables["composition"] = _concat([places.composition(bank, seed) for bank in banks])
+    tables["node_use"] = _concat([places.node_use(bank) for bank in banks])
+    tables["gini"] = _concat([places.inequality(bank) for bank in banks])
+    own = {bank.name: relations.inputs(bank) for bank in banks}
+    tables["inputs"] = _concat(list(own.values()))
+    tables["relations"] = _concat([relations.relations(bank, own[bank.name], seed) for bank in banks])
+    tables["unigram"] = _concat([curves.unigrams(bank, seed) for bank in banks])
+    tables["leaving"] = curves.leaving(banks)
+    tables["across"] = relations.across(banks, seed)
+    tables["overlap"] = places.overlaps(banks, seed)
+    tables["by_token"] = _concat([relations.by_token(bank) for bank in banks])
+    tables["thoughts"] = _thoughts(thoughts or {})
+    tables = {"findings": findings(banks, tables)} | tables
+    return Study(banks, tables, thoughts or {}, _notes(banks, tables))
+
+
+def _concat(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    full = [frame for frame in frames if len(frame)]
+    return pd.concat(full, ignore_index=True) if full else frames[0]
+
+
+def _thoughts(thoughts: dict[str, Thought]) -> pd.DataFrame:
+    rows = [
+        {"bank": bank, "input": thought.name, "s": s, "rank": rank, "token": token, "probability": probability}
+        for bank, thought in thoughts.items()
+        for s, tokens in zip(thought.sizes, thought.tokens, strict=True)
+        for rank, (token, probability) in enumerate(tokens, start=1)
+    ]
+    return pd.DataFrame(rows, columns=["bank", "input", "s", "rank", "token", "probability"])
+
+
+def _notes(banks: Sequence[Bank], tables: dict[str, pd.DataFrame]) -> list[str]:
+    notes = []
+    for bank in banks:
+        if len(bank.sizes) < curves.LEAST_SIZES:
+            notes.append(
+                f"{bank.name} has {len(bank.sizes)} of the {curves.LEAST_SIZES} sizes that an area or a phase takes "
+                f"({', '.join(map(str, bank.sizes))}): no density. Learn it with --model.sizes log:12"
+            )
+        if len(bank.names) == 1:
+            notes.append(f"{bank.name} holds a single input: no intervals and no correlations")
+    undefined = tables["relations"]
+    undefined = undefined[(undefined["kind"] == "learned") & (undefined["note"].fillna("") != "")]
+    notes += [f"{row['bank']}: correlation with {row['with']} {row['note']}" for _, row in undefined.iterrows()]
+    pairs = tables["across"]
+    notes += [note for note in pairs["note"].dropna().unique() if note]
+    return notes

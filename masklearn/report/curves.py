@@ -1,0 +1,98 @@
+"""Figures of how close subgraphs come: the density curve, nuclei, and what the sparsest know."""
+
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportReturnType=false, reportCallIssue=false
+# (by pandas' own annotations a selection may be anything)
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from masklearn.density.bank import RECOVERED, Bank
+from masklearn.density.findings import of_bank
+from masklearn.report.style import BLUE, INK, LINE, PURPLE, Drawn, legend, look, nats_axis, one_axes, size_axis
+
+Tables = dict[str, pd.DataFrame]
+
+
+def _band(axes: Axes, table: pd.DataFrame, name: str, label: str, style: dict) -> None:
+    x, y = table["fraction"].to_numpy(), table[name].to_numpy()
+    axes.plot(x, y, label=label, **style)
+    low, high = table[f"{name}_low"].to_numpy(), table[f"{name}_high"].to_numpy()
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def density_curves(bank: Bank, tables: Tables) -> Iterator[Drawn]:
+    table, phases = of_bank(tables["curve"], bank.name), of_bank(tables["phases"], bank.name)
+    for name, label in (("tv", "TV distance from the full model"), ("kl", "KL from the full model (nats, log)")):
+        figure, axes = one_axes()
+        for kind in bank.kinds:
+            _band(axes, table[table["kind"] == kind], name, kind, look(kind))
+        for phase, side in zip(phases.to_dict("records"), ("right", "left"), strict=False):
+            if pd.isna(phase["s"]):
+                continue
+            axes.axvline(phase["fraction"], color=INK, linewidth=0.6, linestyle=":")
+            axes.annotate(
+                phase["what"], (phase["fraction"], 0), xycoords=("data", "axes fraction"), rotation=90, fontsize=5.5,
+                ha=side, va="bottom", xytext=(-1 if side == "right" else 1, 2), textcoords="offset points",
+            )  # fmt: skip
+        size_axis(axes, bank.fractions[0])
+        axes.set_ylabel(label)
+        if name == "tv":
+            axes.set_ylim(0, 1.02)
+        else:
+            nats_axis(axes, table["kl"])
+        legend(figure, axes)
+        alt = f"{label} against relative size for {', '.join(bank.kinds)} subgraphs of {bank.name}, means over inputs"
+        yield Drawn(f"curve-{name}", "curve", bank.name, alt, figure)
+
+
+def nuclei(bank: Bank, tables: Tables) -> Iterator[Drawn]:
+    table = of_bank(tables["nuclei"], bank.name)
+    kinds = [kind for kind in bank.kinds if kind in set(table["kind"])]
+    figure, axes = one_axes()
+    for i, kind in enumerate(kinds):
+        rows = table[table["kind"] == kind]
+        x = np.arange(len(rows)) + (i - (len(kinds) - 1) / 2) * 0.7 / len(kinds)
+        median = rows["median"].to_numpy()
+        spread = np.stack([median - rows["lower_quartile"], rows["upper_quartile"] - median])
+        axes.errorbar(x, median, spread, elinewidth=0.8, label=kind, **look(kind, linestyle="none"))
+    axes.set_xticks(range(len(RECOVERED)), [f"{p}" for p in RECOVERED])
+    axes.set_xlabel("nucleus (% of the probability)")
+    axes.set_yscale("log")
+    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1) if tick >= 0.9 * bank.fractions[0]]
+    axes.set_yticks(ticks, [f"{100 * tick:.3g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylabel("nodes until recovered (% of all, log)")
+    legend(figure, axes, 4)
+    alt = f"Size at which ordered nuclei are recovered in {bank.name}, medians and quartiles over inputs"
+    yield Drawn("nuclei", "nuclei", bank.name, alt, figure)
+
+
+def unigrams(bank: Bank, tables: Tables) -> Iterator[Drawn]:
+    table = of_bank(tables["unigram"], bank.name)
+    learned = table[table["kind"] == "learned"]
+    figure, axes = one_axes()
+    _band(axes, learned, "full_kl", "from the full model", {"color": BLUE, "marker": "o"})
+    _band(axes, learned, "unigram_kl", "from the unigram", {"color": PURPLE, "marker": "D"})
+    nats_axis(axes, learned["full_kl"])
+    left = of_bank(tables["leaving"], bank.name).set_index("kind").loc["learned"]
+    axes.axvspan(left["lower_quartile"], left["upper_quartile"], color=LINE, alpha=0.5, linewidth=0)
+    axes.axvline(left["median"], color=INK, linewidth=0.6, linestyle=":")
+    size_axis(axes, bank.fractions[0])
+    axes.set_ylabel("KL to the subgraph (nats, log)")
+    legend(figure, axes)
+    alt = f"KL of learned subgraphs of {bank.name} from the full model and from the unigram, against relative size"
+    yield Drawn("unigram-kl", "unigram", bank.name, alt, figure)
+    figure, axes = one_axes()
+    for kind in (kind for kind in bank.kinds if kind in set(table["kind"])):
+        _band(axes, table[table["kind"] == kind], "nearer_to_unigram", kind, look(kind))
+    axes.axhline(0.5, color=LINE, linewidth=0.8)
+    size_axis(axes, bank.fractions[0])
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylabel("share of inputs nearer to the unigram")
+    legend(figure, axes, 4)
+    alt = f"Share of inputs of {bank.name} whose subgraph is nearer to the unigram than to the full model"
+    yield Drawn("unigram-share", "unigram", bank.name, alt, figure)

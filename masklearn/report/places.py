@@ -1,0 +1,182 @@
+"""Figures of where subgraphs sit: composition, node use, and one subgraph by itself."""
+
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportReturnType=false, reportCallIssue=false
+# (by pandas' own annotations a selection may be anything)
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+
+from masklearn.density.bank import LEARNED, Bank, Thought
+from masklearn.density.findings import of_bank
+from masklearn.density.places import lorenz
+from masklearn.graph import NodeGraph
+from masklearn.report.style import (
+    BLUE,
+    COLUMN,
+    GREEN,
+    GREY,
+    INK,
+    LINE,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    Drawn,
+    blank,
+    drawable,
+    legend,
+    look,
+    one_axes,
+    size_axis,
+)  # fmt: skip
+
+Tables = dict[str, pd.DataFrame]
+PARTS = {
+    "heads": (BLUE, "o"), "MLPs": (ORANGE, "s"),
+    "quarter 1": (SKY, "o"), "quarter 2": (GREEN, "s"), "quarter 3": (PURPLE, "^"), "quarter 4": (RED, "D"),
+}  # fmt: skip
+USE = LinearSegmentedColormap.from_list("use", ["#e9eef2", "#8fbfdc", "#0072b2", "#00304d"])
+MAPS = 6
+"""Sizes that node use is drawn at."""
+
+
+def composition(bank: Bank, tables: Tables) -> Iterator[Drawn]:
+    table = of_bank(tables["composition"], bank.name)
+    for name, parts in (("kinds", ("heads", "MLPs")), ("depth", [p for p in PARTS if p.startswith("quarter")])):
+        figure, axes = one_axes()
+        axes.axhline(1, color=INK, linewidth=0.6, linestyle=":")
+        for part in (part for part in parts if part in set(table["part"])):
+            color, marker = PARTS[part]
+            for kind in (kind for kind in ("learned", "norm") if kind in set(table["kind"])):
+                rows = table[(table["kind"] == kind) & (table["part"] == part)]
+                learned = kind == LEARNED
+                axes.plot(
+                    rows["fraction"], rows["relative"], color=color, marker=marker if learned else "",
+                    linestyle="-" if learned else "--", linewidth=1.2 if learned else 0.8,
+                    label=f"{part}{'' if learned else ', by norm'}",
+                )  # fmt: skip
+                if learned:
+                    axes.fill_between(rows["fraction"], rows["low"], rows["high"], color=color, alpha=0.2, linewidth=0)
+        size_axis(axes, bank.fractions[0])
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("share of the subgraph over\nshare of the model (1: chance)")
+        legend(figure, axes, 2)
+        alt = f"Relative shares of {', '.join(parts)} in subgraphs of {bank.name} against size; 1 is chance"
+        yield Drawn(f"composition-{name}", "composition", bank.name, alt, figure)
+
+
+def _map(axes: Axes, graph: NodeGraph, values: np.ndarray) -> None:
+    """Layers upwards; heads, then the MLP."""
+    picture = values.reshape(graph.n_layers, graph.n_heads + 1)
+    axes.pcolormesh(
+        picture, cmap=USE, vmin=0, vmax=1, edgecolors="white", linewidth=0.4, rasterized=picture.size > 2000
+    )
+    axes.axvline(graph.n_heads, color=INK, linewidth=0.6)
+    heads = range(0, graph.n_heads, max(1, -(-graph.n_heads // 4)))
+    layers = range(0, graph.n_layers, max(1, graph.n_layers // 6))
+    axes.set_xticks([h + 0.5 for h in heads] + [graph.n_heads + 0.5], [*(f"h{h}" for h in heads), "mlp"], fontsize=5)
+    axes.set_yticks([layer + 0.5 for layer in layers], [f"{layer}" for layer in layers], fontsize=5)
+    axes.tick_params(length=0, pad=1)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _maps(bank: Bank, pictures: list[tuple[str, np.ndarray]], label: str) -> Figure:
+    across = min(3, len(pictures))
+    down = -(-len(pictures) // across)
+    high = min(1.6, 0.55 + 0.09 * bank.mask.graph.n_layers)
+    figure = blank(COLUMN, down * high + 0.35)
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes, picture in zip(grid.flat, pictures, strict=False):
+        _map(axes, bank.mask.graph, picture[1])
+        axes.set_title(picture[0], fontsize=6.5, pad=2)
+    for axes in grid.flat[len(pictures) :]:
+        axes.set_visible(False)
+    for row in grid:
+        row[0].set_ylabel("layer", fontsize=6)
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(0, 1), USE), ax=grid, location="bottom", shrink=0.5, aspect=30, pad=0.02
+    )
+    bar.set_label(label, fontsize=6)
+    bar.ax.tick_params(labelsize=5, length=2)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    return figure
+
+
+def _nodes(s: int) -> str:
+    return f"{s} node{'' if s == 1 else 's'}"
+
+
+def _spread(n: int, most: int = MAPS) -> list[int]:
+    """Places of up to so many things, evenly spread, the first and the last among them."""
+    return sorted({round(i) for i in np.linspace(0, n - 1, min(n, most))})
+
+
+def node_use(bank: Bank, tables: Tables) -> Iterator[Drawn]:
+    table = of_bank(tables["node_use"], bank.name)
+    table = table[table["kind"] == LEARNED]
+    pictures = [
+        (f"{s} of {bank.n_nodes} nodes", table[table["s"] == s]["use"].to_numpy())
+        for s in (bank.sizes[i] for i in _spread(len(bank.sizes)))
+    ]
+    several = len(bank.mask.groups) > 1
+    label = "share of inputs that keep the node" if several else "kept (1) or closed (0)"
+    alt = f"How often learned subgraphs of {bank.name} keep each node, by layer and head, at growing size"
+    yield Drawn("node-use", "node_use", bank.name, alt, _maps(bank, pictures, label))
+    figure, axes = one_axes()
+    for place, color in zip(_spread(len(bank.sizes), 4), (RED, ORANGE, GREEN, BLUE), strict=False):
+        use = lorenz(table[table["s"] == bank.sizes[place]]["use"].to_numpy())
+        axes.plot(np.linspace(0, 1, len(use)), use, color=color, label=_nodes(bank.sizes[place]))
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="all alike")
+    axes.set_xlabel("share of nodes, least used first")
+    axes.set_ylabel("share of all use")
+    axes.set_aspect("equal")
+    axes.legend(loc="upper left")
+    alt = f"Lorenz curves of node use in learned subgraphs of {bank.name}"
+    yield Drawn("lorenz", "gini", bank.name, alt, figure)
+    figure, axes = one_axes()
+    gini = of_bank(tables["gini"], bank.name)
+    for kind in (kind for kind in bank.kinds if kind in set(gini["kind"])):
+        rows = gini[gini["kind"] == kind]
+        label = "chance (random-matched)" if kind == "random-matched" else kind
+        axes.plot(rows["fraction"], rows["gini"], label=label, **look(kind))
+    rows = gini[gini["kind"] == LEARNED]
+    axes.plot(rows["fraction"], rows["one_mask_for_all"], color=LINE, linewidth=1, label="one mask for all inputs")
+    size_axis(axes, bank.fractions[0])
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("Gini index of node use")
+    legend(figure, axes, 2)
+    alt = f"Gini index of node use in {bank.name} against relative size, beside chance and a single mask for all"
+    yield Drawn("gini", "gini", bank.name, alt, figure)
+
+
+def thought(bank: Bank, shown: Thought) -> Iterator[Drawn]:
+    """One input's subgraphs as maps, and what each makes of it."""
+    place = bank.groups[list(bank.names).index(shown.name)] if len(bank.mask.groups) > 1 else 0
+    chosen = _spread(len(bank.sizes))
+    pictures = [(_nodes(bank.sizes[i]), bank.mask.mask[place, i].numpy().astype(float)) for i in chosen]
+    alt = f"The subgraphs of input {shown.name} of {bank.name}, by layer and head, at growing size"
+    yield Drawn("subgraph", "thoughts", bank.name, alt, _maps(bank, pictures, "kept (1) or closed (0)"))
+    columns = [*_spread(len(shown.sizes) - 1, 4), len(shown.sizes) - 1]
+    ranks = max(map(len, shown.tokens))
+    figure, axes = one_axes(COLUMN, 0.35 + 0.24 * ranks)
+    axes.set_axis_off()
+    axes.set_xlim(0, len(columns))
+    axes.set_ylim(ranks, -1)
+    full = [token for token, _ in shown.tokens[-1]]
+    for x, column in enumerate(columns):
+        name = _nodes(shown.sizes[column]) if column < len(shown.sizes) - 1 else "full model"
+        axes.text(x + 0.5, -0.6, name, ha="center", va="center", fontsize=6, fontweight="bold")
+        for y, (token, p) in enumerate(shown.tokens[column]):
+            axes.barh(y, 0.94 * p, left=x + 0.03, height=0.86, color=BLUE if token in full else GREY, alpha=0.35)
+            axes.text(x + 0.06, y, drawable(token, 9), va="center", fontsize=6, clip_on=True)
+            axes.text(x + 0.95, y, f"{p:.2f}", va="center", ha="right", fontsize=5)
+    alt = f"The most probable next tokens after input {shown.name} of {bank.name} under subgraphs of growing size"
+    yield Drawn("top-tokens", "thoughts", bank.name, alt, figure)

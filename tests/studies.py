@@ -1,0 +1,69 @@
+"""Banks made by hand, whose densities can be worked out on paper."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import masklearn as ml
+from masklearn.artifact import ModelId
+from masklearn.density import Bank
+from masklearn.evaluation import Seen
+from masklearn.metrics import NUCLEI
+
+GRAPH = ml.NodeGraph(4, 4)
+"""20 nodes: four layers of four heads and an MLP, a layer for each quarter of the depth."""
+SIZES = (1, 2, 5, 10)
+
+
+def masks(n: int, sizes: Sequence[int] = SIZES, seed: int = 0) -> Tensor:
+    """The first nodes in an order of its own for every input: (inputs, sizes, nodes)."""
+    order = torch.rand(n, GRAPH.n_nodes, generator=torch.Generator().manual_seed(seed)).argsort(-1).argsort(-1)
+    return order[:, None] < torch.tensor(list(sizes))[:, None]
+
+
+def bank(
+    tv: Sequence[Sequence[float]],
+    name: str = "a run",
+    sizes: Sequence[int] = SIZES,
+    kept: Tensor | None = None,
+    full: Mapping[str, Sequence[float]] | None = None,
+    fingerprint: str = "f00d",
+    **others: Any,
+) -> Bank:
+    """A bank of which the TV of every input at every size (inputs x sizes) is given; its KL is twice that."""
+    distance = torch.tensor(tv, dtype=torch.float64).T[None]  # (draws, sizes, inputs)
+    n = distance.shape[-1]
+    kept = masks(n, sizes) if kept is None else kept
+    known = {name: torch.arange(n, dtype=torch.float64) for name in ("entropy", "loss", "next_rarity", "last_rarity")}
+    known |= {key: torch.tensor(values, dtype=torch.float64) for key, values in (full or {}).items()}
+
+    def seen(masks: Tensor, distance: Tensor) -> Seen:
+        recovered = (distance[..., None] < 1 - torch.tensor(NUCLEI) / 100).float()
+        measured = {"tv": distance, "kl": 2 * distance, "unigram_kl": torch.ones_like(distance)}
+        return Seen(masks, measured | {"recovered": recovered} | known)
+
+    by_size = kept.transpose(0, 1)[None]
+    half = (1 + distance) / 2
+    kinds = {"learned": seen(by_size, distance), "random-matched": seen(by_size, half), "norm": seen(by_size, half)}
+    kinds["inverse"] = seen(~by_size, 1 - distance)
+    config = {"model": {"scope": "input"}}
+    mask = ml.Mask(
+        kept, torch.zeros(n, 1, GRAPH.n_nodes), torch.tensor(list(sizes)), GRAPH, ModelId("a model", None, fingerprint),
+        tuple(map(str, range(n))), config=config, positions="random",
+    )  # fmt: skip
+    usual = {
+        "names": [str(i) for i in range(n)],
+        "contexts": [f"text {i}" for i in range(n)],
+        "lengths": [float(i % 5) for i in range(n)],
+        "groups": list(range(n)),
+        "source": "a file",
+        "tokens": [f" word{i}" for i in range(n)],
+    }
+    return Bank(name=name, mask=mask, seen=kinds, **usual | others)
+
+
+def falling(n: int) -> list[list[float]]:
+    """TVs of inputs that take more and more of the model."""
+    return [[0.9, 0.5 + 0.4 * i / n, 0.1 + 0.5 * i / n, 0.02 + 0.3 * i / n] for i in range(n)]

@@ -1,0 +1,293 @@
+"""Texts in pairs and texts with answers: the field's own files as they are, and what is asked of answers."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SHARED
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import masklearn as ml
+from masklearn.answers import AnswerMetrics, areas, faithfulness
+from masklearn.budget import MIB_FRACTIONS, resolve_sizes
+from masklearn.data.columns import Asked, Columns, Text
+from masklearn.data.tokens import Encoded, with_others
+from masklearn.evaluation import measure
+from masklearn.masked_lm import MaskedLM
+from masklearn.tiny import tasks
+
+NOUNS = ("dog", "cat", "bird", "king", "poet")
+
+
+def columns(row: dict[str, Any], **asked: str) -> Text:
+    return Columns.of("the file", list(row), Asked(**asked)).read(0, row)
+
+
+CLEAN, CORRUPTED = "the dog near the dogs", "the cat near the dogs"
+KNOWN: dict[str, tuple[dict[str, Any], Text]] = {
+    "ours": (
+        {"clean": CLEAN, "corrupted": CORRUPTED, "answer": " runs", "wrong_answer": " run"},
+        Text(0, CLEAN, "", CORRUPTED, (" runs",), (" run",)),
+    ),
+    "EAP, ids": (
+        {"": 470, "clean": CLEAN, "corrupted": CORRUPTED, "corrupted_hard": "x", "correct_idx": 7, "incorrect_idx": 9},
+        Text(0, CLEAN, "", CORRUPTED, (7,), (9,)),
+    ),
+    "EAP, years": (
+        {"clean": CLEAN, "corrupted": CORRUPTED, "label": 97},
+        Text(0, CLEAN, "", CORRUPTED, ("98", "99"), tuple(f"{year:02d}" for year in range(98))),
+    ),
+    "Edge-Pruning": (
+        {"clean": "1 + 2 = <predict>3</predict> .", "corrupted": "1 + 5 = <predict>6</predict> ."},
+        Text(0, "1 + 2 =", "", "1 + 5 =", (" 3",), (" 6",)),
+    ),
+    "auto-circuit": (
+        {"clean": CLEAN, "corrupt": CORRUPTED, "answers": [" runs", " sings"], "wrong_answers": [" run"]},
+        Text(0, CLEAN, "", CORRUPTED, (" runs", " sings"), (" run",)),
+    ),
+    "labels of another kind": ({"text": CLEAN, "label": 1, "answer": "x"}, Text(0, CLEAN, "")),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_rows_of_known_files_are_read_as_they_are(name: str) -> None:
+    row, expected = KNOWN[name]
+    assert columns(row) == expected
+
+
+def test_columns_are_mapped_by_flag() -> None:
+    row = {"prompt": CLEAN, "other": CORRUPTED, "next": 3, "token_id": 8, "text": "x"}
+    asked = {"text": "prompt", "corrupted": "other", "answer": "next", "wrong": "token_id"}
+    assert columns(row, **asked) == Text(0, CLEAN, "", CORRUPTED, ("3",), (8,))
+    with pytest.raises(ml.UserError, match="no column 'nxt'; it has prompt, .*--data.answer_column"):
+        columns(row, **asked | {"answer": "nxt"})
+    with pytest.raises(ml.UserError, match="row 1: 'next' holds None, which is no answer.*--data.answer_column"):
+        columns(row | {"next": None}, **asked | {"wrong": "next"})
+    with pytest.raises(ml.UserError, match="'other' holds 3, which is no text.*--data.corrupted_column"):
+        columns(row | {"other": 3}, **asked)
+
+
+def rows(n: int = 5) -> list[dict[str, Any]]:
+    return [
+        {
+            "clean": f"the {noun} near the dogs",
+            "corrupted": f"the {noun}s near the dogs",
+            "answer": " runs",
+            "wrong_answer": " run",
+        }
+        for noun in NOUNS[:n]
+    ]
+
+
+def write(path: Path, content: Any) -> str:
+    lines = content if path.suffix == ".jsonl" else [content]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.json", "prompts.json"])
+def test_a_batch_of_pairs_by_hand(tmp_path: Path, name: str) -> None:
+    content: Any = rows()
+    if name == "prompts.json":
+        content = {"word_idxs": {"x": 1}, "prompts": [
+            {"clean": row["clean"], "corrupt": row["corrupted"], "answers": [row["answer"], " waits"],
+             "wrong_answers": [row["wrong_answer"]]} for row in rows()]}  # fmt: skip
+    data = ml.MaskData(path=write(tmp_path / name, content), positions="last")
+    data.setup("fit")
+    vocabulary = ml.load_tokenizer().get_vocab()
+    batch = next(iter(data.loader("all")))
+    begin, the, near, dogs = (vocabulary[token] for token in ("<s>", "the", "near", "dogs"))
+    assert batch.input_ids.tolist() == [[begin, the, vocabulary[noun], near, the, dogs] for noun in NOUNS]
+    assert batch.corrupted is not None and batch.answers is not None and batch.wrong is not None
+    assert batch.corrupted.tolist() == [[begin, the, vocabulary[f"{noun}s"], near, the, dogs] for noun in NOUNS]
+    right = [vocabulary["runs"], *([vocabulary["waits"]] if name == "prompts.json" else [])]
+    assert batch.answers.tolist() == [sorted(right)] * 5
+    assert batch.wrong.tolist() == [[vocabulary["run"]]] * 5
+
+
+def test_pairs_of_unequal_length_are_left_out_and_told(tmp_path: Path) -> None:
+    pairs = rows()
+    pairs[1]["corrupted"] = "the cat"
+    data = ml.MaskData(path=write(tmp_path / "pairs.jsonl", pairs))
+    data.setup("fit")
+    assert [text.row for text in data.parts["all"].encoded] == [0, 2, 3, 4]
+    (said,) = data.remarks
+    assert said.startswith("1 of 5 pairs are of unequal token length and left out; the first is text 2 of 6 tokens, wi")
+    for pair in pairs:
+        pair["corrupted"] = "the cat"
+    data = ml.MaskData(path=write(tmp_path / "bad.jsonl", pairs))
+    with pytest.raises(ml.UserError, match="no pair has as many tokens.*text 1 of 6 tokens, with 3.*corrupted_column"):
+        data.setup("fit")
+
+
+def test_answers_that_cannot_be_told_apart_or_are_of_another_tokenizer(tmp_path: Path) -> None:
+    pairs = rows()
+    pairs[0]["wrong_answer"] = " runs"
+    data = ml.MaskData(path=write(tmp_path / "pairs.jsonl", pairs))
+    data.setup("fit")
+    assert [bool(text.answers) for text in data.parts["all"].encoded] == [False, True, True, True, True]
+    assert data.remarks[0].startswith("In 1 of 5 texts right and wrong answers begin with the same token")
+    ids = [{"clean": r["clean"], "corrupted": r["corrupted"], "correct_idx": 47764, "incorrect_idx": 3} for r in rows()]
+    data = ml.MaskData(path=write(tmp_path / "ids.jsonl", ids))
+    data.setup("fit")
+    assert data.remarks[0].startswith("Ids of answers are of another tokenizer: 47764 among them")
+    assert next(iter(data.loader("all"))).answers is None
+
+
+def test_a_text_with_an_answer_is_not_cut(tmp_path: Path) -> None:
+    data = ml.MaskData(path=write(tmp_path / "pairs.jsonl", rows()), max_length=4)
+    with pytest.raises(ml.UserError, match="5 texts with answers are longer .* --data.max_length 6"):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize(("name", "kept"), [("greater_than.csv", 1), ("ioi.csv", 1), ("stories_names.jsonl", 400)])
+def test_the_fields_own_files_are_read_as_they_are(stories: Path, name: str, kept: int) -> None:
+    lm = str(stories / "models" / "stories260k")
+    data = ml.MaskData(path=str(SHARED / "data" / name), lm=lm, limit=400 if name.endswith("jsonl") else 100)
+    data.setup("fit")
+    assert len(data.parts["all"]) >= kept
+    for text in data.parts["all"].encoded:
+        assert text.corrupted is not None and len(text.corrupted) == len(text.ids)
+    if name == "stories_names.jsonl":
+        assert sum(bool(text.answers) for text in data.parts["all"].encoded) == 400 - 41
+
+
+# --- other texts in the place of pairs --------------------------------------------------------------------------------
+
+
+@given(st.lists(st.lists(st.integers(3, 5), min_size=2, max_size=5), min_size=1, max_size=12), st.integers(0, 3))
+def test_a_text_without_a_pair_is_resampled_from_another(ids: list[list[int]], seed: int) -> None:
+    texts = [Encoded(i, "", row) for i, row in enumerate(ids)]
+    pool = list(range(0, len(ids), 2))
+    found = with_others(texts, pool, seed)
+    assert found == with_others(texts, pool, seed)
+    for text in found:
+        pooled = [ids[i] for i in pool]
+        equal = [row for row in pooled if len(row) == len(text.ids) and row != text.ids]
+        longer = [row[: len(text.ids)] for row in pooled if len(row) > len(text.ids)]
+        longer = [row for row in longer if row != text.ids]
+        if equal or longer:
+            assert text.corrupted in (equal or longer)
+        elif text.corrupted is None:
+            assert all(text.ids[: len(row)] == row for row in pooled if len(row) <= len(text.ids))
+        else:
+            assert len(text.corrupted) == len(text.ids) and text.corrupted != text.ids
+
+
+def test_others_come_from_the_training_split(tmp_path: Path) -> None:
+    data = ml.MaskData(task="mixed", limit=60)
+    data.setup("fit")
+    train = [text.ids for text in data.parts["train"].encoded]
+    for part in ("train", "validation", "test"):
+        for text in data.parts[part].encoded:
+            assert text.corrupted != text.ids
+            assert text.corrupted is not None and len(text.corrupted) == len(text.ids)
+            assert any(text.corrupted[: len(ids)] == ids[: len(text.ids)] for ids in train)
+
+
+def test_the_embedded_tasks_come_in_pairs_and_with_answers() -> None:
+    for task in ("names", "agreement", "years", "copy"):
+        data, tokenizer = ml.MaskData(task=task, limit=20, positions="last"), ml.load_tokenizer()  # pyright: ignore
+        data.setup("fit")
+        assert not data.remarks
+        for text, prompt in zip(data.parts["all"].encoded, tasks.prompts(task, 0), strict=False):
+            assert text.corrupted == tokenizer(prompt.corrupted)["input_ids"]
+            assert set(tokenizer.convert_ids_to_tokens(text.answers)) == set(prompt.answers)
+            assert set(tokenizer.convert_ids_to_tokens(text.wrong)) == set(prompt.wrong_answers)
+
+
+# --- long texts -------------------------------------------------------------------------------------------------------
+
+
+def test_texts_are_packed_when_asked(tmp_path: Path) -> None:
+    lines = ["the dog runs .", "the cat sings .", "the bird waits near the dogs ."]
+    (tmp_path / "texts.txt").write_text("\n".join(lines))
+    data = ml.MaskData(path=str(tmp_path / "texts.txt"), max_length=4, pack=True)
+    data.setup()
+    whole = [token for row in ml.load_tokenizer()(lines)["input_ids"] for token in row]
+    assert data.parts["all"].ids == [whole[i : i + 4] for i in range(0, len(whole), 4) if len(whole[i : i + 4]) > 1]
+    pairs = ml.MaskData(path=write(tmp_path / "pairs.jsonl", rows()), pack=True)
+    with pytest.raises(ml.UserError, match="holds pairs or answers, which cannot be packed"):
+        pairs.setup()
+    with pytest.raises(ml.UserError, match="data.pack makes other texts"):
+        ml.MaskData(task="names", pack=True, scope="input")
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_answers_by_hand() -> None:
+    """Two texts of a vocabulary of four; the third has no answer and does not count."""
+    p = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]]])
+    answers, wrong = torch.tensor([[3, 1], [0, -1], [-1, -1]]), torch.tensor([[2, -1], [1, 2], [-1, -1]])
+    metrics = AnswerMetrics(1)
+    metrics.update(p.log().repeat(2, 1, 1), answers, wrong)
+    found = metrics.compute()
+    first = (math.log(0.4) + math.log(0.2)) / 2 - math.log(0.3)
+    assert found["logit_diff"].item() == pytest.approx((first + math.log(7)) / 2)
+    assert found["prob_diff"].item() == pytest.approx(((0.6 - 0.3) + (0.7 - 0.2)) / 2)
+    assert found["accuracy"].item() == found["full_accuracy"].item() == 1
+    alone = AnswerMetrics(1)
+    alone.update(p.log().repeat(2, 1, 1), answers[:, :1].roll(1, 0), None)  # none of them the most probable token
+    found = alone.compute()
+    assert found["logit_diff"].isnan().all()
+    assert found["accuracy"].item() == pytest.approx(0)
+
+
+def test_the_areas_are_those_of_mib() -> None:
+    sizes = resolve_sizes("mib", 156)
+    assert sizes == [1, 3, 7, 15, 31, 78]
+    faithful = [0.1, 0.3, 0.2, 0.9, 1.2, 1.1]
+    found = areas(sizes, faithful, 156)
+    at = torch.tensor([0, 0, 0, *faithful, 1]).double()
+    x = torch.tensor(MIB_FRACTIONS).double()
+    assert found["over"] == "mib"
+    assert found["cpr"] == pytest.approx(torch.trapezoid(at, x).item(), abs=1e-6)
+    assert found["cmd"] == pytest.approx(torch.trapezoid((1 - at).abs(), x).item(), abs=1e-6)
+    other = areas([50], [1.0], 100)
+    assert (other["over"], other["cpr"], other["cmd"]) == ("sizes", pytest.approx(0.75), pytest.approx(0.25))
+
+
+def test_faithfulness_by_hand() -> None:
+    row = {"logit_diff": 2.0, "full_logit_diff": 3.0, "prob_diff": 0.5, "full_prob_diff": 0.9}
+    assert faithfulness(row, {"logit_diff": 1.0, "prob_diff": 0.1}) == pytest.approx(0.5)
+    assert faithfulness(row | {"logit_diff": None}, {"logit_diff": None, "prob_diff": 0.1}) == pytest.approx(0.5)
+    assert faithfulness(row, {"logit_diff": 3.0}) is None
+
+
+def test_what_is_told_of_answers_is_what_logits_say(tmp_path: Path) -> None:
+    """Of one mask of the embedded model, under resampling from its pairs."""
+    data = ml.MaskData(path=write(tmp_path / "pairs.jsonl", rows()))
+    data.setup("fit")
+    masked_lm = MaskedLM(ml.load_lm(), ml.Ablation("resample"))
+    masks = torch.rand(2, 1, 36, generator=torch.Generator().manual_seed(0)) > 0.5
+    found, _ = measure(masked_lm, masks, data.loader("all"))
+    batch = next(iter(data.loader("all")))
+    assert batch.corrupted is not None
+    vocabulary = ml.load_tokenizer().get_vocab()
+    for mask, row in zip(masks[:, 0], found, strict=True):
+        with ml.gated(masked_lm.lm, mask, masked_lm.resampled(batch.corrupted)):
+            logits: Tensor = masked_lm.lm(batch.input_ids).logits[:, -1]
+        right, wrong = logits[:, vocabulary["runs"]], logits[:, vocabulary["run"]]
+        assert row["logit_diff"] == pytest.approx((right - wrong).mean().item(), abs=1e-4)
+        assert row["accuracy"] == pytest.approx((right > wrong).float().mean().item())
+        whole = masked_lm.lm(batch.input_ids).logits[:, -1].softmax(-1)
+        expected = (whole[:, vocabulary["runs"]] - whole[:, vocabulary["run"]]).mean().item()
+        assert row["full_prob_diff"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_single_subgraph_is_measured_as_several_are() -> None:
+    """One mask of one group."""
+    data = ml.MaskData(task="names", limit=20, positions="last")
+    data.setup("fit")
+    masked_lm = MaskedLM(ml.load_lm())
+    masks = torch.rand(2, 1, 36, generator=torch.Generator().manual_seed(0)) > 0.5
+    both, by_group = measure(masked_lm, masks, data.loader("all"))
+    one, alone = measure(masked_lm, masks[:1], data.loader("all"))
+    assert one[0] == pytest.approx(both[0], abs=1e-5) and alone.shape == (2, 1, 1)
+    torch.testing.assert_close(alone, by_group[:, :1], atol=1e-5, rtol=0)

@@ -1,0 +1,252 @@
+"""Masks of single texts to the study, through the doors."""
+
+# pyright: reportGeneralTypeIssues=false
+# (by pandas' own annotations a comparison may be anything)
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from wandb_file import OfflineRun
+
+import masklearn as ml
+from masklearn import evaluation
+from masklearn.cli import evaluate, train
+from masklearn.data import Batch
+from masklearn.masked_lm import MaskedLM
+from masklearn.metrics import TextMetrics, unigram
+from masklearn.tiny import language, tasks
+
+QUICK = ["--model.scope", "input", "--model.steps", "3", "--model.polish", "0", "--trainer.logger", "false"]
+SIZES = ["--model.sizes", "[1, 3, 9, 20, 35]"]
+
+
+@dataclass
+class Made:
+    folder: Path
+    output: str
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_csv(self.folder / "study" / "tables" / f"{name}.csv")
+
+
+def learn(folder: Path, *flags: str) -> str:
+    assert train([*QUICK, *SIZES, *flags, "--run.dir", str(folder)]) == 0
+    return str(folder / "mask.safetensors")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A bank of some texts and one of every position of a text, and their study, as a person makes it."""
+    folder = tmp_path_factory.mktemp("studies")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py"])
+        masks = [
+            learn(folder / "one", "--data.positions", "random", "--data.limit", "8"),
+            learn(folder / "words", "--data.positions", "each", "--data.limit", "1"),
+        ]
+        capture = pytest.MonkeyPatch()
+        lines: list[str] = []
+        capture.setattr("builtins.print", lambda *args, **_: lines.append(" ".join(map(str, args))))
+        code = evaluate([*(flag for mask in masks for flag in ("--mask", mask)), "--out", str(folder / "study")])
+        capture.undo()
+    assert code == 0, lines
+    return Made(folder, "\n".join(lines))
+
+
+def test_the_study_leaves_what_it_promises(made: Made) -> None:
+    study = made.folder / "study"
+    assert (study / "report.html").stat().st_size > 100_000
+    assert {path.suffix for path in (study / "figures").iterdir()} == {".png", ".pdf"}
+    assert len(json.loads((study / "metrics.json").read_text())) == 2
+    table = pd.read_parquet(study / "tables" / "inputs_by_size.parquet")
+    assert set(table["kind"]) == {"learned", "random", "random-matched", "norm", "inverse"}
+    assert len(table[table["bank"] == "one"]) == 5 * 5 * 8
+    assert f"{study / 'report.html'}" in made.output
+
+
+def test_its_means_are_those_of_the_evaluation(made: Made) -> None:
+    """One number, one path: with one position an input, the mean over inputs is the mean over positions."""
+    sizes = json.loads((made.folder / "study" / "metrics.json").read_text())[0]["sizes"]
+    curve = made.table("curve").set_index(["bank", "kind", "s"])
+    for row in sizes:
+        for name in ("kl", "tv"):
+            assert curve.loc[("one", "learned", row["s"]), name] == pytest.approx(row[name])
+            assert curve.loc[("one", "norm", row["s"]), name] == pytest.approx(row["controls"]["norm"][name])
+            expected = row["controls"]["random"][f"{name}_mean"]
+            assert curve.loc[("one", "random", row["s"]), name] == pytest.approx(expected)
+
+
+def test_densities_can_be_worked_out_from_the_tables(made: Made) -> None:
+    inputs = pd.read_parquet(made.folder / "study" / "tables" / "inputs.parquet").set_index(["bank", "input"])
+    by_size = pd.read_parquet(made.folder / "study" / "tables" / "inputs_by_size.parquet")
+    own = by_size[(by_size["bank"] == "one") & (by_size["kind"] == "learned") & (by_size["input"] == "3")]
+    points = [*zip(own["fraction"].map(math.log10), own["tv"], strict=True), (0.0, 0.0)]
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points))
+    assert inputs.loc[("one", "3"), "density_learned"] == pytest.approx(area)
+
+
+def test_what_is_said_of_an_input_is_so(made: Made) -> None:
+    """Context, entropies, loss and rarity of each, from the model and the language themselves."""
+    inputs = pd.read_parquet(made.folder / "study" / "tables" / "inputs.parquet")
+    lm, tokenizer = ml.load_lm(), ml.load_tokenizer()
+    for _, row in inputs[inputs["bank"] == "one"].iterrows():
+        ids = tokenizer(row["context_text"], return_tensors="pt", return_token_type_ids=False)
+        logp = lm(**ids).logits[0, -1].log_softmax(-1)
+        assert row["entropy"] == pytest.approx(-(logp.exp() * logp).sum().item(), abs=1e-4)
+        assert row["context"] == ids["input_ids"].shape[1]
+        *_, choice = language.truth(row["context_text"].split())
+        assert row["true_entropy"] == pytest.approx(language.entropy(choice))
+        allowed = torch.tensor([tokenizer.get_vocab()[token] for token in choice])
+        assert min(abs(row["loss"] + logp[allowed])) < 1e-4  # of a token that the language allows there
+        assert row["next_rarity"] > 0
+
+
+def test_banks_over_different_inputs_are_held_against_each_other_where_that_can_be(made: Made) -> None:
+    (pair,) = made.table("across").to_dict("records")
+    assert pair["same_model"] and pair["n"] < 4
+    assert "in common: one has 8 of the embedded mixed texts and words has" in pair["note"]
+    overlap = made.table("overlap")
+    assert ((overlap["overlap"] >= 0) & (overlap["overlap"] <= 1 + 1e-9)).all()
+
+
+def test_every_token_of_a_text_has_its_density(made: Made) -> None:
+    words = made.table("by_token")
+    assert words["at"].tolist() == list(range(1, len(words) + 1))
+    assert "".join(words["token"]).split() == next(tasks.texts()).split()
+    assert words["density"].notna().all()
+
+
+def test_the_thought_of_the_full_model_is_the_full_models(made: Made) -> None:
+    thoughts = made.table("thoughts")
+    inputs = pd.read_parquet(made.folder / "study" / "tables" / "inputs.parquet").set_index(["bank", "input"])
+    shown = thoughts[(thoughts["bank"] == "one") & (thoughts["s"] == 36)]
+    text = inputs.loc[("one", str(shown["input"].iloc[0])), "context_text"]
+    lm, tokenizer = ml.load_lm(), ml.load_tokenizer()
+    ids = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+    top = lm(**ids).logits[0, -1].softmax(-1).topk(6)
+    assert shown["probability"].tolist() == pytest.approx(top.values.tolist(), abs=1e-5)
+    assert [token.strip() for token in shown["token"]] == [tokenizer.decode([i]).strip() for i in top.indices]
+
+
+def test_the_study_goes_to_wandb(made: Made) -> None:
+    (folder,) = (made.folder / "study" / "wandb").glob("offline-run-*")
+    run = OfflineRun.read(folder)
+    for name in ("curve", "findings", "relations", "inputs"):
+        (path,) = run.column(f"study/{name}/path")
+        table = json.loads((run.files / path).read_text())
+        assert len(table["data"]) > 0
+    (picture,) = run.column("figures/one-curve-tv/path")
+    assert (run.files / picture).read_bytes().startswith(b"\x89PNG")
+    assert run.summary["finding/two phases/one"] in ("holds", "does not hold", "not known")
+    assert run.config["mask"] and run.config["seed"] == 0
+
+
+# --- positions --------------------------------------------------------------------------------------------------------
+
+
+def positions(kind: str, **settings: object) -> ml.MaskData:
+    data = ml.MaskData(positions=kind, limit=20, scope="input", **settings)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def test_a_random_position_is_one_of_its_text_and_the_token_that_came_is_kept() -> None:
+    whole, cut = positions("all").parts["all"], positions("random")
+    texts = cut.parts["all"]
+    lengths = set()
+    for i in range(20):
+        n = len(texts.ids[i])
+        assert texts.ids[i] == whole.ids[i][:n] and 3 <= n <= len(whole.ids[i])
+        (scored,) = cut.collate([texts[i]]).scored.tolist()
+        assert scored == [False] * (n - 2) + [True, False]
+        lengths.add(n)
+    assert len(lengths) > 5
+    assert positions("random").parts["all"].ids == texts.ids
+    assert positions("random", seed=1).parts["all"].ids != texts.ids
+
+
+def test_each_position_of_a_text_is_an_input() -> None:
+    whole, cut = positions("all").parts["all"], positions("each").parts["all"]
+    own = [(name, ids) for name, ids in zip(cut.names, cut.ids, strict=True) if name.startswith("0:")]
+    assert own == [(f"0:{at}", whole.ids[0][: at + 1]) for at in range(1, len(whole.ids[0]))]
+    assert len(set(cut.names)) == len(cut.names)
+
+
+def test_inputs_of_one_text_are_never_split() -> None:
+    data = ml.MaskData(positions="each", limit=30)
+    data.prepare_data()
+    data.setup()
+    of = {part: {name.split(":")[0] for name in data.parts[part].names} for part in ("train", "validation", "test")}
+    assert not of["train"] & of["test"] and not of["train"] & of["validation"] and not of["validation"] & of["test"]
+
+
+# --- metrics of single texts ------------------------------------------------------------------------------------------
+
+
+def test_the_unigram_is_what_was_counted_and_leaves_nothing_out() -> None:
+    found = unigram({1: 3, 2: 1, 9: 5}, 4).exp()  # a token that the model does not have is left out
+    assert found.tolist() == pytest.approx([0.5 / 6, 3.5 / 6, 1.5 / 6, 0.5 / 6])
+
+
+def test_metrics_of_texts_add_up_to_those_of_all(masked_lm: MaskedLM, tokens: torch.Tensor) -> None:
+    """Whatever the masks and however they are batched, means weighted by positions are the means of all."""
+    scored = torch.ones_like(tokens, dtype=torch.bool)
+    scored[1, 3:] = False
+    place = torch.tensor([1, 0])
+    batch = Batch(tokens, torch.ones_like(scored), scored, place, torch.zeros(2, dtype=torch.long))
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(11, 1, masked_lm.graph.n_nodes, generator=generator) > 0.5
+    meter = TextMetrics(11, 2, {3: 1})
+    rows, _ = evaluation.measure(masked_lm, masks, [batch], meter)
+    found, weight = meter.compute(), torch.tensor([3, tokens.shape[1]]) / (3 + tokens.shape[1])
+    for name in ("kl", "tv"):
+        together = (found[name] * weight).sum(-1)
+        assert together.tolist() == pytest.approx([row[name] for row in rows], rel=1e-5)
+    labelled = torch.tensor([3, tokens.shape[1] - 1]) / (2 + tokens.shape[1])
+    assert (found["loss"] * labelled).sum().item() == pytest.approx(rows[0]["full_cross_entropy"], rel=1e-5)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_one_input_two_sizes_and_no_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    flags = ["--data.limit", "1", "--data.positions", "last", "--model.sizes", "[2, 9]"]
+    assert train([*QUICK, *flags, "--run.dir", str(tmp_path / "one")]) == 0
+    out = tmp_path / "study"
+    assert evaluate(["--mask", str(tmp_path / "one/mask.safetensors"), "--out", str(out), "--track", "false"]) == 0
+    told = capsys.readouterr().out
+    assert "2 of the 3 sizes that an area or a phase takes (2, 9): no density" in told
+    assert "a single input" in told
+    assert "no token comes after a scored position; score them with --data.positions random" in told
+    assert ">nan<" not in (out / "report.html").read_text().lower()
+    assert not (out / "wandb").exists()
+
+
+def test_without_matplotlib_there_are_tables(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("masklearn.cli.studying.find_spec", lambda name: None)
+    mask = str(made.folder / "one" / "mask.safetensors")
+    assert evaluate(["--mask", mask, "--out", str(tmp_path / "out"), "--track", "false"]) == 0
+    assert "No figures drawn: they need matplotlib" in capsys.readouterr().out
+    assert (tmp_path / "out" / "tables" / "curve.csv").is_file()
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_study_is_not_written_over(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (made.folder / "study" / "report.html").read_bytes()
+    mask = str(made.folder / "one" / "mask.safetensors")
+    assert evaluate(["--mask", mask, "--out", str(made.folder / "study")]) == 2
+    assert "is there already, and kept. Choose another --out" in capsys.readouterr().err
+    assert (made.folder / "study" / "report.html").read_bytes() == before
