@@ -1,9 +1,7 @@
 """The mask file: the masks of a run with everything needed to use, check and repeat them, as safetensors."""
 
 import json
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from masklearn.ablation import Ablation, AblationName
 from masklearn.errors import UserError, one_line
+from masklearn.files import pack, write_whole
 from masklearn.graph import NodeGraph
 
 FORMAT = 2
@@ -68,6 +67,8 @@ class Mask:
             )
         if self.scores.shape not in (expected, (expected[0], 1, expected[2])) or self.scores.dtype != torch.float32:
             raise ValueError(f"scores are {self.scores.dtype} of shape {tuple(self.scores.shape)}, expected {expected}")
+        if self.sizes.dtype != torch.int64 or self.sizes.dim() != 1:
+            raise ValueError(f"sizes are {self.sizes.dtype} of {self.sizes.dim()} dimensions, expected int64 of one")
         ends = (0, *self.sizes.tolist(), self.graph.n_nodes + 1)
         if any(small >= large for small, large in pairwise(ends)):
             raise ValueError(f"sizes are {ends[1:-1]}, expected ascending from 1 to {self.graph.n_nodes}")
@@ -118,10 +119,12 @@ class Mask:
         """Read every mask and refuse a damaged one.
 
         Raises:
-            UserError: If one has not as many nodes as its size says.
+            UserError: If one has not as many nodes as its size says, or numbers are not finite.
         """
         if not torch.equal(self.mask.sum(-1), self.sizes.expand(self.mask.shape[:2])):
             raise UserError("the bank is damaged: a mask does not have as many nodes as its size says")
+        if not all(values.isfinite().all() for values in (self.scores, *self.ablation.heads, *self.ablation.mlps)):
+            raise UserError("the bank is damaged: its scores or its ablation are not all finite numbers")
 
     def select(self, s: int | float, group: str | int | None = None) -> Tensor:
         """One mask, boolean of shape (nodes,).
@@ -173,7 +176,7 @@ class Mask:
             "masklearn": self.version,
         }
         packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_whole(Path(path), save(packed, {key: json.dumps(value) for key, value in metadata.items()}))
+        write_whole(Path(path), pack(packed, {key: json.dumps(value) for key, value in metadata.items()}))
 
     @classmethod
     def load(cls, path: str | Path) -> "Mask":
@@ -186,8 +189,9 @@ class Mask:
             with safe_open(path, framework="pt") as file:
                 metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-            if metadata["format"] > FORMAT:
+            if not isinstance(metadata["format"], int) or metadata["format"] > FORMAT:
                 raise UserError(f"it has format {metadata['format']}; this masklearn reads up to {FORMAT}. Upgrade it")
+            _require_sound(metadata)
             name = cast(AblationName, metadata["ablation"])
             return cls(
                 tensors["mask"],
@@ -204,8 +208,37 @@ class Mask:
             )
         except KeyError as error:
             raise UserError(f"{path} is no mask file: it has no {error.args[0]!r}") from error
-        except (OSError, SafetensorError, UserError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, SafetensorError, UserError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"cannot read the mask file {path}: {one_line(error)}") from error
+
+
+KINDS: dict[str, type] = {
+    "model": dict, "nodes": list, "groups": list, "ablation": str, "positions": str, "config": dict, "metrics": list,
+    "masklearn": str,
+}  # fmt: skip
+"""What the metadata of a mask file hold."""
+
+
+def _require_sound(metadata: dict[str, Any]) -> None:
+    """Refuse metadata that say what they cannot mean.
+
+    Raises:
+        KeyError: If one is missing.
+        ValueError: What is wrong.
+    """
+    for name, kind in KINDS.items():
+        if not isinstance(metadata[name], kind):
+            raise ValueError(f"its {name!r} is no {kind.__name__}")
+    names, model = metadata["nodes"] + metadata["groups"], metadata["model"]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("its nodes and groups are not all named by strings")
+    if len(set(metadata["groups"])) < len(metadata["groups"]):
+        raise ValueError("two of its groups have the same name")
+    if {*model} != {"lm", "revision", "fingerprint"} or not all(isinstance(v, str | None) for v in model.values()):
+        raise ValueError(f"its model is {model}, not a name, a revision and a fingerprint")
+    for room in ("model", "data"):
+        if not isinstance(metadata["config"].get(room, {}), dict):
+            raise ValueError(f"the {room} of its config holds no settings")
 
 
 class Shards:
@@ -248,23 +281,3 @@ class Shards:
             return {name: torch.cat([block[name] for block in blocks])[order] for name in blocks[0] if name != "groups"}
         except (OSError, KeyError, SafetensorError) as error:
             raise UserError(f"a finished block in {self.folder} cannot be read: {one_line(error)}") from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file aside, flush it to the disk, and put it in place in one step.
-
-    Raises:
-        UserError: If that fails; what was there before is untouched.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink()
-        raise UserError(f"cannot write {path}: {one_line(error)}. Choose another folder, or make room") from error

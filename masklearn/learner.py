@@ -25,6 +25,8 @@ from masklearn.memory import step_that_fits
 from masklearn.objective import chunked_kl
 from masklearn.rows import assign, mean_by_mask
 
+MOST = 10**9
+"""The largest count that makes sense for a flag."""
 FLOOR = 0.003
 """Nats added to a KL before its logarithm is taken, so that a mask that is good enough stops pulling."""
 MOST_TEXTS = 256
@@ -45,6 +47,9 @@ class MaskLearner(LightningModule):
         lm: Model: a folder, a hub id, or embedded.
         revision: Branch, tag or commit of the model on the hub.
         dtype: Precision of the frozen weights; gates and divergences are always float32.
+        allow_pickle: Read weights that are no safetensors as well; such a file can run code as it is read.
+        trust_remote_code: Run the Python files that come with the model, as some on the hub need it: with all that you
+            may do on this machine. Name a revision that you have read.
         sizes: Nodes to keep: counts, or fractions of all nodes below 1; log:12 for 12 log-spaced sizes; or mib for
             those of the MIB benchmark. One mask each, learned side by side.
         scope: What shares its masks: dataset (all texts), input (each text has its own), or column:NAME (the texts that
@@ -77,6 +82,8 @@ class MaskLearner(LightningModule):
         lm: str = EMBEDDED,
         revision: str | None = None,
         dtype: DTypeName = "float32",
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
         sizes: Sequence[int | float] | str = (0.1, 0.2, 0.35, 0.5, 0.75),
         scope: str = "dataset",
         max_groups: int | None = None,
@@ -95,9 +102,9 @@ class MaskLearner(LightningModule):
     ) -> None:
         super().__init__()
         counts = {"steps": (steps, 1), "draws": (draws, 1), "restarts": (restarts, 1), "block": (block, 1)}
-        for flag, (value, least) in (counts | {"polish": (polish, 0)}).items():
-            if value is not None and value < least:
-                raise UserError(f"model.{flag} is {value}; it must be at least {least}")
+        for flag, (value, least) in (counts | {"polish": (polish, 0), "max_groups": (max_groups, 1)}).items():
+            if value is not None and not least <= value <= MOST:
+                raise UserError(f"model.{flag} is {value}; it must be at least {least} and at most {MOST}")
         for flag, value in {"lr": lr, "temperature": min(temperature)}.items():
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"model.{flag} is {value}; it must be positive")
@@ -109,6 +116,7 @@ class MaskLearner(LightningModule):
         self.save_hyperparameters()
         self.lm, self.revision, self.seed = lm, revision, seed
         self.dtype_name: DTypeName = dtype
+        self.trusted: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         self.asked_sizes = sizes
         self.scope, self.max_groups = scope, max_groups
         self.ablation_name: AblationName = ablation
@@ -139,7 +147,7 @@ class MaskLearner(LightningModule):
             UserError: If the model cannot be loaded or gated, or a size does not fit it.
         """
         resampled = Ablation("resample") if self.ablation_name == "resample" else Ablation()
-        self.masked_lm = MaskedLM(load_lm(self.lm, self.revision, self.dtype_name), resampled)
+        self.masked_lm = MaskedLM(load_lm(self.lm, self.revision, self.dtype_name, **self.trusted), resampled)
         self.sizes = resolve_sizes(self.asked_sizes, self.graph.n_nodes)
         self.register_buffer("size_counts", torch.tensor(self.sizes), persistent=False)
 

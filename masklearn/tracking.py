@@ -2,20 +2,26 @@
 
 import os
 import re
+import shlex
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 import wandb
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from wandb import Run
 
-from masklearn.artifact import Mask, write_whole
-from masklearn.errors import one_line
+from masklearn.artifact import Mask
+from masklearn.errors import UserError, one_line
+from masklearn.files import write_whole
 from masklearn.learner import MaskLearner
 
 PROJECT = "masklearn"
@@ -23,9 +29,71 @@ MOST_ROWS = 10_000
 """Rows of a table that W&B shows."""
 HISTOGRAM_EVERY = 50
 """Steps between two histograms of the gates."""
+START, FINISH = 15.0, 60.0
+"""Seconds that W&B may take to begin, and to send what is left at the end, before a run goes on without it."""
+FLUSH, UNSURE = 1.0, 5.0
+"""Seconds between two times that W&B writes to the disk, and after which what it was given is taken to lie there."""
 
 
-def logger_for(folder: Path, config: dict[str, Any], resume: bool = False) -> tuple[WandbLogger, str]:
+class Tracker(WandbLogger):
+    """W&B's logger, of which nothing is asked but to keep what it is given: what goes wrong never stops a run.
+
+    The first trouble is told in one line, and nothing more is tried.
+    """
+
+    def __init__(self, run: Run, **settings: Any) -> None:
+        super().__init__(experiment=run, **settings)
+        self.run, self.troubled = run, False
+        self.recent: deque[tuple[float, int | None, dict[str, Any]]] = deque()
+        """When and what was logged last: W&B has it on the disk after a while, and a kill may come before."""
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        """Do something with W&B, if it still works."""
+        if self.troubled:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever it is: a run is not about its tracking
+            self.troubled = True
+            print(f"W&B: no more is tracked ({one_line(error)}). {_how_to_send(self.run)}", flush=True)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        now = time.monotonic()
+        self.recent.append((now, step, dict(metrics)))
+        while now - self.recent[0][0] > UNSURE:
+            self.recent.popleft()
+        shown: dict[str, Any] = {
+            name: _histogram(*value) if isinstance(value, tuple) else value for name, value in metrics.items()
+        }
+        self.attempt(lambda: super(Tracker, self).log_metrics(shown, step))
+
+    def finalize(self, status: str) -> None:
+        """Nothing: the run goes on with its evaluation, and `finish` comes after that."""
+
+
+class TrackAgain(Callback):
+    """Keeps in checkpoints what W&B may not have on the disk yet; a run that goes on logs it again, the same as before.
+
+    Args:
+        tracker: The run's logger.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": [(step, metrics) for _, step, metrics in self.tracker.recent]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for step, metrics in state_dict["rows"]:
+            self.tracker.log_metrics(metrics, step)
+
+
+def _histogram(counts: list[int], edges: list[float]) -> wandb.Histogram:
+    return wandb.Histogram(np_histogram=(np.array(counts), np.array(edges)))
+
+
+def logger_for(folder: Path, config: dict[str, Any], resume: bool = False) -> tuple[Tracker, str]:
     """A logger that writes into a run's folder, online with a login, offline without one, and a line that says where.
 
     Args:
@@ -40,7 +108,7 @@ def logger_for(folder: Path, config: dict[str, Any], resume: bool = False) -> tu
     start = partial(wandb.init, project=project, name=folder.name, id=run_id, resume="allow", dir=folder, config=config)
     run, why = _started(start)
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(project=project, save_dir=folder, id=run_id, experiment=run), _whereabouts(run, why)
+    return Tracker(run, project=project, save_dir=folder, id=run_id), _whereabouts(run, why)
 
 
 def _started(start: Callable[..., Run]) -> tuple[Run, str]:
@@ -49,21 +117,44 @@ def _started(start: Callable[..., Run]) -> tuple[Run, str]:
     try:
         if mode is None:
             mode, why = ("online", "") if wandb.login(prompt=False, verify=False) else ("offline", "no login found")
-        quiet = wandb.Settings(silent=mode != "online", init_timeout=30)  # offline we say it ourselves, in one line
-        return start(mode=mode, settings=quiet), why
-    except (wandb.Error, ValueError) as error:
-        os.environ["WANDB_MODE"] = "offline"
-        return start(mode="offline", settings=wandb.Settings(silent=True)), f"no way online ({one_line(error)})"
+        return start(mode=mode, settings=_settings(silent=mode != "online")), why  # offline we say it ourselves
+    except Exception as error:
+        why = f"no way online ({one_line(error)})" if mode == "online" else one_line(error)
+    for instead in ("offline", "disabled") if mode == "online" else ("disabled",):
+        os.environ["WANDB_MODE"] = instead
+        try:
+            return start(mode=instead, settings=_settings(silent=True)), why
+        except Exception as error:
+            why = one_line(error)
+    raise UserError(f"W&B cannot even be switched off ({why}). Leave it out: --trainer.logger false")
+
+
+def _settings(**settings: Any) -> wandb.Settings:
+    """Settings under which W&B keeps nobody waiting, as far as its version knows them."""
+    settings |= {
+        "init_timeout": START,
+        "finish_timeout": FINISH,
+        "finish_timeout_raises": True,
+        "x_transaction_log_flush_interval": FLUSH,
+    }
+    return wandb.Settings(**{name: value for name, value in settings.items() if name in wandb.Settings.model_fields})
 
 
 def _whereabouts(run: Run, why: str) -> str:
     if run.disabled:
-        return "W&B: disabled"
+        return f"W&B: disabled ({why})"
     if not run.offline:
         return f"W&B: {run.url}"
+    return f"W&B: {why}, so the run lies in {_place(run)}. {_how_to_send(run)}"
+
+
+def _place(run: Run) -> str:
     folder = Path(run.dir).parent
-    shown = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder
-    return f"W&B: {why}, so the run lies in {shown}. Send it with: wandb sync {shown}"
+    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
+def _how_to_send(run: Run) -> str:
+    return f"Send it with: wandb sync {shlex.quote(_place(run))}"
 
 
 class GateHistograms(Callback):
@@ -80,20 +171,25 @@ class GateHistograms(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, MaskLearner)
-        histograms = {
-            f"gates/s={s}": wandb.Histogram(probability.tolist())
-            for s, probability in zip(pl_module.sizes, pl_module.open_probabilities().mean(0), strict=True)
-        }
+        histograms: dict[str, tuple[list[int], list[float]]] = {}
+        for s, probability in zip(pl_module.sizes, pl_module.open_probabilities().mean(0), strict=True):
+            counts, edges = torch.histogram(probability.cpu(), 64)
+            histograms[f"gates/s={s}"] = counts.long().tolist(), edges.tolist()
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_metrics(histograms, step=trainer.global_step)  # pyright: ignore[reportArgumentType]
+            if isinstance(logger, Tracker):
+                logger.log_metrics(histograms, step=trainer.global_step)
 
 
 def log_results(
-    logger: WandbLogger, mask: Mask, rows: Sequence[dict[str, Any]], mask_file: Path, figures: Iterable[Path]
+    logger: Tracker, mask: Mask, rows: Sequence[dict[str, Any]], mask_file: Path, figures: Iterable[Path]
 ) -> None:
     """Log what a run ends with: tables, figures, summary and the mask file as a versioned artifact."""
-    run = logger.experiment
+    logger.attempt(lambda: _log_results(logger.run, mask, rows, mask_file, figures))
+
+
+def _log_results(
+    run: Run, mask: Mask, rows: Sequence[dict[str, Any]], mask_file: Path, figures: Iterable[Path]
+) -> None:
     flat = [_flat(row) for row in rows]
     run.log(
         {
@@ -115,6 +211,11 @@ def log_results(
     run.log_artifact(artifact)
 
 
+def finish(logger: Tracker) -> None:
+    """Send what has not been sent yet, or say how to, if that takes too long."""
+    logger.attempt(logger.run.finish)
+
+
 def log_study(folder: Path, config: dict[str, Any], tables: Mapping[str, pd.DataFrame], figures: Iterable[Path]) -> str:
     """Log a study as a run of its own: its tables, its figures and its findings.
 
@@ -131,24 +232,24 @@ def log_study(folder: Path, config: dict[str, Any], tables: Mapping[str, pd.Data
     start = partial(wandb.init, project=project, name=folder.name, job_type="study", dir=folder, config=config)
     run, why = _started(start)
     where = _whereabouts(run, why)
+    tracker = Tracker(run, project=project, save_dir=folder)
+    tracker.attempt(lambda: _log_study(run, tables, figures))
+    finish(tracker)
+    return where
+
+
+def _log_study(run: Run, tables: Mapping[str, pd.DataFrame], figures: Iterable[Path]) -> None:
     logged: dict[str, Any] = {f"study/{name}": _logged(table) for name, table in tables.items() if len(table)}
     run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
     for row in tables["findings"].to_dict("records"):
         run.summary[f"finding/{row['finding']}/{row['bank']}"] = row["verdict"]
     for row in tables["phases"].to_dict("records"):
         run.summary[f"phase/{row['what']}/{row['bank']}"] = row["s"]
-    run.finish()
-    return where
 
 
 def _logged(table: pd.DataFrame) -> wandb.Table:
     rows = table.head(MOST_ROWS).astype(object)
     return wandb.Table(dataframe=rows.where(rows.notna(), None))
-
-
-def finish() -> None:
-    """Flush the current run, if there is one."""
-    wandb.finish()
 
 
 def _node_table(mask: Mask) -> wandb.Table:

@@ -10,6 +10,7 @@ os.environ["NETRC"] = os.environ["WANDB_CONFIG_DIR"] = os.devnull  # nobody is l
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from masklearn.data import Batch
+from masklearn.errors import UserError
 from masklearn.masked_lm import MaskedLM
 from masklearn.objective import kl_divergence
 
@@ -105,6 +107,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return Run(folder, done.stdout)
+
+
+def refused(action: Callable[[], object]) -> str:
+    """What a user is told of a mistake that an action meets."""
+    with pytest.raises(UserError) as caught:
+        action()
+    return str(caught.value)
 
 
 GROUPS = [7, 3, 9]

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import masklearn as ml
-from masklearn.artifact import ModelId, write_whole
+from masklearn.artifact import ModelId
+from masklearn.files import write_whole
 
 
 def bank(ablation: ml.Ablation = ml.Ablation()) -> ml.Mask:

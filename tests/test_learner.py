@@ -31,8 +31,8 @@ def learn(folder: Path, data: dict | None = None, lm: str = "embedded", **settin
 def test_frozen_means_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[PreTrainedModel] = []
 
-    def load(*args: object) -> PreTrainedModel:
-        loaded.append(ml.load_lm(*args))  # pyright: ignore[reportArgumentType]
+    def load(*args: object, **kwargs: object) -> PreTrainedModel:
+        loaded.append(ml.load_lm(*args, **kwargs))  # pyright: ignore[reportArgumentType]
         loaded.append(copy.deepcopy(loaded[0]))
         return loaded[0]
 

@@ -92,4 +92,4 @@ def test_the_mask_file_is_there_as_an_artifact(tracked: OfflineRun, run: Run) ->
 def test_where_the_run_lies_and_how_to_send_it_is_one_line(run: Run) -> None:
     (line,) = (line for line in run.output.splitlines() if line.startswith("W&B"))
     (folder,) = (run.folder / "wandb").glob("offline-run-*")
-    assert line == f"W&B: no login found, so the run lies in {folder}. Send it with: wandb sync {folder}"
+    assert line == f"W&B: no login found, so the run lies in {folder}. Send it with: wandb sync '{folder}'"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -37,14 +36,22 @@ def _source(lm: str) -> str:
 
 
 def _unloadable(lm: str, error: Exception) -> UserError:
-    return UserError(
-        f"model.lm: cannot load {lm!r} ({one_line(error)}). "
-        f"Give a model's folder, a hub id that this machine can reach, or {EMBEDDED}"
-    )
+    said = str(error)
+    way_out = f"Give a model's folder, a hub id that this machine can reach, or {EMBEDDED}"
+    if "trust_remote_code" in said:
+        way_out = "It comes with code of its own: if you trust that, add --model.trust_remote_code true"
+    elif "safetensors" in said and any(words in said for words in ("does not appear to have", "no file named")):
+        way_out = "Weights are read as safetensors; if you trust this model's pickles, add --model.allow_pickle true"
+    return UserError(f"model.lm: cannot load {lm!r} ({one_line(error)}). {way_out}")
 
 
 def load_lm(
-    lm: str = EMBEDDED, revision: str | None = None, dtype: DTypeName = "float32", device: str = "cpu"
+    lm: str = EMBEDDED,
+    revision: str | None = None,
+    dtype: DTypeName = "float32",
+    device: str = "cpu",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A causal language model: frozen, in evaluation mode.
 
@@ -53,20 +60,31 @@ def load_lm(
         revision: Branch, tag or commit on the hub.
         dtype: Precision of the weights.
         device: Where to put it, for example `cuda`.
+        allow_pickle: Read weights that are no safetensors as well; such a file can run code as it is read.
+        trust_remote_code: Run the Python files that come with the model.
 
     Raises:
         UserError: If it cannot be found or loaded.
     """
     source = _source(lm)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)  # cheap, and the clearest about what is wrong
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        # the config is cheap, and the clearest about what is wrong
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        if not trust_remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise UserError(
                 f"model.lm: {lm} cannot be gated: found a model of type {config.model_type}, expected a causal "
                 "language model. Choose a decoder with attention heads and an MLP in every layer"
             )
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=getattr(torch, dtype))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            use_safetensors=None if allow_pickle else True,
+            trust_remote_code=trust_remote_code,
+        )
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged or foreign folder makes of the library
         raise _unloadable(lm, error) from error
     model = model.eval().requires_grad_(False)
     move(model, torch.device(device))
@@ -88,7 +106,9 @@ def move(lm: PreTrainedModel, device: torch.device) -> None:
         ) from error
 
 
-def load_tokenizer(lm: str = EMBEDDED, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    lm: str = EMBEDDED, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model; one without a padding token pads with its end token.
 
     Raises:
@@ -96,8 +116,8 @@ def load_tokenizer(lm: str = EMBEDDED, revision: str | None = None) -> PreTraine
     """
     source = _source(lm)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raises nothing more special
         raise _unloadable(lm, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)

@@ -11,8 +11,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
 from masklearn.cli.evaluating import run_evaluation
+from masklearn.cli.stopping import interruptible
 from masklearn.cli.training import run_training
 from masklearn.errors import UserError, one_line
+
+LONGEST = 1000
+"""Letters of a message; the middle of a longer one is left out."""
 
 
 def train(args: list[str] | None = None) -> int:
@@ -29,7 +33,8 @@ def _guarded(door: Callable[[list[str] | None], None], args: list[str] | None) -
     """Run a door; a user's mistake becomes one line and exit code 2."""
     _quieten()
     try:
-        door(args)
+        with interruptible():
+            door(args)
     except UserError as error:
         message = str(error)
     except MisconfigurationException as error:
@@ -40,8 +45,14 @@ def _guarded(door: Callable[[list[str] | None], None], args: list[str] | None) -
         message = "stopped"
     else:
         return 0
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {_printable(message)}", file=sys.stderr)
     return 2
+
+
+def _printable(message: str) -> str:
+    """One line of a length to read, whatever is quoted in it: files and metadata may hold line breaks and escapes."""
+    line = "".join(letter if letter.isprintable() else " " for letter in message)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 def _quieten() -> None:

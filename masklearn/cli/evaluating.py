@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jsonargparse import ArgumentParser
@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from masklearn import evaluation
 from masklearn.ablation import KEPT, AblationName
 from masklearn.adapter import DTypeName, load_lm
-from masklearn.artifact import Mask, ModelId, write_whole
+from masklearn.artifact import Mask, ModelId
 from masklearn.baselines import CONTROLS, UNGUIDED, Baseline
 from masklearn.cli import studying
 from masklearn.cli.folder import RESULTS
@@ -23,11 +23,12 @@ from masklearn.cli.parsing import explained
 from masklearn.constants import settled
 from masklearn.data import MaskData, Part
 from masklearn.errors import UserError
+from masklearn.files import write_whole
 from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
 
 SOURCES = ("path", "dataset", "task")
-LINKED = ("lm", "revision", "scope", "max_groups")
+LINKED = ("lm", "revision", "scope", "max_groups", "trust_remote_code")
 """Settings of the texts that come with the model's."""
 
 
@@ -53,6 +54,8 @@ class EvaluateFlags:
         seed: Seed of the study's resamples and permutations.
         track: Log the study to Weights & Biases.
         out: Folder to write metrics.json to; runs/study-<time> by default for a study.
+        allow_pickle: Read weights that are no safetensors as well; such a file can run code as it is read.
+        trust_remote_code: Run the Python files that come with the model. Never taken from a mask file.
     """
 
     def __init__(
@@ -68,8 +71,11 @@ class EvaluateFlags:
         seed: int = 0,
         track: bool = True,
         out: str | None = None,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
     ) -> None:
         self.mask, self.lm, self.out = mask, lm, out
+        self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         self.ablations: list[AblationName] | None = [ablation] if isinstance(ablation, str) else ablation
         self.study, self.seed, self.track = study, seed, track
         self.baselines: Sequence[Baseline] = baselines or CONTROLS
@@ -137,18 +143,35 @@ def _other(own: dict[str, Any], asked: dict[str, Any]) -> bool:
     return any(asked.get(source, own.get(source)) != own.get(source) for source in SOURCES)
 
 
+def _own_settings(path: str, mask: Mask) -> dict[str, Any]:
+    """The settings of its texts that a mask file tells, checked as if a user had given them.
+
+    Raises:
+        UserError: If they are not what they should be.
+    """
+    told = {key: value for key, value in mask.config.get("data", {}).items() if key not in LINKED}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(MaskData, "data", skip=set(LINKED))
+    try:
+        with explained(parser):
+            found = parser.parse_object({"data": {"positions": mask.positions} | told}).as_dict()["data"]
+            return {key: found[key] for key in told}
+    except UserError as error:
+        raise UserError(f"{path} tells of settings that it cannot have been learned with: {error}") from error
+
+
 def _evaluate_one(
     path: str, mask: Mask, flags: EvaluateFlags, asked: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], list[studying.Evaluated]]:
     """What `metrics.json` says of a mask under every ablation asked for; and what a study takes of each."""
     began = time.monotonic()
     lm_name, revision = flags.lm or mask.model.lm, None if flags.lm else mask.model.revision
-    own = {key: value for key, value in mask.config.get("data", {}).items() if key not in LINKED}
+    own = _own_settings(path, mask)
     scope = mask.config.get("model", {}).get("scope", "dataset")
 
     def texts(**settings: Any) -> MaskData:
         # the groups are those of the bank, however many
-        settings = {"positions": mask.positions} | settings
+        settings = {"positions": mask.positions, "trust_remote_code": flags.trusted["trust_remote_code"]} | settings
         data = MaskData(**settings, lm=lm_name, revision=revision, scope=scope, max_groups=len(mask.groups))
         data.prepare_data()
         data.setup()
@@ -161,7 +184,10 @@ def _evaluate_one(
     kept = {key: value for key, value in own.items() if key not in (*SOURCES, "subset", "split", "limit")}
     part: Part = flags.part or ("all" if other else "test")
     dtype = flags.dtype or mask.config.get("model", {}).get("dtype", "float32")
-    lm = load_lm(lm_name, revision, dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    if dtype not in get_args(DTypeName):
+        raise UserError(f"{path} names a precision that there is not, {dtype!r}. Give one with --dtype float32")
+    lm = load_lm(lm_name, revision, dtype, "cuda" if torch.cuda.is_available() else "cpu", **flags.trusted)
+    mask.check()
     masked_lm = MaskedLM(lm, mask.ablation.to(lm.device))
     mask.require(ModelId(lm_name, revision, masked_lm.layout.fingerprint))
     data = texts(**(kept if other else own) | asked)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from masklearn import density, evaluation
 from masklearn.ablation import Ablation
 from masklearn.adapter import load_tokenizer
-from masklearn.artifact import Mask, write_whole
+from masklearn.artifact import Mask
 from masklearn.baselines import CONTROLS
 from masklearn.cli.folder import MASK, RESULTS
 from masklearn.data import MaskData, Part
@@ -23,6 +23,7 @@ from masklearn.data.steps import Item
 from masklearn.density import Bank, Thought
 from masklearn.density.bank import LEARNED, true_entropies
 from masklearn.density.curves import densities
+from masklearn.files import write_whole
 from masklearn.masked_lm import MaskedLM
 
 if TYPE_CHECKING:

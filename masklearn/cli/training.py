@@ -1,7 +1,9 @@
 """`python train.py`: flags and YAML to a trained, evaluated, tracked and exported bank."""
 
 import json
+import os
 import shutil
+import sys
 import time
 from dataclasses import replace
 from importlib.util import find_spec
@@ -11,20 +13,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from masklearn import evaluation
-from masklearn.artifact import Mask, Shards, write_whole
-from masklearn.cli.folder import BLOCKS, CONFIG, LAST, MASK, RESULTS, RunFlags, RunFolder
-from masklearn.cli.parsing import explained
+from masklearn.artifact import Mask, Shards
+from masklearn.cli.checkpoints import LAST, REQUEUED, StepCheckpoint, WholeCheckpoints, newest_sound
+from masklearn.cli.folder import BLOCKS, CONFIG, MASK, RESULTS, RunFlags, RunFolder
+from masklearn.cli.parsing import explained, require_complete, require_harmless_configs
+from masklearn.cli.stopping import StopBetweenSteps
 from masklearn.data import MaskData
-from masklearn.errors import NonFiniteLoss, UserError
+from masklearn.errors import NonFiniteLoss, UserError, one_line
+from masklearn.files import write_whole
 from masklearn.learner import MaskLearner
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import WandbLogger
+    from masklearn.tracking import Tracker
 
 CHECKPOINT_EVERY = 50
 """Steps between two checkpoints: what a kill can cost at most."""
@@ -92,18 +97,38 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("model.revision", "data.revision")
         parser.link_arguments("model.scope", "data.scope")
         parser.link_arguments("model.max_groups", "data.max_groups")
+        parser.link_arguments("model.trust_remote_code", "data.trust_remote_code")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        require_harmless_configs(sys.argv[1:] if args is None else args)
         with explained(parser):
             super().parse_arguments(parser, args)
+        given = self.config.as_dict()
+        for room, default in parser.get_defaults(skip_validation=True).as_dict().items():
+            if room in ("model", "data", "trainer", "run"):
+                require_complete(given.get(room), default, room)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, KeyError, ImportError) as error:
+            raise UserError(f"trainer: {one_line(error)}") from error
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"seed_everything: {one_line(error)}") from error
 
     def before_instantiate_classes(self) -> None:
         """Settle the folder; keep the config to be written as it was asked for."""
         config = self.config
-        self.resume = bool(config.run.resume)
+        self.resume = bool(config.run.resume) or _requeued(config.run.dir)
         given = Path(str(config.config[-1])) if config.config else None
         if self.resume and given and given.name == CONFIG:
             config.run.dir = str(given.parent)  # wherever the folder has moved
+        if config.run.dir == "":
+            raise UserError("run.dir is empty. Leave it out, or name a folder")
         if config.run.dir is None:
             if self.resume:
                 raise UserError(
@@ -125,7 +150,9 @@ class TrainCLI(LightningCLI):
             config.trainer.limit_val_batches = 0  # there are as many blocks to watch as there are validation splits
         elif config.trainer.val_check_interval is None:
             config.trainer.val_check_interval = max(1, min(VALIDATE_EVERY, config.model.steps or VALIDATE_EVERY))
-        checkpoint = ModelCheckpoint(
+        self.stop = StopBetweenSteps()
+        self.tracker: Tracker | None = None
+        checkpoint = StepCheckpoint(
             str(self.folder / LAST.parent),
             filename=LAST.stem,
             every_n_train_steps=CHECKPOINT_EVERY,
@@ -135,6 +162,7 @@ class TrainCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [
             *([] if config.trainer.enable_checkpointing is False else [checkpoint]),
             *([] if config.trainer.enable_progress_bar is False else [Progress()]),
+            self.stop,
         ]
 
 
@@ -145,10 +173,16 @@ Every flag is also a key of a YAML file: see --print_config. Flags after --confi
 UNTOUCHED = {
     "precision": "Choose the precision of the frozen model with --model.dtype; gates stay float32",
     "accumulate_grad_batches": "Choose the texts of a step with --data.batch_size",
+    "max_epochs": "Choose the number of steps with --model.steps",
     "limit_train_batches": "Choose the number of steps with --model.steps",
     "fast_dev_run": "For a quick look, use --model.steps 10 --data.limit 30",
 }
 """Flags of Lightning's that would make something else of a run, and what to use in their place."""
+
+
+def _requeued(folder: str | None) -> bool:
+    """Whether this is a SLURM job that was put back into the queue, and so begins again with its first command."""
+    return bool(folder) and os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and (Path(folder) / CONFIG).is_file()
 
 
 def _require_sound(trainer: Any) -> None:
@@ -162,6 +196,23 @@ def _require_sound(trainer: Any) -> None:
 
 def run_training(args: list[str] | None) -> None:
     cli = TrainCLI(args)
+    cli.trainer.strategy.checkpoint_io = WholeCheckpoints()
+    try:
+        _run(cli)
+    except KeyboardInterrupt:
+        begun = (cli.folder / CONFIG).is_file()
+        raise UserError(
+            "stopped. " + (f"Go on with: {cli.folder.how_to_resume}" if begun else "Nothing was begun")
+        ) from None
+    finally:
+        if cli.tracker:
+            from masklearn import tracking
+
+            tracking.finish(cli.tracker)
+        cli.folder.release()
+
+
+def _run(cli: TrainCLI) -> None:
     began = time.monotonic()
     learner, data, trainer, folder = cli.model, cli.datamodule, cli.trainer, cli.folder
     if cli.resume:
@@ -170,6 +221,7 @@ def run_training(args: list[str] | None) -> None:
         if results:
             print(f"This run is finished.\n\n{evaluation.told(results)}\n\nIt lies in {folder.path}")
             return
+        folder.hold()
     data.prepare_data()
     data.setup("fit")
     learner.load()
@@ -200,13 +252,15 @@ def _fit(cli: TrainCLI) -> None:
         UserError: If it stopped before; says what is kept and how to go on.
     """
     learner, trainer, folder = cli.model, cli.trainer, cli.folder
-    resume_from = folder.last_checkpoint if cli.resume else None  # none yet: killed before the first, so from the start
+    resume_from, remark = newest_sound(folder.path) if cli.resume else (None, "")  # none yet: from the start
+    if remark:
+        print(remark, flush=True)
     try:
         trainer.fit(learner, datamodule=cli.datamodule, ckpt_path=resume_from, weights_only=True)
-    except SystemExit:  # Lightning's answer to Ctrl-C, after it has wound up
+    except SystemExit:  # ours between steps, or Lightning's answer to a Ctrl-C before the first
         raise UserError(f"stopped at step {trainer.global_step}. Go on with: {folder.how_to_resume}") from None
     except NonFiniteLoss as error:
-        kept = f". The last good state is kept in {folder / LAST}" if folder.last_checkpoint else ""
+        kept = f". The last good state is kept in {folder / LAST}" if (folder / LAST).is_file() else ""
         raise NonFiniteLoss(f"{error}{kept}") from error
     if trainer.global_step < learner.plan.total:  # and no checkpoint now: Lightning takes the run for finished
         raise UserError(
@@ -214,17 +268,19 @@ def _fit(cli: TrainCLI) -> None:
             f"Go on without it from the last checkpoint: {folder.how_to_resume}"
         )
     trainer.save_checkpoint(folder / LAST)
+    if cli.stop.asked:  # in the last step
+        raise KeyboardInterrupt
 
 
-def _start_tracking(cli: TrainCLI) -> "WandbLogger | None":
+def _start_tracking(cli: TrainCLI) -> "Tracker | None":
     if not cli.tracked:
         return None
     from masklearn import tracking  # only when asked for: importing wandb takes a while
 
     logger, where = tracking.logger_for(cli.folder.path, cli.asked, resume=cli.resume)
-    cli.trainer.logger = logger
+    cli.trainer.logger = cli.tracker = logger
     callbacks: list[Callback] = cli.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-    callbacks.append(tracking.GateHistograms())
+    callbacks += [tracking.GateHistograms(), tracking.TrackAgain(logger)]
     print(where)
     return logger
 
@@ -248,19 +304,21 @@ def _introduction(learner: MaskLearner, data: MaskData) -> str:
     return "\n".join([*lines, f"Learning the best {sizes} nodes{shared} under {learner.ablation_name} ablation"])
 
 
-def _write_results(folder: RunFolder, mask: Mask, described: dict[str, Any], logger: "WandbLogger | None") -> None:
+def _write_results(folder: RunFolder, mask: Mask, described: dict[str, Any], logger: "Tracker | None") -> None:
     rows = described["sizes"]
     mask = mask.with_metrics(rows)
     mask_file, results = folder / MASK, folder / RESULTS
     figures = _draw(folder / "figures", mask, rows)
     mask.save(mask_file)
-    write_whole(results, json.dumps(described, indent=2).encode())
-    shutil.rmtree(folder / BLOCKS, ignore_errors=True)  # the mask file holds them all
     if logger:
         from masklearn import tracking
 
         tracking.log_results(logger, mask, rows, mask_file, figures)
-        tracking.finish()
+        tracking.finish(logger)
+    write_whole(results, json.dumps(described, indent=2).encode())  # last: a run that has it is finished
+    shutil.rmtree(folder / BLOCKS, ignore_errors=True)  # the mask file holds them all
+    for requeued in folder.path.glob(REQUEUED):
+        requeued.unlink()
     written = ", ".join(str(path) for path in (mask_file, results, *figures))
     print(f"\nWritten in {described['seconds']:.0f} s: {written}")
 

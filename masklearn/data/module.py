@@ -53,6 +53,8 @@ class MaskData(LightningDataModule):
         revision: Revision of that model.
         scope: What shares its masks: see the model's scope.
         max_groups: Groups that a column may make: see the model's max_groups.
+        trust_remote_code: Run the code that comes with the tokenizer: see the model's trust_remote_code.
+        workers: Processes that put batches together ahead of time; how many changes nothing but the time.
     """
 
     def __init__(
@@ -77,12 +79,15 @@ class MaskData(LightningDataModule):
         revision: str | None = None,
         scope: str = DATASET,
         max_groups: int | None = None,
+        trust_remote_code: bool = False,
+        workers: int = 0,
     ) -> None:
         super().__init__()
         self.max_length, self.pack = max_length, pack
         self.positions: Positions = positions
         self.batch_size, self.skip_short, self.seed = batch_size, skip_short, seed
-        self.lm, self.revision = lm, revision
+        self.lm, self.revision, self.trust_remote_code = lm, revision, trust_remote_code
+        self.workers = workers
         self.scope, self.max_groups = scope, max_groups
         columns = Asked(text_column, corrupted_column, answer_column, wrong_answer_column, group_column(scope))
         self.source = self._source(path, dataset, task, subset, split, columns, limit)
@@ -94,7 +99,12 @@ class MaskData(LightningDataModule):
         self.pad = 0
         self.remarks: list[str] = []
         """What there is to say about the texts, if anything."""
-        for flag, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2), ("limit", limit, 1)):
+        for flag, value, least in (
+            ("batch_size", batch_size, 1),
+            ("max_length", max_length, 2),
+            ("limit", limit, 1),
+            ("workers", workers, 0),
+        ):
             if value is not None and value < least:
                 raise UserError(f"data.{flag} is {value}; it must be at least {least}")
 
@@ -127,7 +137,7 @@ class MaskData(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.parts:
             return
-        tokenizer = load_tokenizer(self.lm, self.revision)
+        tokenizer = load_tokenizer(self.lm, self.revision, self.trust_remote_code)
         self.pad = cast(int, tokenizer.pad_token_id or 0)
         whole = self._encoded(tokenizer)
         self.token_counts = Counter(token for text in whole for token in text.ids[1:])
@@ -217,7 +227,7 @@ class MaskData(LightningDataModule):
         plan = self.plan or self.planned(len(self.groups.names), self.trainer.max_steps)
         lengths = [len(row) for row in texts.ids]
         sampler = StepSampler(self.members, lengths, plan, self.batch_size, self.seed, self.trainer.global_step)
-        return StepLoader(texts, batch_sampler=sampler, collate_fn=self.collate)
+        return StepLoader(texts, batch_sampler=sampler, collate_fn=self.collate, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.loader("validation")

@@ -1,5 +1,6 @@
 """Tables to figures. Needs the `report` extra (matplotlib)."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, FigureBase
 
 from masklearn.artifact import Mask
+from masklearn.files import write_whole
 
 LEARNED, CONTROL, CLOSED = "#0072b2", "#999999", "#eeeeee"
 """Okabe and Ito's colour-blind safe blue, and greys."""
@@ -110,7 +112,6 @@ def draw_curves(figure: FigureBase, rows: Sequence[dict[str, Any]]) -> None:
 
 def write_figures(folder: Path, mask: Mask, rows: Sequence[dict[str, Any]]) -> list[Path]:
     """Draw a run's figures into its folder, and say which."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in {
         "overview": overview(mask, rows),
@@ -118,5 +119,7 @@ def write_figures(folder: Path, mask: Mask, rows: Sequence[dict[str, Any]]) -> l
         "curve": size_curve(rows),
     }.items():
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1])
+        content = io.BytesIO()
+        figure.savefig(content)
+        write_whole(paths[-1], content.getvalue())
     return paths

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from masklearn.artifact import write_whole
 from masklearn.density import Study
 from masklearn.density.curves import LEAST_SIZES
+from masklearn.files import write_whole
 from masklearn.report import curves, places, relations
 from masklearn.report.page import page
 from masklearn.report.style import Drawn, paper, styled
