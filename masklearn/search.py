@@ -14,7 +14,7 @@ from masklearn.judge import Judge
 
 ADDITIONS, REMOVALS, MOST_REMOVALS = 3, 4, 12
 """Nodes that polish tries to open at every round; and to close, one more for every three of a mask's, up to a most."""
-STRIDE = 4
+STRIDE, THOROUGH_STRIDE = 2, 4
 """On the way to the next size a mask gains or loses at most one node for so many of its own at once."""
 GAIN = 0.1
 """Share of its KL that a mask must lose in a round to be worth another."""
@@ -129,7 +129,8 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
         _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds)
     down, up = range(last - 1, -1, -1), range(1, last + 1)
     for i, neighbour in [*((i, i + 1) for i in down), *((i, i - 1) for i in up)]:
-        other, other_kl = _resized(judge, masks[neighbour], scores[i], int(masks[i, 0].sum()))
+        stride = THOROUGH_STRIDE if thorough else STRIDE
+        other, other_kl = _resized(judge, masks[neighbour], scores[i], int(masks[i, 0].sum()), stride)
         if thorough:
             promising = everyone[other_kl < PROMISING * kl[i]]
             _swap_some(judge, other, other_kl, scores[i], promising, rounds)
@@ -153,11 +154,11 @@ def _swap_some(judge: Judge, mask: Tensor, kl: Tensor, scores: Tensor, groups: T
         groups = groups[(now > ENOUGH) & (now < (1 - GAIN) * before)]
 
 
-def _resized(judge: Judge, mask: Tensor, scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _resized(judge: Judge, mask: Tensor, scores: Tensor, size: int, stride: int) -> tuple[Tensor, Tensor]:
     """The masks of all groups with some nodes more or fewer, and their KL."""
     groups, kl = torch.arange(judge.n_groups, device=mask.device), torch.empty(0)
     while size != (now := int(mask[0].sum())):
-        step = min(abs(size - now), max(1, now // STRIDE))
+        step = min(abs(size - now), max(1, now // stride))
         if size > now:
             mask, kl = _open(judge, mask, groups, step)
         else:

@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the cores by files
 os.environ.pop("WANDB_MODE", None)
 os.environ.pop("WANDB_API_KEY", None)
 os.environ["NETRC"] = os.environ["WANDB_CONFIG_DIR"] = os.devnull  # nobody is logged in
