@@ -53,7 +53,7 @@ def bytes_per_row(masked_lm: MaskedLM, tokens: int) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would hold the graph that holds it, for ever
 
     input_ids = torch.zeros(1, tokens, dtype=torch.long, device=masked_lm.device)
     gates = torch.ones(1, 1, masked_lm.graph.n_nodes, device=masked_lm.device, requires_grad=True)
