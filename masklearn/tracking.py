@@ -6,6 +6,7 @@ import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -38,12 +39,18 @@ FLUSH, UNSURE = 1.0, 5.0
 class Tracker(WandbLogger):
     """W&B's logger, of which nothing is asked but to keep what it is given: what goes wrong never stops a run.
 
-    The first trouble is told in one line, and nothing more is tried.
+    The first trouble is told in one line, and the run goes on in an offline part beside the one that failed; after a
+    second one, nothing more is tried.
+
+    Args:
+        run: W&B's run.
+        start: How the run was begun.
     """
 
-    def __init__(self, run: Run, **settings: Any) -> None:
+    def __init__(self, run: Run, start: Callable[..., Run], **settings: Any) -> None:
         super().__init__(experiment=run, **settings)
-        self.run, self.troubled = run, False
+        self.run, self.start = run, start
+        self.parts, self.troubled = [run], False
         self.recent: deque[tuple[float, int | None, dict[str, Any]]] = deque()
         """When and what was logged last: W&B has it on the disk after a while, and a kill may come before."""
 
@@ -53,19 +60,46 @@ class Tracker(WandbLogger):
             return
         try:
             action()
-        except Exception as error:  # whatever it is: a run is not about its tracking
+        except Exception as first:  # whatever it is: a run is not about its tracking
+            try:
+                self._go_offline()
+                action()
+            except Exception:
+                self.troubled = True
+            what = "no more is tracked" if self.troubled else "goes on offline"
+            print(f"W&B: {what} ({one_line(first)}). {_how_to_send(*self.parts)}", flush=True)
+
+    def _go_offline(self) -> None:
+        """Begin another part of the run, on the disk alone, with what the part at hand may have lost."""
+        if self.run.offline and len(self.parts) > 1:
+            raise RuntimeError("offline already")
+        with suppress(Exception):
+            self.run.finish()
+        with suppress(Exception):
+            wandb.teardown()
+        os.environ["WANDB_MODE"] = "offline"
+        self.run = self._experiment = self.start(mode="offline", settings=_settings(silent=True))
+        self.parts.append(self.run)
+        _by_step(self.run)
+        for _, step, metrics in self.recent:
+            super().log_metrics(_shown(metrics), step)
+
+    def finish(self) -> None:
+        """Send what has not been sent yet, or say how to, if that takes too long."""
+        if self.troubled:
+            return
+        try:
+            self.run.finish()
+        except Exception as error:
             self.troubled = True
-            print(f"W&B: no more is tracked ({one_line(error)}). {_how_to_send(self.run)}", flush=True)
+            print(f"W&B: not all was sent ({one_line(error)}). {_how_to_send(*self.parts)}", flush=True)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         now = time.monotonic()
         self.recent.append((now, step, dict(metrics)))
         while now - self.recent[0][0] > UNSURE:
             self.recent.popleft()
-        shown: dict[str, Any] = {
-            name: _histogram(*value) if isinstance(value, tuple) else value for name, value in metrics.items()
-        }
-        self.attempt(lambda: super(Tracker, self).log_metrics(shown, step))
+        self.attempt(lambda: super(Tracker, self).log_metrics(_shown(metrics), step))
 
     def finalize(self, status: str) -> None:
         """Nothing: the run goes on with its evaluation, and `finish` comes after that."""
@@ -89,6 +123,10 @@ class TrackAgain(Callback):
             self.tracker.log_metrics(metrics, step)
 
 
+def _shown(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _histogram(*value) if isinstance(value, tuple) else value for name, value in metrics.items()}
+
+
 def _histogram(counts: list[int], edges: list[float]) -> wandb.Histogram:
     return wandb.Histogram(np_histogram=(np.array(counts), np.array(edges)))
 
@@ -103,12 +141,17 @@ def logger_for(folder: Path, config: dict[str, Any], resume: bool = False) -> tu
     """
     known = folder / "wandb" / "run-id"
     run_id = known.read_text() if resume and known.is_file() else token_hex(4)
-    write_whole(known, run_id.encode())
+    with suppress(UserError):  # a full disk is no matter of tracking
+        write_whole(known, run_id.encode())
     project = os.environ.get("WANDB_PROJECT", PROJECT)
     start = partial(wandb.init, project=project, name=folder.name, id=run_id, resume="allow", dir=folder, config=config)
     run, why = _started(start)
+    _by_step(run)
+    return Tracker(run, start, project=project, save_dir=folder, id=run_id), _whereabouts(run, why)
+
+
+def _by_step(run: Run) -> None:
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return Tracker(run, project=project, save_dir=folder, id=run_id), _whereabouts(run, why)
 
 
 def _started(start: Callable[..., Run]) -> tuple[Run, str]:
@@ -116,6 +159,7 @@ def _started(start: Callable[..., Run]) -> tuple[Run, str]:
     mode, why = os.environ.get("WANDB_MODE"), f"WANDB_MODE is {os.environ.get('WANDB_MODE')}"
     try:
         if mode is None:
+            wandb.setup(_settings(silent=True))  # or the server is asked who is logged in, only to greet them
             mode, why = ("online", "") if wandb.login(prompt=False, verify=False) else ("offline", "no login found")
         return start(mode=mode, settings=_settings(silent=mode != "online")), why  # offline we say it ourselves
     except Exception as error:
@@ -123,6 +167,7 @@ def _started(start: Callable[..., Run]) -> tuple[Run, str]:
     for instead in ("offline", "disabled") if mode == "online" else ("disabled",):
         os.environ["WANDB_MODE"] = instead
         try:
+            wandb.teardown()  # what failed holds on to the run's id
             return start(mode=instead, settings=_settings(silent=True)), why
         except Exception as error:
             why = one_line(error)
@@ -153,8 +198,8 @@ def _place(run: Run) -> str:
     return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
-def _how_to_send(run: Run) -> str:
-    return f"Send it with: wandb sync {shlex.quote(_place(run))}"
+def _how_to_send(*parts: Run) -> str:
+    return f"Send it with: wandb sync {' '.join(shlex.quote(_place(run)) for run in parts)}"
 
 
 class GateHistograms(Callback):
@@ -213,7 +258,7 @@ def _log_results(
 
 def finish(logger: Tracker) -> None:
     """Send what has not been sent yet, or say how to, if that takes too long."""
-    logger.attempt(logger.run.finish)
+    logger.finish()
 
 
 def log_study(folder: Path, config: dict[str, Any], tables: Mapping[str, pd.DataFrame], figures: Iterable[Path]) -> str:
@@ -232,8 +277,8 @@ def log_study(folder: Path, config: dict[str, Any], tables: Mapping[str, pd.Data
     start = partial(wandb.init, project=project, name=folder.name, job_type="study", dir=folder, config=config)
     run, why = _started(start)
     where = _whereabouts(run, why)
-    tracker = Tracker(run, project=project, save_dir=folder)
-    tracker.attempt(lambda: _log_study(run, tables, figures))
+    tracker = Tracker(run, start, project=project, save_dir=folder)
+    tracker.attempt(lambda: _log_study(tracker.run, tables, figures))
     finish(tracker)
     return where
 

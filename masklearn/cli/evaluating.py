@@ -4,7 +4,8 @@ import json
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +19,7 @@ from masklearn.adapter import DTypeName, load_lm
 from masklearn.artifact import Mask, ModelId
 from masklearn.baselines import CONTROLS, UNGUIDED, Baseline
 from masklearn.cli import studying
-from masklearn.cli.folder import RESULTS
+from masklearn.cli.folder import RESULTS, RunFolder
 from masklearn.cli.parsing import explained
 from masklearn.constants import settled
 from masklearn.data import MaskData, Part
@@ -104,9 +105,32 @@ def run_evaluation(args: list[str] | None) -> None:
     asked = overrides.as_dict().get("data", {})
     masks = [Mask.load(path) for path in flags.mask]
     flags = studying.settled(flags, masks)
-    file = Path(flags.out) / RESULTS if flags.out else None
-    if file and file.exists():
-        raise UserError(f"{file} is there already, and kept. Choose another --out")
+    with _kept(flags.out) as file:
+        _evaluate_all(flags, masks, asked, file)
+
+
+@contextmanager
+def _kept(out: str | None) -> Iterator[Path | None]:
+    """The file that an evaluation ends with, in a folder that is its own as long as it is at work."""
+    if out is None:
+        yield None
+        return
+    folder, file = RunFolder(Path(out)), Path(out) / RESULTS
+
+    def require_free() -> None:
+        if file.exists():
+            raise UserError(f"{file} is there already, and kept. Choose another --out")
+
+    require_free()
+    folder.hold("--out")
+    try:
+        require_free()
+        yield file
+    finally:
+        folder.release()
+
+
+def _evaluate_all(flags: EvaluateFlags, masks: Sequence[Mask], asked: dict[str, Any], file: Path | None) -> None:
     results, banks, learned_under = [], [], {}
     for path, mask in zip(flags.mask, masks, strict=True):
         found, evaluated = _evaluate_one(path, mask, flags, asked)
@@ -118,11 +142,11 @@ def run_evaluation(args: list[str] | None) -> None:
             results.append({"mask": path} | described)
     if flags.ablations and len(flags.ablations) > 1:
         print(f"KL under each ablation, in nats per scored token:\n\n{_side_by_side(results, learned_under)}\n")
-    if file:
-        write_whole(file, json.dumps(results[0] if len(results) == 1 else results, indent=2).encode())
-        print(f"Written: {file}")
     if flags.study:
         studying.write(banks, flags)
+    if file:  # last: an evaluation that has it is finished
+        write_whole(file, json.dumps(results[0] if len(results) == 1 else results, indent=2).encode())
+        print(f"Written: {file}")
 
 
 def _side_by_side(results: list[dict[str, Any]], learned_under: dict[str, str]) -> str:

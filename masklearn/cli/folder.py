@@ -53,8 +53,11 @@ class RunFolder:
                 f"{results} is damaged ({one_line(error)}). Remove it, and go on: {self.how_to_resume}"
             ) from error
 
-    def hold(self) -> None:
+    def hold(self, flag: str = "--run.dir") -> None:
         """Keep other runs out of the folder for as long as this process lives, and clear what a killed one left aside.
+
+        Args:
+            flag: What names another folder.
 
         Raises:
             UserError: If a run is at work in it.
@@ -64,10 +67,10 @@ class RunFolder:
             self.lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(
-                f"a run is at work in {self.path}. Wait for it, stop it, or choose another --run.dir"
+                f"a run is at work in {self.path}. Wait for it, stop it, or choose another {flag}"
             ) from error
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {one_line(error)}. Choose another --run.dir") from error
+            raise UserError(f"cannot write {self.path}: {one_line(error)}. Choose another {flag}") from error
         for part in self.path.rglob(".*.part"):
             with suppress(OSError):
                 part.unlink()

@@ -233,7 +233,7 @@ def _run(cli: TrainCLI) -> None:
     logger = _start_tracking(cli)
     print("\n".join([_introduction(learner, data), *data.remarks, *([remark] if remark else [])]), flush=True)
     _fit(cli)
-    mask = replace(learner.discretize(), config=cli.asked)
+    mask = replace(learner.discretize(), config=_of_the_masks(cli.asked))
     print(f"Evaluating on {len(data.parts['test'])} {_which(data)} texts", flush=True)
     rows, own = evaluation.evaluate(learner.masked_lm.to(trainer.strategy.root_device), mask, data.test_dataloader())
     described = evaluation.describe(mask, rows, own) | {"expected_sizes": learner.expected_sizes()}
@@ -283,6 +283,12 @@ def _start_tracking(cli: TrainCLI) -> "Tracker | None":
     callbacks += [tracking.GateHistograms(), tracking.TrackAgain(logger)]
     print(where)
     return logger
+
+
+def _of_the_masks(asked: dict[str, Any]) -> dict[str, Any]:
+    """The settings that masks depend on: not where their run lies, nor how many processes put its batches together."""
+    data = {key: value for key, value in asked["data"].items() if key != "workers"}
+    return {room: value for room, value in asked.items() if room != "run"} | {"data": data}
 
 
 def _which(data: MaskData) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from masklearn.data.files import LONGEST
 from masklearn.errors import UserError
 
 TEXT, CORRUPTED = ("text", "clean"), ("corrupted", "corrupt")
@@ -17,6 +18,9 @@ ANSWER = ("answer", "answers", "correct_idx", "label")
 WRONG = ("wrong_answer", "wrong_answers", "incorrect_idx")
 YEARS = "label"
 """EAP's column of the two digits that a year must exceed."""
+YEARS_IN_A_CENTURY = 100
+MOST_TOLD = 80
+"""Letters of a value that a message quotes."""
 PREDICT = re.compile(r"(\s*)<predict>(.*?)</predict>", re.DOTALL)
 
 Answers = tuple[str | int, ...]
@@ -52,6 +56,12 @@ class Asked:
     answer: str | None = None
     wrong: str | None = None
     group: str | None = None
+
+    @property
+    def possible(self) -> set[str]:
+        """Names of all columns that may be read."""
+        asked = (self.text, self.corrupted, self.answer, self.wrong, self.group)
+        return {name for name in asked if name is not None} | {*TEXT, *CORRUPTED, *ANSWER, *WRONG}
 
 
 FLAGS = {"text": "--data.text_column", "group": "--model.scope column:..."}
@@ -106,7 +116,7 @@ class Columns:
             UserError: If something in it is not what its column is to hold.
         """
         text, tagged = _untagged(self._string(place, row, self.text, FLAGS["text"]))
-        value = row[self.group] if self.group else ""
+        value = row.get(self.group) if self.group else ""
         if not isinstance(value, str | int | float | bool):
             raise self._bad(place, self.group, value, "names no group", FLAGS["group"])
         corrupted, of_corrupted = None, ()
@@ -116,28 +126,41 @@ class Columns:
             self._answers(place, row, column, kind) for column, kind in ((self.answer, "answer"), (self.wrong, "wrong"))
         )
         if self.answer == YEARS and not self.wrong and len(answers) == 1 and isinstance(answers[0], int):
+            if answers[0] >= YEARS_IN_A_CENTURY:
+                raise self._bad(place, YEARS, answers[0], "is no year of two digits", _flag("answer"))
             answers, wrong = _years(answers[0])
         other = tuple(answer for answer in of_corrupted if answer not in tagged)
         return Text(place, text, str(value), corrupted, answers or tagged, wrong or other)
 
     def _string(self, place: int, row: dict[str, Any], column: str, flag: str) -> str:
-        if not isinstance(row[column], str):
-            raise self._bad(place, column, row[column], "is no text", flag)
-        return row[column]
+        text = row.get(column)
+        if not isinstance(text, str):
+            raise self._bad(place, column, text, "is no text", flag)
+        if len(text) > LONGEST:
+            raise self._bad(place, column, text[:MOST_TOLD], f"goes on for {len(text)} letters, a whole book", flag)
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise self._bad(place, column, text, "has half a letter in it (a lone surrogate)", flag)
+        return text
 
     def _answers(self, place: int, row: dict[str, Any], column: str | None, kind: str) -> Answers:
         """Ids of tokens are numbers in a column that says so, and in the one of years; other numbers are text."""
         if column is None:
             return ()
-        values = row[column] if isinstance(row[column], list) else [row[column]]
-        if not values or not all(isinstance(value, str | int) and value != "" for value in values):
-            raise self._bad(place, column, row[column], "is no answer", _flag(kind))
-        ids = column == YEARS or re.search(r"(^|_)(idx|ids?)$", column) is not None
-        return tuple(value if ids else str(value) for value in values)
+        found = row.get(column)
+        values: list[Any] = found if isinstance(found, list) else [found]
+        if not values or not all(type(value) in (str, int) and value != "" for value in values):
+            raise self._bad(place, column, found, "is no answer", _flag(kind))
+        if column != YEARS and re.search(r"(^|_)(idx|ids?)$", column) is None:
+            return tuple(map(str, values))
+        answers = tuple(int(value) if str(value).isdecimal() else value for value in values)  # CSV knows no numbers
+        if any(isinstance(answer, int) and answer < 0 for answer in answers):
+            raise self._bad(place, column, found, "is the id of no token", _flag(kind))
+        return answers
 
     def _bad(self, place: int, column: str | None, value: Any, what: str, flag: str) -> UserError:
+        told = repr(value) if len(repr(value)) < MOST_TOLD else f"{repr(value)[:MOST_TOLD]}..."
         return UserError(
-            f"{self.source}, row {place + 1}: {column!r} holds {value!r}, which {what}. "
+            f"{self.source}, row {place + 1}: {column!r} holds {told}, which {what}. "
             f"Mend the row, or name another column with {flag}"
         )
 
@@ -160,5 +183,5 @@ def _untagged(text: str) -> tuple[str, Answers]:
 
 def _years(least: int) -> tuple[Answers, Answers]:
     """The two digits of the years after one, and of those up to it."""
-    digits = tuple(f"{year:02d}" for year in range(100))
+    digits = tuple(f"{year:02d}" for year in range(YEARS_IN_A_CENTURY))
     return digits[least + 1 :], digits[: least + 1]

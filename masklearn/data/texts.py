@@ -1,31 +1,21 @@
 """Readers: a file, the hub or the embedded generator to texts, each with the value that says which group it is of."""
 
-import glob
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from masklearn.data.columns import Asked, Columns, Text
+from masklearn.data.files import Row, read_file
 from masklearn.errors import UserError, one_line
 from masklearn.tiny import tasks
 
 TaskName = Literal["mixed", "names", "agreement", "years", "copy"]
 
-READERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".csv": "csv", ".parquet": "parquet"}
 TASK_LIMIT = 1000
 """Texts drawn from the embedded generator where no limit is given."""
-
-
-PROMPTS = re.compile(rb'\s*\{(?:(?!"prompts").)*"prompts"\s*:\s*\[\s*\{', re.DOTALL)
-"""How auto-circuit's files begin: one object, with its texts under `prompts`."""
-HEAD = 2**16
-"""Bytes of a file that tell how it begins."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +42,11 @@ class Source:
         """
         if self.task:
             return self._generate(self.task)
-        rows = self._rows_of_file(self.path) if self.path else self._rows_of_hub()
-        rows = rows.take(self.limit) if self.limit and isinstance(rows, datasets.IterableDataset) else rows
-        columns = Columns.of(str(self), rows.column_names or list(next(iter(rows), {})), self.columns)
-        found: Iterator[dict[str, Any]] = (dict(row) for row in rows.select_columns(columns.names))
-        if self.path and Path(self.path).suffix == ".txt":
-            found = (row for row in found if row[columns.text].strip())  # blank lines separate texts; they are none
-        texts = [columns.read(i, row) for i, row in enumerate(islice(found, self.limit))]
-        if not texts:
-            raise UserError(f"{self} holds no text")
-        return texts
+        names, rows = read_file(self.path, self.columns.possible, self.limit) if self.path else self._rows_of_hub()
+        if not rows:
+            raise UserError(f"{self} holds no text. Give at least one")
+        columns = Columns.of(str(self), names, self.columns)
+        return [columns.read(i, row) for i, row in enumerate(rows)]
 
     def _generate(self, task: TaskName) -> list[Text]:
         if self.columns.group:
@@ -74,29 +59,14 @@ class Source:
             Text(i, p.text, "", p.corrupted, _next(p.answers), _next(p.wrong_answers)) for i, p in enumerate(prompts)
         ]
 
-    def _rows_of_file(self, given: str) -> datasets.Dataset:
-        path = Path(given).expanduser()
-        if not path.is_file():
-            raise UserError(f"data.path: there is no file {given}")
-        if path.suffix not in READERS:
-            raise UserError(f"data.path: {given} ends in {path.suffix!r}; known are {', '.join(READERS)}")
-        if not path.stat().st_size:
-            raise UserError(f"data.path: {given} is empty")
-        with path.open("rb") as file:
-            of_prompts = path.suffix == ".json" and PROMPTS.match(file.read(HEAD))
-        under: dict[str, Any] = {"field": "prompts"} if of_prompts else {}
-        try:
-            return datasets.load_dataset(
-                READERS[path.suffix], data_files=glob.escape(str(path)), split="train", **under
-            )
-        except (DatasetGenerationError, StopIteration, ValueError, OSError) as error:
-            raise UserError(f"data.path: cannot read {given}: {one_line(error.__cause__ or error)}") from error
-
-    def _rows_of_hub(self) -> datasets.Dataset | datasets.IterableDataset:
+    def _rows_of_hub(self) -> tuple[list[str], list[Row]]:
         assert self.hub_id is not None
         try:  # with a limit, only the rows asked for are fetched
-            return datasets.load_dataset(self.hub_id, self.subset, split=self.split, streaming=self.limit is not None)
-        except (ValueError, OSError, DatasetNotFoundError) as error:
+            rows = datasets.load_dataset(self.hub_id, self.subset, split=self.split, streaming=self.limit is not None)
+            names = rows.column_names or list(next(iter(rows), {}))
+            found = rows.select_columns([name for name in names if name in self.columns.possible])
+            return names, [dict(row) for row in islice(found, self.limit)]
+        except (ValueError, OSError, DatasetNotFoundError, DatasetGenerationError) as error:
             raise UserError(
                 f"data.dataset: cannot load {self.hub_id!r}, split {self.split!r} ({one_line(error)}). "
                 "Give a hub id that this machine can reach, or a file with --data.path"
