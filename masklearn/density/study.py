@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import pandas as pd
 
@@ -59,12 +60,13 @@ def _concat(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def _thoughts(thoughts: dict[str, Thought]) -> pd.DataFrame:
     rows = [
-        {"bank": bank, "input": thought.name, "s": s, "rank": rank, "token": token, "probability": probability}
+        {"bank": bank, "input": thought.name, "kind": kind, "s": s, "rank": rank, "token": token, "probability": p}
         for bank, thought in thoughts.items()
-        for s, tokens in zip(thought.sizes, thought.tokens, strict=True)
-        for rank, (token, probability) in enumerate(tokens, start=1)
+        for kind, by_size in thought.tokens.items()
+        for s, tokens in zip(thought.sizes, by_size, strict=True)
+        for rank, (token, p) in enumerate(tokens, start=1)
     ]
-    return pd.DataFrame(rows, columns=["bank", "input", "s", "rank", "token", "probability"])
+    return pd.DataFrame(rows, columns=["bank", "input", "kind", "s", "rank", "token", "probability"])
 
 
 def _notes(banks: Sequence[Bank], tables: dict[str, pd.DataFrame]) -> list[str]:
@@ -81,5 +83,9 @@ def _notes(banks: Sequence[Bank], tables: dict[str, pd.DataFrame]) -> list[str]:
     undefined = undefined[(undefined["kind"] == "learned") & (undefined["note"].fillna("") != "")]
     notes += [f"{row['bank']}: correlation with {row['with']} {row['note']}" for _, row in undefined.iterrows()]
     pairs = tables["across"]
+    pairs = pairs[pairs["kind"] == "learned"]
     notes += [note for note in pairs["note"].dropna().unique() if note]
+    for one, other in combinations(banks, 2):
+        if one.mask.model.fingerprint == other.mask.model.fingerprint and not set(one.sizes) & set(other.sizes):
+            notes.append(f"{one.name} and {other.name} have no size in common: no overlap")
     return notes

@@ -43,7 +43,8 @@ class Section:
     """One result: what it is, its figures, its tables, and what is missing."""
 
     result: Result
-    figures: list[tuple[Drawn, Markup]]
+    figures: list[list[tuple[Drawn, Markup]]]
+    """Those of each bank together."""
     tables: list[Shown]
     lines: list[Any] = field(default_factory=list)
 
@@ -64,7 +65,7 @@ def page(study: Study, drawn: Sequence[Drawn], config: dict[str, dict[str, Any]]
         study=study,
         findings=study.tables["findings"].to_dict("records"),
         rules=RULES,
-        banks=_shown("banks", study.tables["banks"]),
+        banks=study.tables["banks"].set_index("bank").map(_cell).T,
         sections=[_section(result, study, drawn) for result in RESULTS],
         settings=settings,
         version=version("masklearn"),
@@ -73,7 +74,8 @@ def page(study: Study, drawn: Sequence[Drawn], config: dict[str, dict[str, Any]]
 
 def _section(result: Result, study: Study, drawn: Sequence[Drawn]) -> Section:
     own = [(i, figure) for i, figure in enumerate(drawn) if figure.result in result.figures]
-    figures = [(figure, Markup(svg(figure, f"f{i}"))) for i, figure in own]  # matplotlib has escaped its texts
+    pairs = [(figure, Markup(svg(figure, f"f{i}"))) for i, figure in own]  # matplotlib has escaped its texts
+    figures = [list(of_bank) for _, of_bank in groupby(pairs, key=lambda pair: pair[0].bank)]
     tables = [_shown(name, study.tables[name]) for name in result.tables if len(study.tables[name])]
     lines = []
     if "by_token" in result.tables and len(study.tables["by_token"]):
