@@ -1,15 +1,12 @@
 """Which of the paper's findings (Kervadec et al. 2026, arXiv 2605.27033) hold, each by a rule that can be read here."""
 
-# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportCallIssue=false
-# (by pandas' own annotations a selection may be anything)
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from masklearn.density.bank import LEARNED, Bank
+from masklearn.density.tables import where
 
 RULES = {
     "two phases": "Straight pieces fitted to mean TV over log10 size turn from the steepest descent to a flatter one "
@@ -43,7 +40,7 @@ def _interval(row: Mapping[str, Any], low: str = "low", high: str = "high") -> s
 def findings(banks: Sequence[Bank], tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """One row for each bank and finding; the verdict, and what it is read off."""
     rows = [row for bank in banks for row in _of_bank(bank, tables)]
-    pairs = tables["across"].query("kind == @LEARNED").to_dict("records")
+    pairs = where(tables["across"], kind=LEARNED).to_dict("records")
     known = [pair for pair in pairs if not pair["same_model"] and not pd.isna(pair["rho"])]
     words = "; ".join(f"{pair['one']} and {pair['other']}: {pair['rho']:.2f} ({_interval(pair)})" for pair in known)
     holds = all(pair["low"] > 0 for pair in known) if known else None
@@ -52,8 +49,8 @@ def findings(banks: Sequence[Bank], tables: Mapping[str, pd.DataFrame]) -> pd.Da
 
 
 def _of_bank(bank: Bank, tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    own = {name: of_bank(table, bank.name) for name, table in tables.items()}
-    learned = {name: table[table["kind"] == LEARNED] for name, table in own.items() if "kind" in table}
+    own = {name: where(table, bank=bank.name) for name, table in tables.items()}
+    learned = {name: where(table, kind=LEARNED) for name, table in own.items()}
     if not len(own["phases"]) or len(bank.names) < 2:
         why = "too few sizes" if not len(own["phases"]) else "one input has no interval"
         return [_row(bank.name, finding, None, why) for finding in list(RULES)[:-1]]
@@ -71,8 +68,8 @@ def _of_bank(bank: Bank, tables: Mapping[str, pd.DataFrame]) -> list[dict[str, A
         holds = turn["share"] >= 0.95 and head["s"] <= turn["s"]
         rows.append(_row(bank.name, "two phases", bool(holds), words))
     at = learned["composition"]
-    s = min(head["s"], at["s"].max())
-    at = at[at["s"] == s].set_index("part")
+    s = min(float(head["s"]), float(at["s"].to_numpy().max()))
+    at = where(at, s=s).set_index("part")
     for finding, part, sign in (("early core", "quarter 1", 1), ("heads enter late", "heads", -1)):
         row = at.loc[part]
         holds = None if pd.isna(row["low"]) else bool(row["low"] > 1 if sign > 0 else row["high"] < 1)
@@ -89,8 +86,3 @@ def _of_bank(bank: Bank, tables: Mapping[str, pd.DataFrame]) -> list[dict[str, A
     )
     holds = bool(first["nearer_to_unigram_low"] > 0.5)
     return [*rows, _row(bank.name, "sparse subgraphs are unigram-like", holds, words)]
-
-
-def of_bank(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The rows of a table that are of one bank."""
-    return table[table["bank"] == name] if "bank" in table else table

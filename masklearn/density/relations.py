@@ -1,9 +1,5 @@
 """What an input's density goes with: properties of the input, and its density in other models."""
 
-# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportCallIssue=false
-# (by pandas' own annotations a selection may be anything)
-
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -101,8 +97,8 @@ def by_token(bank: Bank) -> pd.DataFrame:
     table = pd.DataFrame({"input": bank.names, "token": bank.tokens, "density": densities(bank)})
     beside = [kind for kind in SHOWN[1:] if kind in bank.kinds]
     table = table.assign(**{f"density_{kind}": densities(bank, kind) for kind in beside})
-    table = table[table["input"].str.contains(":")]
-    text_at = table["input"].str.split(":", expand=True).reindex(columns=[0, 1]).astype("Int64")
-    table = table.assign(bank=bank.name, text=text_at[0], at=text_at[1]).sort_values(["text", "at"])
+    pairs = [[int(part) for part in name.split(":")] if ":" in name else [None, None] for name in bank.names]
+    text, at = (pd.array([pair[i] for pair in pairs], dtype="Int64") for i in (0, 1))
+    table = table.assign(bank=bank.name, text=text, at=at).dropna(subset=["text"]).sort_values(["text", "at"])
     columns = ["bank", "text", "at", "token", "density", *(f"density_{kind}" for kind in beside)]
-    return table[columns].reset_index(drop=True)
+    return table.reset_index(drop=True).reindex(columns=columns)

@@ -7,8 +7,9 @@ from itertools import combinations
 import pandas as pd
 
 from masklearn.density import curves, places, relations
-from masklearn.density.bank import Bank, Thought
+from masklearn.density.bank import LEARNED, Bank, Thought
 from masklearn.density.findings import findings
+from masklearn.density.tables import where
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,11 @@ def _notes(banks: Sequence[Bank], tables: dict[str, pd.DataFrame]) -> list[str]:
             )
         if len(bank.names) == 1:
             notes.append(f"{bank.name} holds a single input: no intervals and no correlations")
-    undefined = tables["relations"]
-    undefined = undefined[(undefined["kind"] == "learned") & (undefined["note"].fillna("") != "")]
-    notes += [f"{row['bank']}: correlation with {row['with']} {row['note']}" for _, row in undefined.iterrows()]
-    pairs = tables["across"]
-    pairs = pairs[pairs["kind"] == "learned"]
-    notes += [note for note in pairs["note"].dropna().unique() if note]
+    relations, pairs = (where(tables[name], kind=LEARNED).fillna({"note": ""}) for name in ("relations", "across"))
+    for row in relations.to_dict("records"):
+        if row["note"]:
+            notes.append(f"{row['bank']}: correlation with {row['with']} {row['note']}")
+    notes += list(dict.fromkeys(pair["note"] for pair in pairs.to_dict("records") if pair["note"]))
     for one, other in combinations(banks, 2):
         if one.mask.model.fingerprint == other.mask.model.fingerprint and not set(one.sizes) & set(other.sizes):
             notes.append(f"{one.name} and {other.name} have no size in common: no overlap")

@@ -1,9 +1,5 @@
 """The study as one self-contained page: figures as SVG, sortable tables, and what every number means."""
 
-# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportCallIssue=false
-# (by pandas' own annotations a selection may be anything)
-
 import base64
 import hashlib
 import math
@@ -111,8 +107,8 @@ def _texts(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Texts for the page, every token with a strength from 0 to 1: its density over the bank's largest."""
     texts = []
     for bank, rows in table.groupby("bank", sort=False):
-        largest = rows["density"].max()
-        strength = (rows["density"] / largest).fillna(0).clip(lower=0) if largest else rows["density"] * 0
+        largest = max(rows["density"].fillna(0)) or 1.0
+        strength = (rows["density"] / largest).fillna(0).clip(lower=0)
         cells = zip(rows["text"], rows["token"], rows["density"], strength, strict=True)
         for text, tokens in groupby(cells, key=lambda cell: cell[0]):
             texts.append({"bank": bank, "text": text, "tokens": [cell[1:] for cell in tokens]})

@@ -1,9 +1,5 @@
 """Figures of where subgraphs sit: composition, node use, and one subgraph by itself."""
 
-# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportCallIssue=false
-# (by pandas' own annotations a selection may be anything)
-
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,8 +10,8 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 from masklearn.density.bank import LEARNED, Bank, Thought
-from masklearn.density.findings import of_bank
 from masklearn.density.places import lorenz
+from masklearn.density.tables import where
 from masklearn.graph import NodeGraph
 from masklearn.report.style import (
     BLUE,
@@ -50,14 +46,14 @@ RANKS = 4
 
 
 def composition(bank: Bank, tables: Tables) -> Iterator[Drawn]:
-    table = of_bank(tables["composition"], bank.name)
+    table = where(tables["composition"], bank=bank.name)
     for name, parts in (("kinds", ("heads", "MLPs")), ("depth", [p for p in PARTS if p.startswith("quarter")])):
         figure, axes = one_axes()
         axes.axhline(1, color=GREY, linewidth=0.8, linestyle=":", label="random")
         for part in (part for part in parts if part in set(table["part"])):
             color, marker = PARTS[part]
             for kind in (kind for kind in ("learned", "norm") if kind in set(table["kind"])):
-                rows = table[(table["kind"] == kind) & (table["part"] == part)]
+                rows = where(table, kind=kind, part=part)
                 learned = kind == LEARNED
                 axes.plot(
                     rows["fraction"], rows["relative"], color=color, marker=marker if learned else "",
@@ -120,11 +116,11 @@ def _spread(n: int, most: int = MAPS) -> list[int]:
 
 
 def node_use(bank: Bank, tables: Tables) -> Iterator[Drawn]:
-    table = of_bank(tables["node_use"], bank.name)
+    table = where(tables["node_use"], bank=bank.name)
     kinds, chosen = list(dict.fromkeys(table["kind"])), [bank.sizes[i] for i in _spread(len(bank.sizes))]
 
     def use(kind: str, s: int) -> np.ndarray:
-        return table[(table["kind"] == kind) & (table["s"] == s)]["use"].to_numpy()
+        return where(table, kind=kind, s=s)["use"].to_numpy()
 
     maps = {kind: [use(kind, s) for s in chosen] for kind in kinds}
     several = len(bank.mask.groups) > 1
@@ -136,8 +132,8 @@ def node_use(bank: Bank, tables: Tables) -> Iterator[Drawn]:
     for s, color in zip(chosen, (RED, ORANGE, GREEN, BLUE), strict=False):
         for kind, line in zip(kinds, ("-", "--", ":"), strict=False):
             shares, width = lorenz(use(kind, s)), 1.2 if kind == LEARNED else 0.8
-            named = {"label": _nodes(s)} if kind == LEARNED else {}
-            axes.plot(np.linspace(0, 1, len(shares)), shares, color=color, linestyle=line, linewidth=width, **named)
+            label = _nodes(s) if kind == LEARNED else None
+            axes.plot(np.linspace(0, 1, len(shares)), shares, color=color, linestyle=line, linewidth=width, label=label)
     for kind, line in zip(kinds, ("-", "--", ":"), strict=False):
         axes.plot([], [], color=GREY, linestyle=line, linewidth=0.8, label=kind)
     axes.set_xlabel("share of nodes, least used first")
@@ -147,12 +143,12 @@ def node_use(bank: Bank, tables: Tables) -> Iterator[Drawn]:
     alt = f"Lorenz curves of node use in subgraphs of {bank.name}; the diagonal is use of all nodes alike"
     yield Drawn("lorenz", "gini", bank.name, alt, figure)
     figure, axes = one_axes()
-    gini = of_bank(tables["gini"], bank.name)
+    gini = where(tables["gini"], bank=bank.name)
     for kind in (kind for kind in bank.kinds if kind in set(gini["kind"])):
-        rows = gini[gini["kind"] == kind]
+        rows = where(gini, kind=kind)
         label = "chance (random-matched)" if kind == "random-matched" else kind
         axes.plot(rows["fraction"], rows["gini"], label=label, **look(kind))
-    rows = gini[gini["kind"] == LEARNED]
+    rows = where(gini, kind=LEARNED)
     axes.plot(rows["fraction"], rows["one_mask_for_all"], color=LINE, linewidth=1, label="one mask for all inputs")
     size_axis(axes, bank.fractions[0])
     axes.set_ylim(0, 1.02)

@@ -1,9 +1,5 @@
 """Figures of what density goes with: properties of inputs, other models, the tokens of a text."""
 
-# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportCallIssue=false
-# (by pandas' own annotations a selection may be anything)
-
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,8 +9,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 
 from masklearn.density.bank import SHOWN, Bank
-from masklearn.density.findings import of_bank
 from masklearn.density.relations import WORDS
+from masklearn.density.tables import where
 from masklearn.report.style import (
     BLUE,
     COLUMN,
@@ -44,15 +40,15 @@ MOST_TOKENS, MOST_PAIRS, MOST_NUMBERED = 40, 6, 9
 
 
 def relations(bank: Bank, tables: Tables) -> Iterator[Drawn]:
-    table = of_bank(tables["relations"], bank.name)
-    table = table[table["rho"].notna()]
+    table = where(tables["relations"], bank=bank.name)
+    table = table.dropna(subset=["rho"])
     if len(table):
         names = [name for name in WORDS if name in set(table["with"])]
         kinds = [kind for kind in bank.kinds if kind in set(table["kind"])]
         figure, axes = one_axes(COLUMN, 0.7 + 0.34 * len(names))
         axes.axvline(0, color=INK, linewidth=0.6, linestyle=":")
         for i, kind in enumerate(kinds):
-            rows = table[table["kind"] == kind].set_index("with").reindex(names)
+            rows = where(table, kind=kind).set_index("with").reindex(names)
             y = np.arange(len(names)) + (i - (len(kinds) - 1) / 2) * 0.7 / len(kinds)
             spread = np.stack([rows["rho"] - rows["low"], rows["high"] - rows["rho"]]).astype(float).clip(min=0)
             axes.errorbar(rows["rho"], y, xerr=spread, label=kind, elinewidth=0.8, **look(kind, linestyle="none"))
@@ -63,8 +59,8 @@ def relations(bank: Bank, tables: Tables) -> Iterator[Drawn]:
         legend(figure, axes, 4)
         alt = f"Rank correlation of density with properties of the inputs of {bank.name}, with bootstrap intervals"
         yield Drawn("relations", "relations", bank.name, alt, figure)
-    inputs = of_bank(tables["inputs"], bank.name)
-    if inputs["density_learned"].notna().any():
+    inputs = where(tables["inputs"], bank=bank.name)
+    if len(inputs.dropna(subset=["density_learned"])):
         figure, axes = one_axes()
         for kind in (kind for kind in reversed(SHOWN) if kind in bank.kinds):
             dots = look(kind) | {"linestyle": "none", "markersize": 2.2, "alpha": 0.5, "markeredgewidth": 0}
@@ -79,7 +75,7 @@ def relations(bank: Bank, tables: Tables) -> Iterator[Drawn]:
 
 def across(banks: list[Bank], tables: Tables) -> Iterator[Drawn]:
     table, names = tables["across"], [bank.name for bank in banks]
-    table = table[table["rho"].notna()]
+    table = table.dropna(subset=["rho"])
     kinds = [kind for kind in SHOWN if kind in set(table["kind"])]
     if not kinds:
         return
@@ -88,7 +84,7 @@ def across(banks: list[Bank], tables: Tables) -> Iterator[Drawn]:
     places, short = np.arange(len(names)) + 0.5, [drawable(name, 18) for name in names]
     for axes, kind in zip(grid, kinds, strict=True):
         matrix = pd.DataFrame(np.eye(len(names)), names, names).replace(0, np.nan)
-        for pair in table[table["kind"] == kind].to_dict("records"):
+        for pair in where(table, kind=kind).to_dict("records"):
             matrix.loc[pair["one"], pair["other"]] = matrix.loc[pair["other"], pair["one"]] = pair["rho"]
         _matrix(axes, matrix.to_numpy(float), RHO, -1, len(names) <= MOST_NUMBERED)
         axes.set_title(kind, fontsize=6.5, pad=3)
@@ -105,26 +101,26 @@ def overlaps(tables: Tables) -> Iterator[Drawn]:
     table = tables["overlap"]
     if not len(table):
         return
-    pairs = table[["one", "other"]].drop_duplicates().to_dict("records")
+    pairs = table.reindex(columns=["one", "other"]).drop_duplicates().to_dict("records")
     if len(pairs) <= MOST_PAIRS:
         figure, axes = one_axes()
         for pair, color in zip(pairs, (BLUE, RED, GREEN, PURPLE, ORANGE, SKY), strict=False):
-            rows = table[(table["one"] == pair["one"]) & (table["other"] == pair["other"])]
+            rows = where(table, one=pair["one"], other=pair["other"])
             label = f"{drawable(pair['one'], 20)} / {drawable(pair['other'], 20)}"
             axes.plot(rows["fraction"], rows["overlap"], color=color, marker="o", label=label)
             axes.plot(rows["fraction"], rows["by_norm"].astype(float), color=color, linestyle="--", linewidth=0.8)
             axes.plot(rows["fraction"], rows["by_chance"], color=color, linestyle=":", linewidth=0.8)
         for line, label in (("--", "by norm"), (":", "by chance")):
             axes.plot([], [], color=GREY, linestyle=line, linewidth=0.8, label=label)
-        size_axis(axes, float(table["fraction"].min()))
+        size_axis(axes, table["fraction"].to_numpy().min())
         axes.set_ylim(0, 1.02)
         axes.set_ylabel("overlap of mean masks (1: the same)")
         legend(figure, axes, 1 if len(pairs) < 4 else 2)
         alt = "Overlap of mean masks against relative size, beside those of the norm and of chance"
         yield Drawn("overlap", "across", "all", alt, figure)
-    several = table["model"].nunique() > 1
+    several = len(set(table["model"])) > 1
     for i, (_, rows) in enumerate(table.groupby("model", sort=False), start=1):
-        if rows["one"].nunique() > 1:
+        if len(set(rows["one"])) > 1:
             yield _overlap_matrices(rows, f"overlap-matrix-{i}" if several else "overlap-matrix")
 
 
@@ -137,7 +133,7 @@ def _overlap_matrices(table: pd.DataFrame, name: str) -> Drawn:
     grid = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
     places, short = np.arange(len(names)) + 0.5, [drawable(name, 22) for name in names]
     for axes, s in zip(grid, chosen, strict=True):
-        rows = table[table["s"] == s]
+        rows = where(table, s=s)
         matrix = pd.DataFrame(np.nan, names, names)
         for pair in rows.to_dict("records"):
             matrix.loc[pair["one"], pair["other"]] = matrix.loc[pair["other"], pair["one"]] = pair["overlap"]
@@ -172,10 +168,10 @@ def _matrix(axes: Axes, values: np.ndarray, colours: LinearSegmentedColormap, lo
 
 
 def by_token(bank: Bank, tables: Tables) -> Iterator[Drawn]:
-    table = of_bank(tables["by_token"], bank.name)
-    if not len(table) or table["density"].isna().all():
+    table = where(tables["by_token"], bank=bank.name)
+    if not len(table.dropna(subset=["density"])):
         return
-    first = table[table["text"] == table["text"].iloc[0]].head(MOST_TOKENS)
+    first = where(table, text=table["text"].iloc[0]).head(MOST_TOKENS)
     figure = blank(2 * COLUMN, 2.0)
     axes = figure.subplots()
     axes.bar(range(len(first)), first["density"], color=BLUE, width=0.8, label="learned")
