@@ -17,8 +17,9 @@ from studies import bank, falling, masks
 
 from masklearn import density, report
 from masklearn.artifact import ModelId
-from masklearn.density import Study, Thought
+from masklearn.density import Study, Thought, places
 from masklearn.report.page import page
+from masklearn.report.relations import overlaps
 from masklearn.report.study import draw
 from masklearn.report.style import drawable
 
@@ -103,6 +104,22 @@ def test_every_svg_takes_the_pages_ink(written: Path) -> None:
     assert all("currentColor" in drawing and "#1b1b1f" not in drawing for drawing in drawings)
 
 
+def test_overlaps_of_many_masks_are_drawn_as_matrices_of_each_model() -> None:
+    """Four of one model and two of another: too many pairs for lines, and a matrix for the four."""
+    banks = [bank(falling(3), f"run {i}", kept=masks(3, seed=i)) for i in range(4)]
+    banks += [bank(falling(3), f"other {i}", fingerprint="beef") for i in range(2)]
+    banks[4:] = [replace(one, mask=replace(one.mask, model=ModelId("another", None, "beef"))) for one in banks[4:]]
+    table = places.overlaps(banks, 0)
+    drawn = {one.name: one for one in overlaps({"overlap": table})}
+    assert set(drawn) == {"overlap-matrix-1"} and drawn["overlap-matrix-1"].wide
+    first, *_ = drawn["overlap-matrix-1"].figure.axes
+    shown = {text.get_text() for text in first.texts}
+    smallest = table[(table["model"] == "a model") & (table["s"] == 1)]
+    assert shown == {f"{value:.2f}" for value in smallest["overlap"]} and len(smallest) == 6
+    few = table[table["one"].isin(["run 0"])]
+    assert [one.name for one in overlaps({"overlap": few})] == ["overlap"]
+
+
 def test_text_is_drawn_with_what_the_font_has() -> None:
     assert drawable("a\nb") == "a↵b"
     assert drawable(" ") == "␣"
@@ -160,6 +177,7 @@ fonts.fontManager.__init__()
 import studies
 from masklearn import density
 from masklearn.report.page import page
+from masklearn.report.relations import overlaps
 from masklearn.report.study import draw
 from masklearn.report.style import paper, styled, svg
 warnings.simplefilter("error")

@@ -40,7 +40,7 @@ class Section:
 
     result: Result
     figures: list[list[tuple[Drawn, Markup]]]
-    """Those of each bank together."""
+    """Those of each bank together, where banks have several."""
     tables: list[Shown]
     lines: list[Any] = field(default_factory=list)
 
@@ -71,7 +71,8 @@ def page(study: Study, drawn: Sequence[Drawn], config: dict[str, dict[str, Any]]
 def _section(result: Result, study: Study, drawn: Sequence[Drawn]) -> Section:
     own = [(i, figure) for i, figure in enumerate(drawn) if figure.result in result.figures]
     pairs = [(figure, Markup(svg(figure, f"f{i}"))) for i, figure in own]  # matplotlib has escaped its texts
-    figures = [list(of_bank) for _, of_bank in groupby(pairs, key=lambda pair: pair[0].bank)]
+    several = len(pairs) > len({figure.bank for figure, _ in pairs})
+    figures = [list(group) for _, group in groupby(pairs, key=lambda pair: several and pair[0].bank)]
     tables = [_shown(name, study.tables[name]) for name in result.tables if len(study.tables[name])]
     lines = []
     if "by_token" in result.tables and len(study.tables["by_token"]):

@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
-from masklearn.density.bank import LEARNED, Bank, Thought
+from masklearn.density.bank import LEARNED, SHOWN, Bank, Thought
 from masklearn.density.places import lorenz
 from masklearn.density.tables import where
 from masklearn.graph import NodeGraph
@@ -49,7 +49,7 @@ def composition(bank: Bank, tables: Tables) -> Iterator[Drawn]:
     table = where(tables["composition"], bank=bank.name)
     for name, parts in (("kinds", ("heads", "MLPs")), ("depth", [p for p in PARTS if p.startswith("quarter")])):
         figure, axes = one_axes()
-        axes.axhline(1, color=GREY, linewidth=0.8, linestyle=":", label="random")
+        axes.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
         for part in (part for part in parts if part in set(table["part"])):
             color, marker = PARTS[part]
             for kind in (kind for kind in ("learned", "norm") if kind in set(table["kind"])):
@@ -62,6 +62,7 @@ def composition(bank: Bank, tables: Tables) -> Iterator[Drawn]:
                 )  # fmt: skip
                 if learned:
                     axes.fill_between(rows["fraction"], rows["low"], rows["high"], color=color, alpha=0.2, linewidth=0)
+        axes.plot([], [], color=GREY, linewidth=0.8, linestyle=":", label="random")
         size_axis(axes, bank.fractions[0])
         axes.set_ylim(bottom=0)
         axes.set_ylabel("share of the subgraph over\nshare of the model")
@@ -117,7 +118,8 @@ def _spread(n: int, most: int = MAPS) -> list[int]:
 
 def node_use(bank: Bank, tables: Tables) -> Iterator[Drawn]:
     table = where(tables["node_use"], bank=bank.name)
-    kinds, chosen = list(dict.fromkeys(table["kind"])), [bank.sizes[i] for i in _spread(len(bank.sizes))]
+    kinds = [kind for kind in SHOWN if kind in set(table["kind"])]
+    chosen = [bank.sizes[i] for i in _spread(len(bank.sizes))]
 
     def use(kind: str, s: int) -> np.ndarray:
         return where(table, kind=kind, s=s)["use"].to_numpy()
