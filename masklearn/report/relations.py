@@ -132,6 +132,7 @@ def _overlap_matrices(table: pd.DataFrame, name: str) -> Drawn:
     figure = blank(2 * COLUMN, min(0.34 * len(names), 2.0) + 1.4)
     grid = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
     places, short = np.arange(len(names)) + 0.5, [drawable(name, 22) for name in names]
+    size = 6 if len(names) <= MOST_NUMBERED else 4.5
     for axes, s in zip(grid, chosen, strict=True):
         rows = where(table, s=s)
         matrix = pd.DataFrame(np.nan, names, names)
@@ -139,8 +140,8 @@ def _overlap_matrices(table: pd.DataFrame, name: str) -> Drawn:
             matrix.loc[pair["one"], pair["other"]] = matrix.loc[pair["other"], pair["one"]] = pair["overlap"]
         _matrix(axes, matrix.to_numpy(float), OVERLAP, 0, len(names) <= MOST_NUMBERED)
         axes.set_title(_title(int(s), rows), fontsize=6.5, pad=3)
-        axes.set_xticks(places, short, rotation=45, ha="right", rotation_mode="anchor")
-    grid[0].set_yticks(places, short)
+        axes.set_xticks(places, short, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+    grid[0].set_yticks(places, short, fontsize=size)
     grid[0].invert_yaxis()
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), OVERLAP), ax=list(grid), shrink=0.8, aspect=25, pad=0.01)
     bar.set_label("overlap of mean masks")
