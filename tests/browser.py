@@ -102,7 +102,7 @@ def pictures(page: Path, folder: Path) -> list[Path]:
             screenshot(copy, folder / "report.png", height=1500),
             screenshot(copy, folder / "report-dark.png", height=1500, dark=True),
             screenshot(copy, folder / "report-phone.png", PHONE, 1500),
-            screenshot(part(copy, "by_token", copy.parent), folder / "report-tokens.png", height=1300),
+            screenshot(part(copy, "by_token", copy.parent), folder / "report-tokens.png", height=1700),
         ]
 
 

@@ -285,6 +285,13 @@ def test_small_studies_say_what_they_lack(n: int, sizes: tuple[int, ...]) -> Non
         assert study.notes
 
 
+def test_of_many_banks_over_different_inputs_a_few_pairs_are_named() -> None:
+    banks = [replace(bank(falling(5), f"run {i}"), contexts=[f"{i} {j}" for j in range(5)]) for i in range(4)]
+    notes = [note for note in density.study(banks).notes if "inputs" in note or "pairs" in note]
+    assert [note[:16] for note in notes[:3]] == ["different inputs"] * 3
+    assert notes[3:] == ["and 3 more pairs of banks that cannot be compared: see the table across"]
+
+
 def test_tokens_of_a_text_stand_in_order() -> None:
     names = ["0:10", "0:2", "1:1", "0:1"]
     table = relations.by_token(bank(falling(4), names=names, tokens=["c", "b", "d", "a"]))

@@ -74,6 +74,17 @@ def test_the_page_asks_for_nothing(written: Path) -> None:
     assert not re.search(r"@import|url\((?!#)", text)
 
 
+def test_texts_are_coloured_by_a_scale_that_is_shown(written: Path) -> None:
+    text = (written / "report.html").read_text()
+    strengths = [float(found) for found in re.findall(r'--strength: ([\d.]+)" title', text)]
+    assert len(strengths) == 12 and max(strengths) == 1 and min(strengths) > 0
+    (scale,) = re.findall(r'<p class="tokens scale">(.*?)</p>', text)
+    largest = max(map(float, re.findall(r'title="density ([\d.]+)"', text)))
+    assert [float(value) for value in re.findall(r"> ([\d.]+) <", scale)] == pytest.approx(
+        [largest * i / 4 for i in range(5)], abs=0.006
+    )
+
+
 def test_ids_on_the_page_are_unique_and_those_meant_are_there(written: Path) -> None:
     text = (written / "report.html").read_text()
     ids = [attributes["id"] for _, attributes in Page(text).tags if attributes.get("id")]

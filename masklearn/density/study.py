@@ -11,6 +11,9 @@ from masklearn.density.bank import LEARNED, Bank, Thought
 from masklearn.density.findings import findings
 from masklearn.density.tables import where
 
+MOST_PAIRS = 3
+"""Pairs of banks over different inputs that notes name."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -84,7 +87,10 @@ def _notes(banks: Sequence[Bank], tables: dict[str, pd.DataFrame]) -> list[str]:
     for row in relations.to_dict("records"):
         if row["note"]:
             notes.append(f"{row['bank']}: correlation with {row['with']} {row['note']}")
-    notes += list(dict.fromkeys(pair["note"] for pair in pairs.to_dict("records") if pair["note"]))
+    apart = list(dict.fromkeys(pair["note"] for pair in pairs.to_dict("records") if pair["note"]))
+    notes += apart[:MOST_PAIRS]
+    if len(apart) > MOST_PAIRS:
+        notes.append(f"and {len(apart) - MOST_PAIRS} more pairs of banks that cannot be compared: see the table across")
     for one, other in combinations(banks, 2):
         if one.mask.model.fingerprint == other.mask.model.fingerprint and not set(one.sizes) & set(other.sizes):
             notes.append(f"{one.name} and {other.name} have no size in common: no overlap")

@@ -105,12 +105,13 @@ def _key(value: Any) -> str:
 
 
 def _texts(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Texts for the page, every token with a strength from 0 to 1: its density over the bank's largest."""
+    """Texts for the page, every token with a strength from 0 to 1, its density over the bank's largest; and a scale."""
     texts = []
     for bank, rows in table.groupby("bank", sort=False):
         largest = max(rows["density"].fillna(0)) or 1.0
         strength = (rows["density"] / largest).fillna(0).clip(lower=0)
         cells = zip(rows["text"], rows["token"], rows["density"], strength, strict=True)
         for text, tokens in groupby(cells, key=lambda cell: cell[0]):
-            texts.append({"bank": bank, "text": text, "tokens": [cell[1:] for cell in tokens]})
+            scale = [(largest * i / 4, i / 4) for i in range(5)]
+            texts.append({"bank": bank, "text": text, "tokens": [cell[1:] for cell in tokens], "scale": scale})
     return texts
