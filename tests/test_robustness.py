@@ -199,6 +199,8 @@ HARMFUL = {
         "    init_args: {on_fit_start: os.system}\n",
         "line 4: os.system",
     ),
+    "a key twice": ("model: {steps: 3}\nmodel: {steps: 4}\n", "line 2: model stands in line 1 already"),
+    "a key twice further in": ("model:\n  steps: 3\n  lr: 1\n  steps: 4\n", "line 4: steps stands in line 2 already"),
     "no settings": ("- a\n", "holds no settings"),
     "nothing": ("", "holds no settings"),
     "a number": ("3\n", "holds no settings"),

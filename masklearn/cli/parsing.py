@@ -70,6 +70,7 @@ def _require_harmless(path: Path) -> None:
         raise UserError(f"{path} holds no settings. See --print_config for how they are written")
     if _unfolded(root, {}) > MOST:
         raise UserError(f"{path} unfolds to more than {MOST} values. Write its aliases (&, *) out, or leave them out")
+    _require_once(path, root)
     for key, value in root.value:
         if key.value == "trainer":
             _require_known_code(path, value)
@@ -84,6 +85,18 @@ def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
             _unfolded(child, known) for child in (children if isinstance(node, yaml.CollectionNode) else ())
         )
     return known[id(node)]
+
+
+def _require_once(path: Path, node: yaml.MappingNode) -> None:
+    """Refuse a key that stands twice: one of its values would be lost without a word."""
+    met: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.value in met:
+            raise UserError(f"{path}, line {line}: {key.value} stands in line {met[key.value]} already. Drop one")
+        met[key.value] = line
+        if isinstance(value, yaml.MappingNode):
+            _require_once(path, value)
 
 
 def _require_known_code(path: Path, node: yaml.Node) -> None:

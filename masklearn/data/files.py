@@ -125,7 +125,7 @@ def _texts(path: Path, columns: Collection[str], names: dict[str, None]) -> Iter
 def _json_lines(path: Path, columns: Collection[str], names: dict[str, None]) -> Iterator[Row]:
     for line in _lines(path):
         if line.text.strip():
-            yield _object(_parsed(line.text, f", line {line.number}"), f", line {line.number}")
+            yield _object(_parsed(line.text.rstrip(), f", line {line.number}"), f", line {line.number}")
 
 
 def _json(path: Path, columns: Collection[str], names: dict[str, None]) -> Iterator[Row]:
