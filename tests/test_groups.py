@@ -1,9 +1,11 @@
 """Many masks in one run: every text's own, or one for each value of a column."""
 
+import gc
 import json
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,21 @@ def test_memory_of_a_row_grows_with_its_tokens() -> None:
     short, long = (memory.bytes_per_row(masked_lm, tokens) for tokens in (10, 40))
     assert 2 * short < long < 8 * short
     assert short > 10 * 24 * 4 * 3  # at least one activation a layer
+
+
+def test_measuring_a_row_holds_on_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked_lm, made = MaskedLM(tiny_llama()), list[weakref.ref[torch.Tensor]]()
+    ones = torch.ones
+
+    def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
+        made.append(weakref.ref(tensor := ones(*args, **kwargs)))
+        return tensor
+
+    monkeypatch.setattr(torch, "ones", watched)
+    memory.bytes_per_row(masked_lm, 5)
+    gc.collect()
+    assert made
+    assert not [alive for alive in made if alive() is not None]
 
 
 # --- the bank ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,6 +22,8 @@ from masklearn.tiny import MODEL
 EMBEDDED = "embedded"
 """The name by which the model that comes with the package is asked for."""
 DTypeName = Literal["float32", "bfloat16", "float16"]
+MOST_NAMED = 3
+"""Weights that a message names."""
 
 
 def _source(lm: str) -> str:
@@ -75,13 +77,20 @@ def load_lm(
                 f"model.lm: {lm} cannot be gated: found a model of type {config.model_type}, expected a causal "
                 "language model. Choose a decoder with attention heads and an MLP in every layer"
             )
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
             dtype=getattr(torch, dtype),
             use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
+        model, found = loaded
+        if lacking := sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]):
+            raise UserError(  # the library would go on with random numbers in their place
+                f"model.lm: {lm} lacks {len(lacking)} weights of its architecture, or has them in another shape: "
+                f"{', '.join(lacking[:MOST_NAMED])}. Give a folder or a hub id with all of them"
+            )
     except UserError:
         raise
     except Exception as error:  # whatever a damaged or foreign folder makes of the library
