@@ -1,4 +1,4 @@
-"""What a run does when something happens to it: the parts; `tests/faults.py` does it to whole runs."""
+"""What a run does when something happens to it: the parts; `tests/faults` does it to whole runs."""
 
 import multiprocessing
 import shutil
