@@ -60,6 +60,7 @@ def _quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
+    logging.raiseExceptions = False  # on a full disk, W&B's log prints a traceback for every line it cannot write
     for message in (
         ".*does not have many workers.*",
         ".*LeafSpec.*",
