@@ -15,7 +15,7 @@ from masklearn.baselines import CONTROLS, Baseline, subgraphs
 from masklearn.data import Batch
 from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
-from masklearn.metrics import SubgraphMetrics, TextMetrics
+from masklearn.metrics import Beside, SubgraphMetrics, TextMetrics
 from masklearn.objective import chunks, log_probabilities
 
 AT_ONCE = 8
@@ -90,12 +90,12 @@ def measure(
                 of_subgraphs = SubgraphMetrics(len(masked), masks.shape[1]), AnswerMetrics(len(masked))
                 meters.append((of_subgraphs[0].to(masks.device), of_subgraphs[1].to(masks.device)))
             for piece in chunks(full, len(masked), masked_lm.head):
-                whole, part_of = (log_probabilities(h, masked_lm.head) for h in (full[piece], masked[:, piece]))
+                pair = Beside(*(log_probabilities(h, masked_lm.head) for h in (full[piece], masked[:, piece])))
                 came = labels[batch.scored][piece]
-                meters[i][0].update(whole, part_of, came, whose[piece])
+                meters[i][0].update(pair, came, whose[piece])
                 if by_text:
                     text, read = texts[piece], batch.input_ids[batch.scored][piece]
-                    by_text.update(whole, part_of, came, text, read, slice(begin, begin + len(masked)))
+                    by_text.update(pair, came, text, read, slice(begin, begin + len(masked)))
             if batch.answers is not None:
                 last = batch.scored.sum(1).cumsum(0) - 1  # of every text
                 logp = log_probabilities(torch.cat([full[None, last], masked[:, last]]), masked_lm.head)

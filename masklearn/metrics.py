@@ -1,6 +1,8 @@
 """How close a subgraph's next-token distributions are to the full model's, as torchmetrics."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -60,6 +62,31 @@ def _nucleus_size(logp: Tensor, order: Tensor, percent: float) -> Tensor:
     return (before < percent / 100 - 1e-6).sum(-1) + 1
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Subgraphs' next-token distributions beside the full model's; each comparison is made once, whoever asks."""
+
+    full: Tensor
+    """Log-probabilities, shape (positions, vocabulary)."""
+    masked: Tensor
+    """Those of K subgraphs, shape (K, positions, vocabulary)."""
+
+    @cached_property
+    def kl(self) -> Tensor:
+        """KL(full || subgraph) in nats, float64, shape (K, positions)."""
+        return kl_divergence(self.full, self.masked).double()
+
+    @cached_property
+    def tv(self) -> Tensor:
+        """Shape (K, positions), float64."""
+        return tv_distance(self.full, self.masked).double()
+
+    @cached_property
+    def nucleus(self) -> Tensor:
+        """See `recovered_nucleus`, which sorts the vocabulary: of a large one, most of the work."""
+        return recovered_nucleus(self.full, self.masked)
+
+
 class SubgraphMetrics(Metric):
     """Means over scored positions, for K subgraphs side by side. All divergences in nats.
 
@@ -84,22 +111,21 @@ class SubgraphMetrics(Metric):
         self.add_state("positions", torch.zeros(n_groups, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("labelled", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, full: Tensor, masked: Tensor, labels: Tensor, group: Tensor | None = None) -> None:
+    def update(self, pair: Beside, labels: Tensor, group: Tensor | None = None) -> None:
         """Take in some positions.
 
         Args:
-            full: The full model's log-probabilities, shape (positions, vocabulary).
-            masked: The subgraphs', shape (K, positions, vocabulary).
+            pair: The full model's and the subgraphs' distributions there.
             labels: The token that came next, or -1 where the text ended. Shape (positions,).
             group: Place of every position's group, shape (positions,); all are of the first by default.
         """
-        group = torch.zeros_like(labels) if group is None else group
-        self.kl.index_add_(1, group, kl_divergence(full, masked).double())
-        self.tv.index_add_(1, group, tv_distance(full, masked).double())
+        group, full, masked = torch.zeros_like(labels) if group is None else group, pair.full, pair.masked
+        self.kl.index_add_(1, group, pair.kl)
+        self.tv.index_add_(1, group, pair.tv)
         self.js += js_divergence(full, masked).double().sum(-1)
         self.top1 += (full.argmax(-1) == masked.argmax(-1)).double().sum(-1)
         levels = torch.tensor((0, *NUCLEI), device=masked.device)
-        self.nuclei += (recovered_nucleus(full, masked)[..., None] == levels).sum(1)
+        self.nuclei += (pair.nucleus[..., None] == levels).sum(1)
         self.positions += torch.bincount(group, minlength=len(self.positions))
         known = labels >= 0
         self.labelled += known.sum()
@@ -163,26 +189,24 @@ class TextMetrics(Metric):
         for name in ("entropy", "loss", "next_rarity", "last_rarity", "positions", "labelled"):
             self.add_state(name, torch.zeros(n_texts, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(
-        self, full: Tensor, masked: Tensor, labels: Tensor, text: Tensor, read: Tensor, masks: slice = slice(None)
-    ) -> None:
+    def update(self, pair: Beside, labels: Tensor, text: Tensor, read: Tensor, masks: slice = slice(None)) -> None:
         """Take in some positions.
 
         Args:
-            full: The full model's log-probabilities, shape (positions, vocabulary).
-            masked: Those of the subgraphs that `masks` says, shape (K, positions, vocabulary).
+            pair: The distributions there of the full model, and of the subgraphs that `masks` says.
             labels: The token that came next, or -1 where the text ended. Shape (positions,).
             text: Place of every position's text, shape (positions,).
             read: The token at every position, shape (positions,).
             masks: Which of the subgraphs these are; the full model is looked at with the first.
         """
+        full = pair.full
         if not len(self.unigram):
             self.unigram = unigram(self.counts, full.shape[-1]).to(full.device)
-        self.kl[masks] = self.kl[masks].index_add(1, text, kl_divergence(full, masked).double())
-        self.tv[masks] = self.tv[masks].index_add(1, text, tv_distance(full, masked).double())
-        far = kl_divergence(self.unigram, masked).double()
+        self.kl[masks] = self.kl[masks].index_add(1, text, pair.kl)
+        self.tv[masks] = self.tv[masks].index_add(1, text, pair.tv)
+        far = kl_divergence(self.unigram, pair.masked).double()
         self.unigram_kl[masks] = self.unigram_kl[masks].index_add(1, text, far)
-        reached = recovered_nucleus(full, masked)[..., None] >= torch.tensor(NUCLEI, device=full.device)
+        reached = pair.nucleus[..., None] >= torch.tensor(NUCLEI, device=full.device)
         self.recovered[masks] = self.recovered[masks].index_add(1, text, reached.float())
         if masks.start:
             return

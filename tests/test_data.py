@@ -321,3 +321,14 @@ def test_a_loader_gives_the_first_texts_of_the_groups_asked_for() -> None:
     places = [[int(i) for batch in data.loader("all", groups, 2, most) for i in batch.place]
               for groups, most in ((None, None), (None, 2), ({0, 2}, None), ([1], 1))]  # fmt: skip
     assert places == [list(range(7)), [0, 1, 2, 3, 4], [0, 2, 3, 5], [1]]
+
+
+def test_texts_by_length_are_the_same_texts_with_less_between_them() -> None:
+    data = ml.MaskData(limit=40, positions="random", scope="input", batch_size=8)
+    data.setup()
+    usual, sorted_ = (list(data.loader("all", by_length=by_length)) for by_length in (False, True))
+    places = [place for batch in sorted_ for place in batch.place.tolist()]
+    assert sorted(places) == list(range(40)) and places != list(range(40))
+    lengths = [n for batch in sorted_ for n in batch.real.sum(1).tolist()]
+    assert lengths == sorted(lengths) == [len(data.parts["all"].ids[place]) for place in places]
+    assert sum(batch.real.numel() for batch in sorted_) < 0.7 * sum(batch.real.numel() for batch in usual)

@@ -155,6 +155,21 @@ def test_overlap_of_a_bank_with_itself_and_with_its_opposite() -> None:
     assert set(places.overlaps(banks, 0)["other"]) == {"b"}
 
 
+def test_overlap_of_the_values_of_a_column_and_of_what_the_norm_chooses() -> None:
+    """Two values with one node in common of two; the norm chooses the same for both."""
+    own = torch.stack([kept("m0", "m1"), kept("m0", "m2")])[:, None]
+    one = bank([[0.5], [0.4]], "langs", (2,), own)
+    config = {"model": {"scope": "column:language"}}
+    norm = replace(one.seen["norm"], masks=kept("m0", "m3").expand(1, 1, 2, -1))
+    one = replace(one, mask=replace(one.mask, config=config, groups=("de", "fr")), seen={**one.seen, "norm": norm})
+    table = places.overlaps([one], 0).set_index(["one", "other"])
+    pair = table.loc[("langs: de", "langs: fr")]
+    assert (pair["overlap"], pair["by_norm"]) == (0.5, 1)
+    assert table.loc[("langs", "langs: de"), "overlap"] == pytest.approx(
+        0.75
+    )  # one node always, the other half the time
+
+
 # --- what it goes with ------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +218,7 @@ def test_inputs_are_the_same_across_models_by_what_was_read() -> None:
         for kind, seen in other.seen.items()
     })  # fmt: skip
     for there in (other, shuffled):
-        (row,) = relations.across([one, there], 0).to_dict("records")
+        row, *_ = relations.across([one, there], 0).query("kind == 'learned'").to_dict("records")
         assert (row["rho"], row["n"], row["same_model"]) == (pytest.approx(1), 12, False)
 
 
@@ -253,6 +268,28 @@ def test_banks_over_different_inputs_are_named() -> None:
     study = density.study([bank(falling(5), "one"), other])
     (note,) = (note for note in study.notes if "different inputs" in note)
     assert note == "different inputs, 0 in common: one has 5 of a file and other has 6 of another file"
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("sizes", [(1,), (1, 2), (1, 2, 5), (2, 5, 10, 15, 18, 19), (1, 5, 20)])
+def test_small_studies_say_what_they_lack(n: int, sizes: tuple[int, ...]) -> None:
+    """Verdicts are given or not known, and no number in words is a NaN."""
+    tv = [[0.9 - 0.1 * i - 0.01 * j for i in range(len(sizes))] for j in range(n)]
+    study = density.study([bank(tv, sizes=sizes), bank(tv, "other", sizes=sizes, fingerprint="beef")])
+    words = study.tables["findings"].to_string() + " ".join(study.notes)
+    assert "nan" not in words.lower()
+    undefined = study.tables["relations"].query("rho.isna()")
+    assert (undefined["note"] != "").all()
+    if n < 4 or len(sizes) < 3:
+        assert set(study.tables["relations"]["rho"].isna()) == {True}
+        assert study.notes
+
+
+def test_of_many_banks_over_different_inputs_a_few_pairs_are_named() -> None:
+    banks = [replace(bank(falling(5), f"run {i}"), contexts=[f"{i} {j}" for j in range(5)]) for i in range(4)]
+    notes = [note for note in density.study(banks).notes if "inputs" in note or "pairs" in note]
+    assert [note[:16] for note in notes[:3]] == ["different inputs"] * 3
+    assert notes[3:] == ["and 3 more pairs of banks that cannot be compared: see the table across"]
 
 
 def test_tokens_of_a_text_stand_in_order() -> None:

@@ -1,20 +1,25 @@
 """The page and the figures of a study, in small and with texts that would break out of them."""
 
+import html
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import torch
-from browser import chromium, screenshot
+from browser import PHONE, chromium, framed, pictures
 from matplotlib.image import imread
+from matplotlib.text import Text
 from studies import bank, falling, masks
 
 from masklearn import density, report
 from masklearn.artifact import ModelId
-from masklearn.density import Study, Thought
+from masklearn.density import Study, Thought, places
+from masklearn.report.page import page
+from masklearn.report.relations import overlaps
 from masklearn.report.study import draw
 from masklearn.report.style import drawable
 
@@ -27,7 +32,7 @@ def evil_study() -> Study:
     one = bank(falling(12), EVIL, names=names, contexts=[f"{EVIL} {i}" for i in range(12)], tokens=[EVIL] * 12)
     one = replace(one, mask=replace(one.mask, model=ModelId(EVIL, EVIL, "f00d")), source=EVIL)
     other = bank(falling(12), "plain", contexts=one.contexts, kept=masks(12, seed=1))
-    thought = Thought(names[3], EVIL, [1, 20], [[(EVIL, 0.7), (" a", 0.2)], [("\n", 0.9), (" ", 0.1)]])
+    thought = Thought(names[3], EVIL, [1, 20], {"learned": [[(EVIL, 0.7), (" a", 0.2)], [("\n", 0.9), (" ", 0.1)]]})
     return density.study([one, other], {EVIL: thought})
 
 
@@ -54,10 +59,10 @@ class Page(HTMLParser):
 
 
 def test_nothing_that_comes_from_outside_becomes_markup(written: Path) -> None:
-    page = Page((written / "report.html").read_text())
-    assert page.count("script") == 1
-    assert page.count("img") == 0
-    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    found = Page((written / "report.html").read_text())
+    assert found.count("script") == 1
+    assert found.count("img") == 0
+    assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
 
 
 def test_the_page_asks_for_nothing(written: Path) -> None:
@@ -67,6 +72,17 @@ def test_the_page_asks_for_nothing(written: Path) -> None:
             value = attributes.get(name) or "#"
             assert value.startswith(("#", "data:")), (tag, value)
     assert not re.search(r"@import|url\((?!#)", text)
+
+
+def test_texts_are_coloured_by_a_scale_that_is_shown(written: Path) -> None:
+    text = (written / "report.html").read_text()
+    strengths = [float(found) for found in re.findall(r'--strength: ([\d.]+)" title', text)]
+    assert len(strengths) == 12 and max(strengths) == 1 and min(strengths) > 0
+    (scale,) = re.findall(r'<p class="tokens scale">(.*?)</p>', text)
+    largest = max(map(float, re.findall(r'title="density ([\d.]+)"', text)))
+    assert [float(value) for value in re.findall(r"> ([\d.]+) <", scale)] == pytest.approx(
+        [largest * i / 4 for i in range(5)], abs=0.006
+    )
 
 
 def test_ids_on_the_page_are_unique_and_those_meant_are_there(written: Path) -> None:
@@ -99,6 +115,22 @@ def test_every_svg_takes_the_pages_ink(written: Path) -> None:
     assert all("currentColor" in drawing and "#1b1b1f" not in drawing for drawing in drawings)
 
 
+def test_overlaps_of_many_masks_are_drawn_as_matrices_of_each_model() -> None:
+    """Four of one model and two of another: too many pairs for lines, and a matrix for the four."""
+    banks = [bank(falling(3), f"run {i}", kept=masks(3, seed=i)) for i in range(4)]
+    banks += [bank(falling(3), f"other {i}", fingerprint="beef") for i in range(2)]
+    banks[4:] = [replace(one, mask=replace(one.mask, model=ModelId("another", None, "beef"))) for one in banks[4:]]
+    table = places.overlaps(banks, 0)
+    drawn = {one.name: one for one in overlaps({"overlap": table})}
+    assert set(drawn) == {"overlap-matrix-1"} and drawn["overlap-matrix-1"].wide
+    first, *_ = drawn["overlap-matrix-1"].figure.axes
+    shown = {text.get_text() for text in first.texts}
+    smallest = table[(table["model"] == "a model") & (table["s"] == 1)]
+    assert shown == {f"{value:.2f}" for value in smallest["overlap"]} and len(smallest) == 6
+    few = table[table["one"].isin(["run 0"])]
+    assert [one.name for one in overlaps({"overlap": few})] == ["overlap"]
+
+
 def test_text_is_drawn_with_what_the_font_has() -> None:
     assert drawable("a\nb") == "a↵b"
     assert drawable(" ") == "␣"
@@ -113,49 +145,131 @@ def test_a_study_of_few_sizes_and_one_input_draws_what_it_can(sizes: tuple[int, 
     assert "node-use" in drawn and "curve-tv" not in drawn
 
 
-def test_the_page_in_a_browser(written: Path, tmp_path: Path) -> None:
-    """Every figure has a size, tables sort, nothing is asked for, and the title is what it was to be."""
-    probe = """
-    addEventListener('load', () => {
-      const boxes = [...document.querySelectorAll('figure svg')].map((svg) => svg.getBoundingClientRect());
-      document.querySelectorAll('details').forEach((details) => { details.open = true; });
-      const table = document.querySelector('#table-inputs');
-      const heads = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
-      const at = heads.indexOf('density_learned');
-      const column = () => [...table.tBodies[0].rows].map((row) => Number(row.cells[at].dataset.key));
-      table.tHead.rows[0].cells[at].querySelector('button').click();
-      const up = column();
-      table.tHead.rows[0].cells[at].querySelector('button').click();
-      const found = { title: document.title, smallest: Math.min(...boxes.map((box) => Math.min(box.width, box.height))),
-        figures: boxes.length, up, down: column(), wide: document.documentElement.scrollWidth - innerWidth,
-        requests: performance.getEntriesByType('resource').map((entry) => entry.name) };
-      document.body.innerHTML = '';
-      const told = Object.assign(document.createElement('pre'), { id: 'found', textContent: JSON.stringify(found) });
-      document.body.append(told);
-    });"""
+BAD = {
+    "has 2 of the 3 sizes that an area or a phase takes (1, 2): no density": lambda: [
+        bank([[0.5, 0.4]] * 5, sizes=(1, 2))
+    ],
+    "holds a single input: no intervals and no correlations": lambda: [bank(falling(1))],
+    "not defined: the full model's entropy is the same for all 6 inputs": lambda: [
+        bank(falling(6), full={"entropy": [0.5] * 6})
+    ],
+    "different inputs, 0 in common: a run has 5 of a file and other has 5 of another file": lambda: [
+        bank(falling(5)),
+        replace(bank(falling(5), "other"), contexts=list("abcde"), source="another file"),
+    ],
+    "other has fewer than 3 sizes": lambda: [bank(falling(5)), bank([[0.5, 0.4]] * 5, "other", sizes=(1, 2))],
+    "have no size in common: no overlap": lambda: [bank(falling(5)), bank([[0.4]] * 5, "other", sizes=(3,))],
+}
+
+
+@pytest.mark.parametrize("note", BAD)
+def test_what_cannot_be_had_is_said_on_the_page(note: str) -> None:
+    """And what can be had is there, without a NaN."""
+    study = density.study(BAD[note]())
+    drawn = list(draw(study))
+    assert "node-use" in {figure.name for figure in drawn}
+    shown = page(study, [], {})
+    notes = re.search(r'<ul class="notes">(.*?)</ul>', shown, flags=re.S)
+    assert notes and note in html.unescape(notes.group(1))
+    assert not re.search(r"\bnan\b|<NA>", shown, flags=re.I)
+    labels = [text.get_text() for one in drawn for text in one.figure.findobj(Text)]
+    assert not [label for label in labels if "nan" in label.lower()]
+
+
+def test_figures_need_neither_fonts_nor_latex_of_the_machine(tmp_path: Path) -> None:
+    """Nor do the settings of a person's own reach them."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: Comic Sans MS\naxes.grid: True\n")
+    script = """
+import warnings
+import matplotlib.font_manager as fonts
+found = fonts.findSystemFonts
+fonts.findSystemFonts = lambda paths=None, **how: found(paths, **how) if paths else []  # matplotlib's own alone
+fonts.fontManager.__init__()
+import studies
+from masklearn import density
+from masklearn.report.page import page
+from masklearn.report.relations import overlaps
+from masklearn.report.study import draw
+from masklearn.report.style import paper, styled, svg
+warnings.simplefilter("error")
+assert all("matplotlib" in font.fname for font in fonts.fontManager.ttflist), "fonts of the machine are seen"
+with styled():
+    one = next(draw(density.study([studies.bank(studies.falling(5))])))
+print([len(paper(one, kind)) for kind in ("png", "pdf")], len(svg(one, "f")))
+"""
+    folders = [str(Path(__file__).parent), str(Path(report.__file__).parents[2])]
+    bare = {"MPLCONFIGDIR": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": ":".join(folders), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", script], env=bare, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert min(map(int, re.findall(r"\d+", done.stdout))) > 5000
+
+
+PROBE = """
+addEventListener('load', () => {
+  const figures = [...document.querySelectorAll('figure svg')];
+  const drawn = (svg) => [...svg.querySelectorAll('path, use, text, image')].filter((mark) => {
+    const box = mark.getBoundingClientRect();
+    return box.width > 0 || box.height > 0;
+  }).length;
+  const boxes = figures.map((svg) => svg.getBoundingClientRect());
+  document.querySelectorAll('details').forEach((details) => { details.open = true; });
+  const table = document.querySelector('#table-inputs');
+  const heads = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
+  const at = heads.indexOf('density_learned');
+  const column = () => [...table.tBodies[0].rows].map((row) => Number(row.cells[at].dataset.key));
+  table.tHead.rows[0].cells[at].querySelector('button').click();
+  const up = column();
+  table.tHead.rows[0].cells[at].querySelector('button').click();
+  parent.postMessage(JSON.stringify({ title: document.title, marks: figures.map(drawn), up, down: column(),
+    smallest: Math.min(...boxes.map((box) => Math.min(box.width, box.height))), across: innerWidth,
+    wide: document.documentElement.scrollWidth - innerWidth,
+    outside: boxes.filter((box) => box.left < 0).length }), '*');
+});"""
+
+
+@pytest.mark.parametrize("width", [1200, PHONE])
+def test_the_page_in_a_browser(written: Path, tmp_path: Path, width: int) -> None:
+    """Every figure is drawn, tables sort, nothing is asked for or complained of, and nothing sticks out sideways."""
     text = (written / "report.html").read_text()
-    text = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", text).replace(
-        "</body>", f"<script>{probe}</script></body>"
-    )
-    page = tmp_path / "probed.html"
-    page.write_text(text)
-    for width in (1200, 390):
-        told = chromium(f"--window-size={width},900", "--dump-dom", page.as_uri()).stdout
-        match = re.search(r'<pre id="found">(.*?)</pre>', told, flags=re.S)
-        assert match, told[-500:]
-        found = json.loads(match.group(1).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-        assert found["title"].startswith("Computation density: <script>")
-        assert found["figures"] == len(list((written / "figures").glob("*.png")))
-        assert found["smallest"] > 100
-        assert found["up"] == sorted(found["up"]) and found["down"] == found["up"][::-1]
-        assert found["wide"] <= 0  # no scrolling sideways
-        assert found["requests"] == []
+    text = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", text)
+    probed = tmp_path / "probed.html"
+    probed.write_text(text.replace("</body>", f"<script>{PROBE}</script></body>"))
+    visit = chromium(framed(probed, width, 900), "--window-size=1200,900", "--dump-dom")
+    match = re.search(r'<pre id="found">(.*?)</pre>', visit.output, flags=re.S)
+    assert match, visit.output[-500:]
+    found = json.loads(html.unescape(match.group(1)))
+    assert found["across"] == width
+    assert found["title"].startswith("Computation density: <script>")
+    assert len(found["marks"]) == len(list((written / "figures").glob("*.png")))
+    assert min(found["marks"]) > 10 and found["smallest"] > 50
+    assert found["up"] == sorted(found["up"]) and found["down"] == found["up"][::-1]
+    assert found["wide"] <= 0 and found["outside"] == 0
+    assert visit.console == []
+    assert [url for url in visit.requests if url != probed.as_uri()] == []
 
 
-def test_the_page_is_dark_where_the_screen_is(written: Path, tmp_path: Path) -> None:
-    light, dark = (
-        imread(screenshot(written / "report.html", tmp_path / f"{dark}.png", dark=dark)) for dark in (False, True)
-    )
-    assert light[..., :3].mean() > 0.8
-    assert dark[..., :3].mean() < 0.35
-    assert torch.tensor(dark[..., :3]).std() > 0.02
+def test_what_a_page_asks_for_and_says_is_seen(tmp_path: Path) -> None:
+    """So that silence above means something."""
+    loud = tmp_path / "loud.html"
+    loud.write_text("<script>console.error('oh no')</script><img src='http://127.0.0.1:9/x.png'>")
+    visit = chromium(loud, "--dump-dom")
+    assert any("oh no" in line for line in visit.console)
+    assert visit.requests == ["http://127.0.0.1:9/x.png"]
+
+
+def test_the_pictures_of_the_docs_can_be_taken(written: Path, tmp_path: Path) -> None:
+    taken = {path.stem: imread(path)[..., :3] for path in pictures(written / "report.html", tmp_path)}
+    assert taken["report"].mean() > 0.8
+    assert taken["report-dark"].mean() < 0.35
+    assert taken["report-phone"].shape[1] == PHONE
+    for picture in taken.values():
+        assert picture.shape[0] > 100 and picture.std() > 0.02
+
+
+def test_the_page_on_paper(written: Path, tmp_path: Path) -> None:
+    """Printing opens what is folded, and leaves out what only a screen can use."""
+    visit = chromium(written / "report.html", f"--print-to-pdf={tmp_path / 'report.pdf'}")
+    paper = (tmp_path / "report.pdf").read_bytes()
+    assert paper.startswith(b"%PDF")
+    assert visit.console == []
+    assert 4 < len(re.findall(rb"/Type\s*/Page\b", paper)) < 40

@@ -109,7 +109,8 @@ def test_what_is_said_of_an_input_is_so(made: Made) -> None:
 
 
 def test_banks_over_different_inputs_are_held_against_each_other_where_that_can_be(made: Made) -> None:
-    (pair,) = made.table("across").to_dict("records")
+    pair, *others = made.table("across").to_dict("records")
+    assert [row["kind"] for row in (pair, *others)] == ["learned", "norm", "random-matched"]
     assert pair["same_model"] and pair["n"] < 4
     assert "in common: one has 8 of the embedded mixed texts and words has" in pair["note"]
     overlap = made.table("overlap")
@@ -126,7 +127,7 @@ def test_every_token_of_a_text_has_its_density(made: Made) -> None:
 def test_the_thought_of_the_full_model_is_the_full_models(made: Made) -> None:
     thoughts = made.table("thoughts")
     inputs = pd.read_parquet(made.folder / "study" / "tables" / "inputs.parquet").set_index(["bank", "input"])
-    shown = thoughts[(thoughts["bank"] == "one") & (thoughts["s"] == 36)]
+    shown = thoughts[(thoughts["bank"] == "one") & (thoughts["s"] == 36)].groupby("kind").get_group("learned")
     text = inputs.loc[("one", str(shown["input"].iloc[0])), "context_text"]
     lm, tokenizer = ml.load_lm(), ml.load_tokenizer()
     ids = tokenizer(text, return_tensors="pt", return_token_type_ids=False)

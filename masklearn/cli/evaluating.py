@@ -218,7 +218,8 @@ def _evaluate_one(
         values = partial(settled, name, masked_lm, mask.of(learned_on.groups.names).mask, learned_on)
         masked_lm.ablation = mask.ablation.to(lm.device) if name == mask.ablation.name else values()
         watch = evaluation.Watch(len(data.parts[part]), data.token_counts) if flags.study else None
-        rows, by_group = evaluation.evaluate(masked_lm, mask, data.loader(part), flags.baselines, judge, watch)
+        batches = data.loader(part, by_length=True)
+        rows, by_group = evaluation.evaluate(masked_lm, mask, batches, flags.baselines, judge, watch)
         words = f"{part} texts of {data.source}, {len(data.parts[part])} in number, under {name} ablation"
         results.append(evaluation.describe(mask, rows, by_group) | {"ablation": name, "text": words})
         if watch:

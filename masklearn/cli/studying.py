@@ -21,7 +21,7 @@ from masklearn.cli.folder import MASK, RESULTS
 from masklearn.data import MaskData, Part
 from masklearn.data.steps import Item
 from masklearn.density import Bank, Thought
-from masklearn.density.bank import LEARNED, true_entropies
+from masklearn.density.bank import SHOWN, true_entropies
 from masklearn.density.curves import densities
 from masklearn.files import write_whole
 from masklearn.masked_lm import MaskedLM
@@ -153,15 +153,17 @@ def _thought(bank: Bank, one: Evaluated) -> Thought:
     place = int(order[(len(order) - 1) // 2])
     tokenizer = load_tokenizer(one.data.lm, one.data.revision)
     batch = one.data.collate([one.data.parts[one.part][place]])
-    (masks,) = bank.seen[LEARNED].masks[:, :, bank.groups[place] if len(bank.mask.groups) > 1 else 0]
     full = bank.sizes[-1] == bank.n_nodes
-    masks = masks if full else torch.cat([masks, torch.ones_like(masks[:1])])
-    one.masked_lm.ablation = one.ablation
-    ids, probabilities = evaluation.top_tokens(one.masked_lm, batch, masks, TOP)
     last = int(batch.input_ids[batch.scored][-1])
-    tokens = [
-        [(_piece(tokenizer, last, token), round(p, 6)) for token, p in zip(*pair, strict=True)]
-        for pair in zip(ids.tolist(), probabilities.tolist(), strict=True)
-    ]
+    one.masked_lm.ablation = one.ablation
+    tokens = {}
+    for kind in (kind for kind in SHOWN if kind in bank.kinds):
+        masks = bank.seen[kind].masks[0][:, bank.groups[place] if len(bank.mask.groups) > 1 else 0]
+        masks = masks if full else torch.cat([masks, torch.ones_like(masks[:1])])
+        ids, probabilities = evaluation.top_tokens(one.masked_lm, batch, masks, TOP)
+        tokens[kind] = [
+            [(_piece(tokenizer, last, token), round(p, 6)) for token, p in zip(*pair, strict=True)]
+            for pair in zip(ids.tolist(), probabilities.tolist(), strict=True)
+        ]
     sizes = [*bank.sizes, *([] if full else [bank.n_nodes])]
     return Thought(bank.names[place], bank.contexts[place], sizes, tokens)

@@ -235,7 +235,8 @@ def _run(cli: TrainCLI) -> None:
     _fit(cli)
     mask = replace(learner.discretize(), config=cli.asked)
     print(f"Evaluating on {len(data.parts['test'])} {_which(data)} texts", flush=True)
-    rows, own = evaluation.evaluate(learner.masked_lm.to(trainer.strategy.root_device), mask, data.test_dataloader())
+    batches = data.loader("test", by_length=True)
+    rows, own = evaluation.evaluate(learner.masked_lm.to(trainer.strategy.root_device), mask, batches)
     described = evaluation.describe(mask, rows, own) | {"expected_sizes": learner.expected_sizes()}
     described["discretisation"] = learner.stages
     _write_results(folder, mask, described | {"seconds": round(time.monotonic() - began, 1)}, logger)

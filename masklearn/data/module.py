@@ -201,6 +201,7 @@ class MaskData(LightningDataModule):
         groups: Collection[int] | None = None,
         batch_size: int | None = None,
         most: int | None = None,
+        by_length: bool = False,
     ) -> DataLoader[Any]:
         """The texts of a split in order.
 
@@ -209,6 +210,7 @@ class MaskData(LightningDataModule):
             groups: Groups whose texts are wanted; all by default.
             batch_size: Texts at a time; `data.batch_size` by default.
             most: Texts of a group at most, its first ones.
+            by_length: Shorter texts before longer ones, so that little is padding, for whom the order is all one.
 
         Raises:
             UserError: If it has none.
@@ -218,8 +220,11 @@ class MaskData(LightningDataModule):
             raise UserError(f"{self.source} holds too few texts for a {part} split")
         members = texts.members(len(self.groups.names))
         chosen = members if groups is None else [members[group] for group in set(groups)]
-        wanted = Subset(texts, sorted(place for places in chosen for place in places[:most]))
-        return DataLoader(wanted, batch_size=batch_size or self.batch_size, collate_fn=self.collate)
+        wanted = sorted(place for places in chosen for place in places[:most])
+        if by_length:
+            lengths = [len(row) for row in texts.ids]
+            wanted.sort(key=lambda place: lengths[place])
+        return DataLoader(Subset(texts, wanted), batch_size=batch_size or self.batch_size, collate_fn=self.collate)
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None

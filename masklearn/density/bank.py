@@ -12,7 +12,11 @@ from masklearn.evaluation import Seen
 from masklearn.metrics import NUCLEI
 from masklearn.tiny import language
 
-LEARNED, INVERSE = "learned", "inverse"
+LEARNED, INVERSE, NORM = "learned", "inverse", "norm"
+CHANCE = "random-matched"
+"""What is held against learned subgraphs where one kind of random ones does: as many heads and MLPs, drawn anew."""
+SHOWN = (LEARNED, NORM, CHANCE)
+"""Kinds that stand side by side where not all are shown."""
 RECOVERED = (1, 5, 10, 20, 40, 60, 80, 90)
 """The nuclei whose recovery is reported, in percent."""
 DEPTHS = 4
@@ -21,15 +25,15 @@ DEPTHS = 4
 
 @dataclass(frozen=True)
 class Thought:
-    """The most probable next tokens of one input, under subgraphs of growing size and under the full model."""
+    """The most probable next tokens of one input, under kinds of subgraphs of growing size and under the full model."""
 
     name: str
     text: str
     """What was read."""
     sizes: Sequence[int]
     """Nodes kept; the last is all of them."""
-    tokens: Sequence[Sequence[tuple[str, float]]]
-    """For each size, tokens and probabilities, the most probable first."""
+    tokens: Mapping[str, Sequence[Sequence[tuple[str, float]]]]
+    """By kind of subgraph, for each size, tokens and probabilities, the most probable first."""
 
 
 @dataclass(frozen=True)

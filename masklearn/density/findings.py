@@ -1,15 +1,12 @@
 """Which of the paper's findings (Kervadec et al. 2026, arXiv 2605.27033) hold, each by a rule that can be read here."""
 
-# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportCallIssue=false
-# (by pandas' own annotations a selection may be anything)
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from masklearn.density.bank import LEARNED, Bank
+from masklearn.density.tables import where
 
 RULES = {
     "two phases": "Straight pieces fitted to mean TV over log10 size turn from the steepest descent to a flatter one "
@@ -32,6 +29,10 @@ def _row(bank: str, finding: str, holds: bool | None, words: str) -> dict[str, A
     return {"bank": bank, "finding": finding, "verdict": verdict, "measured": words}
 
 
+def _nodes(s: float) -> str:
+    return f"{s:.0f} node{'' if round(s) == 1 else 's'}"
+
+
 def _interval(row: Mapping[str, Any], low: str = "low", high: str = "high") -> str:
     return f"{row[low]:.2f} to {row[high]:.2f}"
 
@@ -39,7 +40,7 @@ def _interval(row: Mapping[str, Any], low: str = "low", high: str = "high") -> s
 def findings(banks: Sequence[Bank], tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """One row for each bank and finding; the verdict, and what it is read off."""
     rows = [row for bank in banks for row in _of_bank(bank, tables)]
-    pairs = tables["across"].to_dict("records")
+    pairs = where(tables["across"], kind=LEARNED).to_dict("records")
     known = [pair for pair in pairs if not pair["same_model"] and not pd.isna(pair["rho"])]
     words = "; ".join(f"{pair['one']} and {pair['other']}: {pair['rho']:.2f} ({_interval(pair)})" for pair in known)
     holds = all(pair["low"] > 0 for pair in known) if known else None
@@ -48,8 +49,8 @@ def findings(banks: Sequence[Bank], tables: Mapping[str, pd.DataFrame]) -> pd.Da
 
 
 def _of_bank(bank: Bank, tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    own = {name: of_bank(table, bank.name) for name, table in tables.items()}
-    learned = {name: table[table["kind"] == LEARNED] for name, table in own.items() if "kind" in table}
+    own = {name: where(table, bank=bank.name) for name, table in tables.items()}
+    learned = {name: where(table, kind=LEARNED) for name, table in own.items()}
     if not len(own["phases"]) or len(bank.names) < 2:
         why = "too few sizes" if not len(own["phases"]) else "one input has no interval"
         return [_row(bank.name, finding, None, why) for finding in list(RULES)[:-1]]
@@ -61,18 +62,18 @@ def _of_bank(bank: Bank, tables: Mapping[str, pd.DataFrame]) -> list[dict[str, A
         rows.append(_row(bank.name, "two phases", False, f"no flatter stretch follows the steepest ({turn['slopes']})"))
     else:
         words = (
-            f"TV per decade of size {turn['slopes']}; flatter from {turn['s']:.0f} nodes on ({turn['fraction']:.0%}) "
-            f"in {turn['share']:.0%} of resamples; head in place at {head['s']:.0f} nodes"
+            f"TV per decade of size {turn['slopes']}; flatter from {_nodes(turn['s'])} on ({turn['fraction']:.0%}) "
+            f"in {turn['share']:.0%} of resamples; head in place at {_nodes(head['s'])}"
         )
         holds = turn["share"] >= 0.95 and head["s"] <= turn["s"]
         rows.append(_row(bank.name, "two phases", bool(holds), words))
     at = learned["composition"]
-    s = min(head["s"], at["s"].max())
-    at = at[at["s"] == s].set_index("part")
+    s = min(float(head["s"]), float(at["s"].to_numpy().max()))
+    at = where(at, s=s).set_index("part")
     for finding, part, sign in (("early core", "quarter 1", 1), ("heads enter late", "heads", -1)):
         row = at.loc[part]
         holds = None if pd.isna(row["low"]) else bool(row["low"] > 1 if sign > 0 else row["high"] < 1)
-        words = f"{part} at {s:.0f} nodes: {row['relative']:.2f} times its share ({_interval(row)})"
+        words = f"{part} at {_nodes(s)}: {row['relative']:.2f} times its share ({_interval(row)})"
         rows.append(_row(bank.name, finding, holds, words))
     rho = learned["relations"].set_index("with").loc["entropy"]
     known = not pd.isna(rho["rho"])
@@ -80,13 +81,8 @@ def _of_bank(bank: Bank, tables: Mapping[str, pd.DataFrame]) -> list[dict[str, A
     rows.append(_row(bank.name, "density goes with uncertainty", bool(rho["low"] > 0) if known else None, words))
     first = learned["unigram"].sort_values("s").iloc[0]
     words = (
-        f"{first['nearer_to_unigram']:.0%} of inputs nearer to the unigram at {first['s']} nodes "
+        f"{first['nearer_to_unigram']:.0%} of inputs nearer to the unigram at {_nodes(first['s'])} "
         f"({first['nearer_to_unigram_low']:.0%} to {first['nearer_to_unigram_high']:.0%})"
     )
     holds = bool(first["nearer_to_unigram_low"] > 0.5)
     return [*rows, _row(bank.name, "sparse subgraphs are unigram-like", holds, words)]
-
-
-def of_bank(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The rows of a table that are of one bank."""
-    return table[table["bank"] == name] if "bank" in table else table

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from masklearn.density.bank import INVERSE, LEARNED, Bank
+from masklearn.density.bank import INVERSE, LEARNED, NORM, SHOWN, Bank
 from masklearn.density.chance import band
 
 SHUFFLES = 1000
 """Times that the nodes of a mean mask are shuffled to know what overlap chance gives."""
-CHANCE = "random-matched"
-"""What node use is held against: subgraphs drawn anew for every group, with as many heads and MLPs."""
 
 
 def composition(bank: Bank, seed: int) -> pd.DataFrame:
@@ -32,11 +30,11 @@ def composition(bank: Bank, seed: int) -> pd.DataFrame:
 
 
 def node_use(bank: Bank) -> pd.DataFrame:
-    """The share of groups whose masks keep each node, at every size, learned and chosen by the norm."""
+    """The share of groups whose masks keep each node, at every size: learned, by the norm, and of one random draw."""
     graph = bank.mask.graph
     frames = []
-    for kind in (kind for kind in bank.kinds if kind in (LEARNED, "norm")):
-        for i, use in enumerate(bank.used(kind).mean(1)):
+    for kind in (kind for kind in bank.kinds if kind in SHOWN):
+        for i, use in enumerate(bank.used(kind, slice(1)).mean(1)):
             columns = {
                 "bank": bank.name,
                 "kind": kind,
@@ -64,21 +62,26 @@ def gini(use: np.ndarray) -> float:
 def inequality(bank: Bank) -> pd.DataFrame:
     """The Gini index of node use at every size; for chance, of one draw for every group."""
     rows = []
-    for kind in (kind for kind in bank.kinds if kind in (LEARNED, "norm", CHANCE)):
+    for kind in (kind for kind in bank.kinds if kind in SHOWN):
         for i, use in enumerate(bank.used(kind, slice(1)).mean(1)):
             shares = {"bank": bank.name, "kind": kind, "s": bank.sizes[i], "fraction": bank.fractions[i]}
             rows.append(shares | {"gini": gini(use), "one_mask_for_all": 1 - bank.fractions[i]})
     return pd.DataFrame(rows)
 
 
-def mean_masks(banks: Sequence[Bank]) -> dict[str, tuple[Bank, np.ndarray]]:
-    """What overlap is reported of: the mean mask of every bank, and that of each value of a column."""
-    found = {}
+Uses = dict[str, np.ndarray]
+"""Mean masks (sizes, nodes) of one bank, or of one value of its column, by kind."""
+
+
+def mean_masks(banks: Sequence[Bank]) -> dict[str, tuple[Bank, Uses]]:
+    """What overlap is reported of: the mean masks of every bank, and those of each value of a column."""
+    found: dict[str, tuple[Bank, Uses]] = {}
     for bank in banks:
-        masks = bank.mask.mask.numpy()
-        found[bank.name] = bank, masks.mean(0)
+        used = {kind: bank.used(kind, slice(1)) for kind in bank.kinds if kind in (LEARNED, NORM)}
+        found[bank.name] = bank, {kind: use.mean(1) for kind, use in used.items()}
         if bank.row()["scope"].startswith("column:"):
-            found |= {f"{bank.name}: {group}": (bank, masks[i]) for i, group in enumerate(bank.mask.groups)}
+            for i, group in enumerate(bank.mask.groups):
+                found[f"{bank.name}: {group}"] = bank, {kind: use[:, i] for kind, use in used.items()}
     return found
 
 
@@ -86,8 +89,8 @@ def overlaps(banks: Sequence[Bank], seed: int) -> pd.DataFrame:
     """How much of their mean masks two banks, or two values of a column, have in common at the sizes both have.
 
     The overlap is the sum over nodes of the smaller use, over the size: 1 when both use every node alike. Chance is the
-    mean overlap when the nodes of one are shuffled. Banks of different models are left out: their nodes have nothing to
-    do with each other.
+    mean overlap when the nodes of one are shuffled; `by_norm` is the overlap of the nodes that the norm chooses. Banks
+    of different models are left out: their nodes have nothing to do with each other.
     """
     rows, rng = [], np.random.default_rng(seed)
     named = list(mean_masks(banks).items())
@@ -96,8 +99,13 @@ def overlaps(banks: Sequence[Bank], seed: int) -> pd.DataFrame:
             if bank.mask.model.fingerprint != its.mask.model.fingerprint:
                 continue
             for s in sorted(set(bank.sizes) & set(its.sizes)):
-                a, b = use[bank.sizes.index(s)], its_use[its.sizes.index(s)]
-                by_chance = np.minimum(a, rng.permuted(np.tile(b, (SHUFFLES, 1)), axis=1)).sum(1).mean() / s
-                columns = {"one": one, "other": other, "s": s, "fraction": s / bank.n_nodes}
-                rows.append(columns | {"overlap": np.minimum(a, b).sum() / s, "by_chance": by_chance})
-    return pd.DataFrame(rows, columns=["one", "other", "s", "fraction", "overlap", "by_chance"])
+                at, there = bank.sizes.index(s), its.sizes.index(s)
+                shared = {
+                    kind: np.minimum(use[kind][at], its_use[kind][there]).sum() / s for kind in {*use} & {*its_use}
+                }
+                shuffled = rng.permuted(np.tile(its_use[LEARNED][there], (SHUFFLES, 1)), axis=1)
+                columns = {"model": bank.mask.model.lm, "one": one, "other": other, "s": s}
+                columns |= {"fraction": s / bank.n_nodes, "overlap": shared[LEARNED], "by_norm": shared.get(NORM)}
+                by_chance = np.minimum(use[LEARNED][at], shuffled).sum(1).mean() / s
+                rows.append(columns | {"by_chance": by_chance})
+    return pd.DataFrame(rows, columns=["model", "one", "other", "s", "fraction", "overlap", "by_norm", "by_chance"])

@@ -1,16 +1,12 @@
 """What an input's density goes with: properties of the input, and its density in other models."""
 
-# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportCallIssue=false
-# (by pandas' own annotations a selection may be anything)
-
 from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from masklearn.density.bank import INVERSE, Bank
+from masklearn.density.bank import INVERSE, SHOWN, Bank
 from masklearn.density.chance import LEAST, correlation
 from masklearn.density.curves import LEAST_SIZES, densities
 
@@ -67,31 +63,42 @@ MISSING = {
 def across(banks: Sequence[Bank], seed: int) -> pd.DataFrame:
     """Spearman's correlation of the inputs' densities between every two banks, on the inputs that both have.
 
-    Inputs are the same when what was read is. Where too few are, the note says what each has.
+    Under learned subgraphs, and under those that stand beside them. Inputs are the same when what was read is. Where
+    too few are, the note says what each has.
     """
-    own = {bank.name: dict(zip(reversed(bank.contexts), densities(bank)[::-1], strict=True)) for bank in banks}
     rows = []
-    for one, other in combinations(banks, 2):
-        common = [text for text in own[one.name] if text in own[other.name]]
-        a, b = (np.array([own[bank.name][text] for text in common]) for bank in (one, other))
-        short = [bank for bank in (one, other) if len(bank.sizes) < LEAST_SIZES]
-        if short:
-            found = {"n": len(a), "note": f"not defined: {short[0].name} has fewer than {LEAST_SIZES} sizes"}
-        elif len(a) < LEAST:
-            said = " and ".join(f"{bank.name} has {len(bank.names)} of {bank.source}" for bank in (one, other))
-            found = {"n": len(a), "note": f"different inputs, {len(a)} in common: {said}"}
-        else:
-            found = correlation(a, b, seed, (one.name, other.name)).row()
-        same = one.mask.model.fingerprint == other.mask.model.fingerprint
-        rows.append({"one": one.name, "other": other.name, "same_model": same, **found})
-    columns = ["one", "other", "same_model", "rho", "low", "high", "p", "n", "note"]
+    for kind in SHOWN:
+        having = [bank for bank in banks if kind in bank.kinds]
+        own = {
+            bank.name: dict(zip(reversed(bank.contexts), densities(bank, kind)[::-1], strict=True)) for bank in having
+        }
+        for one, other in combinations(having, 2):
+            common = [text for text in own[one.name] if text in own[other.name]]
+            a, b = (np.array([own[bank.name][text] for text in common]) for bank in (one, other))
+            same = one.mask.model.fingerprint == other.mask.model.fingerprint
+            columns = {"kind": kind, "one": one.name, "other": other.name, "same_model": same}
+            rows.append(columns | _pair(one, other, a, b, seed))
+    columns = ["kind", "one", "other", "same_model", "rho", "low", "high", "p", "n", "note"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _pair(one: Bank, other: Bank, a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, object]:
+    short = [bank for bank in (one, other) if len(bank.sizes) < LEAST_SIZES]
+    if short:
+        return {"n": len(a), "note": f"not defined: {short[0].name} has fewer than {LEAST_SIZES} sizes"}
+    if len(a) < LEAST:
+        said = " and ".join(f"{bank.name} has {len(bank.names)} of {bank.source}" for bank in (one, other))
+        return {"n": len(a), "note": f"different inputs, {len(a)} in common: {said}"}
+    return correlation(a, b, seed, (one.name, other.name)).row()
 
 
 def by_token(bank: Bank) -> pd.DataFrame:
     """The density that every token of a text needs, where every one was an input of its own; empty otherwise."""
     table = pd.DataFrame({"input": bank.names, "token": bank.tokens, "density": densities(bank)})
-    table = table[table["input"].str.contains(":")]
-    text_at = table["input"].str.split(":", expand=True).reindex(columns=[0, 1]).astype("Int64")
-    table = table.assign(bank=bank.name, text=text_at[0], at=text_at[1]).sort_values(["text", "at"])
-    return table[["bank", "text", "at", "token", "density"]].reset_index(drop=True)
+    beside = [kind for kind in SHOWN[1:] if kind in bank.kinds]
+    table = table.assign(**{f"density_{kind}": densities(bank, kind) for kind in beside})
+    pairs = [[int(part) for part in name.split(":")] if ":" in name else [None, None] for name in bank.names]
+    text, at = (pd.array([pair[i] for pair in pairs], dtype="Int64") for i in (0, 1))
+    table = table.assign(bank=bank.name, text=text, at=at).dropna(subset=["text"]).sort_values(["text", "at"])
+    columns = ["bank", "text", "at", "token", "density", *(f"density_{kind}" for kind in beside)]
+    return table.reset_index(drop=True).reindex(columns=columns)

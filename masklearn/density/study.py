@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import pandas as pd
 
 from masklearn.density import curves, places, relations
-from masklearn.density.bank import Bank, Thought
+from masklearn.density.bank import LEARNED, Bank, Thought
 from masklearn.density.findings import findings
+from masklearn.density.tables import where
+
+MOST_PAIRS = 3
+"""Pairs of banks over different inputs that notes name."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,13 @@ def _concat(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def _thoughts(thoughts: dict[str, Thought]) -> pd.DataFrame:
     rows = [
-        {"bank": bank, "input": thought.name, "s": s, "rank": rank, "token": token, "probability": probability}
+        {"bank": bank, "input": thought.name, "kind": kind, "s": s, "rank": rank, "token": token, "probability": p}
         for bank, thought in thoughts.items()
-        for s, tokens in zip(thought.sizes, thought.tokens, strict=True)
-        for rank, (token, probability) in enumerate(tokens, start=1)
+        for kind, by_size in thought.tokens.items()
+        for s, tokens in zip(thought.sizes, by_size, strict=True)
+        for rank, (token, p) in enumerate(tokens, start=1)
     ]
-    return pd.DataFrame(rows, columns=["bank", "input", "s", "rank", "token", "probability"])
+    return pd.DataFrame(rows, columns=["bank", "input", "kind", "s", "rank", "token", "probability"])
 
 
 def _notes(banks: Sequence[Bank], tables: dict[str, pd.DataFrame]) -> list[str]:
@@ -77,9 +83,15 @@ def _notes(banks: Sequence[Bank], tables: dict[str, pd.DataFrame]) -> list[str]:
             )
         if len(bank.names) == 1:
             notes.append(f"{bank.name} holds a single input: no intervals and no correlations")
-    undefined = tables["relations"]
-    undefined = undefined[(undefined["kind"] == "learned") & (undefined["note"].fillna("") != "")]
-    notes += [f"{row['bank']}: correlation with {row['with']} {row['note']}" for _, row in undefined.iterrows()]
-    pairs = tables["across"]
-    notes += [note for note in pairs["note"].dropna().unique() if note]
+    relations, pairs = (where(tables[name], kind=LEARNED).fillna({"note": ""}) for name in ("relations", "across"))
+    for row in relations.to_dict("records"):
+        if row["note"]:
+            notes.append(f"{row['bank']}: correlation with {row['with']} {row['note']}")
+    apart = list(dict.fromkeys(pair["note"] for pair in pairs.to_dict("records") if pair["note"]))
+    notes += apart[:MOST_PAIRS]
+    if len(apart) > MOST_PAIRS:
+        notes.append(f"and {len(apart) - MOST_PAIRS} more pairs of banks that cannot be compared: see the table across")
+    for one, other in combinations(banks, 2):
+        if one.mask.model.fingerprint == other.mask.model.fingerprint and not set(one.sizes) & set(other.sizes):
+            notes.append(f"{one.name} and {other.name} have no size in common: no overlap")
     return notes

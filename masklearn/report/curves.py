@@ -1,18 +1,14 @@
 """Figures of how close subgraphs come: the density curve, nuclei, and what the sparsest know."""
 
-# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportCallIssue=false
-# (by pandas' own annotations a selection may be anything)
-
 from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from masklearn.density.bank import RECOVERED, Bank
-from masklearn.density.findings import of_bank
-from masklearn.report.style import BLUE, INK, LINE, PURPLE, Drawn, legend, look, nats_axis, one_axes, size_axis
+from masklearn.density.bank import RECOVERED, SHOWN, Bank
+from masklearn.density.tables import where
+from masklearn.report.style import BLUE, GREY, INK, LINE, PURPLE, Drawn, legend, look, nats_axis, one_axes, size_axis
 
 Tables = dict[str, pd.DataFrame]
 
@@ -25,18 +21,19 @@ def _band(axes: Axes, table: pd.DataFrame, name: str, label: str, style: dict) -
 
 
 def density_curves(bank: Bank, tables: Tables) -> Iterator[Drawn]:
-    table, phases = of_bank(tables["curve"], bank.name), of_bank(tables["phases"], bank.name)
+    table, phases = where(tables["curve"], bank=bank.name), where(tables["phases"], bank=bank.name)
     for name, label in (("tv", "TV distance from the full model"), ("kl", "KL from the full model (nats, log)")):
         figure, axes = one_axes()
         for kind in bank.kinds:
-            _band(axes, table[table["kind"] == kind], name, kind, look(kind))
-        for phase, side in zip(phases.to_dict("records"), ("right", "left"), strict=False):
+            _band(axes, where(table, kind=kind), name, kind, look(kind))
+        for phase, high in zip(phases.to_dict("records"), (1, 8), strict=False):
             if pd.isna(phase["s"]):
                 continue
+            side = "left" if phase["fraction"] ** 2 < bank.fractions[0] else "right"  # towards where there is room
             axes.axvline(phase["fraction"], color=INK, linewidth=0.6, linestyle=":")
             axes.annotate(
-                phase["what"], (phase["fraction"], 0), xycoords=("data", "axes fraction"), rotation=90, fontsize=5.5,
-                ha=side, va="bottom", xytext=(-1 if side == "right" else 1, 2), textcoords="offset points",
+                f"{phase['what']}: {100 * phase['fraction']:.2g} %", (phase["fraction"], 1), fontsize=5.5, ha=side,
+                xycoords=("data", "axes fraction"), xytext=(0, high), textcoords="offset points", va="bottom",
             )  # fmt: skip
         size_axis(axes, bank.fractions[0])
         axes.set_ylabel(label)
@@ -50,11 +47,11 @@ def density_curves(bank: Bank, tables: Tables) -> Iterator[Drawn]:
 
 
 def nuclei(bank: Bank, tables: Tables) -> Iterator[Drawn]:
-    table = of_bank(tables["nuclei"], bank.name)
+    table = where(tables["nuclei"], bank=bank.name)
     kinds = [kind for kind in bank.kinds if kind in set(table["kind"])]
     figure, axes = one_axes()
     for i, kind in enumerate(kinds):
-        rows = table[table["kind"] == kind]
+        rows = where(table, kind=kind)
         x = np.arange(len(rows)) + (i - (len(kinds) - 1) / 2) * 0.7 / len(kinds)
         median = rows["median"].to_numpy()
         spread = np.stack([median - rows["lower_quartile"], rows["upper_quartile"] - median])
@@ -72,23 +69,28 @@ def nuclei(bank: Bank, tables: Tables) -> Iterator[Drawn]:
 
 
 def unigrams(bank: Bank, tables: Tables) -> Iterator[Drawn]:
-    table = of_bank(tables["unigram"], bank.name)
-    learned = table[table["kind"] == "learned"]
+    table = where(tables["unigram"], bank=bank.name)
+    learned = where(table, kind="learned")
     figure, axes = one_axes()
     _band(axes, learned, "full_kl", "from the full model", {"color": BLUE, "marker": "o"})
     _band(axes, learned, "unigram_kl", "from the unigram", {"color": PURPLE, "marker": "D"})
+    for kind, line in zip((kind for kind in SHOWN[1:] if kind in set(table["kind"])), ("--", ":"), strict=False):
+        rows = where(table, kind=kind)
+        for name, color in (("full_kl", BLUE), ("unigram_kl", PURPLE)):
+            axes.plot(rows["fraction"], rows[name], color=color, linestyle=line, linewidth=0.8)
+        axes.plot([], [], color=GREY, linestyle=line, linewidth=0.8, label=f"those of {kind}")
     nats_axis(axes, learned["full_kl"])
-    left = of_bank(tables["leaving"], bank.name).set_index("kind").loc["learned"]
+    left = where(tables["leaving"], bank=bank.name).set_index("kind").loc["learned"]
     axes.axvspan(left["lower_quartile"], left["upper_quartile"], color=LINE, alpha=0.5, linewidth=0)
     axes.axvline(left["median"], color=INK, linewidth=0.6, linestyle=":")
     size_axis(axes, bank.fractions[0])
     axes.set_ylabel("KL to the subgraph (nats, log)")
-    legend(figure, axes)
-    alt = f"KL of learned subgraphs of {bank.name} from the full model and from the unigram, against relative size"
+    legend(figure, axes, 2)
+    alt = f"KL of subgraphs of {bank.name} from the full model and from the unigram, against relative size"
     yield Drawn("unigram-kl", "unigram", bank.name, alt, figure)
     figure, axes = one_axes()
     for kind in (kind for kind in bank.kinds if kind in set(table["kind"])):
-        _band(axes, table[table["kind"] == kind], "nearer_to_unigram", kind, look(kind))
+        _band(axes, where(table, kind=kind), "nearer_to_unigram", kind, look(kind))
     axes.axhline(0.5, color=LINE, linewidth=0.8)
     size_axis(axes, bank.fractions[0])
     axes.set_ylim(-0.02, 1.02)

@@ -1,9 +1,5 @@
 """The study as one self-contained page: figures as SVG, sortable tables, and what every number means."""
 
-# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportCallIssue=false
-# (by pandas' own annotations a selection may be anything)
-
 import base64
 import hashlib
 import math
@@ -43,7 +39,8 @@ class Section:
     """One result: what it is, its figures, its tables, and what is missing."""
 
     result: Result
-    figures: list[tuple[Drawn, Markup]]
+    figures: list[list[tuple[Drawn, Markup]]]
+    """Those of each bank together, where banks have several."""
     tables: list[Shown]
     lines: list[Any] = field(default_factory=list)
 
@@ -64,7 +61,7 @@ def page(study: Study, drawn: Sequence[Drawn], config: dict[str, dict[str, Any]]
         study=study,
         findings=study.tables["findings"].to_dict("records"),
         rules=RULES,
-        banks=_shown("banks", study.tables["banks"]),
+        banks=study.tables["banks"].set_index("bank").map(_cell).T,
         sections=[_section(result, study, drawn) for result in RESULTS],
         settings=settings,
         version=version("masklearn"),
@@ -73,7 +70,9 @@ def page(study: Study, drawn: Sequence[Drawn], config: dict[str, dict[str, Any]]
 
 def _section(result: Result, study: Study, drawn: Sequence[Drawn]) -> Section:
     own = [(i, figure) for i, figure in enumerate(drawn) if figure.result in result.figures]
-    figures = [(figure, Markup(svg(figure, f"f{i}"))) for i, figure in own]  # matplotlib has escaped its texts
+    pairs = [(figure, Markup(svg(figure, f"f{i}"))) for i, figure in own]  # matplotlib has escaped its texts
+    several = len(pairs) > len({figure.bank for figure, _ in pairs})
+    figures = [list(group) for _, group in groupby(pairs, key=lambda pair: several and pair[0].bank)]
     tables = [_shown(name, study.tables[name]) for name in result.tables if len(study.tables[name])]
     lines = []
     if "by_token" in result.tables and len(study.tables["by_token"]):
@@ -106,12 +105,13 @@ def _key(value: Any) -> str:
 
 
 def _texts(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Texts for the page, every token with a strength from 0 to 1: its density over the bank's largest."""
+    """Texts for the page, every token with a strength from 0 to 1, its density over the bank's largest; and a scale."""
     texts = []
     for bank, rows in table.groupby("bank", sort=False):
-        largest = rows["density"].max()
-        strength = (rows["density"] / largest).fillna(0).clip(lower=0) if largest else rows["density"] * 0
+        largest = max(rows["density"].fillna(0)) or 1.0
+        strength = (rows["density"] / largest).fillna(0).clip(lower=0)
         cells = zip(rows["text"], rows["token"], rows["density"], strength, strict=True)
         for text, tokens in groupby(cells, key=lambda cell: cell[0]):
-            texts.append({"bank": bank, "text": text, "tokens": [cell[1:] for cell in tokens]})
+            scale = [(largest * i / 4, i / 4) for i in range(5)]
+            texts.append({"bank": bank, "text": text, "tokens": [cell[1:] for cell in tokens], "scale": scale})
     return texts

@@ -1,9 +1,5 @@
 """Figures of where subgraphs sit: composition, node use, and one subgraph by itself."""
 
-# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportCallIssue=false
-# (by pandas' own annotations a selection may be anything)
-
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,9 +9,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
-from masklearn.density.bank import LEARNED, Bank, Thought
-from masklearn.density.findings import of_bank
+from masklearn.density.bank import LEARNED, SHOWN, Bank, Thought
 from masklearn.density.places import lorenz
+from masklearn.density.tables import where
 from masklearn.graph import NodeGraph
 from masklearn.report.style import (
     BLUE,
@@ -43,19 +39,21 @@ PARTS = {
     "quarter 1": (SKY, "o"), "quarter 2": (GREEN, "s"), "quarter 3": (PURPLE, "^"), "quarter 4": (RED, "D"),
 }  # fmt: skip
 USE = LinearSegmentedColormap.from_list("use", ["#e9eef2", "#8fbfdc", "#0072b2", "#00304d"])
-MAPS = 6
+MAPS = 4
 """Sizes that node use is drawn at."""
+RANKS = 4
+"""Top tokens drawn of each kind of subgraphs."""
 
 
 def composition(bank: Bank, tables: Tables) -> Iterator[Drawn]:
-    table = of_bank(tables["composition"], bank.name)
+    table = where(tables["composition"], bank=bank.name)
     for name, parts in (("kinds", ("heads", "MLPs")), ("depth", [p for p in PARTS if p.startswith("quarter")])):
         figure, axes = one_axes()
-        axes.axhline(1, color=INK, linewidth=0.6, linestyle=":")
+        axes.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
         for part in (part for part in parts if part in set(table["part"])):
             color, marker = PARTS[part]
             for kind in (kind for kind in ("learned", "norm") if kind in set(table["kind"])):
-                rows = table[(table["kind"] == kind) & (table["part"] == part)]
+                rows = where(table, kind=kind, part=part)
                 learned = kind == LEARNED
                 axes.plot(
                     rows["fraction"], rows["relative"], color=color, marker=marker if learned else "",
@@ -64,9 +62,10 @@ def composition(bank: Bank, tables: Tables) -> Iterator[Drawn]:
                 )  # fmt: skip
                 if learned:
                     axes.fill_between(rows["fraction"], rows["low"], rows["high"], color=color, alpha=0.2, linewidth=0)
+        axes.plot([], [], color=GREY, linewidth=0.8, linestyle=":", label="random")
         size_axis(axes, bank.fractions[0])
         axes.set_ylim(bottom=0)
-        axes.set_ylabel("share of the subgraph over\nshare of the model (1: chance)")
+        axes.set_ylabel("share of the subgraph over\nshare of the model")
         legend(figure, axes, 2)
         alt = f"Relative shares of {', '.join(parts)} in subgraphs of {bank.name} against size; 1 is chance"
         yield Drawn(f"composition-{name}", "composition", bank.name, alt, figure)
@@ -88,19 +87,17 @@ def _map(axes: Axes, graph: NodeGraph, values: np.ndarray) -> None:
         spine.set_visible(False)
 
 
-def _maps(bank: Bank, pictures: list[tuple[str, np.ndarray]], label: str) -> Figure:
-    across = min(3, len(pictures))
-    down = -(-len(pictures) // across)
-    high = min(1.6, 0.55 + 0.09 * bank.mask.graph.n_layers)
-    figure = blank(COLUMN, down * high + 0.35)
-    grid = figure.subplots(down, across, squeeze=False)
-    for axes, picture in zip(grid.flat, pictures, strict=False):
-        _map(axes, bank.mask.graph, picture[1])
-        axes.set_title(picture[0], fontsize=6.5, pad=2)
-    for axes in grid.flat[len(pictures) :]:
-        axes.set_visible(False)
-    for row in grid:
-        row[0].set_ylabel("layer", fontsize=6)
+def _maps(bank: Bank, titles: list[str], rows: dict[str, list[np.ndarray]], label: str) -> Figure:
+    """A row of maps for each kind of subgraphs."""
+    high = min(1.5, 0.42 + 0.09 * bank.mask.graph.n_layers)
+    figure = blank(COLUMN, len(rows) * high + 0.55)
+    grid = figure.subplots(len(rows), len(titles), squeeze=False, sharex=True, sharey=True)
+    for row, (kind, pictures) in zip(grid, rows.items(), strict=True):
+        for axes, picture in zip(row, pictures, strict=True):
+            _map(axes, bank.mask.graph, picture)
+        row[0].set_ylabel(f"{kind}\nlayer", fontsize=5.5)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=6, pad=2)
     bar = figure.colorbar(
         ScalarMappable(Normalize(0, 1), USE), ax=grid, location="bottom", shrink=0.5, aspect=30, pad=0.02
     )
@@ -120,34 +117,40 @@ def _spread(n: int, most: int = MAPS) -> list[int]:
 
 
 def node_use(bank: Bank, tables: Tables) -> Iterator[Drawn]:
-    table = of_bank(tables["node_use"], bank.name)
-    table = table[table["kind"] == LEARNED]
-    pictures = [
-        (f"{s} of {bank.n_nodes} nodes", table[table["s"] == s]["use"].to_numpy())
-        for s in (bank.sizes[i] for i in _spread(len(bank.sizes)))
-    ]
+    table = where(tables["node_use"], bank=bank.name)
+    kinds = [kind for kind in SHOWN if kind in set(table["kind"])]
+    chosen = [bank.sizes[i] for i in _spread(len(bank.sizes))]
+
+    def use(kind: str, s: int) -> np.ndarray:
+        return where(table, kind=kind, s=s)["use"].to_numpy()
+
+    maps = {kind: [use(kind, s) for s in chosen] for kind in kinds}
     several = len(bank.mask.groups) > 1
     label = "share of inputs that keep the node" if several else "kept (1) or closed (0)"
-    alt = f"How often learned subgraphs of {bank.name} keep each node, by layer and head, at growing size"
-    yield Drawn("node-use", "node_use", bank.name, alt, _maps(bank, pictures, label))
+    alt = f"How often subgraphs of {bank.name} keep each node, by layer and head, at growing size"
+    figure = _maps(bank, [_nodes(s) for s in chosen], maps, label)
+    yield Drawn("node-use", "node_use", bank.name, alt, figure)
     figure, axes = one_axes()
-    for place, color in zip(_spread(len(bank.sizes), 4), (RED, ORANGE, GREEN, BLUE), strict=False):
-        use = lorenz(table[table["s"] == bank.sizes[place]]["use"].to_numpy())
-        axes.plot(np.linspace(0, 1, len(use)), use, color=color, label=_nodes(bank.sizes[place]))
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="all alike")
+    for s, color in zip(chosen, (RED, ORANGE, GREEN, BLUE), strict=False):
+        for kind, line in zip(kinds, ("-", "--", ":"), strict=False):
+            shares, width = lorenz(use(kind, s)), 1.2 if kind == LEARNED else 0.8
+            label = _nodes(s) if kind == LEARNED else None
+            axes.plot(np.linspace(0, 1, len(shares)), shares, color=color, linestyle=line, linewidth=width, label=label)
+    for kind, line in zip(kinds, ("-", "--", ":"), strict=False):
+        axes.plot([], [], color=GREY, linestyle=line, linewidth=0.8, label=kind)
     axes.set_xlabel("share of nodes, least used first")
     axes.set_ylabel("share of all use")
     axes.set_aspect("equal")
-    axes.legend(loc="upper left")
-    alt = f"Lorenz curves of node use in learned subgraphs of {bank.name}"
+    axes.legend(loc="upper left", handlelength=2.2)
+    alt = f"Lorenz curves of node use in subgraphs of {bank.name}; the diagonal is use of all nodes alike"
     yield Drawn("lorenz", "gini", bank.name, alt, figure)
     figure, axes = one_axes()
-    gini = of_bank(tables["gini"], bank.name)
+    gini = where(tables["gini"], bank=bank.name)
     for kind in (kind for kind in bank.kinds if kind in set(gini["kind"])):
-        rows = gini[gini["kind"] == kind]
+        rows = where(gini, kind=kind)
         label = "chance (random-matched)" if kind == "random-matched" else kind
         axes.plot(rows["fraction"], rows["gini"], label=label, **look(kind))
-    rows = gini[gini["kind"] == LEARNED]
+    rows = where(gini, kind=LEARNED)
     axes.plot(rows["fraction"], rows["one_mask_for_all"], color=LINE, linewidth=1, label="one mask for all inputs")
     size_axis(axes, bank.fractions[0])
     axes.set_ylim(0, 1.02)
@@ -161,22 +164,29 @@ def thought(bank: Bank, shown: Thought) -> Iterator[Drawn]:
     """One input's subgraphs as maps, and what each makes of it."""
     place = bank.groups[list(bank.names).index(shown.name)] if len(bank.mask.groups) > 1 else 0
     chosen = _spread(len(bank.sizes))
-    pictures = [(_nodes(bank.sizes[i]), bank.mask.mask[place, i].numpy().astype(float)) for i in chosen]
+    maps = {kind: [bank.seen[kind].masks[0, i, place].numpy().astype(float) for i in chosen] for kind in shown.tokens}
     alt = f"The subgraphs of input {shown.name} of {bank.name}, by layer and head, at growing size"
-    yield Drawn("subgraph", "thoughts", bank.name, alt, _maps(bank, pictures, "kept (1) or closed (0)"))
+    figure = _maps(bank, [_nodes(bank.sizes[i]) for i in chosen], maps, "kept (1) or closed (0)")
+    yield Drawn("subgraph", "thoughts", bank.name, alt, figure)
     columns = [*_spread(len(shown.sizes) - 1, 4), len(shown.sizes) - 1]
-    ranks = max(map(len, shown.tokens))
-    figure, axes = one_axes(COLUMN, 0.35 + 0.24 * ranks)
-    axes.set_axis_off()
-    axes.set_xlim(0, len(columns))
-    axes.set_ylim(ranks, -1)
-    full = [token for token, _ in shown.tokens[-1]]
+    ranks = min(RANKS, len(shown.tokens[LEARNED][0]))
+    figure = blank(COLUMN, 0.3 + (0.15 + 0.2 * ranks) * len(shown.tokens))
+    grid = figure.subplots(len(shown.tokens), squeeze=False)[:, 0]
+    full = [token for token, _ in shown.tokens[LEARNED][-1]]
+    for axes, (kind, by_size) in zip(grid, shown.tokens.items(), strict=True):
+        axes.set_xlim(0, len(columns))
+        axes.set_ylim(ranks - 0.4, -0.6)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        axes.set_ylabel(kind, fontsize=6)
+        for x, column in enumerate(columns):
+            for y, (token, p) in enumerate(by_size[column][:ranks]):
+                axes.barh(y, 0.94 * p, left=x + 0.03, height=0.86, color=BLUE if token in full else GREY, alpha=0.35)
+                axes.text(x + 0.06, y, drawable(token, 9), va="center", fontsize=6, clip_on=True)
+                axes.text(x + 0.95, y, f"{p:.2f}", va="center", ha="right", fontsize=5)
     for x, column in enumerate(columns):
         name = _nodes(shown.sizes[column]) if column < len(shown.sizes) - 1 else "full model"
-        axes.text(x + 0.5, -0.6, name, ha="center", va="center", fontsize=6, fontweight="bold")
-        for y, (token, p) in enumerate(shown.tokens[column]):
-            axes.barh(y, 0.94 * p, left=x + 0.03, height=0.86, color=BLUE if token in full else GREY, alpha=0.35)
-            axes.text(x + 0.06, y, drawable(token, 9), va="center", fontsize=6, clip_on=True)
-            axes.text(x + 0.95, y, f"{p:.2f}", va="center", ha="right", fontsize=5)
+        grid[0].text(x + 0.5, -0.75, name, ha="center", va="bottom", fontsize=6, fontweight="bold")
     alt = f"The most probable next tokens after input {shown.name} of {bank.name} under subgraphs of growing size"
     yield Drawn("top-tokens", "thoughts", bank.name, alt, figure)

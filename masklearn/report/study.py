@@ -31,6 +31,7 @@ def draw(study: Study) -> Iterator[Drawn]:
         if bank.name in study.thoughts:
             yield from places.thought(bank, study.thoughts[bank.name])
     yield from relations.across(list(study.banks), tables)
+    yield from relations.overlaps(tables)
 
 
 def write_study(out: Path, study: Study, config: dict[str, dict[str, Any]]) -> list[Path]:

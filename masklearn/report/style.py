@@ -75,6 +75,11 @@ class Drawn:
     """What it shows, in a sentence."""
     figure: Figure
 
+    @property
+    def wide(self) -> bool:
+        """Whether it takes two columns."""
+        return self.figure.get_figwidth() > 1.5 * COLUMN
+
 
 @contextmanager
 def styled() -> Iterator[None]:

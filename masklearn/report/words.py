@@ -22,9 +22,9 @@ KINDS = {
     "learned": "The subgraphs of the bank: for each size, the nodes kept so that the next-token distribution stays as "
     "close as can be to the full model's.",
     "inverse": "All nodes but the learned ones; drawn at the size of the subgraph that was taken out.",
-    "random": "Nodes drawn uniformly; mean of 10 draws for each size.",
+    "random": "Nodes drawn uniformly; mean of 10 draws for each size, the same for every input.",
     "random-matched": "Nodes drawn uniformly among subgraphs with as many heads and as many MLPs as the learned one; "
-    "mean of 10 draws.",
+    "mean of 10 draws for every input.",
     "norm": "The nodes with the largest share, in L1 norm, of what meets where they add to the residual stream: the "
     "importance of s-Trace, at the level of nodes.",
     "band, low, high": "95 % percentile interval of 1,000 bootstrap resamples of the inputs.",
@@ -75,7 +75,7 @@ RESULTS = (
             "relative share": "The share of a part (heads, MLPs, a quarter of the depth) among the nodes of the "
             "subgraph, over its share among all nodes of the model. 1 is what chance gives. Quarter 1 is the earliest; "
             "layer l of n lies in quarter floor(4 l / n) + 1.",
-            "use": "The share of inputs whose subgraph of a size keeps a node.",
+            "use": "The share of inputs whose subgraph of a size keeps a node; for random-matched, of one draw.",
             "Lorenz curve": "The share of all use that the least used nodes have.",
             "Gini index": "Twice the area between the Lorenz curve and the diagonal: 0 when all nodes are used alike. "
             "One mask for all inputs has 1 - s / n_nodes; subgraphs drawn anew for every input (one draw of "
@@ -123,9 +123,10 @@ RESULTS = (
         ("across", "overlap"),
         {
             "rank correlation of density": "Spearman's, over the inputs that both banks have: inputs are the same when "
-            "the text that was read is.",
+            "the text that was read is. A matrix each for learned subgraphs, the norm's and random ones.",
             "overlap": "The sum over nodes of the smaller use of two mean masks, over the size: 1 when both use every "
-            "node alike. Chance is the mean of 1,000 shuffles of the nodes of one. Of banks of the same model only.",
+            "node alike. Chance is the mean of 1,000 shuffles of the nodes of one; `by_norm` is the overlap of what "
+            "the norm chooses. Of banks of the same model only.",
         },
         "This takes two banks: give --mask twice.",
     ),
@@ -147,7 +148,7 @@ RESULTS = (
         ("thoughts",),
         {
             "input": "That with the median density of its bank.",
-            "maps": "Layers upwards, heads to the right and the MLP last.",
+            "maps": "Layers upwards, heads to the right and the MLP last. Of random-matched subgraphs, one draw.",
             "top tokens": "The most probable next tokens with their probabilities; blue ones are among the full "
             "model's own.",
         },
