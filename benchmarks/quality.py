@@ -1,8 +1,12 @@
 """How near masks learned at default settings come to the best subgraphs known, beside other ways to choose them."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from random import Random
 from statistics import median
 from typing import Any, get_args
 
@@ -20,6 +24,8 @@ from masklearn.data import MaskData
 from masklearn.data.module import Part
 from masklearn.data.texts import TaskName
 from masklearn.judge import Judge
+from masklearn.tiny import language as lang
+from masklearn.tiny import tasks as generator
 from masklearn.tiny.train import Family, train
 
 SIZES = (3, 5, 9, 15, 22, 30, 38)
@@ -28,7 +34,7 @@ CHEAP: tuple[Baseline, ...] = ("random", "random-matched", *get_args(Score))
 SMALL: tuple[tuple[Family, int, int], ...] = (("llama", 2, 6), ("gpt2", 3, 4))
 """Models of up to 16 nodes: architecture, layers, heads."""
 TASKS: tuple[TaskName, ...] = ("mixed", "names", "agreement", "years", "copy")
-ABLATIONS: tuple[AblationName, ...] = ("zero", "mean")
+SMALL_ABLATIONS: tuple[AblationName, ...] = ("zero", "mean")
 Rows = list[dict[str, Any]]
 
 
@@ -58,21 +64,24 @@ class Run:
 
 def learned(setting: Setting, model: dict[str, Any], **data: Any) -> Run:
     """A bank learned at default settings but for those named."""
+    trainer = quiet_trainer()
     texts = setting.data(scope=model.get("scope", "dataset"), **data)
     texts.setup("fit")
     learner = ml.MaskLearner(setting.lm, **model)
-    trainer = quiet_trainer()
     learner.load()
     began = now()
     trainer.fit(learner, datamodule=texts)
     return Run(texts, learner, learner.discretize(), now() - began)
 
 
+def judged(judge: Judge, masks: Tensor) -> Tensor:
+    """KL of masks with or without draws, shape (draws, sizes, groups)."""
+    return torch.stack([judge(some) for some in (masks if masks.ndim == 4 else masks[None])])
+
+
 def mean_kl(judge: Judge, masks: Tensor) -> list[float]:
     """Mean over groups, and over draws where there are any, at each size."""
-    if masks.ndim == 4:
-        return torch.tensor([mean_kl(judge, some) for some in masks]).mean(0).tolist()
-    return judge(masks).mean(1).tolist()
+    return judged(judge, masks).mean((0, 2)).tolist()
 
 
 def small(folder: Path, texts: int) -> Rows:
@@ -82,7 +91,7 @@ def small(folder: Path, texts: int) -> Rows:
         lm = folder / f"{family}-{layers}x{heads}"
         if not lm.is_dir():
             train(lm, family, layers, heads, width=48, steps=1000)
-        for ablation in ABLATIONS:
+        for ablation in SMALL_ABLATIONS:
             n_nodes = layers * (heads + 1)
             sizes = list(range(1, n_nodes))
             run = learned(Setting(str(lm), task="mixed"), {"sizes": sizes, "ablation": ablation}, limit=texts)
@@ -98,15 +107,19 @@ def small(folder: Path, texts: int) -> Rows:
 
 
 def beside(run: Run, rivals: Sequence[Baseline], select: Judge, told: Judge) -> Rows:
-    """KL of a bank and of rivals that choose by one judge, as another judge sees them; ratios are to the rivals'."""
-    mine = mean_kl(told, run.masks)
-    rows: Rows = [{"masks": "learned", "seconds": run.seconds, "KL": mine, "KL learned / KL": [1.0] * len(mine)}]
+    """KL of a bank and of rivals that choose by one judge, as another judge sees them; ratios are to the rivals'.
+
+    `no worse` is the share of groups on which the learned mask's KL is that of the rival's or lower.
+    """
+    own = judged(told, run.masks)
+    rows: Rows = [{"masks": "learned", "seconds": run.seconds, "KL": own.mean((0, 2)).tolist()}]
     for name in rivals:
         masks, seconds = run.others(name, select)
-        kl = mean_kl(told, masks)
+        his = judged(told, masks)
         rows.append(
-            {"masks": name, "seconds": seconds, "KL": kl}
-            | {"KL learned / KL": [a / b for a, b in zip(mine, kl, strict=True)]}
+            {"masks": name, "seconds": seconds, "time learned / time": run.seconds / seconds}
+            | {"KL": his.mean((0, 2)).tolist(), "KL learned / KL": (own.mean((0, 2)) / his.mean((0, 2))).tolist()}
+            | {"no worse": (own <= his * 1.0001).float().mean((0, 2)).tolist()}
         )
     return rows
 
@@ -118,9 +131,9 @@ def dataset(setting: Setting, texts: int) -> Rows:
     return beside(run, rivals, run.judge("selection"), run.judge("test"))
 
 
-def inputs(setting: Setting, texts: int, max_length: int = 128) -> Rows:
-    """A bank for every text, judged on that text, last token."""
-    model = {"sizes": SIZES, "scope": "input"}
+def inputs(setting: Setting, texts: int, sizes: Sequence[int] | str, max_length: int) -> Rows:
+    """A bank for every text, judged on that text, last token; time and KL beside other ways to choose."""
+    model = {"sizes": sizes, "scope": "input"}
     run = learned(setting, model, limit=texts, positions="last", max_length=max_length)
     judge = run.judge("all")
     return beside(run, (*CHEAP, "greedy"), judge, judge)
@@ -130,18 +143,20 @@ def tasks(texts: int) -> Rows:
     """The embedded model on every task under every ablation, beside swap search on the same texts; held-out KL."""
     rows: Rows = []
     for task in TASKS:
-        for ablation in ABLATIONS:
+        for ablation in get_args(AblationName):
             positions = "all" if task == "mixed" else "last"
             run = learned(Setting("embedded", task=task), {"ablation": ablation}, limit=texts, positions=positions)
-            mine, best = beside(run, ("swap",), run.judge("selection"), run.judge("selection"))[:2]
-            held_out = run.judge("test")
-            ratios = best["KL learned / KL"]
+            select, held_out = run.judge("selection"), run.judge("test")
+            best, seconds = run.others("swap", select)
+            mine, theirs = mean_kl(select, run.masks), mean_kl(select, best)
+            ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
             rows.append(
                 {"task": task, "ablation": ablation, "median": median(ratios), "worst": max(ratios)}
-                | {"ratios": ratios, "KL": mine["KL"], "held-out KL": mean_kl(held_out, run.masks)}
-                | {"swap held-out KL": mean_kl(held_out, run.others("swap", run.judge("selection"))[0])}
-                | {"seconds": run.seconds, "swap seconds": best["seconds"]}
+                | {"KL": mine, "swap KL": theirs, "ratios": ratios}
+                | {"held-out KL": mean_kl(held_out, run.masks), "swap held-out KL": mean_kl(held_out, best)}
+                | {"seconds": run.seconds, "swap seconds": seconds}
             )
+            print(shown(rows[-1:]), flush=True)
     return rows
 
 
@@ -172,20 +187,51 @@ def seeds(setting: Setting, texts: int, n: int) -> Rows:
     ]
 
 
-def elsewhere(texts: int) -> Rows:
-    """Masks of single prompts on themselves, on another prompt of the same task, and on one of another task."""
+def elsewhere(folder: Path, texts: int) -> Rows:
+    """Masks of single prompts on the prompt itself and on others, beside what random ones do there; KL at six sizes.
+
+    A prompt reworded has other words in every place that does not bear on the answer; its twin differs in the one word
+    that does. Texts cut at random are held against themselves one token and five tokens later.
+    """
     rows: Rows = []
-    runs = {
-        task: learned(
-            Setting("embedded", task=task), {"sizes": "log:6", "scope": "input"}, limit=texts, positions="last"
-        )
-        for task in ("names", "years")
-    }
-    for task, run in runs.items():
-        judge = run.judge("all")
-        other = next(r for name, r in runs.items() if name != task)
-        seen = {"itself": run.masks, "another of its task": run.masks.roll(1, 1), "one of another task": other.masks}
-        rows += [{"prompt of": task, "masks of": name, "KL": mean_kl(judge, masks)} for name, masks in seen.items()]
+    for task in ("names", "agreement", "years"):
+        prompts = list(islice(generator.prompts(task), texts))
+        clean = [prompt.text for prompt in prompts]
+        others = {"reworded": [reworded(text) for text in clean], "its twin": [prompt.corrupted for prompt in prompts]}
+        rows += moved(folder, task, clean, others | {"another of the task": clean[1:] + clean[:1]})
+    rng, cuts = Random(0), list[list[str]]()
+    written = (text.split() for text in generator.texts())
+    for words in islice((words for words in written if len(words) > 8), texts):
+        at = rng.randrange(2, len(words) - 5)
+        cuts.append([" ".join(words[: at + more]) for more in (0, 1, 5)])
+    now, one, five = (list(column) for column in zip(*cuts, strict=True))
+    return rows + moved(folder, "mixed", now, {"one token later": one, "five tokens later": five})
+
+
+def reworded(prompt: str) -> str:
+    """The prompt with the next word of its kind in every place that does not bear on the answer."""
+    idle = (lang.PLACES, lang.THINGS, lang.GAVE, lang.EVENTS, lang.CENTURIES, lang.ADJECTIVES, lang.PREPOSITIONS)
+    follows = {word: words[(i + 1) % len(words)] for words in idle for i, word in enumerate(words)}
+    return " ".join(follows.get(word, word) for word in prompt.split())
+
+
+def moved(folder: Path, task: str, texts: Sequence[str], others: dict[str, list[str]]) -> Rows:
+    """Masks learned on each of some texts, on that text and on others in its place."""
+
+    def setting(name: str, some: Sequence[str]) -> Setting:
+        path = folder / f"{task}-{name.replace(' ', '-')}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in some), encoding="utf-8")
+        return Setting("embedded", str(path))
+
+    run = learned(setting("itself", texts), {"sizes": "log:6", "scope": "input"}, positions="last")
+    rows: Rows = []
+    for name, some in {"itself": texts, **others}.items():
+        data = setting(name, some).data(scope="input", positions="last")
+        data.setup("fit")
+        judge = Judge(run.learner.masked_lm, data.loader("all"), range(len(texts)))
+        controls = subgraphs("random-matched", run.mask)
+        rows.append({"masks of": task, "on": name, "KL": mean_kl(judge, run.masks), "random": mean_kl(judge, controls)})
     return rows
 
 
@@ -204,6 +250,7 @@ def shown(rows: Rows) -> str:
 def main(
     parts: Sequence[str] = ("small", "dataset", "inputs", "tasks", "splits", "seeds", "elsewhere"),
     setting: Setting = Setting(),
+    sizes: list[int] | str = SIZES,  # pyright: ignore[reportArgumentType]
     large: Setting | None = None,
     folder: Path = Path("runs/quality"),
     texts: int = 640,
@@ -218,8 +265,9 @@ def main(
     Args:
         parts: What to measure; `large` as well, where such a model is given.
         setting: A pretrained model and its texts.
+        sizes: Nodes to keep, or log:12, in masks of single texts.
         large: A larger model and its texts, for masks of single texts.
-        folder: Where small models are kept once trained.
+        folder: Where small models are kept once trained, and prompts as files.
         texts: Texts of the runs with one bank for all.
         single_texts: Texts of the runs with a bank for each.
         small_texts: Texts of the runs on small models and on tasks.
@@ -227,21 +275,21 @@ def main(
         n_seeds: Seeds whose masks are compared.
         out: JSON file to write.
     """
-    measured: dict[str, Callable[[], Rows]] = {
-        "small": lambda: small(folder, small_texts),
-        "dataset": lambda: dataset(setting, texts),
-        "inputs": lambda: inputs(setting, single_texts),
-        "large": lambda: inputs(large or setting, large_texts, max_length=24),
-        "tasks": lambda: tasks(4 * small_texts),
-        "splits": lambda: splits(setting, texts),
-        "seeds": lambda: seeds(setting, texts, n_seeds),
-        "elsewhere": lambda: elsewhere(single_texts),
+    measured: dict[str, partial[Rows]] = {
+        "small": partial(small, folder, small_texts),
+        "dataset": partial(dataset, setting, texts),
+        "inputs": partial(inputs, setting, single_texts, sizes, max_length=128),
+        "large": partial(inputs, large or setting, large_texts, sizes, max_length=24),
+        "tasks": partial(tasks, 4 * small_texts),
+        "splits": partial(splits, setting, texts),
+        "seeds": partial(seeds, setting, texts, n_seeds),
+        "elsewhere": partial(elsewhere, folder, single_texts),
     }
     print(machine())
     results: dict[str, Rows] = {}
     for part in parts:
         results[part] = measured[part]()
-        print(f"\n{part}: {measured[part].__doc__ or ''}\n\n{shown(results[part])}", flush=True)
+        print(f"\n{part}: {measured[part].func.__doc__}\n\n{shown(results[part])}", flush=True)
         report({"setting": str(setting)} | results, out)
 
 

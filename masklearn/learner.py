@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from masklearn.masked_lm import MaskedLM
 from masklearn.memory import step_that_fits
 from masklearn.objective import chunked_kl
 from masklearn.rows import assign, mean_by_mask
+from masklearn.search import MANY
 
 MOST = 10**9
 """The largest count that makes sense for a flag."""
@@ -37,6 +39,8 @@ TEXTS_AT_ONCE = 64
 """Texts whose groups are learned together, where nothing else is asked for."""
 SHARED_STEPS, OWN_STEPS = (300, 4), (40, 1)
 """Steps and draws where texts share masks, and where every text has its own and polish does more than steps do."""
+OWN_STEPS_OF_MANY = 80
+"""Steps in the latter case where there are many nodes, see `search.MANY`."""
 USUAL_LR: dict[GateName, float] = {"hard-concrete": 0.4, "mean-field": 0.8}
 
 
@@ -62,7 +66,8 @@ class MaskLearner(LightningModule):
             larger ones), or independent (every size has gates of its own).
         budget: How the expected size is driven to the one asked for: projected (all gates of a mask are shifted alike,
             so that it holds at every step), or lagrangian (a penalty with a multiplier; independent sizes only).
-        steps: Optimiser steps of every block of groups; by default 300, and 40 with scope input.
+        steps: Optimiser steps of every block of groups; by default 300, and with scope input 40, or 80 if there are 100
+            nodes or more.
         draws: Gate vectors drawn for each text and step, spread over the sizes; by default 4, and 1 with scope input.
         restarts: Times to learn every mask, side by side from different noise; the best one stays.
         block: Groups learned together; by default as many as make 64 texts a step, fewer if memory asks for it.
@@ -126,7 +131,7 @@ class MaskLearner(LightningModule):
         usual_steps, usual_draws = OWN_STEPS if scope == "input" else SHARED_STEPS
         self.draws, self.restarts = draws or usual_draws, restarts
         self.asked_block, self.polish_rounds = block, polish
-        self.schedule = Schedule(steps or usual_steps, temperature)
+        self.asked_steps, self.schedule = steps, Schedule(steps or usual_steps, temperature)
         self.strict_loading = False  # checkpoints leave the language model out
         self.store = Shards()
         """Where the masks of finished blocks go: into memory, unless it is given a folder."""
@@ -149,6 +154,8 @@ class MaskLearner(LightningModule):
         resampled = Ablation("resample") if self.ablation_name == "resample" else Ablation()
         self.masked_lm = MaskedLM(load_lm(self.lm, self.revision, self.dtype_name, **self.trusted), resampled)
         self.sizes = resolve_sizes(self.asked_sizes, self.graph.n_nodes)
+        if self.asked_steps is None and self.scope == "input" and self.graph.n_nodes >= MANY:
+            self.schedule = replace(self.schedule, steps=OWN_STEPS_OF_MANY)
         self.register_buffer("size_counts", torch.tensor(self.sizes), persistent=False)
 
     def setup(self, stage: str) -> None:

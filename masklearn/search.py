@@ -14,7 +14,11 @@ from masklearn.judge import Judge
 
 ADDITIONS, REMOVALS, MOST_REMOVALS = 3, 4, 12
 """Nodes that polish tries to open at every round; and to close, one more for every three of a mask's, up to a most."""
-STRIDE, THOROUGH_STRIDE = 2, 4
+MANY = 100
+"""Nodes from which on greedy elimination, which costs half their square, leaves time for a wider polish."""
+WIDE = 10, 20
+"""Nodes to try to open and to close there, where a round with fewer gains little."""
+STRIDE, FINE_STRIDE = 2, 4
 """On the way to the next size a mask gains or loses at most one node for so many of its own at once."""
 GAIN = 0.1
 """Share of its KL that a mask must lose in a round to be worth another."""
@@ -110,8 +114,8 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     smaller; then the way back, from the smallest size up, against the mask of the next smaller size made larger. The
     better one is polished, or if `thorough`, both are, and the better one stays. Nodes are opened where the gradient
     favours it, and closed where the score is low; of those first in line a few are tried, and the best is taken. A
-    round of swaps opens one node and closes another; a mask is done when that gains little. Each is polished on its
-    own, so nested masks may cease to be nested.
+    round of swaps opens one node and closes another; a mask is done when that gains little, in large graphs also with
+    more nodes to choose from. Each is polished on its own, so nested masks may cease to be nested.
 
     Args:
         judge: Says what is better.
@@ -125,33 +129,52 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     """
     masks, kl = masks.clone(), judge(masks)
     everyone, last = torch.arange(judge.n_groups, device=masks.device), len(masks) - 1
+    many = masks.shape[-1] >= MANY
+    stride, wide = FINE_STRIDE if thorough or many else STRIDE, many and not thorough
     for i in range(len(masks)) if thorough else [last]:
-        _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds)
+        _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, wide)
     down, up = range(last - 1, -1, -1), range(1, last + 1)
     for i, neighbour in [*((i, i + 1) for i in down), *((i, i - 1) for i in up)]:
-        stride = THOROUGH_STRIDE if thorough else STRIDE
         other, other_kl = _resized(judge, masks[neighbour], scores[i], int(masks[i, 0].sum()), stride)
         if thorough:
             promising = everyone[other_kl < PROMISING * kl[i]]
-            _swap_some(judge, other, other_kl, scores[i], promising, rounds)
+            _swap_some(judge, other, other_kl, scores[i], promising, rounds, wide)
         better = other_kl < kl[i]
         _take(masks[i], kl[i], everyone, other, other_kl)
         if not thorough:
-            _swap_some(judge, masks[i], kl[i], scores[i], everyone if neighbour > i else everyone[better], rounds)
+            some = everyone if neighbour > i else everyone[better]
+            _swap_some(judge, masks[i], kl[i], scores[i], some, rounds, wide)
     return masks, kl
 
 
-def _swap_some(judge: Judge, mask: Tensor, kl: Tensor, scores: Tensor, groups: Tensor, rounds: int) -> None:
-    """Up to so many swaps in the masks of some groups, in place."""
+def _swap_some(judge: Judge, mask: Tensor, kl: Tensor, scores: Tensor, groups: Tensor, rounds: int, wide: bool) -> None:
+    """Up to so many swaps in the masks of some groups, in place; if `wide`, with more to choose from where stuck."""
     groups = groups[kl[groups] > ENOUGH]
     for _ in range(rounds if not mask[0].all() else 0):
         if not len(groups):
             break
-        before = kl[groups]
-        grown, _ = _open(judge, mask[groups], groups)
-        _take(mask, kl, groups, *_close(judge, grown, scores[groups], groups))
-        now = kl[groups]
-        groups = groups[(now > ENOUGH) & (now < (1 - GAIN) * before)]
+        going, stuck = _swap_once(judge, mask, kl, scores, groups)
+        if wide and len(stuck):
+            more, _ = _swap_once(judge, mask, kl, scores, stuck, *WIDE)
+            going = torch.cat([going, more])
+        groups = going
+
+
+def _swap_once(
+    judge: Judge,
+    mask: Tensor,
+    kl: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    additions: int = ADDITIONS,
+    removals: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One swap in the masks of some groups, in place; which of them it made better, and which it left as they are."""
+    before = kl[groups]
+    grown, _ = _open(judge, mask[groups], groups, additions=additions)
+    _take(mask, kl, groups, *_close(judge, grown, scores[groups], groups, removals=removals))
+    now, better = kl[groups], kl[groups] < (1 - GAIN) * before
+    return groups[better & (now > ENOUGH)], groups[~better & (now > ENOUGH)]
 
 
 def _resized(judge: Judge, mask: Tensor, scores: Tensor, size: int, stride: int) -> tuple[Tensor, Tensor]:
@@ -166,18 +189,22 @@ def _resized(judge: Judge, mask: Tensor, scores: Tensor, size: int, stride: int)
     return mask, kl
 
 
-def _open(judge: Judge, mask: Tensor, groups: Tensor, step: int = 1) -> tuple[Tensor, Tensor]:
+def _open(
+    judge: Judge, mask: Tensor, groups: Tensor, step: int = 1, additions: int = ADDITIONS
+) -> tuple[Tensor, Tensor]:
     """The masks with so many nodes more, those that the gradient favours, the last the best of a few; and their KL."""
     order, closed = judge.gradient(mask, groups)[1].masked_fill(mask, torch.inf).argsort(-1), int((~mask[0]).sum())
     mask = mask.scatter(-1, order[:, : step - 1], True)
-    return _best(judge, _each(mask, order[:, step - 1 : closed][:, :ADDITIONS], True), groups)
+    return _best(judge, _each(mask, order[:, step - 1 : closed][:, :additions], True), groups)
 
 
-def _close(judge: Judge, mask: Tensor, scores: Tensor, groups: Tensor, step: int = 1) -> tuple[Tensor, Tensor]:
+def _close(
+    judge: Judge, mask: Tensor, scores: Tensor, groups: Tensor, step: int = 1, removals: int | None = None
+) -> tuple[Tensor, Tensor]:
     """The masks with so many nodes less, those with the lowest scores, the last the one missed least; and their KL."""
     order, size = scores.masked_fill(~mask, torch.inf).argsort(-1), int(mask[0].sum())
     mask = mask.scatter(-1, order[:, : step - 1], False)
-    few = min(REMOVALS + size // 3, MOST_REMOVALS)
+    few = removals or min(REMOVALS + size // 3, MOST_REMOVALS)
     return _best(judge, _each(mask, order[:, step - 1 : size][:, :few], False), groups)
 
 

@@ -6,6 +6,7 @@ from conftest import GROUPS, by_hand, texts
 from torch import Tensor
 from torch.testing import assert_close
 
+from masklearn import search
 from masklearn.budget import Projected
 from masklearn.cut import cut
 from masklearn.errors import UserError
@@ -127,9 +128,12 @@ def test_single_ablation_closes_one_node_at_a_time(masked_lm: MaskedLM) -> None:
     assert missed[1, 4].item() == pytest.approx(by_hand(masked_lm, mask, GROUPS[1]), abs=1e-5)
 
 
-@pytest.mark.parametrize("thorough", [False, True])
-def test_polish_never_makes_worse_keeps_sizes_and_comes_close_to_the_best(masked_lm: MaskedLM, thorough: bool) -> None:
+@pytest.mark.parametrize(("thorough", "many"), [(False, search.MANY), (True, search.MANY), (False, 1)])
+def test_polish_never_makes_worse_keeps_sizes_and_comes_close_to_the_best(
+    masked_lm: MaskedLM, thorough: bool, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every subgraph of 3 of 15 nodes is tried; from arbitrary scores most of the way is made."""
+    monkeypatch.setattr(search, "MANY", many)
     n_nodes = masked_lm.graph.n_nodes
     sizes = torch.tensor([3, 8, n_nodes])
     judge = Judge(masked_lm, texts(), GROUPS)
@@ -143,6 +147,24 @@ def test_polish_never_makes_worse_keeps_sizes_and_comes_close_to_the_best(masked
     best = judge(every[:, None].expand(-1, 3, -1)).min(0).values
     assert (kl[0] >= best - 1e-6).all()
     assert (kl[0].mean() - best.mean()) < 0.5 * (judge(masks)[0].mean() - best.mean())
+
+
+def test_where_there_are_many_nodes_more_are_tried(masked_lm: MaskedLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all nodes to choose from no exchange of the one that helps most for the one missed least is left."""
+    n_nodes, judge = masked_lm.graph.n_nodes, Judge(masked_lm, texts(), GROUPS)
+    monkeypatch.setattr(search, "MANY", 1)
+    monkeypatch.setattr(search, "WIDE", (n_nodes, n_nodes))
+    monkeypatch.setattr(search, "GAIN", 0.0)
+    scores = torch.rand(1, 3, n_nodes, generator=torch.Generator().manual_seed(3))
+    polished, kl = polish(judge, top(scores, torch.tensor([[6]])), scores, rounds=50)
+    for group in range(3):
+        closed, opened = (~polished[0, group]).nonzero()[:, 0], polished[0, group].nonzero()[:, 0]
+        grown = polished[0].repeat(len(closed), 1, 1)
+        grown[range(len(closed)), group, closed] = True
+        grown = grown[judge(grown)[:, group].argmin()]
+        shrunk = grown.repeat(len(opened), 1, 1)
+        shrunk[range(len(opened)), group, opened] = False
+        assert judge(shrunk)[:, group].min() >= kl[0, group] - 1e-5
 
 
 def test_polish_learns_from_the_next_larger_and_the_next_smaller_size(masked_lm: MaskedLM) -> None:
