@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from masklearn.errors import UserError
+
 AblationName = Literal["zero", "mean", "mean-positional", "resample", "learned"]
 """`zero`: nothing. `mean`: the node's mean output over the training split's tokens, padding left out.
 `mean-positional`: its mean over the tokens at the same position. `resample`: its output at the same position of the
@@ -149,5 +151,17 @@ def at_positions(values: Tensor, tokens: int) -> Tensor:
 
 
 def means_of(name: AblationName, heads: Sequence[Observed], mlps: Sequence[Observed]) -> Ablation:
-    """An ablation that emits the means of what was observed in every layer."""
-    return Ablation(name, tuple(seen.mean() for seen in heads), tuple(seen.mean() for seen in mlps))
+    """An ablation that emits the means of what was observed in every layer.
+
+    Raises:
+        UserError: If a mean is not finite; names the nodes.
+    """
+    found = Ablation(name, tuple(seen.mean() for seen in heads), tuple(seen.mean() for seen in mlps))
+    for layer, both in enumerate(zip(found.heads, found.mlps, strict=True)):
+        for kind, values in zip(("the heads", "the MLP"), both, strict=True):
+            if not values.isfinite().all():
+                raise UserError(
+                    f"{name} ablation: the mean of {kind} of layer {layer} is not finite. Choose "
+                    "--model.dtype float32, or --model.ablation zero"
+                )
+    return found

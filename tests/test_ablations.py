@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import surgery
 import torch
-from conftest import Run, tiny_gpt2, tiny_llama
+from conftest import Run, refused, tiny_gpt2, tiny_llama
 from families import BY_NAME, FAMILIES, Family
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import masklearn as ml
-from masklearn.ablation import Observed, at_positions
+from masklearn.ablation import Observed, at_positions, means_of
 from masklearn.cli import evaluate
 from masklearn.constants import settled
 from masklearn.judge import Judge
@@ -299,3 +299,19 @@ def test_a_mask_that_lacks_values_and_cannot_find_them(
     assert code == 0 and "under resample ablation" in said
     code, _, said = door("--mask", alone, *task, "--ablation", "mean_positional", capsys=capsys)
     assert code == 2 and "mean-positional" in said
+
+
+def test_a_mean_that_is_not_finite_is_refused_and_named() -> None:
+    heads, mlps = ([Observed(parts, False) for _ in range(2)] for parts in (3, 1))
+    for seen in (*heads, *mlps):
+        seen.update(torch.ones(1, 4, 6), torch.ones(1, 4, dtype=torch.bool))
+    means_of("mean", heads, mlps)
+    mlps[1].update(torch.full((1, 4, 6), torch.inf), torch.ones(1, 4, dtype=torch.bool))
+    assert "the mean of the MLP of layer 1 is not finite" in refused(lambda: means_of("mean", heads, mlps))
+
+
+def test_a_mean_over_padding_alone_is_refused() -> None:
+    seen = Observed(1, False)
+    seen.update(torch.ones(1, 4, 6), torch.zeros(1, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="no tokens"):
+        seen.mean()

@@ -64,3 +64,12 @@ def test_logits_are_never_held_for_all_positions(monkeypatch: pytest.MonkeyPatch
 def test_states_that_do_not_match_are_refused() -> None:
     with pytest.raises(ValueError, match="do not match"):
         chunked_kl(torch.randn(6, 5), torch.randn(2, 7, 5), nn.Linear(5, 11))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 1000), st.floats(-1e-6, 1e-6))
+def test_kl_is_never_below_zero_nor_minus_zero(seed: int, apart: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    full, weight = (torch.randn(shape, generator=generator) for shape in ((5, 8), (11, 8)))
+    kl = chunked_kl(full, full[None] * (1 + apart), lambda hidden: hidden @ weight.T)
+    assert not kl.signbit().any()
