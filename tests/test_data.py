@@ -236,7 +236,7 @@ def test_a_hub_dataset_is_read_like_a_file(tmp_path: Path) -> None:
         ("no.jsonl", None, "there is no file"),
         ("empty.jsonl", "", "is empty"),
         ("blank.txt", "\n \n\n", "holds no text"),
-        ("bad.jsonl", '{"text": "dog"}\n{"text": \n', "bad.jsonl, line 2, column 1: this is no JSON"),
+        ("bad.jsonl", '{"text": "dog"}\n{"text": \n', "bad.jsonl, line 2, column 9: this is no JSON"),
         ("columns.jsonl", '{"prompt": "dog", "id": 1}\n', "no column 'text'; it has prompt, id.*text_column"),
         ("columns.csv", "prompt,id\ndog,1\n", "no column 'text'; it has prompt, id"),
         ("number.jsonl", '{"text": "dog runs"}\n{"text": null}\n', "row 2: 'text' holds None, which is no text"),
