@@ -142,7 +142,7 @@ def test_nodes_that_do_nothing_are_no_reason_to_refuse() -> None:
     for layer in lm.model.layers:
         layer.self_attn.o_proj.weight[:, :-16] = 0
         layer.mlp.down_proj.weight.zero_()
-    MaskedLM(lm)
+    assert MaskedLM(lm).graph == ml.NodeGraph.of(lm)
 
 
 def test_a_model_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

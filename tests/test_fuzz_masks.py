@@ -48,7 +48,9 @@ def with_metadata(header: dict[str, Any], **metadata: str) -> dict[str, Any]:
 
 
 def test_the_file_taken_apart_and_put_together_is_good(tmp_path: Path, parts: tuple[dict[str, Any], bytes]) -> None:
-    ml.Mask.load(written(tmp_path / "mask.safetensors", *parts)).check()
+    found = ml.Mask.load(written(tmp_path / "mask.safetensors", *parts))
+    found.check()
+    assert torch.equal(found.mask, bank().mask)
 
 
 @pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))

@@ -201,6 +201,8 @@ HARMFUL = {
     ),
     "a key twice": ("model: {steps: 3}\nmodel: {steps: 4}\n", "line 2: model stands in line 1 already"),
     "a key twice further in": ("model:\n  steps: 3\n  lr: 1\n  steps: 4\n", "line 4: steps stands in line 2 already"),
+    "a key twice in a list": ("trainer:\n  callbacks:\n  - {a: 1, a: 2}\n", "line 3: a stands in line 3 already"),
+    "a key that is a list": ("model: {? [a, b] : 3}\n", "line 1: a key that is no word"),
     "no settings": ("- a\n", "holds no settings"),
     "nothing": ("", "holds no settings"),
     "a number": ("3\n", "holds no settings"),
@@ -237,9 +239,12 @@ def test_the_configs_of_the_project_and_of_runs_are_harmless(tmp_path: Path) -> 
         "trainer": {"callbacks": [{"class_path": "lightning.pytorch.callbacks.EarlyStopping"}], "precision": 1.5}
     }
     (tmp_path / CONFIG).write_text(yaml.safe_dump(written))
-    configs = Path(__file__).resolve().parents[1] / "configs"
-    for path in (tmp_path / CONFIG, *configs.glob("*.yaml")):
-        require_harmless_configs(["--config", str(path)])
+    ours = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+    assert ours
+    for path in (tmp_path / CONFIG, *ours):
+        before = path.read_bytes()
+        require_harmless_configs(["--config", str(path)])  # raises where it is not
+        assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("given", [{"a": None}, {"a": 3}, {"a": {"b": None}}, {}, {"a": [1]}])

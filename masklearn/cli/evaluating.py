@@ -189,58 +189,43 @@ def _evaluate_one(
 ) -> tuple[list[dict[str, Any]], list[studying.Evaluated]]:
     """What `metrics.json` says of a mask under every ablation asked for; and what a study takes of each."""
     began = time.monotonic()
-    lm_name, revision = flags.lm or mask.model.lm, None if flags.lm else mask.model.revision
     own = _own_settings(path, mask)
     scope = mask.config.get("model", {}).get("scope", "dataset")
+    other = _other(own, asked)  # other texts take the place of the mask's own
+    if other and scope == "input":
+        raise UserError(f"{path} holds masks of single texts, and these are others. Leave out --data.*")
+    masked_lm, named = _loaded(path, mask, flags)
 
     def texts(**settings: Any) -> MaskData:
         # the groups are those of the bank, however many
         settings = {"positions": mask.positions, "trust_remote_code": flags.trusted["trust_remote_code"]} | settings
-        data = MaskData(**settings, lm=lm_name, revision=revision, scope=scope, max_groups=len(mask.groups))
+        data = MaskData(**settings, lm=named.lm, revision=named.revision, scope=scope, max_groups=len(mask.groups))
         data.prepare_data()
         data.setup()
         data.require_context(masked_lm.context)
         return data
 
-    other = _other(own, asked)  # other texts take the place of the mask's own
-    if other and scope == "input":
-        raise UserError(f"{path} holds masks of single texts, and these are others. Leave out --data.*")
     kept = {key: value for key, value in own.items() if key not in (*SOURCES, "subset", "split", "limit")}
     part: Part = flags.part or ("all" if other else "test")
-    dtype = flags.dtype or mask.config.get("model", {}).get("dtype", "float32")
-    if dtype not in get_args(DTypeName):
-        raise UserError(f"{path} names a precision that there is not, {dtype!r}. Give one with --dtype float32")
-    lm = load_lm(lm_name, revision, dtype, "cuda" if torch.cuda.is_available() else "cpu", **flags.trusted)
-    mask.check()
-    masked_lm = MaskedLM(lm, mask.ablation.to(lm.device))
-    mask.require(ModelId(lm_name, revision, masked_lm.layout.fingerprint))
     data = texts(**(kept if other else own) | asked)
     mask = mask.of(data.groups.names)
     for remark in data.remarks:
         print(remark)
     names = flags.ablations or [mask.ablation.name]
-    learned_on, judge = data, None
     lacking = set(names) & KEPT - {mask.ablation.name}
-    if lacking and not own:
-        raise UserError(
-            f"{path} has no values for {' and '.join(sorted(lacking))} ablation, and does not say what it was learned "
-            "on, so that they could be found. Evaluate it under an ablation that needs none: zero or resample"
-        )
-    if other and (lacking or set(flags.baselines) - set(UNGUIDED)):
+    _require_known_texts(path, own, lacking)
+    learned_on, choosing = data, set(flags.baselines) - set(UNGUIDED)
+    if other and (lacking or choosing):
         try:
             learned_on = texts(**own)
         except UserError as error:
             what = f"values for {' and '.join(sorted(lacking))} ablation" if lacking else "other subgraphs"
             raise UserError(f"{path}: {what} are found on the texts that it was learned on: {error}") from error
-    if set(flags.baselines) - set(UNGUIDED):  # they choose on what the mask was learned on
-        place = {name: i for i, name in enumerate(learned_on.groups.names)}
-        groups = [place[name] for name in mask.groups]
-        judge = Judge(masked_lm, learned_on.loader("train", groups, most=flags.baseline_texts), groups)
-        print(f"Choosing other subgraphs by up to {flags.baseline_texts} training texts: {', '.join(flags.baselines)}")
+    judge = _judge(masked_lm, mask, learned_on, flags) if choosing else None
     results, evaluated = [], []
     for name in names:
         values = partial(settled, name, masked_lm, mask.of(learned_on.groups.names).mask, learned_on)
-        masked_lm.ablation = mask.ablation.to(lm.device) if name == mask.ablation.name else values()
+        masked_lm.ablation = mask.ablation.to(masked_lm.device) if name == mask.ablation.name else values()
         watch = evaluation.Watch(len(data.parts[part]), data.token_counts) if flags.study else None
         batches = data.loader(part, by_length=True)
         rows, by_group = evaluation.evaluate(masked_lm, mask, batches, flags.baselines, judge, watch)
@@ -251,3 +236,37 @@ def _evaluate_one(
             one = studying.Evaluated(Path(path), mask, data, part, masked_lm, masked_lm.ablation, watch, seconds)
             evaluated.append(one)
     return results, evaluated
+
+
+def _loaded(path: str, mask: Mask, flags: EvaluateFlags) -> tuple[MaskedLM, ModelId]:
+    """The model of a mask, or the one that was asked for in its place if that is the same.
+
+    Raises:
+        UserError: If it is another, or if the mask is not what it should be.
+    """
+    lm_name, revision = flags.lm or mask.model.lm, None if flags.lm else mask.model.revision
+    dtype = flags.dtype or mask.config.get("model", {}).get("dtype", "float32")
+    if dtype not in get_args(DTypeName):
+        raise UserError(f"{path} names a precision that there is not, {dtype!r}. Give one with --dtype float32")
+    lm = load_lm(lm_name, revision, dtype, "cuda" if torch.cuda.is_available() else "cpu", **flags.trusted)
+    mask.check()
+    masked_lm = MaskedLM(lm, mask.ablation.to(lm.device))
+    named = ModelId(lm_name, revision, masked_lm.layout.fingerprint)
+    mask.require(named)
+    return masked_lm, named
+
+
+def _require_known_texts(path: str, own: dict[str, Any], lacking: set[AblationName]) -> None:
+    if lacking and not own:
+        raise UserError(
+            f"{path} has no values for {' and '.join(sorted(lacking))} ablation, and does not say what it was learned "
+            "on, so that they could be found. Evaluate it under an ablation that needs none: zero or resample"
+        )
+
+
+def _judge(masked_lm: MaskedLM, mask: Mask, learned_on: MaskData, flags: EvaluateFlags) -> Judge:
+    """Who chooses other subgraphs, on what the mask was learned on."""
+    place = {name: i for i, name in enumerate(learned_on.groups.names)}
+    groups = [place[name] for name in mask.groups]
+    print(f"Choosing other subgraphs by up to {flags.baseline_texts} training texts: {', '.join(flags.baselines)}")
+    return Judge(masked_lm, learned_on.loader("train", groups, most=flags.baseline_texts), groups)

@@ -87,16 +87,21 @@ def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
-def _require_once(path: Path, node: yaml.MappingNode) -> None:
+def _require_once(path: Path, node: yaml.Node) -> None:
     """Refuse a key that stands twice: one of its values would be lost without a word."""
     met: dict[str, int] = {}
-    for key, value in node.value:
+    for entry in node.value if isinstance(node, yaml.CollectionNode) else ():
+        if not isinstance(entry, tuple):
+            _require_once(path, entry)
+            continue
+        key, value = entry
         line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise UserError(f"{path}, line {line}: a key that is no word. See --print_config for how they are written")
         if key.value in met:
             raise UserError(f"{path}, line {line}: {key.value} stands in line {met[key.value]} already. Drop one")
         met[key.value] = line
-        if isinstance(value, yaml.MappingNode):
-            _require_once(path, value)
+        _require_once(path, value)
 
 
 def _require_known_code(path: Path, node: yaml.Node) -> None:

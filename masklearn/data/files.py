@@ -5,7 +5,8 @@ Standard readers, and none that guess: a row is what stands there, or the file i
 
 import csv
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,7 +152,7 @@ def _csv(path: Path, columns: Collection[str], names: dict[str, None]) -> Iterat
     reader = csv.reader((line.text for line in _lines(path)), strict=True)
     try:
         header = next(filter(None, reader), [])
-        _require_once(header)
+        _require_once(header, "")
         names |= dict.fromkeys(header)
         for values in filter(None, reader):
             if len(values) != len(header):
@@ -167,7 +168,7 @@ def _csv(path: Path, columns: Collection[str], names: dict[str, None]) -> Iterat
 def _parquet(path: Path, columns: Collection[str], names: dict[str, None]) -> Iterator[Row]:
     with pq.ParquetFile(path) as file:
         header = file.schema_arrow.names
-        _require_once(header)
+        _require_once(header, "")
         names |= dict.fromkeys(header)
         for batch in file.iter_batches(1024, columns=[name for name in header if name in columns]):
             yield from batch.to_pylist()
@@ -177,8 +178,12 @@ READERS = {".jsonl": _json_lines, ".json": _json, ".txt": _texts, ".csv": _csv, 
 
 
 def _parsed(text: str, place: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> Row:
+        _require_once([name for name, _ in pairs], place)
+        return dict(pairs)
+
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         where = place or f", line {error.lineno}"
         raise _Wrong(f"{where}, column {error.colno}: this is no JSON ({error.msg}). Mend it") from error
@@ -186,23 +191,10 @@ def _parsed(text: str, place: str) -> Any:
         raise _Wrong(f"{place}: this is no JSON to be read ({one_line(error)}). Mend it") from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> Row:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        _require_once([name for name, _ in pairs], ValueError)
-    return row
-
-
-def _require_once(names: Iterable[str], error: type[Exception] = _Wrong) -> None:
-    met: set[str] = set()
-    for name in names:
-        if name in met:
-            raise error(
-                f": the column {name!r} comes twice. Give it another name"
-                if error is _Wrong
-                else f"{name!r} comes twice"
-            )
-        met.add(name)
+def _require_once(names: Sequence[str], place: str) -> None:
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise _Wrong(f"{place}: the column {twice!r} comes twice. Give it another name")
 
 
 def _object(found: Any, place: str) -> Row:
