@@ -67,7 +67,8 @@ class Tracker(WandbLogger):
             except Exception:
                 self.troubled = True
             what = "no more is tracked" if self.troubled else "goes on offline"
-            print(f"W&B: {what} ({one_line(first)}). {_how_to_send(*self.parts)}", flush=True)
+            # on a line of its own, since a progress bar leaves its own open
+            print(f"\nW&B: {what} ({one_line(first)}). {_how_to_send(*self.parts)}", flush=True)
 
     def _go_offline(self) -> None:
         """Begin another part of the run, on the disk alone, with what the part at hand may have lost."""

@@ -113,14 +113,26 @@ class Bench:
         ]
         if measured[0] != measured[1]:
             found.append("other metrics")
-        if tracked and history(folder) != history(self.reference):
-            found.append("another W&B history")
+        if tracked and (apart := _apart(history(folder), history(self.reference))):
+            found.append(f"another W&B history: {apart}")
         return found + [f"left {path.name}" for path in folder.rglob("*.part")]
 
 
 def failed(ended: Ended) -> str:
     """An end that was not to be, in words."""
     return f"exit code {ended.code}: {ended.err[-300:]!r}"
+
+
+def _apart(told: dict[tuple[int, str], Any], expected: dict[tuple[int, str], Any]) -> str:
+    """In what two histories differ, in words; empty if they do not."""
+    kinds = {
+        "lacking": [at for at in expected if at not in told],
+        "too many": [at for at in told if at not in expected],
+        "other": [at for at in expected if at in told and told[at] != expected[at]],
+    }
+    return ", ".join(
+        f"{len(found)} {kind} such as {found[0]} and {found[-1]}" for kind, found in kinds.items() if found
+    )
 
 
 def history(folder: Path) -> dict[tuple[int, str], Any]:
