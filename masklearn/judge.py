@@ -54,7 +54,7 @@ class Judge:
 
         Args:
             masks: Boolean or float, shape (K, groups, nodes).
-            groups: Places of the groups that are meant, shape (groups); all of them by default.
+            groups: Places of the groups that are meant, each once, shape (groups); all of them by default.
 
         Returns:
             Shape (K, groups).

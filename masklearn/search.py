@@ -5,6 +5,7 @@ are found are boolean, of shape (sizes, groups, nodes).
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,16 +13,28 @@ from torch import Tensor
 from masklearn.errors import UserError
 from masklearn.judge import Judge
 
-ADDITIONS, REMOVALS, MOST_REMOVALS = 3, 4, 12
-"""Nodes that polish tries to open at every round; and to close, one more for every three of a mask's, up to a most."""
+
+class Reach(NamedTuple):
+    """How far polish looks in a round of swaps.
+
+    Args:
+        additions: Nodes to try to open.
+        removals: Nodes to try to close: so many and one more for every three of a mask's, up to a most.
+        gain: Share of its KL that a mask must lose in a round to be worth another.
+    """
+
+    additions: int
+    removals: tuple[int, int]
+    gain: float
+
+
+NARROW, WIDE = Reach(3, (4, 12), 0.1), Reach(10, (20, 20), 0.05)
 MANY = 100
-"""Nodes from which on greedy elimination, which costs half their square, leaves time for a wider polish."""
-WIDE = 10, 20
-"""Nodes to try to open and to close there, where a round with fewer gains little."""
+"""Nodes from which on greedy elimination, which costs half their square, leaves time for a wide polish as well."""
+FAR = 1e-4
+"""Nats above which a mask that gains nothing is then looked at widely: means over groups are made of the few such."""
 STRIDE, FINE_STRIDE = 2, 4
 """On the way to the next size a mask gains or loses at most one node for so many of its own at once."""
-GAIN = 0.1
-"""Share of its KL that a mask must lose in a round to be worth another."""
 PROMISING = 2.0
 """A mask whose KL is up to so many times another's may become better by swaps."""
 ENOUGH = 1e-5
@@ -114,14 +127,15 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     smaller; then the way back, from the smallest size up, against the mask of the next smaller size made larger. The
     better one is polished, or if `thorough`, both are, and the better one stays. Nodes are opened where the gradient
     favours it, and closed where the score is low; of those first in line a few are tried, and the best is taken. A
-    round of swaps opens one node and closes another; a mask is done when that gains little, in large graphs also with
-    more nodes to choose from. Each is polished on its own, so nested masks may cease to be nested.
+    round of swaps opens one node and closes another; a mask is done when that gains little. In large graphs a mask
+    whose KL is still high then has more nodes to choose from. Each is polished on its own, so nested masks may cease to
+    be nested.
 
     Args:
         judge: Says what is better.
         masks: Boolean, shape (sizes, groups, nodes), sizes ascending.
         scores: What nodes are worth, as far as is known; same shape.
-        rounds: Swaps to make in a mask at a time, at most.
+        rounds: Swaps to make in a mask at a time, at most; twice as many in large graphs, see `MANY`.
         thorough: Whether to polish also what does not look better yet.
 
     Returns:
@@ -148,33 +162,26 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
 
 
 def _swap_some(judge: Judge, mask: Tensor, kl: Tensor, scores: Tensor, groups: Tensor, rounds: int, wide: bool) -> None:
-    """Up to so many swaps in the masks of some groups, in place; if `wide`, with more to choose from where stuck."""
-    groups = groups[kl[groups] > ENOUGH]
-    for _ in range(rounds if not mask[0].all() else 0):
-        if not len(groups):
-            break
-        going, stuck = _swap_once(judge, mask, kl, scores, groups)
-        if wide and len(stuck):
-            more, _ = _swap_once(judge, mask, kl, scores, stuck, *WIDE)
-            going = torch.cat([going, more])
-        groups = going
+    """Up to so many swaps in the masks of some groups, in place; if `wide`, up to twice as many, wide where stuck."""
+    going, far = groups, groups[:0]
+    for _ in range(0 if mask[0].all() else 2 * rounds if wide else rounds):
+        going, stuck = _swap_once(judge, mask, kl, scores, going[kl[going] > ENOUGH], NARROW)
+        if wide:
+            far = torch.cat([far, stuck])
+            far, _ = _swap_once(judge, mask, kl, scores, far[kl[far] > FAR], WIDE)
 
 
 def _swap_once(
-    judge: Judge,
-    mask: Tensor,
-    kl: Tensor,
-    scores: Tensor,
-    groups: Tensor,
-    additions: int = ADDITIONS,
-    removals: int | None = None,
+    judge: Judge, mask: Tensor, kl: Tensor, scores: Tensor, groups: Tensor, reach: Reach
 ) -> tuple[Tensor, Tensor]:
-    """One swap in the masks of some groups, in place; which of them it made better, and which it left as they are."""
+    """One swap in the masks of some groups, in place; the groups that it brought enough, and those that are stuck."""
+    if not len(groups):
+        return groups, groups
     before = kl[groups]
-    grown, _ = _open(judge, mask[groups], groups, additions=additions)
-    _take(mask, kl, groups, *_close(judge, grown, scores[groups], groups, removals=removals))
-    now, better = kl[groups], kl[groups] < (1 - GAIN) * before
-    return groups[better & (now > ENOUGH)], groups[~better & (now > ENOUGH)]
+    grown, _ = _open(judge, mask[groups], groups, additions=reach.additions)
+    _take(mask, kl, groups, *_close(judge, grown, scores[groups], groups, removals=reach.removals))
+    better = kl[groups] < (1 - reach.gain) * before
+    return groups[better], groups[~better]
 
 
 def _resized(judge: Judge, mask: Tensor, scores: Tensor, size: int, stride: int) -> tuple[Tensor, Tensor]:
@@ -190,7 +197,7 @@ def _resized(judge: Judge, mask: Tensor, scores: Tensor, size: int, stride: int)
 
 
 def _open(
-    judge: Judge, mask: Tensor, groups: Tensor, step: int = 1, additions: int = ADDITIONS
+    judge: Judge, mask: Tensor, groups: Tensor, step: int = 1, additions: int = NARROW.additions
 ) -> tuple[Tensor, Tensor]:
     """The masks with so many nodes more, those that the gradient favours, the last the best of a few; and their KL."""
     order, closed = judge.gradient(mask, groups)[1].masked_fill(mask, torch.inf).argsort(-1), int((~mask[0]).sum())
@@ -199,13 +206,18 @@ def _open(
 
 
 def _close(
-    judge: Judge, mask: Tensor, scores: Tensor, groups: Tensor, step: int = 1, removals: int | None = None
+    judge: Judge,
+    mask: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    step: int = 1,
+    removals: tuple[int, int] = NARROW.removals,
 ) -> tuple[Tensor, Tensor]:
     """The masks with so many nodes less, those with the lowest scores, the last the one missed least; and their KL."""
     order, size = scores.masked_fill(~mask, torch.inf).argsort(-1), int(mask[0].sum())
     mask = mask.scatter(-1, order[:, : step - 1], False)
-    few = removals or min(REMOVALS + size // 3, MOST_REMOVALS)
-    return _best(judge, _each(mask, order[:, step - 1 : size][:, :few], False), groups)
+    few, most = removals
+    return _best(judge, _each(mask, order[:, step - 1 : size][:, : min(few + size // 3, most)], False), groups)
 
 
 def _each(mask: Tensor, nodes: Tensor, state: bool) -> Tensor:
