@@ -1,0 +1,46 @@
+"""The check for known vulnerabilities, before indexes that know some, none, or do not answer."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SAFE = {"name": "torch", "version": "2.13.0", "vulns": []}
+BAD = {"name": "pyyaml", "version": "5.3", "vulns": [{"id": "PYSEC-2021-142", "fix_versions": ["5.4"]}]}
+UNKNOWN = {"name": "wandb", "skip_reason": "Dependency not found on PyPI"}
+
+
+@pytest.mark.parametrize(
+    ("says", "code", "line"),
+    [
+        ({"dependencies": [SAFE, UNKNOWN]}, 0, "1 of 2 packages checked for known vulnerabilities, 0 found"),
+        ({"dependencies": [SAFE, BAD]}, 1, "pyyaml 5.3: PYSEC-2021-142, mended in 5.4"),
+        (None, 0, "Not checked for known vulnerabilities: the index does not answer"),
+    ],
+)
+def test_what_is_known_fails_and_what_is_not_is_said(says: object, code: int, line: str, tmp_path: Path) -> None:
+    """pip-audit ends with 1 both where something is found and where nothing could be asked."""
+    stand_in = tmp_path / "pip-audit"
+    stand_in.write_text(f"#!/bin/sh\necho '{json.dumps(says) if says else ''}'\nexit {code or int(says is None)}\n")
+    stand_in.chmod(0o755)
+    done = audit(f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert (done.returncode, done.stderr) == (code, "")
+    assert line in done.stdout.splitlines()
+
+
+def test_without_pip_audit_it_says_so(tmp_path: Path) -> None:
+    done = audit(str(tmp_path))
+    assert (done.returncode, done.stdout.strip()) == (
+        0,
+        "Not checked for known vulnerabilities: pip-audit is not installed",
+    )
+
+
+def audit(path: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ".ci/audit.py"], cwd=ROOT, env={"PATH": path}, capture_output=True, text=True, check=False
+    )
