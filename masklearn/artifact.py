@@ -1,5 +1,6 @@
 """The mask file: the masks of a run with everything needed to use, check and repeat them, as safetensors."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from masklearn.ablation import Ablation, AblationName
@@ -20,6 +21,8 @@ from masklearn.graph import NodeGraph
 
 FORMAT = 2
 """1 had the values of mean ablation stacked over layers; such files are still read."""
+CHECKSUM = "sha256"
+"""Where a block's file has the checksum of its tensors."""
 
 
 @dataclass(frozen=True)
@@ -265,9 +268,40 @@ class Shards:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         file = self._file(block)
         if file:
-            write_whole(file, save(tensors))
+            write_whole(file, save(tensors, {CHECKSUM: _checksum(tensors)}))
         else:
             self.held[block] = tensors
+
+    def get(self, block: int) -> dict[str, Tensor]:
+        """What was kept of a block.
+
+        Raises:
+            UserError: If its file is gone or damaged.
+        """
+        file = self._file(block)
+        try:
+            if not file:
+                return self.held[block]
+            with safe_open(file, "pt") as content:
+                tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no mapping)
+                stated = (content.metadata() or {}).get(CHECKSUM)
+            if stated != _checksum(tensors):
+                raise ValueError("its checksum is another one")
+            return tensors
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise UserError(
+                f"a finished block of the run, {file or block}, cannot be read: {one_line(error)}. Put it back from a "
+                "copy, or begin anew in another folder: --run.dir"
+            ) from error
+
+    def require(self, n_blocks: int) -> None:
+        """Refuse to go on, after so many blocks, if one of them is lost.
+
+        Raises:
+            UserError: If a block's file is gone or damaged.
+        """
+        for block in range(n_blocks):
+            self.get(block)
 
     def gather(self, n_blocks: int) -> dict[str, Tensor]:
         """What was kept, of all groups in their order.
@@ -275,9 +309,10 @@ class Shards:
         Raises:
             UserError: If a block's file is gone or damaged.
         """
-        try:
-            blocks = [load_file(self._file(i) or "") if self.folder else self.held[i] for i in range(n_blocks)]
-            order = torch.cat([block["groups"] for block in blocks]).argsort()
-            return {name: torch.cat([block[name] for block in blocks])[order] for name in blocks[0] if name != "groups"}
-        except (OSError, KeyError, SafetensorError) as error:
-            raise UserError(f"a finished block in {self.folder} cannot be read: {one_line(error)}") from error
+        blocks = [self.get(block) for block in range(n_blocks)]
+        order = torch.cat([block["groups"] for block in blocks]).argsort()
+        return {name: torch.cat([block[name] for block in blocks])[order] for name in blocks[0] if name != "groups"}
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(save(tensors)).hexdigest()

@@ -421,6 +421,8 @@ class MaskLearner(LightningModule):
         """A run goes on with the blocks and steps that it was begun with, whatever memory there is now."""
         if checkpoint["room"] != (self.block, self._data.batch_size):
             self.lay_out(self._data, checkpoint["room"])
+        block, step = self.plan.at(checkpoint["global_step"])
+        self.store.require(block if step else block - 1)  # a block is cut when the next one begins
 
     # --- what was learned ---------------------------------------------------------------------------------------------
 

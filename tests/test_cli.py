@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
@@ -305,6 +306,25 @@ def test_a_mistyped_flag_of_evaluation(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_what_is_not_understood_is_passed_on_in_one_line() -> None:
     assert explain("Some\n  - odd complaint.", ["a"]) == "Some odd complaint. See --help"
+
+
+@pytest.mark.parametrize(
+    ("door", "flag", "line"),
+    [
+        (
+            train,
+            "--model.budget",
+            "model.budget is projectd; choose from projected, lagrangian. Did you mean projected?",
+        ),
+        (train, "--data.task", "data.task is projectd; choose from mixed, names, agreement, years, copy"),
+        (evaluate, "--baselines", "baselines is projectd; choose from random, random-matched, inverse, norm, "),
+    ],
+)
+def test_a_name_that_is_none_is_answered_with_those_there_are(
+    door: Callable[[list[str]], int], flag: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert door(["--mask", "m", flag, "projectd"] if door is evaluate else [flag, "projectd"]) == 2
+    assert f"error: {line}" in capsys.readouterr().err
 
 
 # --- help -------------------------------------------------------------------------------------------------------------

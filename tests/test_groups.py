@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -250,8 +251,20 @@ def test_blocks_come_back_in_the_order_of_the_groups(tmp_path: Path, on_disk: bo
     assert torch.equal(found["mask"], whole.mask) and torch.equal(found["scores"], whole.scores)
 
 
-def test_a_damaged_block_is_a_clear_line(tmp_path: Path) -> None:
-    store: Any = Shards(tmp_path)
-    (tmp_path / "block-000000.safetensors").write_text("torn")
-    with pytest.raises(ml.UserError, match="a finished block in .* cannot be read"):
-        store.gather(1)
+@pytest.mark.parametrize("damage", [lambda content: content[:40], lambda content: content[:-1] + b"\x07", None])
+def test_a_block_that_is_lost_is_missed_before_the_run_goes_on(
+    damage: Callable[[bytes], bytes] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*INPUTS, "--data.limit", "15", "--model.steps", "60", "--trainer.enable_progress_bar", "false"]
+    assert train([*command, "--run.dir", "run", "--trainer.max_steps", "160"]) == 2
+    block, last = (Path("run/checkpoints") / name for name in ("blocks/block-000001.safetensors", "last.ckpt"))
+    content, state = block.read_bytes(), last.read_bytes()
+    block.write_bytes(damage(content)) if damage else block.unlink()
+    capsys.readouterr()
+    resume = ["--config", "run/config.yaml", "--run.resume", "true", "--trainer.max_steps", "-1"]
+    assert train(resume) == 2
+    error = capsys.readouterr().err
+    assert "block-000001.safetensors, cannot be read: " in error and "--run.dir" in error
+    assert last.read_bytes() == state
+    block.write_bytes(content)
+    assert train(resume) == 0

@@ -15,6 +15,8 @@ LARGEST, MOST = 2**20, 10_000
 """Bytes of a config file, and values in it with every alias written out."""
 OURS = ("lightning.pytorch.", "pytorch_lightning.", "masklearn.")
 """Where the classes of a config may come from: naming a class imports its module."""
+CHOICE = re.compile(r'"(?P<key>[\w.]+)": .*?Literal\[(?P<names>[^]]*)\].*[Vv]alue: (?P<given>.+)')
+"""The parser's complaint of a value that is none of some names."""
 
 
 @contextmanager
@@ -33,6 +35,12 @@ def explain(message: str, known: Iterable[str]) -> str:
     key = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
     if not flag and not key:
         text = re.sub(r"<class '(\w+)'>|typing\.|^Parser key ", r"\1", text)
+        choice = CHOICE.fullmatch(text)
+        if choice and {*re.findall(r"Expected an? (\w+)", text)} <= {"Literal", "list", "NoneType"}:
+            names, given = re.findall(r"'([^']+)'", choice["names"]), choice["given"].strip("[]")
+            match = nearest(given, names)
+            meant = f". Did you mean {match}?" if match else ""
+            return f"{choice['key']} is {choice['given']}; choose from {', '.join(names)}{meant}"
         return f"{text.rstrip('. ')}. See --help"
     unknown = flag.group(1) if flag else ".".join(key.groups())  # pyright: ignore[reportOptionalMemberAccess]
     match = nearest(unknown, known)
