@@ -127,15 +127,15 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     smaller; then the way back, from the smallest size up, against the mask of the next smaller size made larger. The
     better one is polished, or if `thorough`, both are, and the better one stays. Nodes are opened where the gradient
     favours it, and closed where the score is low; of those first in line a few are tried, and the best is taken. A
-    round of swaps opens one node and closes another; a mask is done when that gains little. In large graphs a mask
-    whose KL is still high then has more nodes to choose from. Each is polished on its own, so nested masks may cease to
-    be nested.
+    round of swaps opens one node and closes another; a mask is done when that gains little. A mask whose KL is still
+    high then has more nodes to choose from: if `thorough` on the way back, and in large graphs always. Each is
+    polished on its own, so nested masks may cease to be nested.
 
     Args:
         judge: Says what is better.
         masks: Boolean, shape (sizes, groups, nodes), sizes ascending.
         scores: What nodes are worth, as far as is known; same shape.
-        rounds: Swaps to make in a mask at a time, at most; twice as many in large graphs, see `MANY`.
+        rounds: Swaps to make in a mask at a time, at most; twice as many where there are more nodes to choose from.
         thorough: Whether to polish also what does not look better yet.
 
     Returns:
@@ -144,20 +144,22 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     masks, kl = masks.clone(), judge(masks)
     everyone, last = torch.arange(judge.n_groups, device=masks.device), len(masks) - 1
     many = masks.shape[-1] >= MANY
-    stride, wide = FINE_STRIDE if thorough or many else STRIDE, many and not thorough
+    stride = FINE_STRIDE if thorough or many else STRIDE
     for i in range(len(masks)) if thorough else [last]:
-        _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, wide)
+        _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, wide=many and not thorough)
     down, up = range(last - 1, -1, -1), range(1, last + 1)
     for i, neighbour in [*((i, i + 1) for i in down), *((i, i - 1) for i in up)]:
         other, other_kl = _resized(judge, masks[neighbour], scores[i], int(masks[i, 0].sum()), stride)
         if thorough:
             promising = everyone[other_kl < PROMISING * kl[i]]
-            _swap_some(judge, other, other_kl, scores[i], promising, rounds, wide)
-        better = other_kl < kl[i]
+            _swap_some(judge, other, other_kl, scores[i], promising, rounds, wide=False)
+        better, on_the_way_back = other_kl < kl[i], neighbour < i or i == 0
         _take(masks[i], kl[i], everyone, other, other_kl)
         if not thorough:
             some = everyone if neighbour > i else everyone[better]
-            _swap_some(judge, masks[i], kl[i], scores[i], some, rounds, wide)
+            _swap_some(judge, masks[i], kl[i], scores[i], some, rounds, wide=many)
+        elif on_the_way_back:
+            _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, wide=True)
     return masks, kl
 
 
