@@ -21,24 +21,23 @@ class Reach(NamedTuple):
         additions: Nodes to try to open.
         removals: Nodes to try to close: so many and one more for every three of a mask's, up to a most.
         gain: Share of its KL that a mask must lose in a round to be worth another.
+        enough: Nats below which a mask is not worth it at all.
     """
 
     additions: int
     removals: tuple[int, int]
     gain: float
+    enough: float
 
 
-NARROW, WIDE = Reach(3, (4, 12), 0.1), Reach(10, (20, 20), 0.05)
+NARROW, WIDE = Reach(3, (4, 12), 0.1, 1e-5), Reach(10, (20, 20), 0.05, 1e-4)
+"""Means over groups are made of the few masks whose KL is high: only those are worth the wide one."""
 MANY = 100
 """Nodes from which on greedy elimination, which costs half their square, leaves time for a wide polish as well."""
-FAR = 1e-4
-"""Nats above which a mask that gains nothing is then looked at widely: means over groups are made of the few such."""
 STRIDE, FINE_STRIDE = 2, 4
 """On the way to the next size a mask gains or loses at most one node for so many of its own at once."""
 PROMISING = 2.0
 """A mask whose KL is up to so many times another's may become better by swaps."""
-ENOUGH = 1e-5
-"""Nats below which a mask is as good as any and is polished no further."""
 FEW = 20
 """Nodes up to which all subgraphs can be tried."""
 CANDIDATES_AT_ONCE = 4096
@@ -135,7 +134,7 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
         judge: Says what is better.
         masks: Boolean, shape (sizes, groups, nodes), sizes ascending.
         scores: What nodes are worth, as far as is known; same shape.
-        rounds: Swaps to make in a mask at a time, at most; twice as many where there are more nodes to choose from.
+        rounds: Swaps to make in a mask at a time, at most, and as many with more nodes to choose from.
         thorough: Whether to polish also what does not look better yet.
 
     Returns:
@@ -145,32 +144,35 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     everyone, last = torch.arange(judge.n_groups, device=masks.device), len(masks) - 1
     many = masks.shape[-1] >= MANY
     stride = FINE_STRIDE if thorough or many else STRIDE
+    reaches = (NARROW, WIDE) if many and not thorough else (NARROW,)
     for i in range(len(masks)) if thorough else [last]:
-        _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, wide=many and not thorough)
+        _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, *reaches)
     down, up = range(last - 1, -1, -1), range(1, last + 1)
     for i, neighbour in [*((i, i + 1) for i in down), *((i, i - 1) for i in up)]:
         other, other_kl = _resized(judge, masks[neighbour], scores[i], int(masks[i, 0].sum()), stride)
         if thorough:
             promising = everyone[other_kl < PROMISING * kl[i]]
-            _swap_some(judge, other, other_kl, scores[i], promising, rounds, wide=False)
+            _swap_some(judge, other, other_kl, scores[i], promising, rounds, *reaches)
         better, on_the_way_back = other_kl < kl[i], neighbour < i or i == 0
         _take(masks[i], kl[i], everyone, other, other_kl)
         if not thorough:
             some = everyone if neighbour > i else everyone[better]
-            _swap_some(judge, masks[i], kl[i], scores[i], some, rounds, wide=many)
+            _swap_some(judge, masks[i], kl[i], scores[i], some, rounds, *reaches)
         elif on_the_way_back:
-            _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, wide=True)
+            _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, WIDE)
     return masks, kl
 
 
-def _swap_some(judge: Judge, mask: Tensor, kl: Tensor, scores: Tensor, groups: Tensor, rounds: int, wide: bool) -> None:
-    """Up to so many swaps in the masks of some groups, in place; if `wide`, up to twice as many, wide where stuck."""
-    going, far = groups, groups[:0]
-    for _ in range(0 if mask[0].all() else 2 * rounds if wide else rounds):
-        going, stuck = _swap_once(judge, mask, kl, scores, going[kl[going] > ENOUGH], NARROW)
-        if wide:
-            far = torch.cat([far, stuck])
-            far, _ = _swap_once(judge, mask, kl, scores, far[kl[far] > FAR], WIDE)
+def _swap_some(
+    judge: Judge, mask: Tensor, kl: Tensor, scores: Tensor, groups: Tensor, rounds: int, *reaches: Reach
+) -> None:
+    """Up to so many swaps by each reach in the masks of some groups, in place; by the next one where stuck."""
+    at = [groups, *[groups[:0]] * (len(reaches) - 1)]
+    for _ in range(0 if mask[0].all() else rounds * len(reaches)):
+        stuck = groups[:0]
+        for i, reach in enumerate(reaches):
+            some = torch.cat([at[i], stuck])
+            at[i], stuck = _swap_once(judge, mask, kl, scores, some[kl[some] > reach.enough], reach)
 
 
 def _swap_once(

@@ -153,8 +153,7 @@ def test_where_there_are_many_nodes_more_are_tried(masked_lm: MaskedLM, monkeypa
     """With all nodes to choose from no exchange of the one that helps most for the one missed least is left."""
     n_nodes, judge = masked_lm.graph.n_nodes, Judge(masked_lm, texts(), GROUPS)
     monkeypatch.setattr(search, "MANY", 1)
-    monkeypatch.setattr(search, "WIDE", search.Reach(n_nodes, (n_nodes, n_nodes), 0.0))
-    monkeypatch.setattr(search, "FAR", 0.0)
+    monkeypatch.setattr(search, "WIDE", search.Reach(n_nodes, (n_nodes, n_nodes), 0.0, 0.0))
     scores = torch.rand(1, 3, n_nodes, generator=torch.Generator().manual_seed(3))
     polished, kl = polish(judge, top(scores, torch.tensor([[6]])), scores, rounds=50)
     for group in range(3):
