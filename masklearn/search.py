@@ -127,8 +127,8 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     better one is polished, or if `thorough`, both are, and the better one stays. Nodes are opened where the gradient
     favours it, and closed where the score is low; of those first in line a few are tried, and the best is taken. A
     round of swaps opens one node and closes another; a mask is done when that gains little. A mask whose KL is still
-    high then has more nodes to choose from: if `thorough` on the way back, and in large graphs always. Each is
-    polished on its own, so nested masks may cease to be nested.
+    high then has more nodes to choose from: if `thorough` on the way back, and in large graphs always; there the way
+    back begins with none. Each is polished on its own, so nested masks may cease to be nested.
 
     Args:
         judge: Says what is better.
@@ -147,9 +147,10 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     reaches = (NARROW, WIDE) if many and not thorough else (NARROW,)
     for i in range(len(masks)) if thorough else [last]:
         _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, *reaches)
-    down, up = range(last - 1, -1, -1), range(1, last + 1)
+    down, up = range(last - 1, -1, -1), range(0 if many and not thorough else 1, last + 1)
     for i, neighbour in [*((i, i + 1) for i in down), *((i, i - 1) for i in up)]:
-        other, other_kl = _resized(judge, masks[neighbour], scores[i], int(masks[i, 0].sum()), stride)
+        start, tried = (masks[neighbour], NARROW) if neighbour >= 0 else (torch.zeros_like(masks[i]), WIDE)
+        other, other_kl = _resized(judge, start, scores[i], int(masks[i, 0].sum()), stride, tried.additions)
         if thorough:
             promising = everyone[other_kl < PROMISING * kl[i]]
             _swap_some(judge, other, other_kl, scores[i], promising, rounds, *reaches)
@@ -182,27 +183,27 @@ def _swap_once(
     if not len(groups):
         return groups, groups
     before = kl[groups]
-    grown, _ = _open(judge, mask[groups], groups, additions=reach.additions)
+    grown, _ = _open(judge, mask[groups], groups, 1, reach.additions)
     _take(mask, kl, groups, *_close(judge, grown, scores[groups], groups, removals=reach.removals))
     better = kl[groups] < (1 - reach.gain) * before
     return groups[better], groups[~better]
 
 
-def _resized(judge: Judge, mask: Tensor, scores: Tensor, size: int, stride: int) -> tuple[Tensor, Tensor]:
+def _resized(
+    judge: Judge, mask: Tensor, scores: Tensor, size: int, stride: int, additions: int
+) -> tuple[Tensor, Tensor]:
     """The masks of all groups with some nodes more or fewer, and their KL."""
     groups, kl = torch.arange(judge.n_groups, device=mask.device), torch.empty(0)
     while size != (now := int(mask[0].sum())):
         step = min(abs(size - now), max(1, now // stride))
         if size > now:
-            mask, kl = _open(judge, mask, groups, step)
+            mask, kl = _open(judge, mask, groups, step, additions)
         else:
             mask, kl = _close(judge, mask, scores, groups, step)
     return mask, kl
 
 
-def _open(
-    judge: Judge, mask: Tensor, groups: Tensor, step: int = 1, additions: int = NARROW.additions
-) -> tuple[Tensor, Tensor]:
+def _open(judge: Judge, mask: Tensor, groups: Tensor, step: int, additions: int) -> tuple[Tensor, Tensor]:
     """The masks with so many nodes more, those that the gradient favours, the last the best of a few; and their KL."""
     order, closed = judge.gradient(mask, groups)[1].masked_fill(mask, torch.inf).argsort(-1), int((~mask[0]).sum())
     mask = mask.scatter(-1, order[:, : step - 1], True)
