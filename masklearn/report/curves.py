@@ -32,7 +32,7 @@ def density_curves(bank: Bank, tables: Tables) -> Iterator[Drawn]:
             side = "left" if phase["fraction"] ** 2 < bank.fractions[0] else "right"  # towards where there is room
             axes.axvline(phase["fraction"], color=INK, linewidth=0.6, linestyle=":")
             axes.annotate(
-                f"{phase['what']}: {100 * phase['fraction']:.2g} %", (phase["fraction"], 1), fontsize=5.5, ha=side,
+                f"{phase['what']}: {100 * phase['fraction']:.2g} %", (phase["fraction"], 1), fontsize=6, ha=side,
                 xycoords=("data", "axes fraction"), xytext=(0, high), textcoords="offset points", va="bottom",
             )  # fmt: skip
         size_axis(axes, bank.fractions[0])

@@ -78,10 +78,10 @@ def _map(axes: Axes, graph: NodeGraph, values: np.ndarray) -> None:
         picture, cmap=USE, vmin=0, vmax=1, edgecolors="white", linewidth=0.4, rasterized=picture.size > 2000
     )
     axes.axvline(graph.n_heads, color=INK, linewidth=0.6)
-    heads = range(0, graph.n_heads, max(1, -(-graph.n_heads // 4)))
+    heads = range(0, graph.n_heads, -(-graph.n_heads // 2))
     layers = range(0, graph.n_layers, max(1, graph.n_layers // 6))
-    axes.set_xticks([h + 0.5 for h in heads] + [graph.n_heads + 0.5], [*(f"h{h}" for h in heads), "mlp"], fontsize=5)
-    axes.set_yticks([layer + 0.5 for layer in layers], [f"{layer}" for layer in layers], fontsize=5)
+    axes.set_xticks([h + 0.5 for h in heads] + [graph.n_heads + 0.5], [*(f"h{h}" for h in heads), "mlp"], fontsize=6)
+    axes.set_yticks([layer + 0.5 for layer in layers], [f"{layer}" for layer in layers], fontsize=6)
     axes.tick_params(length=0, pad=1)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -95,14 +95,14 @@ def _maps(bank: Bank, titles: list[str], rows: dict[str, list[np.ndarray]], labe
     for row, (kind, pictures) in zip(grid, rows.items(), strict=True):
         for axes, picture in zip(row, pictures, strict=True):
             _map(axes, bank.mask.graph, picture)
-        row[0].set_ylabel(f"{kind}\nlayer", fontsize=5.5)
+        row[0].set_ylabel(f"{kind}\nlayer", fontsize=6)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=6, pad=2)
     bar = figure.colorbar(
         ScalarMappable(Normalize(0, 1), USE), ax=grid, location="bottom", shrink=0.5, aspect=30, pad=0.02
     )
     bar.set_label(label, fontsize=6)
-    bar.ax.tick_params(labelsize=5, length=2)
+    bar.ax.tick_params(labelsize=6, length=2)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     return figure
 
@@ -184,7 +184,7 @@ def thought(bank: Bank, shown: Thought) -> Iterator[Drawn]:
             for y, (token, p) in enumerate(by_size[column][:ranks]):
                 axes.barh(y, 0.94 * p, left=x + 0.03, height=0.86, color=BLUE if token in full else GREY, alpha=0.35)
                 axes.text(x + 0.06, y, drawable(token, 9), va="center", fontsize=6, clip_on=True)
-                axes.text(x + 0.95, y, f"{p:.2f}", va="center", ha="right", fontsize=5)
+                axes.text(x + 0.95, y, f"{p:.2f}", va="center", ha="right", fontsize=6)
     for x, column in enumerate(columns):
         name = _nodes(shown.sizes[column]) if column < len(shown.sizes) - 1 else "full model"
         grid[0].text(x + 0.5, -0.75, name, ha="center", va="bottom", fontsize=6, fontweight="bold")

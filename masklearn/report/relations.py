@@ -162,7 +162,7 @@ def _matrix(axes: Axes, values: np.ndarray, colours: LinearSegmentedColormap, lo
     for (y, x), value in np.ndenumerate(values):
         if numbers and not np.isnan(value):
             color = "white" if abs(value) > 0.6 else ON_CELL
-            axes.text(x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=color)
+            axes.text(x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
