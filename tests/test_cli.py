@@ -237,7 +237,7 @@ def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["--trainer.max_epoch", "3"], "Did you mean trainer.max_epochs?"),
         (["names"], "no flag or key names"),
         (["--model.steps", "many"], "model.steps"),
-        (["--data.positions", "middle"], "'last', 'all'"),
+        (["--data.positions", "middle"], "choose from last, all, random, each"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--config", "stepz.yaml"], "no flag or key model.stepz. Did you mean model.steps?"),
         (["--config", "broken.yaml"], "line 2"),
