@@ -85,7 +85,7 @@ def mean_kl(judge: Judge, masks: Tensor) -> list[float]:
 
 
 def small(folder: Path, texts: int) -> Rows:
-    """Every size of small models against the best of all subgraphs, on the texts that the masks were learned on."""
+    """Every size of small models against the best of all subgraphs, on the texts by which masks are selected."""
     rows: Rows = []
     for family, layers, heads in SMALL:
         lm = folder / f"{family}-{layers}x{heads}"
@@ -95,7 +95,7 @@ def small(folder: Path, texts: int) -> Rows:
             n_nodes = layers * (heads + 1)
             sizes = list(range(1, n_nodes))
             run = learned(Setting(str(lm), task="mixed"), {"sizes": sizes, "ablation": ablation}, limit=texts)
-            judge = run.judge("train")
+            judge = run.judge("selection")
             best, seconds = run.others("exhaustive", judge)
             ratios = [a / b for a, b in zip(mean_kl(judge, run.masks), mean_kl(judge, best[0]), strict=True)]
             rows.append(
