@@ -30,12 +30,12 @@ class Reach(NamedTuple):
     enough: float
 
 
-NARROW, WIDE = Reach(3, (4, 12), 0.1, 1e-5), Reach(10, (20, 20), 0.05, 1e-4)
-"""Means over groups are made of the few masks whose KL is high: only those are worth the wide one."""
+NARROW, WIDE, WIDEST = Reach(3, (4, 12), 0.1, 1e-5), Reach(10, (20, 20), 0.05, 1e-4), Reach(10, (50, 50), 0.05, 0.0)
+"""Means over many groups are made of the few masks whose KL is high: only those are worth the wide one."""
 MANY = 100
 """Nodes from which on greedy elimination, which costs half their square, leaves time for a wide polish as well."""
-STRIDE, FINE_STRIDE = 2, 4
-"""On the way to the next size a mask gains or loses at most one node for so many of its own at once."""
+STRIDES, FINE_STRIDES, FINEST_STRIDES = (2, 2), (4, 4), (4, 8)
+"""On the way down and back up, a mask loses or gains at most one node for so many of its own at once."""
 PROMISING = 2.0
 """A mask whose KL is up to so many times another's may become better by swaps."""
 FEW = 20
@@ -126,9 +126,10 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     smaller; then the way back, from the smallest size up, against the mask of the next smaller size made larger. The
     better one is polished, or if `thorough`, both are, and the better one stays. Nodes are opened where the gradient
     favours it, and closed where the score is low; of those first in line a few are tried, and the best is taken. A
-    round of swaps opens one node and closes another; a mask is done when that gains little. A mask whose KL is still
-    high then has more nodes to choose from: if `thorough` on the way back, and in large graphs always; there the way
-    back begins with none. Each is polished on its own, so nested masks may cease to be nested.
+    round of swaps opens one node and closes another; a mask is done when that gains little. In large graphs a mask
+    whose KL is still high then has more nodes to choose from, and the way back begins with none. If `thorough`, it
+    does in all graphs, and there are more nodes to choose from on the way to another size and at the end. Each is
+    polished on its own, so nested masks may cease to be nested.
 
     Args:
         judge: Says what is better.
@@ -143,24 +144,26 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     masks, kl = masks.clone(), judge(masks)
     everyone, last = torch.arange(judge.n_groups, device=masks.device), len(masks) - 1
     many = masks.shape[-1] >= MANY
-    stride = FINE_STRIDE if thorough or many else STRIDE
+    strides = FINEST_STRIDES if thorough else FINE_STRIDES if many else STRIDES
     reaches = (NARROW, WIDE) if many and not thorough else (NARROW,)
     for i in range(len(masks)) if thorough else [last]:
         _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, *reaches)
-    down, up = range(last - 1, -1, -1), range(0 if many and not thorough else 1, last + 1)
+    down, up = range(last - 1, -1, -1), range(0 if many or thorough else 1, last + 1)
     for i, neighbour in [*((i, i + 1) for i in down), *((i, i - 1) for i in up)]:
-        start, tried = (masks[neighbour], NARROW) if neighbour >= 0 else (torch.zeros_like(masks[i]), WIDE)
-        other, other_kl = _resized(judge, start, scores[i], int(masks[i, 0].sum()), stride, tried.additions)
+        on_the_way_back, from_none = neighbour < i, neighbour < 0
+        start = torch.zeros_like(masks[i]) if from_none else masks[neighbour]
+        look = WIDEST if thorough else WIDE if from_none else NARROW
+        other, other_kl = _resized(judge, start, scores[i], int(masks[i, 0].sum()), strides[on_the_way_back], look)
         if thorough:
             promising = everyone[other_kl < PROMISING * kl[i]]
             _swap_some(judge, other, other_kl, scores[i], promising, rounds, *reaches)
-        better, on_the_way_back = other_kl < kl[i], neighbour < i or i == 0
+        better = other_kl < kl[i]
         _take(masks[i], kl[i], everyone, other, other_kl)
-        if not thorough:
-            some = everyone if neighbour > i else everyone[better]
+        if thorough and on_the_way_back:
+            _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, WIDEST)
+        elif not thorough:
+            some = everyone[better] if on_the_way_back else everyone
             _swap_some(judge, masks[i], kl[i], scores[i], some, rounds, *reaches)
-        elif on_the_way_back:
-            _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, WIDE)
     return masks, kl
 
 
@@ -184,22 +187,20 @@ def _swap_once(
         return groups, groups
     before = kl[groups]
     grown, _ = _open(judge, mask[groups], groups, 1, reach.additions)
-    _take(mask, kl, groups, *_close(judge, grown, scores[groups], groups, removals=reach.removals))
+    _take(mask, kl, groups, *_close(judge, grown, scores[groups], groups, 1, reach.removals))
     better = kl[groups] < (1 - reach.gain) * before
     return groups[better], groups[~better]
 
 
-def _resized(
-    judge: Judge, mask: Tensor, scores: Tensor, size: int, stride: int, additions: int
-) -> tuple[Tensor, Tensor]:
+def _resized(judge: Judge, mask: Tensor, scores: Tensor, size: int, stride: int, reach: Reach) -> tuple[Tensor, Tensor]:
     """The masks of all groups with some nodes more or fewer, and their KL."""
     groups, kl = torch.arange(judge.n_groups, device=mask.device), torch.empty(0)
     while size != (now := int(mask[0].sum())):
         step = min(abs(size - now), max(1, now // stride))
         if size > now:
-            mask, kl = _open(judge, mask, groups, step, additions)
+            mask, kl = _open(judge, mask, groups, step, reach.additions)
         else:
-            mask, kl = _close(judge, mask, scores, groups, step)
+            mask, kl = _close(judge, mask, scores, groups, step, reach.removals)
     return mask, kl
 
 
@@ -215,8 +216,8 @@ def _close(
     mask: Tensor,
     scores: Tensor,
     groups: Tensor,
-    step: int = 1,
-    removals: tuple[int, int] = NARROW.removals,
+    step: int,
+    removals: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     """The masks with so many nodes less, those with the lowest scores, the last the one missed least; and their KL."""
     order, size = scores.masked_fill(~mask, torch.inf).argsort(-1), int(mask[0].sum())
