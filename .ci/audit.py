@@ -11,17 +11,23 @@ PATIENCE = 300
 """Seconds after which an index counts as one that does not answer."""
 
 
+def unchecked(why: str) -> int:
+    print(f"Not checked for known vulnerabilities: {why}")
+    return 0
+
+
 def main() -> int:
     """Say what was checked and what was found; 1 if there is a known vulnerability, else 0."""
     try:
         done = subprocess.run(COMMAND.split(), capture_output=True, text=True, timeout=PATIENCE, check=False)
-        packages = json.loads(done.stdout)["dependencies"]
     except FileNotFoundError:
-        print("Not checked for known vulnerabilities: pip-audit is not installed")
-        return 0
-    except (subprocess.TimeoutExpired, ValueError):
-        print("Not checked for known vulnerabilities: the index does not answer")
-        return 0
+        return unchecked("pip-audit is not installed")
+    except subprocess.TimeoutExpired:
+        return unchecked(f"the index does not answer within {PATIENCE} seconds")
+    try:
+        packages = json.loads(done.stdout)["dependencies"]
+    except ValueError:
+        return unchecked(["pip-audit says nothing", *done.stderr.strip().splitlines()][-1])
     known = [package for package in packages if "vulns" in package]
     found = [(package, vulnerability) for package in known for vulnerability in package["vulns"]]
     for package, vulnerability in found:

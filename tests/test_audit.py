@@ -19,13 +19,14 @@ UNKNOWN = {"name": "wandb", "skip_reason": "Dependency not found on PyPI"}
     [
         ({"dependencies": [SAFE, UNKNOWN]}, 0, "1 of 2 packages checked for known vulnerabilities, 0 found"),
         ({"dependencies": [SAFE, BAD]}, 1, "pyyaml 5.3: PYSEC-2021-142, mended in 5.4"),
-        (None, 0, "Not checked for known vulnerabilities: the index does not answer"),
+        (None, 0, "Not checked for known vulnerabilities: ConnectionError: pypi.org"),
     ],
 )
 def test_what_is_known_fails_and_what_is_not_is_said(says: object, code: int, line: str, tmp_path: Path) -> None:
     """pip-audit ends with 1 both where something is found and where nothing could be asked."""
     stand_in = tmp_path / "pip-audit"
-    stand_in.write_text(f"#!/bin/sh\necho '{json.dumps(says) if says else ''}'\nexit {code or int(says is None)}\n")
+    answer = f"echo '{json.dumps(says)}'; exit {code}" if says else "echo 'ConnectionError: pypi.org' >&2; exit 1"
+    stand_in.write_text(f"#!/bin/sh\n{answer}\n")
     stand_in.chmod(0o755)
     done = audit(f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert (done.returncode, done.stderr) == (code, "")

@@ -149,13 +149,16 @@ def test_polish_never_makes_worse_keeps_sizes_and_comes_close_to_the_best(
     assert (kl[0].mean() - best.mean()) < 0.5 * (judge(masks)[0].mean() - best.mean())
 
 
-def test_where_there_are_many_nodes_more_are_tried(masked_lm: MaskedLM, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("thorough", "many", "reach"), [(False, 1, "WIDE"), (True, search.MANY, "WIDEST")])
+def test_more_is_tried_in_large_graphs_and_in_shared_masks(
+    masked_lm: MaskedLM, thorough: bool, many: int, reach: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With all nodes to choose from no exchange of the one that helps most for the one missed least is left."""
     n_nodes, judge = masked_lm.graph.n_nodes, Judge(masked_lm, texts(), GROUPS)
-    monkeypatch.setattr(search, "MANY", 1)
-    monkeypatch.setattr(search, "WIDE", search.Reach(n_nodes, (n_nodes, n_nodes), 0.0, 0.0))
+    monkeypatch.setattr(search, "MANY", many)
+    monkeypatch.setattr(search, reach, search.Reach(n_nodes, (n_nodes, n_nodes), 0.0, 0.0))
     scores = torch.rand(1, 3, n_nodes, generator=torch.Generator().manual_seed(3))
-    polished, kl = polish(judge, top(scores, torch.tensor([[6]])), scores, rounds=50)
+    polished, kl = polish(judge, top(scores, torch.tensor([[6]])), scores, 50, thorough)
     for group in range(3):
         closed, opened = (~polished[0, group]).nonzero()[:, 0], polished[0, group].nonzero()[:, 0]
         grown = polished[0].repeat(len(closed), 1, 1)
