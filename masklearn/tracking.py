@@ -32,7 +32,7 @@ HISTOGRAM_EVERY = 50
 """Steps between two histograms of the gates."""
 START, FINISH = 15.0, 60.0
 """Seconds that W&B may take to begin, and to send what is left at the end, before a run goes on without it."""
-FLUSH, UNSURE = 1.0, 5.0
+FLUSH, UNSURE = 1.0, 30.0
 """Seconds between two times that W&B writes to the disk, and after which what it was given is taken to lie there."""
 
 

@@ -1,6 +1,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from conftest import Run
 from wandb_file import OfflineRun
 
 import masklearn as ml
+from masklearn import tracking
 
 SIZES = (4, 18, 30)
 
@@ -93,3 +95,24 @@ def test_where_the_run_lies_and_how_to_send_it_is_one_line(run: Run) -> None:
     (line,) = (line for line in run.output.splitlines() if line.startswith("W&B"))
     (folder,) = (run.folder / "wandb").glob("offline-run-*")
     assert line == f"W&B: no login found, so the run lies in {folder}. Send it with: wandb sync '{folder}'"
+
+
+def test_what_may_not_be_on_the_disk_yet_is_kept_and_logged_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a minute of it: W&B writes in a process of its own, which a busy machine may keep waiting."""
+    now, kept = 0.0, {}
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=lambda: now))
+    for name in ("killed", "gone-on-with"):
+        tracker, _ = tracking.logger_for(tmp_path / name, {})
+        again = tracking.TrackAgain(tracker)
+        if kept:
+            again.load_state_dict(kept)
+        else:
+            for step, now in enumerate((0.0, 15.0, 31.0, 45.0)):  # noqa: B007 (the clock's time)
+                tracker.log_metrics({"kl": float(step)}, step)
+        kept = again.state_dict()
+        tracking.finish(tracker)
+    assert [step for step, _ in kept["rows"]] == [1, 2, 3]
+    (folder,) = (tmp_path / "gone-on-with" / "wandb").glob("offline-run-*")
+    assert OfflineRun.read(folder).column("kl") == [1.0, 2.0, 3.0]
