@@ -19,7 +19,8 @@ class Reach(NamedTuple):
 
     Args:
         additions: Nodes to try to open.
-        removals: Nodes to try to close: so many and one more for every three of a mask's, up to a most.
+        removals: Nodes to try to close: so many and one more for every three of a mask's, up to a most; any of all
+            nodes.
         gain: Share of its KL that a mask must lose in a round to be worth another.
         enough: Nats below which a mask is not worth it at all.
     """
@@ -223,7 +224,8 @@ def _close(
     order, size = scores.masked_fill(~mask, torch.inf).argsort(-1), int(mask[0].sum())
     mask = mask.scatter(-1, order[:, : step - 1], False)
     few, most = removals
-    return _best(judge, _each(mask, order[:, step - 1 : size][:, : min(few + size // 3, most)], False), groups)
+    tried = size if mask[0].all() else min(few + size // 3, most)  # next to all nodes, the best is a matter of trying
+    return _best(judge, _each(mask, order[:, step - 1 : size][:, :tried], False), groups)
 
 
 def _each(mask: Tensor, nodes: Tensor, state: bool) -> Tensor:

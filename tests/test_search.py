@@ -169,6 +169,15 @@ def test_more_is_tried_in_large_graphs_and_in_shared_masks(
         assert judge(shrunk)[:, group].min() >= kl[0, group] - 1e-5
 
 
+def test_the_best_node_to_close_first_is_found_whatever_the_scores(masked_lm: MaskedLM) -> None:
+    n_nodes, judge = masked_lm.graph.n_nodes, Judge(masked_lm, texts(), GROUPS)
+    _, best = single_ablation(judge, n_nodes).min(-1)
+    scores = torch.zeros(1, 3, n_nodes).scatter(-1, best[None, :, None], 1.0)
+    masks = top(scores + torch.arange(n_nodes) / n_nodes**2, torch.tensor([[n_nodes - 1]]))
+    polished, _ = polish(judge, masks, scores, rounds=1)
+    assert (~polished[0]).nonzero()[:, 1].tolist() == best.tolist()
+
+
 def test_polish_learns_from_the_next_larger_and_the_next_smaller_size(masked_lm: MaskedLM) -> None:
     """Without a single swap, good masks at one end of the sizes bring about better ones at all others."""
     n_nodes = masked_lm.graph.n_nodes
