@@ -35,8 +35,8 @@ NARROW, WIDE, WIDEST = Reach(3, (4, 12), 0.1, 1e-5), Reach(10, (20, 20), 0.05, 1
 """Means over many groups are made of the few masks whose KL is high: only those are worth the wide one."""
 MANY = 100
 """Nodes from which on greedy elimination, which costs half their square, leaves time for a wide polish as well."""
-STRIDES, FINE_STRIDES, FINEST_STRIDES = (2, 2), (4, 4), (4, 8)
-"""On the way down and back up, a mask loses or gains at most one node for so many of its own at once."""
+STRIDE, FINE_STRIDE = 2, 4
+"""On the way to the next size a mask gains or loses at most one node for so many of its own at once."""
 PROMISING = 2.0
 """A mask whose KL is up to so many times another's may become better by swaps."""
 FEW = 20
@@ -129,8 +129,8 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     favours it, and closed where the score is low; of those first in line a few are tried, and the best is taken. A
     round of swaps opens one node and closes another; a mask is done when that gains little. In large graphs a mask
     whose KL is still high then has more nodes to choose from, and the way back begins with none. If `thorough`, it
-    does in all graphs, and there are more nodes to choose from on the way to another size and at the end. Each is
-    polished on its own, so nested masks may cease to be nested.
+    does in all graphs, and there are more nodes to choose from on the way to another size, which is gone node by node
+    but in large graphs, and at the end. Each is polished on its own, so nested masks may cease to be nested.
 
     Args:
         judge: Says what is better.
@@ -145,7 +145,7 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     masks, kl = masks.clone(), judge(masks)
     everyone, last = torch.arange(judge.n_groups, device=masks.device), len(masks) - 1
     many = masks.shape[-1] >= MANY
-    strides = FINEST_STRIDES if thorough else FINE_STRIDES if many else STRIDES
+    stride = FINE_STRIDE if many else masks.shape[-1] if thorough else STRIDE
     reaches = (NARROW, WIDE) if many and not thorough else (NARROW,)
     for i in range(len(masks)) if thorough else [last]:
         _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, *reaches)
@@ -154,7 +154,7 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
         on_the_way_back, from_none = neighbour < i, neighbour < 0
         start = torch.zeros_like(masks[i]) if from_none else masks[neighbour]
         look = WIDEST if thorough else WIDE if from_none else NARROW
-        other, other_kl = _resized(judge, start, scores[i], int(masks[i, 0].sum()), strides[on_the_way_back], look)
+        other, other_kl = _resized(judge, start, scores[i], int(masks[i, 0].sum()), stride, look)
         if thorough:
             promising = everyone[other_kl < PROMISING * kl[i]]
             _swap_some(judge, other, other_kl, scores[i], promising, rounds, *reaches)
