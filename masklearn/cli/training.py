@@ -233,6 +233,8 @@ def _run(cli: TrainCLI) -> None:
     logger = _start_tracking(cli)
     print("\n".join([_introduction(learner, data), *data.remarks, *([remark] if remark else [])]), flush=True)
     _fit(cli)
+    swapping = ", and swapping their nodes where that lowers the KL" if learner.polish_rounds else ""
+    print(f"Cutting masks{swapping}", flush=True)
     mask = replace(learner.discretize(), config=_of_the_masks(cli.asked))
     print(f"Evaluating on {len(data.parts['test'])} {_which(data)} texts", flush=True)
     batches = data.loader("test", by_length=True)
