@@ -23,15 +23,18 @@ class Reach(NamedTuple):
             nodes.
         gain: Share of its KL that a mask must lose in a round to be worth another.
         enough: Nats below which a mask is not worth it at all.
+        crossed: Where that gains too little, so many of the nodes that help most when opened and so many of those
+            missed least when closed are tried with each other.
     """
 
     additions: int
     removals: tuple[int, int]
     gain: float
     enough: float
+    crossed: int = 0
 
 
-NARROW, WIDE, WIDEST = Reach(3, (4, 12), 0.1, 1e-5), Reach(10, (20, 20), 0.05, 1e-4), Reach(10, (50, 50), 0.05, 0.0)
+NARROW, WIDE, WIDEST = Reach(3, (4, 12), 0.1, 1e-5), Reach(10, (20, 20), 0.05, 1e-4), Reach(10, (50, 50), 0.05, 0.0, 8)
 """Means over many groups are made of the few masks whose KL is high: only those are worth the wide one."""
 MANY = 100
 """Nodes from which on greedy elimination, which costs half their square, leaves time for a wide polish as well."""
@@ -129,8 +132,9 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     favours it, and closed where the score is low; of those first in line a few are tried, and the best is taken. A
     round of swaps opens one node and closes another; a mask is done when that gains little. In large graphs a mask
     whose KL is still high then has more nodes to choose from, and the way back begins with none. If `thorough`, it
-    does in all graphs, and there are more nodes to choose from on the way to another size, which is gone node by node
-    but in large graphs, and at the end. Each is polished on its own, so nested masks may cease to be nested.
+    does in all graphs, and the way down begins with all nodes, so no mask is worse than elimination's; there are more
+    nodes to choose from on the way to another size, which is gone node by node but in large graphs, and at the end,
+    where some are tried with each other. Each is polished on its own, so nested masks may cease to be nested.
 
     Args:
         judge: Says what is better.
@@ -149,10 +153,12 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     reaches = (NARROW, WIDE) if many and not thorough else (NARROW,)
     for i in range(len(masks)) if thorough else [last]:
         _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, *reaches)
-    down, up = range(last - 1, -1, -1), range(0 if many or thorough else 1, last + 1)
+    from_all = thorough and not masks[last, 0].all()
+    down, up = range(last if from_all else last - 1, -1, -1), range(0 if many or thorough else 1, last + 1)
+    none, every = torch.zeros_like(masks[0]), torch.ones_like(masks[0])
     for i, neighbour in [*((i, i + 1) for i in down), *((i, i - 1) for i in up)]:
         on_the_way_back, from_none = neighbour < i, neighbour < 0
-        start = torch.zeros_like(masks[i]) if from_none else masks[neighbour]
+        start = none if from_none else every if neighbour > last else masks[neighbour]
         look = WIDEST if thorough else WIDE if from_none else NARROW
         other, other_kl = _resized(judge, start, scores[i], int(masks[i, 0].sum()), stride, look)
         if thorough:
@@ -184,13 +190,26 @@ def _swap_once(
     judge: Judge, mask: Tensor, kl: Tensor, scores: Tensor, groups: Tensor, reach: Reach
 ) -> tuple[Tensor, Tensor]:
     """One swap in the masks of some groups, in place; the groups that it brought enough, and those that are stuck."""
-    if not len(groups):
-        return groups, groups
-    before = kl[groups]
-    grown, _ = _open(judge, mask[groups], groups, 1, reach.additions)
-    _take(mask, kl, groups, *_close(judge, grown, scores[groups], groups, 1, reach.removals))
-    better = kl[groups] < (1 - reach.gain) * before
-    return groups[better], groups[~better]
+    enough = kl[groups] * (1 - reach.gain)
+    stuck = groups
+    for neighbour in (_exchange, _cross) if reach.crossed else (_exchange,):
+        if len(stuck):
+            _take(mask, kl, stuck, *neighbour(judge, mask[stuck], scores[stuck], stuck, reach))
+        stuck = groups[kl[groups] >= enough]
+    return groups[kl[groups] < enough], stuck
+
+
+def _exchange(judge: Judge, mask: Tensor, scores: Tensor, groups: Tensor, reach: Reach) -> tuple[Tensor, Tensor]:
+    """The masks with the node open that helps most, and then the one closed that is missed least; and their KL."""
+    grown, _ = _best(judge, _opened(judge, mask, groups, 1, reach.additions), groups)
+    return _best(judge, _closed(grown, scores, 1, reach.removals), groups)
+
+
+def _cross(judge: Judge, mask: Tensor, scores: Tensor, groups: Tensor, reach: Reach) -> tuple[Tensor, Tensor]:
+    """The masks with the best pair of a few nodes to open and a few to close, and their KL."""
+    opened = _best_few(judge, _opened(judge, mask, groups, 1, reach.additions), groups, reach.crossed)
+    closed = _best_few(judge, _closed(mask, scores, 1, reach.removals), groups, reach.crossed)
+    return _best(judge, (opened[:, None] & (closed | ~mask)).flatten(0, 1), groups)
 
 
 def _resized(judge: Judge, mask: Tensor, scores: Tensor, size: int, stride: int, reach: Reach) -> tuple[Tensor, Tensor]:
@@ -199,33 +218,27 @@ def _resized(judge: Judge, mask: Tensor, scores: Tensor, size: int, stride: int,
     while size != (now := int(mask[0].sum())):
         step = min(abs(size - now), max(1, now // stride))
         if size > now:
-            mask, kl = _open(judge, mask, groups, step, reach.additions)
+            candidates = _opened(judge, mask, groups, step, reach.additions)
         else:
-            mask, kl = _close(judge, mask, scores, groups, step, reach.removals)
+            candidates = _closed(mask, scores, step, reach.removals)
+        mask, kl = _best(judge, candidates, groups)
     return mask, kl
 
 
-def _open(judge: Judge, mask: Tensor, groups: Tensor, step: int, additions: int) -> tuple[Tensor, Tensor]:
-    """The masks with so many nodes more, those that the gradient favours, the last the best of a few; and their KL."""
+def _opened(judge: Judge, mask: Tensor, groups: Tensor, step: int, additions: int) -> Tensor:
+    """The masks with so many nodes more, those that the gradient favours; a few to choose the last of."""
     order, closed = judge.gradient(mask, groups)[1].masked_fill(mask, torch.inf).argsort(-1), int((~mask[0]).sum())
     mask = mask.scatter(-1, order[:, : step - 1], True)
-    return _best(judge, _each(mask, order[:, step - 1 : closed][:, :additions], True), groups)
+    return _each(mask, order[:, step - 1 : closed][:, :additions], True)
 
 
-def _close(
-    judge: Judge,
-    mask: Tensor,
-    scores: Tensor,
-    groups: Tensor,
-    step: int,
-    removals: tuple[int, int],
-) -> tuple[Tensor, Tensor]:
-    """The masks with so many nodes less, those with the lowest scores, the last the one missed least; and their KL."""
+def _closed(mask: Tensor, scores: Tensor, step: int, removals: tuple[int, int]) -> Tensor:
+    """The masks with so many nodes less, those with the lowest scores; a few to choose the last of."""
     order, size = scores.masked_fill(~mask, torch.inf).argsort(-1), int(mask[0].sum())
     mask = mask.scatter(-1, order[:, : step - 1], False)
     few, most = removals
     tried = size if mask[0].all() else min(few + size // 3, most)  # next to all nodes, the best is a matter of trying
-    return _best(judge, _each(mask, order[:, step - 1 : size][:, :tried], False), groups)
+    return _each(mask, order[:, step - 1 : size][:, :tried], False)
 
 
 def _each(mask: Tensor, nodes: Tensor, state: bool) -> Tensor:
@@ -237,6 +250,12 @@ def _best(judge: Judge, candidates: Tensor, groups: Tensor) -> tuple[Tensor, Ten
     """The best of the candidates (K, groups, nodes) of every group, and its KL."""
     kl, which = judge(candidates, groups).min(0)
     return candidates[which, torch.arange(len(which), device=which.device)], kl
+
+
+def _best_few(judge: Judge, candidates: Tensor, groups: Tensor, few: int) -> Tensor:
+    """The best few of the candidates (K, groups, nodes) of every group, best first."""
+    order = judge(candidates, groups).argsort(0)[:few]
+    return candidates.gather(0, order[..., None].expand(-1, -1, candidates.shape[-1]))
 
 
 def _take(mask: Tensor, kl: Tensor, groups: Tensor, other: Tensor, other_kl: Tensor) -> None:

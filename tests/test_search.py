@@ -1,4 +1,5 @@
 from itertools import combinations
+from typing import ClassVar
 
 import pytest
 import torch
@@ -167,6 +168,46 @@ def test_more_is_tried_in_large_graphs_and_in_shared_masks(
         shrunk = grown.repeat(len(opened), 1, 1)
         shrunk[range(len(opened)), group, opened] = False
         assert judge(shrunk)[:, group].min() >= kl[0, group] - 1e-5
+
+
+class Table(Judge):
+    """Says of four nodes what is written down; of what is not, that it is bad."""
+
+    WRITTEN: ClassVar = {(1,): 1.5, (0, 1, 2): 0.5, (0, 1, 3): 0.6, (0, 1): 1.0, (0, 3): 0.1}
+    n_groups = 1
+
+    def __init__(self) -> None: ...
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def __call__(self, masks: Tensor, groups: Tensor | None = None) -> Tensor:
+        return torch.tensor([[self.WRITTEN.get(tuple(mask[0].nonzero()[:, 0].tolist()), 5.0)] for mask in masks])
+
+    def gradient(self, masks: Tensor, groups: Tensor | None = None, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
+        return self(masks[None])[0], torch.zeros(masks.shape)
+
+
+def test_where_shared_masks_are_stuck_nodes_to_open_and_to_close_are_tried_with_each_other() -> None:
+    """Node 2 helps most but makes none of the others idle, and elimination and growth both end at nodes 0 and 1."""
+    masks, judge = torch.tensor([[[True, True, False, False]]]), Table()
+    for thorough, best in ((False, [0, 1]), (True, [0, 3])):
+        polished, _ = polish(judge, masks, torch.zeros(1, 1, 4), 4, thorough)
+        assert polished[0, 0].nonzero()[:, 0].tolist() == best
+
+
+def test_polish_of_shared_masks_is_no_worse_than_elimination_and_growth(
+    masked_lm: MaskedLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a single swap: the way down begins with all nodes and the way back with none, whatever was learned."""
+    n_nodes, judge = masked_lm.graph.n_nodes, Judge(masked_lm, texts(), GROUPS)
+    monkeypatch.setattr(search, "WIDEST", search.Reach(n_nodes, (n_nodes, n_nodes), 0.0, 0.0))
+    scores = torch.rand(1, 3, n_nodes, generator=torch.Generator().manual_seed(2))
+    for size in (5, 8, 11):
+        _, kl = polish(judge, top(scores, torch.tensor([[size]])), scores, rounds=0, thorough=True)
+        for forward in (False, True):
+            assert (kl <= judge(greedy(judge, [size], n_nodes, forward)) + 1e-6).all()
 
 
 def test_the_best_node_to_close_first_is_found_whatever_the_scores(masked_lm: MaskedLM) -> None:
