@@ -79,6 +79,12 @@ def judged(judge: Judge, masks: Tensor) -> Tensor:
     return torch.stack([judge(some) for some in (masks if masks.ndim == 4 else masks[None])])
 
 
+def over_cheaper(run: Run, judge: Judge) -> list[float]:
+    """KL of a bank over the lowest that cheap baselines come to, at each size, as the judge sees both."""
+    cheaper = torch.tensor([mean_kl(judge, run.others(name, judge)[0]) for name in CHEAP])
+    return (torch.tensor(mean_kl(judge, run.masks)) / cheaper.min(0).values).tolist()
+
+
 def mean_kl(judge: Judge, masks: Tensor) -> list[float]:
     """Mean over groups, and over draws where there are any, at each size."""
     return judged(judge, masks).mean((0, 2)).tolist()
@@ -101,6 +107,7 @@ def small(folder: Path, texts: int) -> Rows:
             rows.append(
                 {"model": lm.name, "ablation": ablation, "nodes": n_nodes, "median": median(ratios)}
                 | {"worst": max(ratios), "at s": sizes[ratios.index(max(ratios))]}
+                | {"worst over cheaper": max(over_cheaper(run, judge))}
                 | {"seconds": run.seconds, "exhaustive seconds": seconds, "ratios": ratios}
             )
     return rows
@@ -152,6 +159,7 @@ def tasks(texts: int) -> Rows:
             ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
             rows.append(
                 {"task": task, "ablation": ablation, "median": median(ratios), "worst": max(ratios)}
+                | {"over cheaper": over_cheaper(run, select)}
                 | {"KL": mine, "swap KL": theirs, "ratios": ratios}
                 | {"held-out KL": mean_kl(held_out, run.masks), "swap held-out KL": mean_kl(held_out, best)}
                 | {"seconds": run.seconds, "swap seconds": seconds}
