@@ -132,9 +132,9 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     favours it, and closed where the score is low; of those first in line a few are tried, and the best is taken. A
     round of swaps opens one node and closes another; a mask is done when that gains little. In large graphs a mask
     whose KL is still high then has more nodes to choose from, and the way back begins with none. If `thorough`, it
-    does in all graphs, and the way down begins with all nodes; there are more
-    nodes to choose from on the way to another size, which is gone node by node but in large graphs, and at the end,
-    where some are tried with each other. Each is polished on its own, so nested masks may cease to be nested.
+    does in all graphs, and the way down begins with all nodes; there are more nodes to choose from on the way to
+    another size, which is gone node by node but in large graphs, and at the end, where a few to open and a few to close
+    are tried with each other as well. Each is polished on its own, so nested masks may cease to be nested.
 
     Args:
         judge: Says what is better.
