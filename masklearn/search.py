@@ -160,7 +160,12 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
         on_the_way_back, from_none = neighbour < i, neighbour < 0
         start = none if from_none else every if neighbour > last else masks[neighbour]
         look = WIDEST if thorough else WIDE if from_none else NARROW
-        other, other_kl = _resized(judge, start, scores[i], int(masks[i, 0].sum()), stride, look)
+        worth = everyone[kl[i] > look.enough]
+        if not len(worth):
+            continue
+        other, other_kl = masks[i].clone(), kl[i].clone()
+        resized = _resized(judge, start[worth], scores[i][worth], worth, int(masks[i, 0].sum()), stride, look)
+        other[worth], other_kl[worth] = resized
         if thorough:
             promising = everyone[other_kl < PROMISING * kl[i]]
             _swap_some(judge, other, other_kl, scores[i], promising, rounds, *reaches)
@@ -212,9 +217,11 @@ def _cross(judge: Judge, mask: Tensor, scores: Tensor, groups: Tensor, reach: Re
     return _best(judge, (opened[:, None] & (closed | ~mask)).flatten(0, 1), groups)
 
 
-def _resized(judge: Judge, mask: Tensor, scores: Tensor, size: int, stride: int, reach: Reach) -> tuple[Tensor, Tensor]:
-    """The masks of all groups with some nodes more or fewer, and their KL."""
-    groups, kl = torch.arange(judge.n_groups, device=mask.device), torch.empty(0)
+def _resized(
+    judge: Judge, mask: Tensor, scores: Tensor, groups: Tensor, size: int, stride: int, reach: Reach
+) -> tuple[Tensor, Tensor]:
+    """The masks of some groups with some nodes more or fewer, and their KL."""
+    kl = torch.empty(0)
     while size != (now := int(mask[0].sum())):
         step = min(abs(size - now), max(1, now // stride))
         if size > now:
