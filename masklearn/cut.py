@@ -1,6 +1,6 @@
 """From learned gates to discrete masks: the exact top s, the best of the restarts, the polish, and what each costs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -70,6 +70,22 @@ def cut(
         kl.append(kl[-1])
     scores = scores[:1] if nested else scores
     return Cut(masks.transpose(0, 1), scores.transpose(0, 1), torch.stack(kl, -1).transpose(0, 1))
+
+
+def polished_again(found: Cut, judge: Judge, rounds: int, thorough: bool = False) -> Cut:
+    """The masks of all of a judge's groups, polished once more: what closed nodes emit may be another by now.
+
+    Args:
+        found: What was cut; its scores and the KLs before polish stay.
+        judge: Judges the groups, on the texts that select.
+        rounds: See `polish`.
+        thorough: See `polish`.
+    """
+    n_sizes = found.mask.shape[1]
+    masks, scores = (t.transpose(0, 1).to(judge.device) for t in (found.mask, found.scores.expand(-1, n_sizes, -1)))
+    masks, kl = polish(judge, masks, scores, rounds, thorough)
+    stages = torch.cat([found.kl[..., :-1], kl.T[..., None].to(found.kl.device)], -1)
+    return replace(found, mask=masks.transpose(0, 1).to(found.mask.device), kl=stages)
 
 
 def _sampled(judge: Judge, log_odds: Tensor, temperature: float) -> Tensor:

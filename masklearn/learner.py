@@ -15,7 +15,7 @@ from masklearn.adapter import EMBEDDED, DTypeName, load_lm
 from masklearn.artifact import Mask, ModelId, Shards
 from masklearn.budget import Lagrangian, Projected, Schedule, resolve_sizes
 from masklearn.constants import RATE, Constants, means
-from masklearn.cut import STAGES, Cut, cut
+from masklearn.cut import STAGES, Cut, cut, polished_again
 from masklearn.data import Batch, MaskData, Plan
 from masklearn.errors import UserError, require_finite
 from masklearn.gates import GateBank, GateName, open_probability, sample
@@ -297,9 +297,13 @@ class MaskLearner(LightningModule):
         judge = self._judge(groups)
         log_odds = self._settled(self.size_counts).detach()
         softness, rounds = self.schedule.temperature[1], self.polish_rounds
-        thorough = self.scope != "input"  # what is found for many texts may cost more than what is found for one
-        found = cut(self.bank, log_odds, self.size_counts, judge, self.restarts, softness, rounds, thorough)
+        found = cut(self.bank, log_odds, self.size_counts, judge, self.restarts, softness, rounds, self._thorough)
         self.store.put(block, groups, vars(found))
+
+    @property
+    def _thorough(self) -> bool:
+        """What is found for many texts may cost more than what is found for one."""
+        return self.scope != "input"
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -427,16 +431,22 @@ class MaskLearner(LightningModule):
     # --- what was learned ---------------------------------------------------------------------------------------------
 
     def discretize(self) -> Mask:
-        """The masks learned: exactly `s` nodes each. What it cost to get there is in `stages`, see `cut.STAGES`."""
+        """The masks learned: exactly `s` nodes each. What it cost to get there is in `stages`, see `cut.STAGES`.
+
+        Learned constants are trained on for them, and they are polished once more under those.
+        """
         last = len(self.plan.blocks) - 1
         if last not in self.store:
             self._finish(last)
         found = Cut(**self.store.gather(len(self.plan.blocks)))
-        by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
-        self.stages = [{"s": s, **dict(zip(STAGES, kl, strict=True))} for s, kl in by_size]
         if self.constants is not None:
             train, selection = (partial(self._data.loader, part) for part in ("train", "selection"))
             self.constants.refit(self.masked_lm, found.mask, train, selection)
+            if self.polish_rounds:
+                judge = self._judge(range(len(found.mask)))
+                found = polished_again(found, judge, self.polish_rounds, self._thorough)
+        by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
+        self.stages = [{"s": s, **dict(zip(STAGES, kl, strict=True))} for s, kl in by_size]
         return Mask(
             mask=found.mask,
             scores=found.scores,

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import masklearn as ml
+from masklearn import constants
 from masklearn.ablation import Observed, at_positions, means_of
 from masklearn.cli import evaluate
 from masklearn.constants import settled
@@ -218,6 +219,22 @@ def test_learned_constants_beat_means_on_the_same_masks() -> None:
         assert masked_lm.ablation.name == name
         kl[name] = Judge(masked_lm, data.loader("test"))(masks.transpose(0, 1)).mean()
     assert kl["learned"] < 0.9 * kl["mean"]
+
+
+def test_masks_are_polished_under_the_constants_that_were_fitted_to_them(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the KL that is told is that of the masks and constants that are kept."""
+    monkeypatch.setattr(constants, "REFIT_STEPS", 10)
+    data = {"task": "names", "limit": 12}
+    learner = fitted(tmp_path, "embedded", data, steps=2, ablation="learned", polish=1, sizes=[2, 4])
+    mask = learner.discretize()
+    texts = ml.MaskData(**data, lm="embedded")
+    texts.setup("fit")
+    judge = Judge(learner.masked_lm, texts.loader("selection"))
+    kl = judge(mask.mask.transpose(0, 1))[:, 0]
+    torch.testing.assert_close(kl, torch.tensor([stage["polished"] for stage in learner.stages]), rtol=1e-3, atol=1e-6)
+    assert mask.mask.sum(-1).tolist() == [[2, 4]]
 
 
 def test_a_killed_run_goes_on_with_the_constants_it_had(tmp_path: Any) -> None:
