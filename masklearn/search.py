@@ -34,8 +34,10 @@ class Reach(NamedTuple):
     crossed: int = 0
 
 
-NARROW, WIDE, WIDEST = Reach(3, (4, 12), 0.1, 1e-5), Reach(10, (20, 20), 0.05, 1e-4), Reach(10, (50, 50), 0.05, 0.0, 8)
-"""Means over many groups are made of the few masks whose KL is high: only those are worth the wide one."""
+LEAN, NARROW = Reach(3, (4, 8), 0.1, 1e-5), Reach(3, (4, 12), 0.1, 1e-5)
+WIDE, WIDEST = Reach(10, (20, 20), 0.05, 1e-4), Reach(10, (50, 50), 0.05, 0.0, 8)
+"""Means over many groups are made of the few masks whose KL is high: in large graphs only those are worth more than
+the lean one."""
 MANY = 100
 """Nodes from which on greedy elimination, which costs half their square, leaves time for a wide polish as well."""
 STRIDE, FINE_STRIDE = 2, 4
@@ -150,7 +152,7 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     everyone, last = torch.arange(judge.n_groups, device=masks.device), len(masks) - 1
     many = masks.shape[-1] >= MANY
     stride = FINE_STRIDE if many else masks.shape[-1] if thorough else STRIDE
-    reaches = (NARROW, WIDE) if many and not thorough else (NARROW,)
+    reaches = (LEAN, WIDE) if many and not thorough else (NARROW,)
     for i in range(len(masks)) if thorough else [last]:
         _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, *reaches)
     from_all = thorough and not masks[last, 0].all()
@@ -159,7 +161,7 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     for i, neighbour in [*((i, i + 1) for i in down), *((i, i - 1) for i in up)]:
         on_the_way_back, from_none = neighbour < i, neighbour < 0
         start = none if from_none else every if neighbour > last else masks[neighbour]
-        look = WIDEST if thorough else WIDE if from_none else NARROW
+        look = WIDEST if thorough else WIDE if from_none else reaches[0]
         worth = everyone[kl[i] > look.enough]
         if not len(worth):
             continue
