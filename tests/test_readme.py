@@ -16,7 +16,7 @@ from masklearn.tiny import MODEL, tasks
 
 README = (ROOT / "README.md").read_text()
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-IN_SMALL = ["--model.steps", "4", "--model.polish", "1", "--data.limit", "20", "--trainer.logger", "false"]
+IN_SMALL = ["--model.steps", "4", "--model.polish", "0", "--data.limit", "20", "--trainer.logger", "false"]
 
 
 def blocks(language: str) -> list[str]:

@@ -27,6 +27,7 @@ def strictly(*args: str) -> None:
 
 def test_a_run_and_its_evaluation_in_development_mode(tmp_path: Path) -> None:
     run = ["--data.task", "names", "--data.positions", "last", "--data.limit", "30", "--model.steps", "6"]
-    strictly("train", *run, "--model.polish", "1", "--run.dir", str(tmp_path / "run"), "--trainer.logger", "false")
+    run += ["--model.polish", "1", "--model.sizes", "[18, 27]"]
+    strictly("train", *run, "--run.dir", str(tmp_path / "run"), "--trainer.logger", "false")
     strictly("evaluate", "--mask", str(tmp_path / "run" / "mask.safetensors"), "--out", str(tmp_path / "out"))
     assert (tmp_path / "out" / "metrics.json").is_file()
