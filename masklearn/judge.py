@@ -1,10 +1,13 @@
 """The judge of discrete subgraphs: many candidates of every group at once, each on its own group's texts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from masklearn.data import Batch
 from masklearn.masked_lm import MaskedLM
@@ -12,6 +15,8 @@ from masklearn.objective import chunked_kl
 
 TOKENS_AT_ONCE = 2**15
 """Tokens, over all rows, that share a forward."""
+GLIMPSE, ENOUGH_TEXTS = 8, 64
+"""A glimpse takes one text of so many; there is none of a group with fewer than so many texts."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,11 @@ class Piece:
     batch: Batch
     full: Tensor
     slot: Tensor
+
+    def pick(self, kept: Tensor) -> "Piece":
+        """Some of the texts, by a boolean of shape (texts,)."""
+        positions = kept.repeat_interleave(self.batch.scored.sum(1))
+        return Piece(self.batch.pick(kept), self.full[positions], self.slot[kept])
 
 
 class Judge:
@@ -36,17 +46,34 @@ class Judge:
         self.masked_lm = masked_lm
         place = {group: i for i, group in enumerate(groups)}
         self.n_groups = len(place)
-        self.pieces: list[Piece] = []
-        self.positions = torch.zeros(self.n_groups, device=masked_lm.device)
+        pieces: list[Piece] = []
         for batch in batches:
             slot = torch.tensor([place[group] for group in batch.group.tolist()], device=masked_lm.device)
             batch = batch.to(masked_lm.device)
-            self.pieces.append(Piece(batch, masked_lm.full(batch.input_ids, batch.scored), slot))
-            self.positions.index_add_(0, slot, batch.scored.sum(1).float())
+            pieces.append(Piece(batch, masked_lm.full(batch.input_ids, batch.scored), slot))
+        self._hold(pieces)
+
+    def _hold(self, pieces: Sequence[Piece]) -> None:
+        self.pieces = pieces
+        self.positions = torch.zeros(self.n_groups, device=self.device)
+        for piece in pieces:
+            self.positions.index_add_(0, piece.slot, piece.batch.scored.sum(1).float())
 
     @property
     def device(self) -> torch.device:
         return self.masked_lm.device
+
+    @cached_property
+    def glimpse(self) -> "Judge | None":
+        """A judge of the same groups by some of their texts, evenly spread; none where a group has few."""
+        slots = torch.cat([piece.slot for piece in self.pieces])
+        if slots.bincount(minlength=self.n_groups).min() < ENOUGH_TEXTS:
+            return None
+        rank = one_hot(slots, self.n_groups).cumsum(0).gather(1, slots[:, None])[:, 0] - 1  # of a text, in its group
+        kept = (rank % GLIMPSE == 0).split([len(piece.slot) for piece in self.pieces])
+        judge = copy(self)
+        judge._hold([piece.pick(some) for piece, some in zip(self.pieces, kept, strict=True) if some.any()])
+        return judge
 
     @torch.no_grad()
     def __call__(self, masks: Tensor, groups: Tensor | None = None) -> Tensor:
@@ -91,11 +118,9 @@ class Judge:
         for piece in self.pieces:
             slot = place[piece.slot]
             kept = slot >= 0
-            if kept.all():
-                yield Piece(piece.batch, piece.full, slot)
-            elif kept.any():
-                positions = kept.repeat_interleave(piece.batch.scored.sum(1))
-                yield Piece(piece.batch.pick(kept), piece.full[positions], slot[kept])
+            if kept.any():
+                moved = Piece(piece.batch, piece.full, slot)
+                yield moved if kept.all() else moved.pick(kept)
 
     def _kl(self, piece: Piece, gates: Tensor, sharpness: float = 1.0) -> Tensor:
         """KL summed over the positions of every group, shape (K, groups), of gates (K, groups, nodes)."""

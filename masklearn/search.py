@@ -42,6 +42,8 @@ MANY = 100
 """Nodes from which on greedy elimination, which costs half their square, leaves time for a wide polish as well."""
 STRIDE, FINE_STRIDE = 2, 4
 """On the way to the next size a mask gains or loses at most one node for so many of its own at once."""
+SHORT = 4
+"""Where groups have many texts, one candidate of so many is judged by all of them: the best at a glimpse."""
 PROMISING = 2.0
 """A mask whose KL is up to so many times another's may become better by swaps."""
 FEW = 20
@@ -131,12 +133,13 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     From the largest size down to the smallest, each mask is held against the polished mask of the next larger size made
     smaller; then the way back, from the smallest size up, against the mask of the next smaller size made larger. The
     better one is polished, or if `thorough`, both are, and the better one stays. Nodes are opened where the gradient
-    favours it, and closed where the score is low; of those first in line a few are tried, and the best is taken. A
-    round of swaps opens one node and closes another; a mask is done when that gains little. In large graphs a mask
-    whose KL is still high then has more nodes to choose from, and the way back begins with none. If `thorough`, it
-    does in all graphs, and the way down begins with all nodes; there are more nodes to choose from on the way to
-    another size, which is gone node by node but in large graphs, and at the end, where a few to open and a few to close
-    are tried with each other as well. Each is polished on its own, so nested masks may cease to be nested.
+    favours it, and closed where the score is low; of those first in line a few are tried, and the best is taken, where
+    groups have many texts after a race on some of them. A round of swaps opens one node and closes another; a mask is
+    done when that gains little. In large graphs a mask whose KL is still high then has more nodes to choose from, and
+    the way back begins with none. If `thorough`, it does in all graphs, and the way down begins with all nodes; there
+    are more nodes to choose from on the way to another size, which is gone node by node but in large graphs, and at the
+    end, where a few to open and a few to close are tried with each other as well. Each is polished on its own, so
+    nested masks may cease to be nested.
 
     Args:
         judge: Says what is better.
@@ -208,15 +211,17 @@ def _swap_once(
 
 def _exchange(judge: Judge, mask: Tensor, scores: Tensor, groups: Tensor, reach: Reach) -> tuple[Tensor, Tensor]:
     """The masks with the node open that helps most, and then the one closed that is missed least; and their KL."""
-    grown, _ = _best(judge, _opened(judge, mask, groups, 1, reach.additions), groups)
-    return _best(judge, _closed(grown, scores, 1, reach.removals), groups)
+    grown, _ = _raced(judge, _opened(judge, mask, groups, 1, reach.additions), groups)
+    return _raced(judge, _closed(grown, scores, 1, reach.removals), groups)
 
 
 def _cross(judge: Judge, mask: Tensor, scores: Tensor, groups: Tensor, reach: Reach) -> tuple[Tensor, Tensor]:
     """The masks with the best pair of a few nodes to open and a few to close, and their KL."""
-    opened = _best_few(judge, _opened(judge, mask, groups, 1, reach.additions), groups, reach.crossed)
-    closed = _best_few(judge, _closed(mask, scores, 1, reach.removals), groups, reach.crossed)
-    return _best(judge, (opened[:, None] & (closed | ~mask)).flatten(0, 1), groups)
+    opened, closed = (
+        _best_few(judge, _shortlist(judge, some, groups, reach.crossed), groups, reach.crossed)
+        for some in (_opened(judge, mask, groups, 1, reach.additions), _closed(mask, scores, 1, reach.removals))
+    )
+    return _raced(judge, (opened[:, None] & (closed | ~mask)).flatten(0, 1), groups)
 
 
 def _resized(
@@ -230,7 +235,7 @@ def _resized(
             candidates = _opened(judge, mask, groups, step, reach.additions)
         else:
             candidates = _closed(mask, scores, step, reach.removals)
-        mask, kl = _best(judge, candidates, groups)
+        mask, kl = _raced(judge, candidates, groups)
     return mask, kl
 
 
@@ -259,6 +264,19 @@ def _best(judge: Judge, candidates: Tensor, groups: Tensor) -> tuple[Tensor, Ten
     """The best of the candidates (K, groups, nodes) of every group, and its KL."""
     kl, which = judge(candidates, groups).min(0)
     return candidates[which, torch.arange(len(which), device=which.device)], kl
+
+
+def _raced(judge: Judge, candidates: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_best`, of those candidates that look best at a glimpse."""
+    return _best(judge, _shortlist(judge, candidates, groups), groups)
+
+
+def _shortlist(judge: Judge, candidates: Tensor, groups: Tensor, few: int = 1) -> Tensor:
+    """A quarter of the candidates, or twice as many as are wanted: those that do best on some of the texts."""
+    kept = max(2 * few, -(-len(candidates) // SHORT))
+    if judge.glimpse is None or len(candidates) <= kept + 1:
+        return candidates
+    return _best_few(judge.glimpse, candidates, groups, kept)
 
 
 def _best_few(judge: Judge, candidates: Tensor, groups: Tensor, few: int) -> Tensor:

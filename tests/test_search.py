@@ -176,7 +176,8 @@ class Table(Judge):
     WRITTEN: ClassVar = {(1,): 1.5, (0, 1, 2): 0.5, (0, 1, 3): 0.6, (0, 1): 1.0, (0, 3): 0.1}
     n_groups = 1
 
-    def __init__(self) -> None: ...
+    def __init__(self) -> None:
+        self.glimpse = None
 
     @property
     def device(self) -> torch.device:
