@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from masklearn import search
 from masklearn.budget import Projected
 from masklearn.cut import cut
+from masklearn.data import Batch
 from masklearn.errors import UserError
 from masklearn.gates import GateBank, top
 from masklearn.judge import Judge
@@ -29,6 +30,24 @@ def test_the_judge_means_what_it_says(masked_lm: MaskedLM) -> None:
     kl, gradient = judge.gradient(masks[0, some], some)
     assert_close(kl, found[0, some])
     assert_close(gradient, judge.gradient(masks[0])[1][some], atol=1e-5, rtol=1e-4)
+
+
+def test_a_glimpse_takes_one_of_eight_texts_of_every_group(masked_lm: MaskedLM) -> None:
+    groups = torch.tensor([7, 3, 3] * 64)
+    ids = torch.randint(3, 50, (192, 5), generator=torch.Generator().manual_seed(3))
+    scored = torch.arange(5) >= torch.randint(4, (192, 1), generator=torch.Generator().manual_seed(4))
+
+    def judge(some: Tensor) -> Judge:
+        batches = [Batch(ids[i], torch.ones_like(scored[i]), scored[i], i, groups[i]) for i in some.split(50)]
+        return Judge(masked_lm, batches, (3, 7))
+
+    masks = torch.rand(2, 2, masked_lm.graph.n_nodes, generator=torch.Generator().manual_seed(1)) > 0.4
+    glimpse = judge(torch.arange(192)).glimpse
+    kept = torch.cat([(groups == group).nonzero()[::8, 0] for group in (3, 7)])
+    assert glimpse is not None
+    assert sum(len(piece.slot) for piece in glimpse.pieces) == 128 // 8 + 64 // 8
+    assert_close(glimpse(masks), judge(kept)(masks), atol=1e-5, rtol=1e-4)
+    assert judge(torch.arange(189)).glimpse is None  # 63 texts of one group
 
 
 def test_the_gradient_is_that_of_the_kl(masked_lm: MaskedLM) -> None:
@@ -196,6 +215,38 @@ def test_where_shared_masks_are_stuck_nodes_to_open_and_to_close_are_tried_with_
     for thorough, best in ((False, [0, 1]), (True, [0, 3])):
         polished, _ = polish(judge, masks, torch.zeros(1, 1, 4), 4, thorough)
         assert polished[0, 0].nonzero()[:, 0].tolist() == best
+
+
+class Weights(Judge):
+    """Every closed node costs what it weighs; a glimpse weighs otherwise."""
+
+    n_groups = 1
+
+    def __init__(self, weights: list[float], at_a_glimpse: list[float] | None = None) -> None:
+        self.weights, self.judged = torch.tensor(weights), 0
+        self.glimpse = Weights(at_a_glimpse) if at_a_glimpse else None
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def __call__(self, masks: Tensor, groups: Tensor | None = None) -> Tensor:
+        self.judged += len(masks)
+        return (~masks * self.weights).sum(-1)
+
+    def gradient(self, masks: Tensor, groups: Tensor | None = None, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
+        return self(masks[None])[0], torch.arange(1.0 * masks.shape[-1]).expand(
+            masks.shape
+        )  # the first few are poor ones
+
+
+def test_polish_of_shared_masks_judges_by_all_texts_what_looks_best_at_a_glimpse() -> None:
+    weights, masks = [1.0, 2, 3, 4, 5, 6, 7, 9], torch.eye(8, dtype=torch.bool)[None, :1]
+    whole, raced = Weights(weights), Weights(weights, at_a_glimpse=[1.0, 2, 3, 4, 5, 6, 9, 7])
+    for judge in (whole, raced):
+        polished, _ = polish(judge, masks, torch.zeros(1, 1, 8), 4, thorough=True)
+        assert polished[0, 0].nonzero()[:, 0].tolist() == [7]
+    assert raced.judged < whole.judged / 2
 
 
 def test_polish_of_shared_masks_is_no_worse_than_elimination_and_growth(
