@@ -7,7 +7,7 @@ from torch import Tensor
 
 from masklearn.gates import GateBank, open_probability, sample
 from masklearn.judge import Judge
-from masklearn.search import polish
+from masklearn.search import Watch, polish
 
 STAGES = ("soft", "sampled", "cut", "polished")
 """Gates at their probability of being open; gates drawn; the top s nodes; those after polish."""
@@ -36,6 +36,7 @@ def cut(
     temperature: float,
     rounds: int,
     thorough: bool = False,
+    watch: Watch = iter,
 ) -> Cut:
     """The masks of some groups, from the gates that were learned for them.
 
@@ -48,6 +49,7 @@ def cut(
         temperature: Softness of the gates when learning ended (dimensionless).
         rounds: Rounds of polish at most.
         thorough: See `polish`.
+        watch: See `polish`.
     """
     n_groups, n_sizes = judge.n_groups, len(sizes)
     nested = bank.log_odds.shape[1] == 1
@@ -64,7 +66,7 @@ def cut(
     masks, scores, log_odds = (t.gather(0, chosen)[0] for t in (masks, scores, log_odds))
     kl = [judge(open_probability(log_odds)), _sampled(judge, log_odds, temperature), judge(masks)]
     if rounds:
-        masks, polished = polish(judge, masks, scores, rounds, thorough)
+        masks, polished = polish(judge, masks, scores, rounds, thorough, watch)
         kl.append(polished)
     else:
         kl.append(kl[-1])
@@ -72,7 +74,7 @@ def cut(
     return Cut(masks.transpose(0, 1), scores.transpose(0, 1), torch.stack(kl, -1).transpose(0, 1))
 
 
-def polished_again(found: Cut, judge: Judge, rounds: int, thorough: bool = False) -> Cut:
+def polished_again(found: Cut, judge: Judge, rounds: int, thorough: bool = False, watch: Watch = iter) -> Cut:
     """The masks of all of a judge's groups, polished once more: what closed nodes emit may be another by now.
 
     Args:
@@ -80,10 +82,11 @@ def polished_again(found: Cut, judge: Judge, rounds: int, thorough: bool = False
         judge: Judges the groups, on the texts that select.
         rounds: See `polish`.
         thorough: See `polish`.
+        watch: See `polish`.
     """
     n_sizes = found.mask.shape[1]
     masks, scores = (t.transpose(0, 1).to(judge.device) for t in (found.mask, found.scores.expand(-1, n_sizes, -1)))
-    masks, kl = polish(judge, masks, scores, rounds, thorough)
+    masks, kl = polish(judge, masks, scores, rounds, thorough, watch)
     stages = torch.cat([found.kl[..., :-1], kl.T[..., None].to(found.kl.device)], -1)
     return replace(found, mask=masks.transpose(0, 1).to(found.mask.device), kl=stages)
 

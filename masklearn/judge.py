@@ -15,7 +15,7 @@ from masklearn.objective import chunked_kl
 
 TOKENS_AT_ONCE = 2**15
 """Tokens, over all rows, that share a forward."""
-GLIMPSE, ENOUGH_TEXTS = 8, 64
+GLIMPSE, ENOUGH_TEXTS = 4, 64
 """A glimpse takes one text of so many; there is none of a group with fewer than so many texts."""
 
 

@@ -25,7 +25,7 @@ from masklearn.masked_lm import MaskedLM
 from masklearn.memory import step_that_fits
 from masklearn.objective import chunked_kl
 from masklearn.rows import assign, mean_by_mask
-from masklearn.search import MANY
+from masklearn.search import MANY, Watch
 
 MOST = 10**9
 """The largest count that makes sense for a flag."""
@@ -135,6 +135,8 @@ class MaskLearner(LightningModule):
         self.strict_loading = False  # checkpoints leave the language model out
         self.store = Shards()
         """Where the masks of finished blocks go: into memory, unless it is given a folder."""
+        self.watch: Watch = iter
+        """Follows the polish of the last masks."""
         self._targets: dict[int, Tensor] = {}
         self.size_counts: Tensor
         self._block_at_hand: int | None = None
@@ -289,15 +291,15 @@ class MaskLearner(LightningModule):
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()
 
-    def _finish(self, block: int) -> None:
+    def _finish(self, block: int, watch: Watch = iter) -> None:
         """Cut the block's masks and store them."""
         if block != self._block_at_hand:
             self._take_up(block)  # a run that goes on just here
         groups = self.plan.blocks[block]
         judge = self._judge(groups)
         log_odds = self._settled(self.size_counts).detach()
-        softness, rounds = self.schedule.temperature[1], self.polish_rounds
-        found = cut(self.bank, log_odds, self.size_counts, judge, self.restarts, softness, rounds, self._thorough)
+        settings = self.restarts, self.schedule.temperature[1], self.polish_rounds, self._thorough
+        found = cut(self.bank, log_odds, self.size_counts, judge, *settings, watch)
         self.store.put(block, groups, vars(found))
 
     @property
@@ -437,14 +439,14 @@ class MaskLearner(LightningModule):
         """
         last = len(self.plan.blocks) - 1
         if last not in self.store:
-            self._finish(last)
+            self._finish(last, self.watch)
         found = Cut(**self.store.gather(len(self.plan.blocks)))
         if self.constants is not None:
             train, selection = (partial(self._data.loader, part) for part in ("train", "selection"))
             self.constants.refit(self.masked_lm, found.mask, train, selection)
             if self.polish_rounds:
                 judge = self._judge(range(len(found.mask)))
-                found = polished_again(found, judge, self.polish_rounds, self._thorough)
+                found = polished_again(found, judge, self.polish_rounds, self._thorough, self.watch)
         by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
         self.stages = [{"s": s, **dict(zip(STAGES, kl, strict=True))} for s, kl in by_size]
         return Mask(

@@ -4,7 +4,7 @@ Candidates are of shape (K, groups, nodes): K for each of some groups, each judg
 are found are boolean, of shape (sizes, groups, nodes).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,10 +42,13 @@ MANY = 100
 """Nodes from which on greedy elimination, which costs half their square, leaves time for a wide polish as well."""
 STRIDE, FINE_STRIDE = 2, 4
 """On the way to the next size a mask gains or loses at most one node for so many of its own at once."""
-SHORT = 4
-"""Where groups have many texts, one candidate of so many is judged by all of them: the best at a glimpse."""
+SHORT, SHORTEST = 4, 4
+"""Where groups have many texts, one candidate of so many is judged by all of them, and at least so many are: the best
+at a glimpse."""
 PROMISING = 2.0
 """A mask whose KL is up to so many times another's may become better by swaps."""
+Watch = Callable[[Sequence[tuple[int, int]]], Iterable[tuple[int, int]]]
+"""Passes on what it is given, as a progress bar does."""
 FEW = 20
 """Nodes up to which all subgraphs can be tried."""
 CANDIDATES_AT_ONCE = 4096
@@ -127,7 +130,9 @@ def single_ablation(judge: Judge, n_nodes: int) -> Tensor:
     return judge(each[:, None].expand(-1, judge.n_groups, -1)).T
 
 
-def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: bool = False) -> tuple[Tensor, Tensor]:
+def polish(
+    judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: bool = False, watch: Watch = iter
+) -> tuple[Tensor, Tensor]:
     """Swap nodes of every mask as long as that lowers its KL; sizes stay what they are.
 
     From the largest size down to the smallest, each mask is held against the polished mask of the next larger size made
@@ -147,6 +152,7 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
         scores: What nodes are worth, as far as is known; same shape.
         rounds: Swaps to make in a mask at a time, at most, and as many with more nodes to choose from.
         thorough: Whether to polish also what does not look better yet.
+        watch: Sees every mask that is taken up, with the neighbour it is held against or itself.
 
     Returns:
         The masks and their KL, shapes (sizes, groups, nodes) and (sizes, groups).
@@ -156,12 +162,15 @@ def polish(judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: b
     many = masks.shape[-1] >= MANY
     stride = FINE_STRIDE if many else masks.shape[-1] if thorough else STRIDE
     reaches = (LEAN, WIDE) if many and not thorough else (NARROW,)
-    for i in range(len(masks)) if thorough else [last]:
-        _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, *reaches)
     from_all = thorough and not masks[last, 0].all()
-    down, up = range(last if from_all else last - 1, -1, -1), range(0 if many or thorough else 1, last + 1)
     none, every = torch.zeros_like(masks[0]), torch.ones_like(masks[0])
-    for i, neighbour in [*((i, i + 1) for i in down), *((i, i - 1) for i in up)]:
+    alone = [(i, i) for i in range(0 if thorough else last, last + 1)]
+    down = [(i, i + 1) for i in range(last if from_all else last - 1, -1, -1)]
+    up = [(i, i - 1) for i in range(0 if many or thorough else 1, last + 1)]
+    for i, neighbour in watch([*alone, *down, *up]):
+        if neighbour == i:
+            _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, *reaches)
+            continue
         on_the_way_back, from_none = neighbour < i, neighbour < 0
         start = none if from_none else every if neighbour > last else masks[neighbour]
         look = WIDEST if thorough else WIDE if from_none else reaches[0]
@@ -272,8 +281,8 @@ def _raced(judge: Judge, candidates: Tensor, groups: Tensor) -> tuple[Tensor, Te
 
 
 def _shortlist(judge: Judge, candidates: Tensor, groups: Tensor, few: int = 1) -> Tensor:
-    """A quarter of the candidates, or twice as many as are wanted: those that do best on some of the texts."""
-    kept = max(2 * few, -(-len(candidates) // SHORT))
+    """Some of the candidates, and at least twice as many as are wanted: those that do best on some of the texts."""
+    kept = max(2 * few, SHORTEST, -(-len(candidates) // SHORT))
     if judge.glimpse is None or len(candidates) <= kept + 1:
         return candidates
     return _best_few(judge.glimpse, candidates, groups, kept)

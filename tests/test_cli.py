@@ -67,6 +67,15 @@ def test_the_table_tells_what_was_measured(run: Run) -> None:
     assert "NaN" not in (run.folder / "metrics.json").read_text()
 
 
+def test_the_way_is_followed_to_its_end(run: Run) -> None:
+    for bar, steps in (
+        ("Epoch 0", 60),
+        ("Polish", 9),
+    ):  # each of three masks alone, on the way down and on the way back
+        assert re.search(rf"{bar}: 100%.* {steps}/{steps} ", run.progress)
+    assert "Validation" not in run.progress and "0/?" not in run.progress.split("Polish")[0]
+
+
 def test_the_mask_can_be_used_from_python(run: Run) -> None:
     lm, tokenizer = ml.load_lm(), ml.load_tokenizer()
     mask = ml.Mask.load(run.folder / "mask.safetensors")

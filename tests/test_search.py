@@ -32,7 +32,7 @@ def test_the_judge_means_what_it_says(masked_lm: MaskedLM) -> None:
     assert_close(gradient, judge.gradient(masks[0])[1][some], atol=1e-5, rtol=1e-4)
 
 
-def test_a_glimpse_takes_one_of_eight_texts_of_every_group(masked_lm: MaskedLM) -> None:
+def test_a_glimpse_takes_one_of_four_texts_of_every_group(masked_lm: MaskedLM) -> None:
     groups = torch.tensor([7, 3, 3] * 64)
     ids = torch.randint(3, 50, (192, 5), generator=torch.Generator().manual_seed(3))
     scored = torch.arange(5) >= torch.randint(4, (192, 1), generator=torch.Generator().manual_seed(4))
@@ -43,9 +43,9 @@ def test_a_glimpse_takes_one_of_eight_texts_of_every_group(masked_lm: MaskedLM) 
 
     masks = torch.rand(2, 2, masked_lm.graph.n_nodes, generator=torch.Generator().manual_seed(1)) > 0.4
     glimpse = judge(torch.arange(192)).glimpse
-    kept = torch.cat([(groups == group).nonzero()[::8, 0] for group in (3, 7)])
+    kept = torch.cat([(groups == group).nonzero()[::4, 0] for group in (3, 7)])
     assert glimpse is not None
-    assert sum(len(piece.slot) for piece in glimpse.pieces) == 128 // 8 + 64 // 8
+    assert sum(len(piece.slot) for piece in glimpse.pieces) == 128 // 4 + 64 // 4
     assert_close(glimpse(masks), judge(kept)(masks), atol=1e-5, rtol=1e-4)
     assert judge(torch.arange(189)).glimpse is None  # 63 texts of one group
 
@@ -235,9 +235,8 @@ class Weights(Judge):
         return (~masks * self.weights).sum(-1)
 
     def gradient(self, masks: Tensor, groups: Tensor | None = None, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
-        return self(masks[None])[0], torch.arange(1.0 * masks.shape[-1]).expand(
-            masks.shape
-        )  # the first few are poor ones
+        poor_ones_first = torch.arange(1.0 * masks.shape[-1]).expand(masks.shape)
+        return self(masks[None])[0], poor_ones_first
 
 
 def test_polish_of_shared_masks_judges_by_all_texts_what_looks_best_at_a_glimpse() -> None:
@@ -246,7 +245,7 @@ def test_polish_of_shared_masks_judges_by_all_texts_what_looks_best_at_a_glimpse
     for judge in (whole, raced):
         polished, _ = polish(judge, masks, torch.zeros(1, 1, 8), 4, thorough=True)
         assert polished[0, 0].nonzero()[:, 0].tolist() == [7]
-    assert raced.judged < whole.judged / 2
+    assert raced.judged < whole.judged
 
 
 def test_polish_of_shared_masks_is_no_worse_than_elimination_and_growth(

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,10 +58,8 @@ class Progress(TQDMProgressBar):
         return {"done": f"{done}/{n_groups}"} | ({"per_s": f"{rate:.2g}"} if done > self.first else {}) | metrics
 
     def init_validation_tqdm(self) -> Tqdm:
-        """No second bar that comes and goes."""
-        bar = super().init_validation_tqdm()
-        bar.disable = True
-        return bar
+        """No second bar that comes and goes; one that is switched off later has left its trace already."""
+        return Tqdm(disable=True)
 
 
 class TrainCLI(LightningCLI):
@@ -235,6 +234,8 @@ def _run(cli: TrainCLI) -> None:
     _fit(cli)
     swapping = ", and swapping their nodes where that lowers the KL" if learner.polish_rounds else ""
     print(f"Cutting masks{swapping}", flush=True)
+    if trainer.progress_bar_callback:
+        learner.watch = partial(Tqdm, desc="Polish", unit="mask")
     mask = replace(learner.discretize(), config=_of_the_masks(cli.asked))
     print(f"Evaluating on {len(data.parts['test'])} {_which(data)} texts", flush=True)
     batches = data.loader("test", by_length=True)
