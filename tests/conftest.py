@@ -94,7 +94,6 @@ def stories() -> Path:
 class Run:
     folder: Path
     output: str
-    progress: str
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -108,7 +107,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--run.dir", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return Run(folder, done.stdout, done.stderr)
+    return Run(folder, done.stdout)
 
 
 def refused(action: Callable[[], object]) -> str:

@@ -268,4 +268,4 @@ def test_a_block_that_is_lost_is_missed_before_the_run_goes_on(
     assert last.read_bytes() == state
     block.write_bytes(content)
     assert train(resume) == 0
-    assert "Polish" not in capsys.readouterr().err
+    assert "Polish" not in capsys.readouterr().out

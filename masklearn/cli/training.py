@@ -235,7 +235,7 @@ def _run(cli: TrainCLI) -> None:
     swapping = ", and swapping their nodes where that lowers the KL" if learner.polish_rounds else ""
     print(f"Cutting masks{swapping}", flush=True)
     if trainer.progress_bar_callback:
-        learner.watch = partial(Tqdm, desc="Polish", unit="mask")
+        learner.watch = partial(Tqdm, desc="Polish", unit="mask", file=sys.stdout)  # as the trainer's bars
     mask = replace(learner.discretize(), config=_of_the_masks(cli.asked))
     print(f"Evaluating on {len(data.parts['test'])} {_which(data)} texts", flush=True)
     batches = data.loader("test", by_length=True)
