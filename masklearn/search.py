@@ -164,10 +164,7 @@ def polish(
     reaches = (LEAN, WIDE) if many and not thorough else (NARROW,)
     from_all = thorough and not masks[last, 0].all()
     none, every = torch.zeros_like(masks[0]), torch.ones_like(masks[0])
-    alone = [(i, i) for i in range(0 if thorough else last, last + 1)]
-    down = [(i, i + 1) for i in range(last if from_all else last - 1, -1, -1)]
-    up = [(i, i - 1) for i in range(0 if many or thorough else 1, last + 1)]
-    for i, neighbour in watch([*alone, *down, *up]):
+    for i, neighbour in watch(_order(len(masks), thorough, from_all, many or thorough)):
         if neighbour == i:
             _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, *reaches)
             continue
@@ -191,6 +188,15 @@ def polish(
             some = everyone[better] if on_the_way_back else everyone
             _swap_some(judge, masks[i], kl[i], scores[i], some, rounds, *reaches)
     return masks, kl
+
+
+def _order(n_sizes: int, each: bool, from_all: bool, from_none: bool) -> list[tuple[int, int]]:
+    """The sizes to take up, each with the one it is held against: itself, the next larger, then the next smaller."""
+    last = n_sizes - 1
+    alone = [(i, i) for i in range(0 if each else last, n_sizes)]
+    down = [(i, i + 1) for i in range(last if from_all else last - 1, -1, -1)]
+    up = [(i, i - 1) for i in range(0 if from_none else 1, n_sizes)]
+    return [*alone, *down, *up]
 
 
 def _swap_some(
