@@ -1,6 +1,5 @@
 """The mask file: the masks of a run with everything needed to use, check and repeat them, as safetensors."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from masklearn.ablation import Ablation, AblationName
@@ -21,8 +19,6 @@ from masklearn.graph import NodeGraph
 
 FORMAT = 2
 """1 had the values of mean ablation stacked over layers; such files are still read."""
-CHECKSUM = "sha256"
-"""Where a block's file has the checksum of its tensors."""
 
 
 @dataclass(frozen=True)
@@ -242,77 +238,3 @@ def _require_sound(metadata: dict[str, Any]) -> None:
     for room in ("model", "data"):
         if not isinstance(metadata["config"].get(room, {}), dict):
             raise ValueError(f"the {room} of its config holds no settings")
-
-
-class Shards:
-    """Masks of the blocks that are done, each in a file of its own, so that a kill loses no more than one block.
-
-    Args:
-        folder: Where the files go; None keeps them in memory.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
-        self.held: dict[int, dict[str, Tensor]] = {}
-
-    def _file(self, block: int) -> Path | None:
-        return self.folder / f"block-{block:06d}.safetensors" if self.folder else None
-
-    def __contains__(self, block: int) -> bool:
-        file = self._file(block)
-        return file.is_file() if file else block in self.held
-
-    def put(self, block: int, groups: Sequence[int], tensors: dict[str, Tensor]) -> None:
-        """Keep what was found of some groups of the run: tensors by name, groups first in each."""
-        tensors = {"groups": torch.tensor(list(groups)), **tensors}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        file = self._file(block)
-        if file:
-            write_whole(file, save(tensors, {CHECKSUM: _checksum(tensors)}))
-        else:
-            self.held[block] = tensors
-
-    def get(self, block: int) -> dict[str, Tensor]:
-        """What was kept of a block.
-
-        Raises:
-            UserError: If its file is gone or damaged.
-        """
-        file = self._file(block)
-        try:
-            if not file:
-                return self.held[block]
-            with safe_open(file, "pt") as content:
-                tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no mapping)
-                stated = (content.metadata() or {}).get(CHECKSUM)
-            if stated != _checksum(tensors):
-                raise ValueError("its checksum is another one")
-            return tensors
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
-            raise UserError(
-                f"a finished block of the run, {file or block}, cannot be read: {one_line(error)}. Put it back from a "
-                "copy, or begin anew in another folder: --run.dir"
-            ) from error
-
-    def require(self, n_blocks: int) -> None:
-        """Refuse to go on, after so many blocks, if one of them is lost.
-
-        Raises:
-            UserError: If a block's file is gone or damaged.
-        """
-        for block in range(n_blocks):
-            self.get(block)
-
-    def gather(self, n_blocks: int) -> dict[str, Tensor]:
-        """What was kept, of all groups in their order.
-
-        Raises:
-            UserError: If a block's file is gone or damaged.
-        """
-        blocks = [self.get(block) for block in range(n_blocks)]
-        order = torch.cat([block["groups"] for block in blocks]).argsort()
-        return {name: torch.cat([block[name] for block in blocks])[order] for name in blocks[0] if name != "groups"}
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    return hashlib.sha256(save(tensors)).hexdigest()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from masklearn.gates import GateBank, open_probability, sample
 from masklearn.judge import Judge
-from masklearn.search import Watch, polish
+from masklearn.search import Watch, polish, unwatched
 
 STAGES = ("soft", "sampled", "cut", "polished")
 """Gates at their probability of being open; gates drawn; the top s nodes; those after polish."""
@@ -36,7 +36,7 @@ def cut(
     temperature: float,
     rounds: int,
     thorough: bool = False,
-    watch: Watch = iter,
+    watch: Watch = unwatched,
 ) -> Cut:
     """The masks of some groups, from the gates that were learned for them.
 
@@ -74,7 +74,7 @@ def cut(
     return Cut(masks.transpose(0, 1), scores.transpose(0, 1), torch.stack(kl, -1).transpose(0, 1))
 
 
-def polished_again(found: Cut, judge: Judge, rounds: int, thorough: bool = False, watch: Watch = iter) -> Cut:
+def polished_again(found: Cut, judge: Judge, rounds: int, thorough: bool = False, watch: Watch = unwatched) -> Cut:
     """The masks of all of a judge's groups, polished once more: what closed nodes emit may be another by now.
 
     Args:

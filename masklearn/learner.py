@@ -12,7 +12,7 @@ from torch import Tensor
 
 from masklearn.ablation import Ablation, AblationName
 from masklearn.adapter import EMBEDDED, DTypeName, load_lm
-from masklearn.artifact import Mask, ModelId, Shards
+from masklearn.artifact import Mask, ModelId
 from masklearn.budget import Lagrangian, Projected, Schedule, resolve_sizes
 from masklearn.constants import RATE, Constants, means
 from masklearn.cut import STAGES, Cut, cut, polished_again
@@ -26,6 +26,7 @@ from masklearn.memory import step_that_fits
 from masklearn.objective import chunked_kl
 from masklearn.rows import assign, mean_by_mask
 from masklearn.search import MANY, Watch
+from masklearn.store import Bar, Store
 
 MOST = 10**9
 """The largest count that makes sense for a flag."""
@@ -133,10 +134,10 @@ class MaskLearner(LightningModule):
         self.asked_block, self.polish_rounds = block, polish
         self.asked_steps, self.schedule = steps, Schedule(steps or usual_steps, temperature)
         self.strict_loading = False  # checkpoints leave the language model out
-        self.store = Shards()
+        self.store = Store()
         """Where the masks of finished blocks go: into memory, unless it is given a folder."""
-        self.watch: Watch = iter
-        """Follows the polish of the last masks."""
+        self.bar: Bar = iter
+        """Shows how far the polish of the last masks has come."""
         self._targets: dict[int, Tensor] = {}
         self.size_counts: Tensor
         self._block_at_hand: int | None = None
@@ -291,7 +292,7 @@ class MaskLearner(LightningModule):
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()
 
-    def _finish(self, block: int, watch: Watch = iter) -> None:
+    def _finish(self, block: int, bar: Bar = iter) -> None:
         """Cut the block's masks and store them."""
         if block != self._block_at_hand:
             self._take_up(block)  # a run that goes on just here
@@ -299,8 +300,12 @@ class MaskLearner(LightningModule):
         judge = self._judge(groups)
         log_odds = self._settled(self.size_counts).detach()
         settings = self.restarts, self.schedule.temperature[1], self.polish_rounds, self._thorough
-        found = cut(self.bank, log_odds, self.size_counts, judge, *settings, watch)
+        found = cut(self.bank, log_odds, self.size_counts, judge, *settings, self._watch(f"polish-{block}", bar))
         self.store.put(block, groups, vars(found))
+
+    def _watch(self, polish: str, bar: Bar) -> Watch:
+        """Follows a polish, and keeps what it comes to on the way where that takes long."""
+        return partial(self.store.going_on, polish, bar=bar) if self._thorough else lambda steps, *_: bar(steps)
 
     @property
     def _thorough(self) -> bool:
@@ -439,14 +444,16 @@ class MaskLearner(LightningModule):
         """
         last = len(self.plan.blocks) - 1
         if last not in self.store:
-            self._finish(last, self.watch)
+            self._finish(last, self.bar)
         found = Cut(**self.store.gather(len(self.plan.blocks)))
         if self.constants is not None:
             train, selection = (partial(self._data.loader, part) for part in ("train", "selection"))
             self.constants.refit(self.masked_lm, found.mask, train, selection)
             if self.polish_rounds:
                 judge = self._judge(range(len(found.mask)))
-                found = polished_again(found, judge, self.polish_rounds, self._thorough, self.watch)
+                found = polished_again(
+                    found, judge, self.polish_rounds, self._thorough, self._watch("polish-again", self.bar)
+                )
         by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
         self.stages = [{"s": s, **dict(zip(STAGES, kl, strict=True))} for s, kl in by_size]
         return Mask(

@@ -47,11 +47,19 @@ SHORT, SHORTEST = 4, 4
 at a glimpse."""
 PROMISING = 2.0
 """A mask whose KL is up to so many times another's may become better by swaps."""
-Watch = Callable[[Sequence[tuple[int, int]]], Iterable[tuple[int, int]]]
-"""Passes on what it is given, as a progress bar does."""
+Step = tuple[int, int]
+"""The place of a size that polish takes up, and of the one it is held against."""
+Watch = Callable[[Sequence[Step], Tensor, Tensor], Iterable[Step]]
+"""Passes on the steps of a polish, as a progress bar does. It sees the masks and their KL, which steps change in place,
+and so can keep them after each, and leave steps out that it has kept what comes of."""
 FEW = 20
 """Nodes up to which all subgraphs can be tried."""
 CANDIDATES_AT_ONCE = 4096
+
+
+def unwatched(steps: Sequence[Step], masks: Tensor, kl: Tensor) -> Sequence[Step]:
+    """All steps."""
+    return steps
 
 
 def exhaustive(judge: Judge, sizes: Sequence[int], n_nodes: int) -> Tensor:
@@ -131,7 +139,7 @@ def single_ablation(judge: Judge, n_nodes: int) -> Tensor:
 
 
 def polish(
-    judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: bool = False, watch: Watch = iter
+    judge: Judge, masks: Tensor, scores: Tensor, rounds: int, thorough: bool = False, watch: Watch = unwatched
 ) -> tuple[Tensor, Tensor]:
     """Swap nodes of every mask as long as that lowers its KL; sizes stay what they are.
 
@@ -152,7 +160,7 @@ def polish(
         scores: What nodes are worth, as far as is known; same shape.
         rounds: Swaps to make in a mask at a time, at most, and as many with more nodes to choose from.
         thorough: Whether to polish also what does not look better yet.
-        watch: Sees every mask that is taken up, with the neighbour it is held against or itself.
+        watch: Follows its steps.
 
     Returns:
         The masks and their KL, shapes (sizes, groups, nodes) and (sizes, groups).
@@ -164,7 +172,7 @@ def polish(
     reaches = (LEAN, WIDE) if many and not thorough else (NARROW,)
     from_all = thorough and not masks[last, 0].all()
     none, every = torch.zeros_like(masks[0]), torch.ones_like(masks[0])
-    for i, neighbour in watch(_order(len(masks), thorough, from_all, many or thorough)):
+    for i, neighbour in watch(_order(len(masks), thorough, from_all, many or thorough), masks, kl):
         if neighbour == i:
             _swap_some(judge, masks[i], kl[i], scores[i], everyone, rounds, *reaches)
             continue
@@ -190,7 +198,7 @@ def polish(
     return masks, kl
 
 
-def _order(n_sizes: int, each: bool, from_all: bool, from_none: bool) -> list[tuple[int, int]]:
+def _order(n_sizes: int, each: bool, from_all: bool, from_none: bool) -> list[Step]:
     """The sizes to take up, each with the one it is held against: itself, the next larger, then the next smaller."""
     last = n_sizes - 1
     alone = [(i, i) for i in range(0 if each else last, n_sizes)]

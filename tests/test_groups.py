@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 import masklearn as ml
 from masklearn import memory
-from masklearn.artifact import ModelId, Shards
+from masklearn.artifact import ModelId
 from masklearn.cli import evaluate, train
 from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
+from masklearn.store import Store
 from masklearn.tiny import tasks
 
 INPUTS = [
@@ -242,13 +243,39 @@ def test_what_a_bank_has_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_blocks_come_back_in_the_order_of_the_groups(tmp_path: Path, on_disk: bool) -> None:
-    store, whole = Shards(tmp_path / "blocks" if on_disk else None), bank(5, 2, ml.NodeGraph(2, 3))
+    store, whole = Store(tmp_path / "blocks" if on_disk else None), bank(5, 2, ml.NodeGraph(2, 3))
     for block, groups in enumerate(([4, 0], [2, 3, 1])):
         assert block not in store
         store.put(block, groups, {"mask": whole.mask[groups], "scores": whole.scores[groups]})
         assert block in store
     found = store.gather(2)
     assert torch.equal(found["mask"], whole.mask) and torch.equal(found["scores"], whole.scores)
+
+
+def test_a_polish_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    store, steps = Store(tmp_path), [(0, 0), (1, 1), (0, 1), (1, 0)]
+
+    def come_to(begun: int, stop: int | None = None) -> tuple[list[tuple[int, int]], list[float]]:
+        """Set a node a step, and count; the steps made, and the counts."""
+        masks, kl, made = torch.zeros(2, 1, 5, dtype=torch.bool), torch.zeros(2, 1), []
+        masks[:, :, 4] = bool(begun)
+        for i, neighbour in store.going_on("polish-0", steps, masks, kl):
+            if len(made) == stop:
+                break  # half way through a step
+            masks[i, 0, neighbour] = True
+            kl[i] += 1
+            made.append((i, neighbour))
+        assert masks[:, 0, :2].all() == (stop is None)
+        return made, kl.flatten().tolist()
+
+    assert come_to(0, stop=2) == (steps[:2], [1, 1])
+    assert come_to(0, stop=1) == (steps[2:3], [2, 1])
+    assert come_to(0) == (steps[3:], [2, 2])
+    assert come_to(0) == ([], [2, 2])  # killed before its block was put
+    assert come_to(1, stop=3) == (steps[:3], [2, 1])  # from other masks: another polish
+    file = tmp_path / "polish-0.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x07")
+    assert come_to(1) == (steps, [2, 2])
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:40], lambda content: content[:-1] + b"\x07", None])

@@ -12,7 +12,7 @@ import masklearn
 HOUSE = Path(masklearn.__file__).parent
 FLOORS = {
     0: ["errors", "graph", "gates", "budget", "objective", "rows"],
-    1: ["adapter", "ablation", "artifact", "check", "files", "masked_lm", "memory", "tiny"],
+    1: ["adapter", "ablation", "artifact", "check", "files", "masked_lm", "memory", "store", "tiny"],
     2: ["data", "judge", "search", "cut", "constants", "learner"],
     3: ["answers", "metrics", "baselines", "evaluation"],
     4: ["density", "report", "tracking"],

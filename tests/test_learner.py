@@ -1,15 +1,21 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import masklearn as ml
 from masklearn import learner as learner_module
+from masklearn import search
+from masklearn.constants import Constants
+from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
+from masklearn.store import Store
 
 LAGRANGIAN = {"budget": "lagrangian", "family": "independent", "lr": 0.8}
 METHODS = ({}, {"family": "independent"}, {"gates": "mean-field"}, LAGRANGIAN)
@@ -127,6 +133,34 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, meth
     assert resumed.global_step == 7
     for name, value in whole.budget.state_dict().items() | whole.bank.state_dict().items():
         assert torch.equal((resumed.bank.state_dict() | resumed.budget.state_dict())[name], value)
+
+
+@pytest.mark.parametrize(("ablation", "sizes"), [("zero", [4, 9]), ("learned", [9])])  # the latter is polished twice
+def test_a_polish_that_is_stopped_goes_on_where_it_was(
+    ablation: str, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = learn(tmp_path, {"limit": 12, "positions": "last"}, steps=6, sizes=sizes, polish=1, ablation=ablation)
+    resized, done, stops, patience = search._resized, [], 0, None
+
+    def impatient(judge: Judge, mask: Tensor, *args: Any) -> Any:
+        nonlocal stops
+        if len(done) == patience and not stops:
+            stops += 1
+            raise KeyboardInterrupt
+        done.append(len(mask))
+        return resized(judge, mask, *args)
+
+    monkeypatch.setattr(search, "_resized", impatient)
+    monkeypatch.setattr(Constants, "refit", lambda *_: None)
+    alone, stages = learner.discretize(), learner.stages
+    assert len(done) == 4  # each size on the way down and on the way back
+    learner.store, patience = Store(tmp_path / "blocks"), 3
+    done.clear()
+    with pytest.raises(KeyboardInterrupt):
+        learner.discretize()
+    gone_on = learner.discretize()
+    assert len(done) == 4  # no step was made twice, but the one that was stopped in
+    assert torch.equal(gone_on.mask, alone.mask) and learner.stages == stages
 
 
 def test_full_targets_are_the_same_kept_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from masklearn import evaluation
-from masklearn.artifact import Mask, Shards
+from masklearn.artifact import Mask
 from masklearn.cli.checkpoints import LAST, REQUEUED, StepCheckpoint, WholeCheckpoints, newest_sound
 from masklearn.cli.folder import BLOCKS, CONFIG, MASK, RESULTS, RunFlags, RunFolder
 from masklearn.cli.parsing import explained, require_complete, require_harmless_configs
@@ -28,6 +28,7 @@ from masklearn.data import MaskData
 from masklearn.errors import NonFiniteLoss, UserError, one_line
 from masklearn.files import write_whole
 from masklearn.learner import MaskLearner
+from masklearn.store import Store
 
 if TYPE_CHECKING:
     from masklearn.tracking import Tracker
@@ -226,7 +227,7 @@ def _run(cli: TrainCLI) -> None:
     learner.load()
     learner.masked_lm.move(trainer.strategy.root_device)
     remark = learner.lay_out(data)
-    learner.store = Shards(folder / BLOCKS)
+    learner.store = Store(folder / BLOCKS)
     if not cli.resume:
         folder.claim(cli.asked_yaml)
     logger = _start_tracking(cli)
@@ -235,7 +236,7 @@ def _run(cli: TrainCLI) -> None:
     swapping = ", and swapping their nodes where that lowers the KL" if learner.polish_rounds else ""
     print(f"Cutting masks{swapping}", flush=True)
     if trainer.progress_bar_callback:
-        learner.watch = partial(Tqdm, desc="Polish", unit="mask", file=sys.stdout)  # as the trainer's bars
+        learner.bar = partial(Tqdm, desc="Polish", unit="mask", file=sys.stdout)  # as the trainer's bars
     mask = replace(learner.discretize(), config=_of_the_masks(cli.asked))
     print(f"Evaluating on {len(data.parts['test'])} {_which(data)} texts", flush=True)
     batches = data.loader("test", by_length=True)
