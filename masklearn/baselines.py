@@ -129,7 +129,7 @@ def attribution(judge: Judge) -> Tensor:
     has no gradient there.
     """
     gates = torch.ones(judge.n_groups, judge.masked_lm.graph.n_nodes, device=judge.device)
-    return -judge.gradient(gates, sharpness=TOP_TOKEN)[1]
+    return -judge.gradient(gates, sharpness=TOP_TOKEN)
 
 
 def integrated_gradients(judge: Judge) -> Tensor:
@@ -139,7 +139,7 @@ def integrated_gradients(judge: Judge) -> Tensor:
     """
     gates = torch.ones(judge.n_groups, judge.masked_lm.graph.n_nodes, device=judge.device)
     points = [(step + 0.5) / PATH_STEPS for step in range(PATH_STEPS)]
-    return -torch.stack([judge.gradient(gates * point)[1] for point in points]).mean(0)
+    return -torch.stack([judge.gradient(gates * point) for point in points]).mean(0)
 
 
 SCORE_OF: dict[str, Callable[[Judge], Tensor]] = {

@@ -22,10 +22,19 @@ RATE = 0.02
 REFIT_STEPS, REFIT_ROWS = 200, 4
 """Steps for masks that are cut, and rows of a text in each."""
 FLOOR = 0.003
-"""Nats added to a KL before its logarithm is taken."""
+"""Nats added to a KL before its logarithm is taken, so that a mask that is good enough stops pulling."""
 
 Batches = Callable[[], Iterable[Batch]]
 """The texts of a split, from the start."""
+
+
+class _Fixed(nn.Module):
+    """Tensors that move with a module and are no part of its state."""
+
+    def __init__(self, values: Iterable[Tensor]) -> None:
+        super().__init__()
+        for i, value in enumerate(values):
+            self.register_buffer(str(i), value, persistent=False)
 
 
 class Constants(nn.Module):
@@ -39,16 +48,17 @@ class Constants(nn.Module):
     def __init__(self, masked_lm: MaskedLM, batches: Iterable[Batch]) -> None:
         super().__init__()
         heads, mlps = masked_lm.observed((batch.input_ids, batch.real) for batch in batches)
-        self.start = means_of("learned", heads, mlps)
-        self.spread = [seen.spread() for seen in (*heads, *mlps)]
-        self.shifts = nn.ParameterList(torch.zeros_like(value) for value in (*self.start.heads, *self.start.mlps))
+        start = means_of("learned", heads, mlps)
+        self.n_layers = len(start.heads)
+        self.start = _Fixed((*start.heads, *start.mlps))
+        self.spread = _Fixed(seen.spread() for seen in (*heads, *mlps))
+        self.shifts = nn.ParameterList(torch.zeros_like(value) for value in self.start.buffers())
 
     def forward(self) -> Ablation:
         """The ablation as it is now, differentiable in what is learned."""
-        starts = (*self.start.heads, *self.start.mlps)
-        values = [start + spread * shift for start, spread, shift in zip(starts, self.spread, self.shifts, strict=True)]
-        n_layers = len(self.start.heads)
-        return Ablation("learned", tuple(values[:n_layers]), tuple(values[n_layers:]))
+        each = zip(self.start.buffers(), self.spread.buffers(), self.shifts, strict=True)
+        values = [start + spread * shift for start, spread, shift in each]
+        return Ablation("learned", tuple(values[: self.n_layers]), tuple(values[self.n_layers :]))
 
     def refit(self, masked_lm: MaskedLM, masks: Tensor, train: Batches, selection: Batches) -> Ablation:
         """Train the constants on for discrete masks, and keep what is better on the texts that select.

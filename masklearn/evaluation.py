@@ -107,8 +107,7 @@ def measure(
         for name, parts in by_group.items():
             parts.append(found.pop(name).view(-1, masks.shape[1]))  # torchmetrics squeezes what has one element
         for name, values in found.items():
-            known = (None if math.isnan(value) else value for value in values.reshape(-1).tolist())
-            columns.setdefault(name, []).extend(known)
+            columns.setdefault(name, []).extend(map(_known, values.reshape(-1).tolist()))
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return rows, torch.stack([torch.cat(parts) for parts in by_group.values()])
 
@@ -226,21 +225,28 @@ def _spread(rows: list[Row]) -> dict[str, float]:
     return {"n": len(rows), **spread}
 
 
-def describe(mask: Mask, rows: list[Row], own: Tensor) -> dict[str, Any]:
-    """What `metrics.json` says of a bank: `evaluate`'s rows, and where there are groups, the KL and TV of each."""
+def describe(mask: Mask, rows: list[Row], own: Tensor, data: dict[str, Any]) -> dict[str, Any]:
+    """What `metrics.json` says of a bank on texts of such settings: `evaluate`'s rows, and KL and TV of each group."""
     graph = mask.graph
     described = {
         "model": vars(mask.model) | {"n_nodes": graph.n_nodes, "n_layers": graph.n_layers, "n_heads": graph.n_heads},
-        "data": mask.config.get("data", {}),
+        "data": data,
         "sizes": rows,
     }
     faithful = [row["faithfulness"] for row in rows if row.get("faithfulness") is not None]
     if len(faithful) == len(rows):
         described["areas"] = areas([row["s"] for row in rows], faithful, graph.n_nodes)
     if len(mask.groups) > 1:
-        by_group = own.permute(2, 0, 1).tolist()
-        described["groups"] = {name: {"kl": kl, "tv": tv} for name, (kl, tv) in zip(mask.groups, by_group, strict=True)}
+        by_group = zip(mask.groups, own.permute(2, 0, 1).tolist(), strict=True)
+        described["groups"] = {
+            name: {"kl": [*map(_known, kl)], "tv": [*map(_known, tv)]} for name, (kl, tv) in by_group
+        }
     return described
+
+
+def _known(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
 
 
 def table(rows: list[Row]) -> str:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from masklearn.errors import UserError, one_line
 
+ASIDE = ".*.[0-9]*.part"
+"""Files that a process is writing, or was when it was killed."""
+
 
 def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     """A safetensors file with its header in order: the library writes metadata in another order every time."""

@@ -93,19 +93,17 @@ class Judge:
             total += torch.cat([self._kl(piece, some) for some in masks.split(at_once)])
         return total / self.positions[groups]
 
-    def gradient(self, masks: Tensor, groups: Tensor | None = None, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
-        """The KL of one mask per group, and its gradient in every gate: shapes (groups,) and (groups, nodes).
+    def gradient(self, masks: Tensor, groups: Tensor | None = None, sharpness: float = 1.0) -> Tensor:
+        """The gradient in every gate of the KL of one mask per group, shape (groups, nodes).
 
         With a `sharpness` above 1, the KL from the full model's distribution to that power.
         """
         gates, groups = masks.float().requires_grad_(), self._all if groups is None else groups
-        total, gradient = torch.zeros(len(gates), device=gates.device), torch.zeros_like(gates)
+        gradient = torch.zeros_like(gates)
         for piece in self._pieces(groups):
             kl = self._kl(piece, gates[None], sharpness)[0]
             gradient += torch.autograd.grad(kl.sum(), gates)[0]
-            total += kl.detach()
-        positions = self.positions[groups]
-        return total / positions, gradient / positions[:, None]
+        return gradient / self.positions[groups][:, None]
 
     @property
     def _all(self) -> Tensor:

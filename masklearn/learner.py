@@ -14,7 +14,7 @@ from masklearn.ablation import Ablation, AblationName
 from masklearn.adapter import EMBEDDED, DTypeName, load_lm
 from masklearn.artifact import Mask, ModelId
 from masklearn.budget import Lagrangian, Projected, Schedule, resolve_sizes
-from masklearn.constants import RATE, Constants, means
+from masklearn.constants import FLOOR, RATE, Constants, means
 from masklearn.cut import STAGES, Cut, cut, polished_again
 from masklearn.data import Batch, MaskData, Plan
 from masklearn.errors import UserError, require_finite
@@ -30,8 +30,6 @@ from masklearn.store import Bar, Store
 
 MOST = 10**9
 """The largest count that makes sense for a flag."""
-FLOOR = 0.003
-"""Nats added to a KL before its logarithm is taken, so that a mask that is good enough stops pulling."""
 MOST_TEXTS = 256
 """Texts of a group by which discrete masks are selected, at most."""
 CACHE_BYTES = 2**30
@@ -256,7 +254,7 @@ class MaskLearner(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         block, step = self.plan.at(self.global_step)
-        if block and not step:
+        if block and not step and block - 1 not in self.store:
             self._finish(block - 1)
         if block != self._block_at_hand:
             self._take_up(block)
@@ -433,7 +431,7 @@ class MaskLearner(LightningModule):
         if checkpoint["room"] != (self.block, self._data.batch_size):
             self.lay_out(self._data, checkpoint["room"])
         block, step = self.plan.at(checkpoint["global_step"])
-        self.store.require(block if step else block - 1)  # a block is cut when the next one begins
+        self.store.require(block if step or block - 1 in self.store else block - 1)  # cut when the next one begins
 
     # --- what was learned ---------------------------------------------------------------------------------------------
 
@@ -442,6 +440,7 @@ class MaskLearner(LightningModule):
 
         Learned constants are trained on for them, and they are polished once more under those.
         """
+        self.to(self.trainer.strategy.root_device)  # Lightning leaves models on the CPU when a fit is over
         last = len(self.plan.blocks) - 1
         if last not in self.store:
             self._finish(last, self.bar)

@@ -264,7 +264,7 @@ def _resized(
 
 def _opened(judge: Judge, mask: Tensor, groups: Tensor, step: int, additions: int) -> Tensor:
     """The masks with so many nodes more, those that the gradient favours; a few to choose the last of."""
-    order, closed = judge.gradient(mask, groups)[1].masked_fill(mask, torch.inf).argsort(-1), int((~mask[0]).sum())
+    order, closed = judge.gradient(mask, groups).masked_fill(mask, torch.inf).argsort(-1), int((~mask[0]).sum())
     mask = mask.scatter(-1, order[:, : step - 1], True)
     return _each(mask, order[:, step - 1 : closed][:, :additions], True)
 

@@ -15,7 +15,7 @@ from conftest import ROOT, SMALL, Run
 
 import masklearn as ml
 from masklearn import learner
-from masklearn.cli import evaluate, train
+from masklearn.cli import evaluate, evaluating, train
 from masklearn.cli.parsing import explain
 
 
@@ -265,7 +265,12 @@ def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["--model.temperature", "[1, 0]"], "model.temperature"),
         (["--model.lr", ".nan"], "model.lr is nan"),
         (["--data.path", "varied.txt", "--model.lm", "./short"], "reads at most 3"),
-        (["--trainer.devices", "2"], "a run takes one device"),
+        (["--trainer.devices", "2"], "trainer.devices is 2; a run takes one device"),
+        (["--trainer.num_nodes", "2"], "trainer.num_nodes is 2; a run takes one device"),
+        (
+            ["--trainer.val_check_interval", "7", "--model.steps", "6"],
+            "trainer.val_check_interval is 7, but the run has 6",
+        ),
         (["--trainer.accelerator", "gpu"], "trainer: "),
         (["--trainer.precision", "bf16-true"], "Choose the precision of the frozen model with --model.dtype"),
         (["--trainer.accumulate_grad_batches", "2"], "--data.batch_size"),
@@ -304,6 +309,36 @@ def test_a_damaged_mask_file_is_one_line(
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"no mask")
     assert evaluate(["--mask", str(path)]) == 2
     assert f"cannot read the mask file {path}" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--data.max_length", "24"], "--data.max_length would hold out other texts than those that were when "),
+        (["--data.limit", "20", "--data.positions", "all"], "--data.limit would hold out other texts"),
+        (["--dtype", "bfloat16"], "was learned in float32, and bfloat16 makes other weights. Leave --dtype out"),
+    ],
+)
+def test_an_evaluation_that_would_not_be_what_it_says(
+    flags: list[str], line: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(["--mask", str(run.folder / "mask.safetensors"), *flags]) == 2
+    assert line in one_line(capsys)
+
+
+def test_which_texts_an_evaluation_is_of() -> None:
+    own = {"path": "texts.jsonl", "dataset": None, "task": None, "split": "train", "limit": 90, "max_length": 128}
+    of_hub = own | {"path": None, "dataset": "some/texts"}
+    for given, asked, expected, other in (
+        (own, {}, own, False),
+        (own, {"positions": "last", "batch_size": 4}, own | {"positions": "last", "batch_size": 4}, False),
+        (own, {"path": str(Path.cwd() / "texts.jsonl")}, own | {"path": str(Path.cwd() / "texts.jsonl")}, False),
+        (own, {"task": "copy"}, {"max_length": 128, "task": "copy"}, True),
+        (own, {"path": "~/texts.jsonl"}, {"max_length": 128, "path": "~/texts.jsonl"}, True),
+        (of_hub, {"split": "test"}, {key: of_hub[key] for key in of_hub if key != "limit"} | {"split": "test"}, True),
+    ):
+        assert evaluating._settings("mask", given, asked, free=False) == (expected, other)
+    assert evaluating._settings("mask", own, {"limit": 9}, free=True) == (own | {"limit": 9}, False)
 
 
 def test_a_mistyped_flag_of_evaluation(capsys: pytest.CaptureFixture[str]) -> None:

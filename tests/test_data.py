@@ -272,6 +272,12 @@ def test_settings_that_make_no_sense_are_refused(settings: dict, message: str) -
         ml.MaskData(**settings)
 
 
+def test_a_hub_dataset_that_comes_with_a_script_is_a_clear_line(tmp_path: Path) -> None:
+    (tmp_path / f"{tmp_path.name}.py").touch()
+    with pytest.raises(ml.UserError, match=r"data\.dataset: cannot load .*scripts"):
+        ml.MaskData(dataset=str(tmp_path)).setup()
+
+
 def test_an_unreachable_hub_dataset_is_a_clear_line() -> None:
     with pytest.raises(ml.UserError, match=r"data\.dataset: cannot load 'nobody/nothing'"):
         ml.MaskData(dataset="nobody/nothing").setup()

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import masklearn as ml
-from masklearn import memory
+from masklearn import evaluation, memory
 from masklearn.artifact import ModelId
 from masklearn.cli import evaluate, train
 from masklearn.judge import Judge
@@ -122,6 +122,37 @@ def test_a_mask_for_every_value_of_a_column(tmp_path: Path) -> None:
     others = json.loads(Path("other/metrics.json").read_text())["groups"]
     for name, kl in each.items():
         assert kl[1] < others[name]["kl"][1] / 2  # a task's own nodes serve it better than the other's
+    lines = Path(path).read_text().splitlines(keepends=True)
+    Path("one.jsonl").write_text("".join(line for line in lines if '"copy"' in line))
+    flags = ["--data.path", "one.jsonl", "--baselines", "[norm]", "--ablation", "mean-positional", "--out", "fewer"]
+    assert evaluate(["--mask", "run/mask.safetensors", *flags]) == 0  # values and rivals are found on both tasks' texts
+    fewer = json.loads(Path("fewer/metrics.json").read_text())
+    assert set(fewer["sizes"][0]["controls"]) == {"norm"} and fewer["data"]["path"] == "one.jsonl"
+
+
+def test_an_error_at_a_blocks_first_step_leaves_the_block_before_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = [*INPUTS, "--data.limit", "2", "--model.block", "1", "--model.steps", "6", "--model.polish", "0"]
+    flags += ["--trainer.enable_progress_bar", "false"]
+    assert train([*flags, "--run.dir", "alone"]) == 0
+    step = ml.MaskLearner.training_step
+
+    def failing(learner: ml.MaskLearner, *args: Any) -> torch.Tensor:
+        if learner.global_step == 6:  # its gates are new, and those of the block before are gone
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(learner, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ml.MaskLearner, "training_step", failing)
+        assert train([*flags, "--run.dir", "failed"]) == 2
+    assert train(["--config", "failed/config.yaml", "--run.resume", "true"]) == 0
+    alone, gone_on = (ml.Mask.load(f"{folder}/mask.safetensors") for folder in ("alone", "failed"))
+    assert torch.equal(alone.mask, gone_on.mask) and torch.equal(alone.scores, gone_on.scores)
+
+
+def test_what_a_group_without_texts_has_is_not_known() -> None:
+    own = torch.tensor([[[0.5, torch.nan]], [[0.25, torch.nan]]])  # KL and TV of one size and two groups
+    found = evaluation.describe(bank(2, 1, ml.NodeGraph(2, 3)), [{"faithfulness": None}], own, {})
+    assert found["groups"] == {"text 0": {"kl": [0.5], "tv": [0.25]}, "text 1": {"kl": [None], "tv": [None]}}
 
 
 def test_restarts_are_no_worse(tmp_path: Path) -> None:
@@ -169,7 +200,8 @@ def test_what_fits_into_memory_is_named_and_used_to_the_end_of_the_run(
     free = (rows_that_fit + 0.5) * memory.bytes_per_row(masked_lm, data.longest) / memory.SHARE
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(free))
     assert train([*flags, "--model.steps", "55", "--trainer.max_steps", "51", "--run.dir", "run"]) == 2
-    assert remark in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert remark in told.out and "--run.resume true --trainer.max_steps -1" in told.err
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2**40)  # a run goes on as it was begun
     assert train(["--config", "run/config.yaml", "--trainer.max_steps", "-1", "--run.resume", "true"]) == 0
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["room"] == room

@@ -163,6 +163,18 @@ def test_a_polish_that_is_stopped_goes_on_where_it_was(
     assert torch.equal(gone_on.mask, alone.mask) and learner.stages == stages
 
 
+def test_a_learner_goes_back_to_where_it_learned(tmp_path: Path) -> None:
+    """Lightning leaves it on the CPU when a fit is over."""
+    learner = learn(tmp_path, {"limit": 12}, steps=2, ablation="learned", polish=0)
+    learner.trainer.strategy._root_device = torch.device("meta")
+    with pytest.raises(RuntimeError, match="meta"):  # nothing can be computed there
+        learner.discretize()
+    assert {tensor.device.type for tensor in learner.parameters()} == {"meta"}
+    assert learner.constants is not None
+    ablation = learner.constants()
+    assert {value.device.type for value in (*ablation.heads, *ablation.mlps)} == {"meta"}
+
+
 def test_full_targets_are_the_same_kept_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = learn(tmp_path, steps=3)
     monkeypatch.setattr(learner_module, "CACHE_BYTES", 1000)

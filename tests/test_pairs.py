@@ -139,6 +139,15 @@ def test_answers_that_cannot_be_told_apart_or_are_of_another_tokenizer(tmp_path:
     assert next(iter(data.loader("all"))).answers is None
 
 
+@pytest.mark.parametrize("given", ["318.0", "[12, 13]", -4])  # the first is what pandas makes of a column with a gap
+def test_an_id_that_is_none(given: object, tmp_path: Path) -> None:
+    ids = [{"clean": r["clean"], "corrupted": r["corrupted"], "correct_idx": 12, "incorrect_idx": 3} for r in rows()]
+    ids[2]["correct_idx"] = given
+    data = ml.MaskData(path=write(tmp_path / "ids.jsonl", ids))
+    with pytest.raises(ml.UserError, match="row 3: 'correct_idx' holds .*, which is the id of no token"):
+        data.setup("fit")
+
+
 def test_a_text_with_an_answer_is_not_cut(tmp_path: Path) -> None:
     data = ml.MaskData(path=write(tmp_path / "pairs.jsonl", rows()), max_length=4)
     with pytest.raises(ml.UserError, match="5 texts with answers are longer .* --data.max_length 6"):

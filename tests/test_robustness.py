@@ -3,6 +3,7 @@
 import multiprocessing
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,37 @@ from masklearn.cli.checkpoints import BEFORE, LAST, WholeCheckpoints, newest_sou
 from masklearn.cli.folder import CONFIG, RunFolder
 from masklearn.cli.parsing import require_complete, require_harmless_configs
 from masklearn.cli.stopping import StopBetweenSteps, Stopped, interruptible
+from masklearn.cli.training import TrainCLI
 from masklearn.files import pack, write_whole
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_gone_on_with_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    for folder in ("mine", "run"):
+        Path(folder).mkdir()
+        Path(folder, CONFIG).write_text("model: {steps: 60}\n")
+    command = ["--config", f"mine/{CONFIG}", "--run.dir", "run"]
+    assert TrainCLI([*command, "--run.resume", "true"]).folder.path == Path("run")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert TrainCLI(command).resume and TrainCLI(command).folder.path == Path("run")
+    (tmp_path / "mine" / LAST.parent).mkdir()  # it is that of a run, which has moved
+    assert TrainCLI([*command, "--run.resume", "true"]).folder.path == Path("mine")
+
+
+def test_what_a_killed_run_left_aside_is_cleared_and_nothing_else(tmp_path: Path) -> None:
+    left = [tmp_path / ".config.yaml.12.part", tmp_path / LAST.parent / ".last.ckpt.12.part"]
+    others = [tmp_path / ".film.mkv.part", tmp_path / "another run" / ".config.yaml.12.part"]
+    for file in left + others:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    folder = RunFolder(tmp_path)
+    folder.hold()
+    folder.release()
+    assert [file.exists() for file in left + others] == [False, False, True, True]
+
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 

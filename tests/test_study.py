@@ -17,7 +17,7 @@ from wandb_file import OfflineRun
 
 import masklearn as ml
 from masklearn import evaluation
-from masklearn.cli import evaluate, train
+from masklearn.cli import evaluate, studying, train
 from masklearn.data import Batch
 from masklearn.masked_lm import MaskedLM
 from masklearn.metrics import TextMetrics, unigram
@@ -216,6 +216,17 @@ def test_metrics_of_texts_add_up_to_those_of_all(masked_lm: MaskedLM, tokens: to
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("results", "expected"), [('{"seconds": 3}', {"learning": 3.0}), ("[{}]", {}), ("{", {}), (None, {})]
+)
+def test_how_long_learning_took_is_said_where_it_is_known(
+    results: str | None, expected: dict[str, float], tmp_path: Path
+) -> None:
+    if results is not None:
+        (tmp_path / "metrics.json").write_text(results)
+    assert studying._seconds_of_learning(tmp_path / "mask.safetensors") == expected
 
 
 def test_one_input_two_sizes_and_no_label(

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,6 +28,12 @@ from masklearn.judge import Judge
 from masklearn.masked_lm import MaskedLM
 
 SOURCES = ("path", "dataset", "task")
+FETCHED = ("subset", "split", "limit")
+"""Settings that go with a source."""
+CHOICES = ("subset", "split", "text_column")
+"""Settings that choose other texts of a source."""
+HARMLESS = ("positions", "batch_size", "workers")
+"""Settings that change neither which texts there are nor what is held out of them."""
 LINKED = ("lm", "revision", "scope", "max_groups", "trust_remote_code")
 """Settings of the texts that come with the model's."""
 
@@ -159,12 +164,34 @@ def _side_by_side(results: list[dict[str, Any]], learned_under: dict[str, str]) 
     return evaluation.aligned(lines)
 
 
-def _other(own: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """Whether the texts asked for are others than the mask's own."""
-    path = asked.get("path")
-    if path and own.get("path"):
-        return Path(path).resolve() != Path(own["path"]).resolve()
-    return any(asked.get(source, own.get(source)) != own.get(source) for source in SOURCES)
+def _settings(path: str, own: dict[str, Any], asked: dict[str, Any], free: bool) -> tuple[dict[str, Any], bool]:
+    """The settings of the texts to evaluate on, and whether these are others than the mask's own.
+
+    Args:
+        path: The mask file.
+        own: Settings of the mask's own texts.
+        asked: Settings that a user gave.
+        free: Whether it does not matter which texts are held out.
+
+    Raises:
+        UserError: If other ones of the mask's own texts would be held out than when it was learned.
+    """
+    changed = {key for key, value in asked.items() if _plain(key, value) != _plain(key, own.get(key))}
+    if changed & set(SOURCES):
+        return {key: value for key, value in own.items() if key not in (*SOURCES, *FETCHED)} | asked, True
+    if changed & set(CHOICES):
+        return {key: value for key, value in own.items() if key != "limit"} | asked, True
+    if changed - set(HARMLESS) and own and not free:
+        flags = ", ".join(f"--data.{key}" for key in sorted(changed - set(HARMLESS)))
+        raise UserError(
+            f"{flags} would hold out other texts than those that were when {path} was learned. Leave it out, or look "
+            "at all texts, whether they were learned on or not: --part all"
+        )
+    return own | asked, False
+
+
+def _plain(key: str, value: Any) -> Any:
+    return Path(value).expanduser().resolve() if key == "path" and value else value
 
 
 def _own_settings(path: str, mask: Mask) -> dict[str, Any]:
@@ -191,24 +218,27 @@ def _evaluate_one(
     began = time.monotonic()
     own = _own_settings(path, mask)
     scope = mask.config.get("model", {}).get("scope", "dataset")
-    other = _other(own, asked)  # other texts take the place of the mask's own
+    if not isinstance(scope, str):
+        raise UserError(f"{path} names a scope that there is not, {scope!r}")
+    free = scope == "input" or flags.part in ("train", "all")
+    settings, other = _settings(path, own, asked, free)  # other texts take the place of the mask's own
     if other and scope == "input":
         raise UserError(f"{path} holds masks of single texts, and these are others. Leave out --data.*")
     masked_lm, named = _loaded(path, mask, flags)
+    whole = mask
 
     def texts(**settings: Any) -> MaskData:
         # the groups are those of the bank, however many
         settings = {"positions": mask.positions, "trust_remote_code": flags.trusted["trust_remote_code"]} | settings
-        data = MaskData(**settings, lm=named.lm, revision=named.revision, scope=scope, max_groups=len(mask.groups))
+        data = MaskData(**settings, lm=named.lm, revision=named.revision, scope=scope, max_groups=len(whole.groups))
         data.prepare_data()
         data.setup()
         data.require_context(masked_lm.context)
         return data
 
-    kept = {key: value for key, value in own.items() if key not in (*SOURCES, "subset", "split", "limit")}
     part: Part = flags.part or ("all" if other else "test")
-    data = texts(**(kept if other else own) | asked)
-    mask = mask.of(data.groups.names)
+    data = texts(**settings)
+    mask = whole.of(data.groups.names)
     for remark in data.remarks:
         print(remark)
     names = flags.ablations or [mask.ablation.name]
@@ -224,13 +254,16 @@ def _evaluate_one(
     judge = _judge(masked_lm, mask, learned_on, flags) if choosing else None
     results, evaluated = [], []
     for name in names:
-        values = partial(settled, name, masked_lm, mask.of(learned_on.groups.names).mask, learned_on)
-        masked_lm.ablation = mask.ablation.to(masked_lm.device) if name == mask.ablation.name else values()
+        masked_lm.ablation = (
+            mask.ablation.to(masked_lm.device)
+            if name == mask.ablation.name
+            else settled(name, masked_lm, whole.of(learned_on.groups.names).mask, learned_on)
+        )
         watch = evaluation.Watch(len(data.parts[part]), data.token_counts) if flags.study else None
         batches = data.loader(part, by_length=True)
         rows, by_group = evaluation.evaluate(masked_lm, mask, batches, flags.baselines, judge, watch)
         words = f"{part} texts of {data.source}, {len(data.parts[part])} in number, under {name} ablation"
-        results.append(evaluation.describe(mask, rows, by_group) | {"ablation": name, "text": words})
+        results.append(evaluation.describe(mask, rows, by_group, settings) | {"ablation": name, "text": words})
         if watch:
             seconds = time.monotonic() - began
             one = studying.Evaluated(Path(path), mask, data, part, masked_lm, masked_lm.ablation, watch, seconds)
@@ -245,9 +278,12 @@ def _loaded(path: str, mask: Mask, flags: EvaluateFlags) -> tuple[MaskedLM, Mode
         UserError: If it is another, or if the mask is not what it should be.
     """
     lm_name, revision = flags.lm or mask.model.lm, None if flags.lm else mask.model.revision
-    dtype = flags.dtype or mask.config.get("model", {}).get("dtype", "float32")
+    learned_in = mask.config.get("model", {}).get("dtype", flags.dtype or "float32")
+    dtype = flags.dtype or learned_in
     if dtype not in get_args(DTypeName):
         raise UserError(f"{path} names a precision that there is not, {dtype!r}. Give one with --dtype float32")
+    if dtype != learned_in and learned_in in get_args(DTypeName):
+        raise UserError(f"{path} was learned in {learned_in}, and {dtype} makes other weights. Leave --dtype out")
     lm = load_lm(lm_name, revision, dtype, "cuda" if torch.cuda.is_available() else "cpu", **flags.trusted)
     mask.check()
     masked_lm = MaskedLM(lm, mask.ablation.to(lm.device))

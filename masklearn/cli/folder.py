@@ -11,10 +11,12 @@ from filelock import FileLock, Timeout
 
 from masklearn.cli.checkpoints import FOLDER
 from masklearn.errors import UserError, one_line
-from masklearn.files import write_whole
+from masklearn.files import ASIDE, write_whole
 
 CONFIG, MASK, RESULTS, LOCK = "config.yaml", "mask.safetensors", "metrics.json", ".lock"
 BLOCKS = FOLDER / "blocks"
+OURS = (Path(), FOLDER, BLOCKS, Path("figures"), Path("tables"))
+"""Where files are written."""
 
 
 class RunFlags:
@@ -71,9 +73,10 @@ class RunFolder:
             ) from error
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {one_line(error)}. Choose another {flag}") from error
-        for part in self.path.rglob(".*.part"):
-            with suppress(OSError):
-                part.unlink()
+        for place in OURS:
+            for part in (self.path / place).glob(ASIDE):
+                with suppress(OSError):
+                    part.unlink()
 
     def release(self) -> None:
         """Let other runs in."""

@@ -4,8 +4,8 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from masklearn.ablation import Ablation
 from masklearn.adapter import load_tokenizer
 from masklearn.artifact import Mask
 from masklearn.baselines import CONTROLS
+from masklearn.cli.drawing import can_draw
 from masklearn.cli.folder import MASK, RESULTS
 from masklearn.data import MaskData, Part
 from masklearn.data.steps import Item
@@ -76,9 +77,7 @@ def write(evaluated: Sequence[Evaluated], flags: "EvaluateFlags") -> None:
     for note in study.notes:
         print(f"Note: {note}")
     figures: list[Path] = []
-    if find_spec("matplotlib") is None:
-        print("No figures drawn: they need matplotlib. Get it with: pip install -c constraints.txt -e '.[report]'")
-    else:
+    if can_draw():
         from masklearn import report  # matplotlib takes a second to import
 
         config = {bank.name: bank.mask.config for bank in banks}
@@ -110,16 +109,13 @@ def _names(evaluated: Sequence[Evaluated]) -> list[str]:
 def _bank(name: str, one: Evaluated) -> Bank:
     assert one.watch is not None
     data, texts = one.data, one.data.parts[one.part]
-    tokenizer = load_tokenizer(data.lm, data.revision)
+    tokenizer = load_tokenizer(data.lm, data.revision, data.trust_remote_code)
     scored = [_scored(data, texts[i]) for i in range(len(texts))]
     read = [ids[: places[-1] + 1] for ids, places in zip(texts.ids, scored, strict=True)]
     contexts = tokenizer.batch_decode(read, skip_special_tokens=True)
     words = [tokenizer.convert_ids_to_tokens(ids) for ids in read]
     known = data.source.task is not None
-    learned = one.path.with_name(RESULTS)
-    seconds = {"evaluation": one.seconds}
-    if one.path.name == MASK and learned.is_file():
-        seconds = {"learning": json.loads(learned.read_text()).get("seconds", 0.0)} | seconds
+    seconds = _seconds_of_learning(one.path) | {"evaluation": one.seconds}
     return Bank(
         name=name,
         mask=one.mask,
@@ -133,6 +129,14 @@ def _bank(name: str, one: Evaluated) -> Bank:
         true_entropy=[true_entropies(w, places) for w, places in zip(words, scored, strict=True)] if known else [],
         seconds=seconds,
     )
+
+
+def _seconds_of_learning(mask: Path) -> dict[str, float]:
+    """What the results beside a run's mask say, if they lie there whole."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if mask.name == MASK:
+            return {"learning": float(json.loads(mask.with_name(RESULTS).read_text())["seconds"])}
+    return {}
 
 
 def _scored(data: MaskData, item: Item) -> list[int]:
@@ -151,7 +155,7 @@ def _thought(bank: Bank, one: Evaluated) -> Thought:
     """Of the input whose density is the median one; the first where densities are not defined."""
     order = densities(bank).argsort(kind="stable")
     place = int(order[(len(order) - 1) // 2])
-    tokenizer = load_tokenizer(one.data.lm, one.data.revision)
+    tokenizer = load_tokenizer(one.data.lm, one.data.revision, one.data.trust_remote_code)
     batch = one.data.collate([one.data.parts[one.part][place]])
     full = bank.sizes[-1] == bank.n_nodes
     last = int(batch.input_ids[batch.scored][-1])

@@ -7,7 +7,6 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +20,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from masklearn import evaluation
 from masklearn.artifact import Mask
 from masklearn.cli.checkpoints import LAST, REQUEUED, StepCheckpoint, WholeCheckpoints, newest_sound
+from masklearn.cli.drawing import can_draw
 from masklearn.cli.folder import BLOCKS, CONFIG, MASK, RESULTS, RunFlags, RunFolder
 from masklearn.cli.parsing import explained, require_complete, require_harmless_configs
 from masklearn.cli.stopping import StopBetweenSteps
 from masklearn.data import MaskData
 from masklearn.errors import NonFiniteLoss, UserError, one_line
 from masklearn.files import write_whole
-from masklearn.learner import MaskLearner
+from masklearn.learner import SHARED_STEPS, MaskLearner
 from masklearn.store import Store
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class TrainCLI(LightningCLI):
         config = self.config
         self.resume = bool(config.run.resume) or _requeued(config.run.dir)
         given = Path(str(config.config[-1])) if config.config else None
-        if self.resume and given and given.name == CONFIG:
+        if self.resume and given and given.name == CONFIG and not _holds_another(config.run.dir, given):
             config.run.dir = str(given.parent)  # wherever the folder has moved
         if config.run.dir == "":
             raise UserError("run.dir is empty. Leave it out, or name a folder")
@@ -148,8 +148,8 @@ class TrainCLI(LightningCLI):
         config.trainer.default_root_dir = str(self.folder.path)
         if config.model.scope != "dataset":
             config.trainer.limit_val_batches = 0  # there are as many blocks to watch as there are validation splits
-        elif config.trainer.val_check_interval is None:
-            config.trainer.val_check_interval = max(1, min(VALIDATE_EVERY, config.model.steps or VALIDATE_EVERY))
+        else:
+            _settle_validation(config.trainer, config.model.steps or SHARED_STEPS[0])
         self.stop = StopBetweenSteps()
         self.tracker: Tracker | None = None
         checkpoint = StepCheckpoint(
@@ -180,6 +180,11 @@ UNTOUCHED = {
 """Flags of Lightning's that would make something else of a run, and what to use in their place."""
 
 
+def _holds_another(folder: str | None, config: Path) -> bool:
+    """Whether a folder holds a run, and this config, which only has such a name, is of none."""
+    return bool(folder) and (Path(folder) / CONFIG).is_file() and not (config.parent / LAST.parent).is_dir()
+
+
 def _requeued(folder: str | None) -> bool:
     """Whether this is a SLURM job that was put back into the queue, and so begins again with its first command."""
     return bool(folder) and os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and (Path(folder) / CONFIG).is_file()
@@ -190,8 +195,19 @@ def _require_sound(trainer: Any) -> None:
     for flag, instead in UNTOUCHED.items():
         if trainer[flag] is True or trainer[flag] not in (None, 1, False, "32", 32, "32-true"):
             raise UserError(f"trainer.{flag} is {trainer[flag]}, but masklearn settles it itself. {instead}")
-    if trainer.devices not in (1, "1", [0]) or trainer.num_nodes != 1:
-        raise UserError(f"trainer.devices is {trainer.devices}; a run takes one device. Start a run per device instead")
+    for flag, one in {"devices": (1, "1", [0]), "num_nodes": (1,)}.items():
+        if trainer[flag] not in one:
+            told = f"trainer.{flag} is {trainer[flag]}"
+            raise UserError(f"{told}; a run takes one device. Start a run per device instead")
+
+
+def _settle_validation(trainer: Any, steps: int) -> None:
+    """When to look at the validation split; refuses what Lightning would, once a run has begun."""
+    every = trainer.val_check_interval
+    if every is None:
+        trainer.val_check_interval = max(1, min(VALIDATE_EVERY, steps))
+    elif isinstance(every, int) and every > steps and trainer.check_val_every_n_epoch is not None:
+        raise UserError(f"trainer.val_check_interval is {every}, but the run has {steps} steps. Choose at most so many")
 
 
 def run_training(args: list[str] | None) -> None:
@@ -240,13 +256,13 @@ def _run(cli: TrainCLI) -> None:
     mask = replace(learner.discretize(), config=_of_the_masks(cli.asked))
     print(f"Evaluating on {len(data.parts['test'])} {_which(data)} texts", flush=True)
     batches = data.loader("test", by_length=True)
-    rows, own = evaluation.evaluate(learner.masked_lm.to(trainer.strategy.root_device), mask, batches)
-    described = evaluation.describe(mask, rows, own) | {"expected_sizes": learner.expected_sizes()}
+    rows, own = evaluation.evaluate(learner.masked_lm, mask, batches)
+    described = evaluation.describe(mask, rows, own, mask.config["data"]) | {"expected_sizes": learner.expected_sizes()}
     described["discretisation"] = learner.stages
     _write_results(folder, mask, described | {"seconds": round(time.monotonic() - began, 1)}, logger)
-    watched = "validation" if data.groups.held_out else "their own"
+    watched = "the texts that select them" if data.groups.held_out else "their own texts"
     stages = evaluation.stages_table(learner.stages)
-    print(f"\nFrom gates to masks, on {watched} texts, nats per scored token:\n\n{stages}")
+    print(f"\nFrom gates to masks, on {watched}, nats per scored token:\n\n{stages}")
     print(f"\n{_which(data).capitalize()} texts, nats per scored token:\n\n{evaluation.told(described)}")
 
 
@@ -270,11 +286,17 @@ def _fit(cli: TrainCLI) -> None:
     if trainer.global_step < learner.plan.total:  # and no checkpoint now: Lightning takes the run for finished
         raise UserError(
             f"stopped at step {trainer.global_step} of {learner.plan.total}, as a trainer flag asked. "
-            f"Go on without it from the last checkpoint: {folder.how_to_resume}"
+            f"Go on without it from the last checkpoint: {folder.how_to_resume}{_unlimited(cli.asked['trainer'])}"
         )
     trainer.save_checkpoint(folder / LAST)
     if cli.stop.asked:  # in the last step
         raise KeyboardInterrupt
+
+
+def _unlimited(trainer: dict[str, Any]) -> str:
+    """The flags that take back what a run's config says of where to stop."""
+    limits = {"max_steps": "-1", "max_time": "null"}
+    return "".join(f" --trainer.{flag} {none}" for flag, none in limits.items() if trainer[flag] not in (None, -1))
 
 
 def _start_tracking(cli: TrainCLI) -> "Tracker | None":
@@ -335,8 +357,7 @@ def _write_results(folder: RunFolder, mask: Mask, described: dict[str, Any], log
 
 
 def _draw(folder: Path, mask: Mask, rows: list[evaluation.Row]) -> list[Path]:
-    if find_spec("matplotlib") is None:
-        print("No figures drawn: they need matplotlib. Get it with: pip install -c constraints.txt -e '.[report]'")
+    if not can_draw():
         return []
     from masklearn import report  # matplotlib takes a second to import
 

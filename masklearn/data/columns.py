@@ -152,10 +152,9 @@ class Columns:
             raise self._bad(place, column, found, "is no answer", _flag(kind))
         if column != YEARS and re.search(r"(^|_)(idx|ids?)$", column) is None:
             return tuple(map(str, values))
-        answers = tuple(
-            int(value) if re.fullmatch(r"-?\d+", str(value)) else value for value in values
-        )  # CSV knows no numbers
-        if any(isinstance(answer, int) and answer < 0 for answer in answers):
+        # CSV has texts where other files have numbers
+        answers = tuple(int(value) if re.fullmatch(r"-?\d+", str(value)) else value for value in values)
+        if any(answer < 0 if isinstance(answer, int) else column != YEARS for answer in answers):
             raise self._bad(place, column, found, "is the id of no token", _flag(kind))
         return answers
 

@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Literal
 
 import datasets
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetsError
 
 from masklearn.data.columns import Asked, Columns, Text
 from masklearn.data.files import Row, read_file
@@ -66,7 +66,7 @@ class Source:
             names = rows.column_names or list(next(iter(rows), {}))
             found = rows.select_columns([name for name in names if name in self.columns.possible])
             return names, [dict(row) for row in islice(found, self.limit)]
-        except (ValueError, OSError, DatasetNotFoundError, DatasetGenerationError) as error:
+        except (ValueError, OSError, RuntimeError, DatasetsError) as error:
             raise UserError(
                 f"data.dataset: cannot load {self.hub_id!r}, split {self.split!r} ({one_line(error)}). "
                 "Give a hub id that this machine can reach, or a file with --data.path"
