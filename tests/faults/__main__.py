@@ -17,6 +17,7 @@ Trial = Callable[[Bench, int], Fault]
 TRIALS: dict[str, tuple[list[str], Trial, int]] = {
     "workers": (SHARED, sameness.whatever_workers, 4),
     "kills": (SHARED, kills.of_runs, 50),
+    "polish_kills": (SHARED, kills.of_polish, 6),
     "late_kills": (SHARED, kills.after_training, 9),
     "evaluation_kills": (SHARED, kills.of_evaluation, 6),
     "sigterm": (SHARED, lambda bench, times: stops.by_signal(bench, times, signal.SIGTERM), 6),

@@ -41,14 +41,25 @@ def _of_runs(bench: Bench, times: int, fault: Fault) -> Fault:
     return fault
 
 
+def of_polish(bench: Bench, times: int) -> Fault:
+    """While a run polishes the masks that its texts share."""
+    fault = Fault("SIGKILL while masks that texts share are polished", "the polish of one mask")
+    return _after(bench, times, fault, "Cutting masks", 0.4)
+
+
 def after_training(bench: Bench, times: int) -> Fault:
     """While a run evaluates, draws, writes and ends its tracking."""
     fault = Fault("SIGKILL after training: while masks, figures and results are written, and W&B ends", NOTHING)
+    return _after(bench, times, fault, "Evaluating on", 0.3)
+
+
+def _after(bench: Bench, times: int, fault: Fault, word: str, share: float) -> Fault:
+    """At a random moment after something was said, up to a share of a whole run later."""
     for _ in range(times):
         with bench.folder() as folder:
             process = start(bench.again(folder))
-            wait_for(lambda process=process: "Evaluating on" in process.said(), process)
-            let_run(process, bench.moment(0, 0.3))
+            wait_for(lambda process=process: word in process.said(), process)
+            let_run(process, bench.moment(0, share))
             process.kill()
             end(process)
             fault.judge(*bench.finish(folder))
