@@ -33,6 +33,7 @@ def test_a_run_is_gone_on_with_in_its_own_folder(tmp_path: Path, monkeypatch: py
         Path(folder, CONFIG).write_text("model: {steps: 60}\n")
     command = ["--config", f"mine/{CONFIG}", "--run.dir", "run"]
     assert TrainCLI([*command, "--run.resume", "true"]).folder.path == Path("run")
+    assert "run.resume needs the run to go on with" in refused(lambda: TrainCLI([*command[:2], "--run.resume", "true"]))
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert TrainCLI(command).resume and TrainCLI(command).folder.path == Path("run")
     (tmp_path / "mine" / LAST.parent).mkdir()  # it is that of a run, which has moved

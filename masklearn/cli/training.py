@@ -125,7 +125,7 @@ class TrainCLI(LightningCLI):
         config = self.config
         self.resume = bool(config.run.resume) or _requeued(config.run.dir)
         given = Path(str(config.config[-1])) if config.config else None
-        if self.resume and given and given.name == CONFIG and not _holds_another(config.run.dir, given):
+        if self.resume and given and given.name == CONFIG and not _of_no_run(given, config.run.dir):
             config.run.dir = str(given.parent)  # wherever the folder has moved
         if config.run.dir == "":
             raise UserError("run.dir is empty. Leave it out, or name a folder")
@@ -180,9 +180,9 @@ UNTOUCHED = {
 """Flags of Lightning's that would make something else of a run, and what to use in their place."""
 
 
-def _holds_another(folder: str | None, config: Path) -> bool:
-    """Whether a folder holds a run, and this config, which only has such a name, is of none."""
-    return bool(folder) and (Path(folder) / CONFIG).is_file() and not (config.parent / LAST.parent).is_dir()
+def _of_no_run(config: Path, folder: str | None) -> bool:
+    """Whether a config only has the name of a run's: it names no folder, or one that does hold a run, and is of none."""
+    return folder is None or ((Path(folder) / CONFIG).is_file() and not (config.parent / LAST.parent).is_dir())
 
 
 def _requeued(folder: str | None) -> bool:
