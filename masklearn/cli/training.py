@@ -181,7 +181,7 @@ UNTOUCHED = {
 
 
 def _of_no_run(config: Path, folder: str | None) -> bool:
-    """Whether a config only has the name of a run's: it names no folder, or one that does hold a run, and is of none."""
+    """Whether a config only has the name of a run's: it names no folder, or one that holds a run, and is of none."""
     return folder is None or ((Path(folder) / CONFIG).is_file() and not (config.parent / LAST.parent).is_dir())
 
 
