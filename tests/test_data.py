@@ -1,4 +1,5 @@
 import json
+from itertools import islice, pairwise
 from pathlib import Path
 
 import datasets
@@ -13,6 +14,7 @@ from masklearn.data.columns import Text
 from masklearn.data.splits import Groups
 from masklearn.data.steps import StepSampler, Texts
 from masklearn.data.tokens import Encoded
+from masklearn.tiny import tasks
 
 TEXTS = [
     f"the {noun} near the dogs {verb} ."
@@ -276,6 +278,21 @@ def test_a_hub_dataset_that_comes_with_a_script_is_a_clear_line(tmp_path: Path) 
     (tmp_path / f"{tmp_path.name}.py").touch()
     with pytest.raises(ml.UserError, match=r"data\.dataset: cannot load .*scripts"):
         ml.MaskData(dataset=str(tmp_path)).setup()
+
+
+def test_some_texts_are_taken_from_all_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    rows = [{"text": text, "group": "ab"[i % 4 == 0]} for i, text in enumerate(islice(tasks.texts(0), 200))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ml.MaskData(path=str(path), scope="column:group")
+    data.setup()
+    for most in (1, 7, 40, None):
+        places = torch.cat([batch.place for batch in data.loader("train", most=most)])
+        for members in data.members:
+            taken = [i for i, place in enumerate(members) if place in places]
+            assert len(taken) == min(most or len(members), len(members))
+            gaps = {after - before for before, after in pairwise(taken)}
+            assert taken[0] == 0 and (len(taken) == 1 or max(gaps) - min(gaps) <= 1)
 
 
 def test_an_unreachable_hub_dataset_is_a_clear_line() -> None:

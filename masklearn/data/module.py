@@ -209,7 +209,7 @@ class MaskData(LightningDataModule):
             part: The split.
             groups: Groups whose texts are wanted; all by default.
             batch_size: Texts at a time; `data.batch_size` by default.
-            most: Texts of a group at most, its first ones.
+            most: Texts of a group at most, evenly spread over its own: files are often sorted.
             by_length: Shorter texts before longer ones, so that little is padding, for whom the order is all one.
 
         Raises:
@@ -220,7 +220,7 @@ class MaskData(LightningDataModule):
             raise UserError(f"{self.source} holds too few texts for a {part} split")
         members = texts.members(len(self.groups.names))
         chosen = members if groups is None else [members[group] for group in set(groups)]
-        wanted = sorted(place for places in chosen for place in places[:most])
+        wanted = sorted(place for places in chosen for place in _spread(places, most))
         if by_length:
             lengths = [len(row) for row in texts.ids]
             wanted.sort(key=lambda place: lengths[place])
@@ -277,6 +277,12 @@ class MaskData(LightningDataModule):
             for rows in ([text.answers for text in texts], [text.wrong for text in texts])
         )
         return Batch(input_ids, real, scored, torch.tensor(places), torch.tensor(groups), corrupted, answers, wrong)
+
+
+def _spread(places: Sequence[int], most: int | None) -> Sequence[int]:
+    if most is None or len(places) <= most:
+        return places
+    return [places[i * len(places) // most] for i in range(most)]
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
