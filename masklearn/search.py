@@ -24,7 +24,7 @@ class Reach(NamedTuple):
         gain: Share of its KL that a mask must lose in a round to be worth another.
         enough: Nats below which a mask is not worth it at all.
         crossed: Where that gains too little, so many of the nodes that help most when opened and so many of those
-            missed least when closed are tried with each other.
+            missed least when closed are tried with each other; if there are no more pairs, all, and a step beyond.
     """
 
     additions: int
@@ -239,7 +239,16 @@ def _exchange(judge: Judge, mask: Tensor, scores: Tensor, groups: Tensor, reach:
 
 
 def _cross(judge: Judge, mask: Tensor, scores: Tensor, groups: Tensor, reach: Reach) -> tuple[Tensor, Tensor]:
-    """The masks with the best pair of a few nodes to open and a few to close, and their KL."""
+    """The masks with the best pair of a few nodes to open and a few to close, and their KL.
+
+    Where those are all the pairs there are, only two exchanges at once can be better than all of them: one more is made
+    from the best pair, be it worse.
+    """
+    size = int(mask[0].sum())
+    if size * (mask.shape[-1] - size) <= reach.crossed**2:
+        other, kl = _best_pair(judge, mask, groups)
+        _take(other, kl, torch.arange(len(kl), device=kl.device), *_best_pair(judge, other, groups))
+        return other, kl
     opened, closed = (
         _best_few(judge, _shortlist(judge, some, groups, reach.crossed), groups, reach.crossed)
         for some in (_opened(judge, mask, groups, 1, reach.additions), _closed(mask, scores, 1, reach.removals))

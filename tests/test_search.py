@@ -1,5 +1,4 @@
 from itertools import combinations
-from typing import ClassVar
 
 import pytest
 import torch
@@ -188,31 +187,39 @@ def test_more_is_tried_in_large_graphs_and_in_shared_masks(
 
 
 class Table(Judge):
-    """Says of four nodes what is written down; of what is not, that it is bad."""
+    """Says of some masks what is written down; of what is not, that it is bad."""
 
-    WRITTEN: ClassVar = {(1,): 1.5, (0, 1, 2): 0.5, (0, 1, 3): 0.6, (0, 1): 1.0, (0, 3): 0.1}
     n_groups = 1
 
-    def __init__(self) -> None:
-        self.glimpse = None
+    def __init__(self, written: dict[tuple[int, ...], float]) -> None:
+        self.written, self.glimpse = written, None
 
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")
 
     def __call__(self, masks: Tensor, groups: Tensor | None = None) -> Tensor:
-        return torch.tensor([[self.WRITTEN.get(tuple(mask[0].nonzero()[:, 0].tolist()), 5.0)] for mask in masks])
+        return torch.tensor([[self.written.get(tuple(mask[0].nonzero()[:, 0].tolist()), 5.0)] for mask in masks])
 
     def gradient(self, masks: Tensor, groups: Tensor | None = None, sharpness: float = 1.0) -> Tensor:
-        return torch.zeros(masks.shape)
+        return torch.arange(1.0 * masks.shape[-1]).expand(masks.shape)
 
 
-def test_where_shared_masks_are_stuck_nodes_to_open_and_to_close_are_tried_with_each_other() -> None:
+@pytest.mark.parametrize("n_nodes", [4, 40])  # all pairs are tried, or a few
+def test_where_shared_masks_are_stuck_nodes_to_open_and_to_close_are_tried_with_each_other(n_nodes: int) -> None:
     """Node 2 helps most but makes none of the others idle, and elimination and growth both end at nodes 0 and 1."""
-    masks, judge = torch.tensor([[[True, True, False, False]]]), Table()
+    judge = Table({(1,): 1.5, (0, 1, 2): 0.5, (0, 1, 3): 0.6, (0, 1): 1.0, (0, 3): 0.1})
+    masks = (torch.arange(n_nodes) < 2)[None, None]
     for thorough, best in ((False, [0, 1]), (True, [0, 3])):
-        polished, _ = polish(judge, masks, torch.zeros(1, 1, 4), 4, thorough)
+        polished, _ = polish(judge, masks, torch.zeros(1, 1, n_nodes), 4, thorough)
         assert polished[0, 0].nonzero()[:, 0].tolist() == best
+
+
+def test_where_no_pair_of_a_few_nodes_helps_two_are_tried() -> None:
+    """Only both at once bring nodes 0 and 1, where elimination and growth end, to nodes 2 and 3."""
+    judge = Table({(0, 1, 2, 3): 0.5, (0, 1, 2): 0.4, (1,): 1.5, (0, 1): 1.0, (0, 3): 2.0, (2, 3): 0.1})
+    polished, kl = polish(judge, (torch.arange(5) < 2)[None, None], torch.zeros(1, 1, 5), 4, thorough=True)
+    assert polished[0, 0].nonzero()[:, 0].tolist() == [2, 3] and kl.item() == pytest.approx(0.1)
 
 
 class Weights(Judge):

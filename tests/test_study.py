@@ -248,7 +248,7 @@ def test_one_input_two_sizes_and_no_label(
 def test_without_matplotlib_there_are_tables(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("masklearn.cli.studying.find_spec", lambda name: None)
+    monkeypatch.setattr("masklearn.cli.drawing.find_spec", lambda name: None)
     mask = str(made.folder / "one" / "mask.safetensors")
     assert evaluate(["--mask", mask, "--out", str(tmp_path / "out"), "--track", "false"]) == 0
     assert "No figures drawn: they need matplotlib" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,4 +116,8 @@ def test_what_may_not_be_on_the_disk_yet_is_kept_and_logged_again(
         tracking.finish(tracker)
     assert [step for step, _ in kept["rows"]] == [1, 2, 3]
     (folder,) = (tmp_path / "gone-on-with" / "wandb").glob("offline-run-*")
-    assert OfflineRun.read(folder).column("kl") == [1.0, 2.0, 3.0]
+    for _ in range(60):  # W&B's process may still be writing
+        if found := OfflineRun.read(folder).column("kl"):
+            break
+        time.sleep(0.5)
+    assert found == [1.0, 2.0, 3.0]
