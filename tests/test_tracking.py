@@ -116,8 +116,8 @@ def test_what_may_not_be_on_the_disk_yet_is_kept_and_logged_again(
         tracking.finish(tracker)
     assert [step for step, _ in kept["rows"]] == [1, 2, 3]
     (folder,) = (tmp_path / "gone-on-with" / "wandb").glob("offline-run-*")
-    for _ in range(60):  # W&B's process may still be writing
-        if found := OfflineRun.read(folder).column("kl"):
-            break
+    found, tries = [], 60
+    while not found and (tries := tries - 1):  # W&B's process may still be writing
         time.sleep(0.5)
+        found = OfflineRun.read(folder).column("kl")
     assert found == [1.0, 2.0, 3.0]
