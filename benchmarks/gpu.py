@@ -16,7 +16,7 @@ from shapes import GPT2_SMALL, LLAMA_1B, LLAMA_8B, build, save, write_texts
 from timing import machine, now, report
 
 import masklearn as ml
-from masklearn.adapter import DTypeName
+from masklearn.models import DTypeName
 
 SHAPES: dict[str, dict[str, Any]] = {"GPT-2 small": GPT2_SMALL, "Llama 1B": LLAMA_1B, "Llama 8B": LLAMA_8B}
 SMALL = {"vocab_size": 512, "n_embd": 96, "hidden_size": 64, "intermediate_size": 128}

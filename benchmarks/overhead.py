@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 import masklearn as ml
-from masklearn.adapter import DTypeName
+from masklearn.models import DTypeName
 
 SHAPES = {"GPT-2 small": (GPT2_SMALL, None), "Llama 1B, 4 layers": (LLAMA_1B, 4)}
 

@@ -19,11 +19,11 @@ from torch import Tensor
 
 import masklearn as ml
 from masklearn.ablation import AblationName
-from masklearn.baselines import Baseline, Score, subgraphs
 from masklearn.data import MaskData
-from masklearn.data.module import Part
-from masklearn.data.texts import TaskName
-from masklearn.judge import Judge
+from masklearn.data.datamodule import SplitName
+from masklearn.data.sources import TaskName
+from masklearn.selection.baselines import Baseline, Score, subgraphs
+from masklearn.selection.scorer import MaskScorer
 from masklearn.tiny import language as lang
 from masklearn.tiny import tasks as generator
 from masklearn.tiny.train import Family, train
@@ -52,14 +52,14 @@ class Run:
         """Shape (sizes, groups, nodes)."""
         return self.mask.mask.transpose(0, 1).to(self.learner.masked_lm.device)
 
-    def judge(self, part: Part, most: int | None = None) -> Judge:
+    def scorer(self, part: SplitName, most: int | None = None) -> MaskScorer:
         groups = range(len(self.mask.groups))
-        return Judge(self.learner.masked_lm, self.data.loader(part, groups, most=most), groups)
+        return MaskScorer(self.learner.masked_lm, self.data.loader(part, groups, most=most), groups)
 
-    def others(self, name: Baseline, judge: Judge) -> tuple[Tensor, float]:
+    def others(self, name: Baseline, scorer: MaskScorer) -> tuple[Tensor, float]:
         """Subgraphs chosen in another way, shape (draws, sizes, groups, nodes), and the seconds that took."""
         began = now()
-        return subgraphs(name, self.mask, judge).to(judge.device), now() - began
+        return subgraphs(name, self.mask, scorer).to(scorer.device), now() - began
 
 
 def learned(setting: Setting, model: dict[str, Any], **data: Any) -> Run:
@@ -74,20 +74,20 @@ def learned(setting: Setting, model: dict[str, Any], **data: Any) -> Run:
     return Run(texts, learner, learner.discretize(), now() - began)
 
 
-def judged(judge: Judge, masks: Tensor) -> Tensor:
+def judged(scorer: MaskScorer, masks: Tensor) -> Tensor:
     """KL of masks with or without draws, shape (draws, sizes, groups)."""
-    return torch.stack([judge(some) for some in (masks if masks.ndim == 4 else masks[None])])
+    return torch.stack([scorer(some) for some in (masks if masks.ndim == 4 else masks[None])])
 
 
-def over_cheaper(run: Run, judge: Judge) -> list[float]:
+def over_cheaper(run: Run, scorer: MaskScorer) -> list[float]:
     """KL of a bank over the lowest that cheap baselines come to, at each size, as the judge sees both."""
-    cheaper = torch.tensor([mean_kl(judge, run.others(name, judge)[0]) for name in CHEAP])
-    return (torch.tensor(mean_kl(judge, run.masks)) / cheaper.min(0).values).tolist()
+    cheaper = torch.tensor([mean_kl(scorer, run.others(name, scorer)[0]) for name in CHEAP])
+    return (torch.tensor(mean_kl(scorer, run.masks)) / cheaper.min(0).values).tolist()
 
 
-def mean_kl(judge: Judge, masks: Tensor) -> list[float]:
+def mean_kl(scorer: MaskScorer, masks: Tensor) -> list[float]:
     """Mean over groups, and over draws where there are any, at each size."""
-    return judged(judge, masks).mean((0, 2)).tolist()
+    return judged(scorer, masks).mean((0, 2)).tolist()
 
 
 def small(folder: Path, texts: int) -> Rows:
@@ -101,28 +101,28 @@ def small(folder: Path, texts: int) -> Rows:
             n_nodes = layers * (heads + 1)
             sizes = list(range(1, n_nodes))
             run = learned(Setting(str(lm), task="mixed"), {"sizes": sizes, "ablation": ablation}, limit=texts)
-            judge = run.judge("selection")
-            best, seconds = run.others("exhaustive", judge)
-            ratios = [a / b for a, b in zip(mean_kl(judge, run.masks), mean_kl(judge, best[0]), strict=True)]
+            scorer = run.scorer("selection")
+            best, seconds = run.others("exhaustive", scorer)
+            ratios = [a / b for a, b in zip(mean_kl(scorer, run.masks), mean_kl(scorer, best[0]), strict=True)]
             rows.append(
                 {"model": lm.name, "ablation": ablation, "nodes": n_nodes, "median": median(ratios)}
                 | {"worst": max(ratios), "at s": sizes[ratios.index(max(ratios))]}
-                | {"worst over cheaper": max(over_cheaper(run, judge))}
+                | {"worst over cheaper": max(over_cheaper(run, scorer))}
                 | {"seconds": run.seconds, "exhaustive seconds": seconds, "ratios": ratios}
             )
     return rows
 
 
-def beside(run: Run, rivals: Sequence[Baseline], select: Judge, told: Judge) -> Rows:
+def beside(run: Run, rivals: Sequence[Baseline], select: MaskScorer, format_report: MaskScorer) -> Rows:
     """KL of a bank and of rivals that choose by one judge, as another judge sees them; ratios are to the rivals'.
 
     `no worse` is the share of groups on which the learned mask's KL is that of the rival's or lower.
     """
-    own = judged(told, run.masks)
+    own = judged(format_report, run.masks)
     rows: Rows = [{"masks": "learned", "seconds": run.seconds, "KL": own.mean((0, 2)).tolist()}]
     for name in rivals:
         masks, seconds = run.others(name, select)
-        his = judged(told, masks)
+        his = judged(format_report, masks)
         rows.append(
             {"masks": name, "seconds": seconds, "time learned / time": run.seconds / seconds}
             | {"KL": his.mean((0, 2)).tolist(), "KL learned / KL": (own.mean((0, 2)) / his.mean((0, 2))).tolist()}
@@ -135,15 +135,15 @@ def dataset(setting: Setting, texts: int) -> Rows:
     """One bank for all texts, on held-out text, beside rivals that choose on the same texts as polish does."""
     run = learned(setting, {"sizes": SIZES}, limit=texts, positions="all")
     rivals: tuple[Baseline, ...] = (*CHEAP, "greedy", "swap")
-    return beside(run, rivals, run.judge("selection"), run.judge("test"))
+    return beside(run, rivals, run.scorer("selection"), run.scorer("test"))
 
 
 def inputs(setting: Setting, texts: int, sizes: Sequence[int] | str, max_length: int) -> Rows:
     """A bank for every text, judged on that text, last token; time and KL beside other ways to choose."""
     model = {"sizes": sizes, "scope": "input"}
     run = learned(setting, model, limit=texts, positions="last", max_length=max_length)
-    judge = run.judge("all")
-    return beside(run, (*CHEAP, "greedy"), judge, judge)
+    scorer = run.scorer("all")
+    return beside(run, (*CHEAP, "greedy"), scorer, scorer)
 
 
 def tasks(texts: int) -> Rows:
@@ -153,7 +153,7 @@ def tasks(texts: int) -> Rows:
         for ablation in get_args(AblationName):
             positions = "all" if task == "mixed" else "last"
             run = learned(Setting("embedded", task=task), {"ablation": ablation}, limit=texts, positions=positions)
-            select, held_out = run.judge("selection"), run.judge("test")
+            select, held_out = run.scorer("selection"), run.scorer("test")
             best, seconds = run.others("swap", select)
             mine, theirs = mean_kl(select, run.masks), mean_kl(select, best)
             ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
@@ -171,8 +171,8 @@ def tasks(texts: int) -> Rows:
 def splits(setting: Setting, texts: int) -> Rows:
     """What was learned on one split, on the others; and the stages between soft gates and discrete masks."""
     run = learned(setting, {"sizes": SIZES}, limit=texts, positions="all")
-    parts: tuple[Part, ...] = ("train", "validation", "test")
-    rows: Rows = [{"what": f"{part} texts", "KL": mean_kl(run.judge(part), run.masks)} for part in parts]
+    parts: tuple[SplitName, ...] = ("train", "validation", "test")
+    rows: Rows = [{"what": f"{part} texts", "KL": mean_kl(run.scorer(part), run.masks)} for part in parts]
     stages = run.learner.stages
     return rows + [{"what": name, "KL": [row[name] for row in stages]} for name in stages[0] if name != "s"]
 
@@ -180,8 +180,8 @@ def splits(setting: Setting, texts: int) -> Rows:
 def seeds(setting: Setting, texts: int, n: int) -> Rows:
     """How alike the masks of several seeds are."""
     runs = [learned(setting, {"sizes": SIZES, "seed": seed}, limit=texts, positions="all") for seed in range(n)]
-    judge = runs[0].judge("test")
-    kl = torch.tensor([mean_kl(judge, run.masks) for run in runs])
+    scorer = runs[0].scorer("test")
+    kl = torch.tensor([mean_kl(scorer, run.masks) for run in runs])
     masks = torch.stack([run.mask.mask[0] for run in runs])  # (seeds, sizes, nodes)
     pairs = torch.combinations(torch.arange(n))
     first, second = masks[pairs[:, 0]], masks[pairs[:, 1]]
@@ -237,9 +237,11 @@ def moved(folder: Path, task: str, texts: Sequence[str], others: dict[str, list[
     for name, some in {"itself": texts, **others}.items():
         data = setting(name, some).data(scope="input", positions="last")
         data.setup("fit")
-        judge = Judge(run.learner.masked_lm, data.loader("all"), range(len(texts)))
+        scorer = MaskScorer(run.learner.masked_lm, data.loader("all"), range(len(texts)))
         controls = subgraphs("random-matched", run.mask)
-        rows.append({"masks of": task, "on": name, "KL": mean_kl(judge, run.masks), "random": mean_kl(judge, controls)})
+        rows.append(
+            {"masks of": task, "on": name, "KL": mean_kl(scorer, run.masks), "random": mean_kl(scorer, controls)}
+        )
     return rows
 
 

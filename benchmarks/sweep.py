@@ -11,8 +11,8 @@ from setting import Setting, quiet_trainer
 from timing import machine, now, ratio, report, shown
 
 import masklearn as ml
-from masklearn.budget import resolve_sizes
-from masklearn.judge import Judge
+from masklearn.selection.scorer import MaskScorer
+from masklearn.sizes import resolve_sizes
 
 
 class StepTimes(Callback):
@@ -34,7 +34,7 @@ def learn(setting: Setting, sizes: list[int], steps: int) -> tuple[float, list[f
     times = StepTimes()
     quiet_trainer(callbacks=[times]).fit(learner, datamodule=data)
     masks = learner.discretize().mask.transpose(0, 1).to(learner.device)
-    return sum(times.seconds), Judge(learner.masked_lm, data.test_dataloader())(masks)[:, 0].tolist()
+    return sum(times.seconds), MaskScorer(learner.masked_lm, data.test_dataloader())(masks)[:, 0].tolist()
 
 
 def sweep(setting: Setting, steps: int, singles: int) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def sweep(setting: Setting, steps: int, singles: int) -> dict[str, Any]:
     for s in chosen:
         seconds, (kl,) = learn(setting, [s], steps)
         rows.append({"s": s, "kl": kl, "in_sweep": all_kl[sizes.index(s)], "time_ratio": all_seconds / seconds})
-        told = "s = {s}: KL {kl:.3f} alone, {in_sweep:.3f} among twelve, in {time_ratio:.2f} of its time"
-        print(told.format(**rows[-1]), flush=True)
+        format_report = "s = {s}: KL {kl:.3f} alone, {in_sweep:.3f} among twelve, in {time_ratio:.2f} of its time"
+        print(format_report.format(**rows[-1]), flush=True)
     return {"sizes": sizes, "rows": rows, "time_ratio": statistics.median(row["time_ratio"] for row in rows)}
 
 

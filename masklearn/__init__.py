@@ -4,17 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from masklearn.ablation import Ablation
-from masklearn.adapter import load_lm, load_tokenizer
-from masklearn.artifact import Mask
 from masklearn.errors import UserError
 from masklearn.graph import Node, NodeGraph
-from masklearn.masked_lm import MaskedLM, gated
+from masklearn.mask_file import Mask
+from masklearn.masking.gating import gated
+from masklearn.masking.masked_lm import MaskedLM
+from masklearn.models.loading import load_lm, load_tokenizer
 
 if TYPE_CHECKING:
-    from masklearn.data import MaskData
-    from masklearn.learner import MaskLearner
+    from masklearn.data.datamodule import MaskData
+    from masklearn.training.learner import MaskLearner
 
-_LATER = {"MaskData": "masklearn.data", "MaskLearner": "masklearn.learner"}
+_LATER = {"MaskData": "masklearn.data", "MaskLearner": "masklearn.training.learner"}
 """What stands on Lightning, which takes seconds to import and is not needed to use a mask."""
 
 

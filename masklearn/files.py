@@ -10,7 +10,7 @@ from torch import Tensor
 
 from masklearn.errors import UserError, one_line
 
-ASIDE = ".*.[0-9]*.part"
+TEMP_PATTERN = ".*.[0-9]*.part"
 """Files that a process is writing, or was when it was killed."""
 
 
@@ -23,7 +23,7 @@ def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[end:]
 
 
-def write_whole(path: Path, content: bytes, keep: Path | None = None) -> None:
+def atomic_write(path: Path, content: bytes, keep: Path | None = None) -> None:
     """Write a file aside, flush it to the disk, and put it in place in one step.
 
     Args:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Head = Callable[[Tensor], Tensor]
+Unembed = Callable[[Tensor], Tensor]
 """Last hidden states (..., width) to logits (..., vocabulary)."""
-CHUNK, MOST, EFFICIENT = 2**24, 2**25, 64
+CHUNK, MOST, MIN_POSITIONS = 2**24, 2**25, 64
 """Logits held at once (64 MB in float32), or up to twice as many for so many positions at a time, as a product of fewer
 takes as long. They change memory and time, never the result."""
 
@@ -25,19 +25,19 @@ def kl_divergence(full: Tensor, masked: Tensor) -> Tensor:
     return (full - masked).mul_(full.exp()).sum(-1).clamp_min(0)
 
 
-def log_probabilities(hidden: Tensor, head: Head) -> Tensor:
+def log_probabilities(hidden: Tensor, unembed: Unembed) -> Tensor:
     """Float32 log-probabilities (..., vocabulary) of last hidden states (..., width)."""
-    return head(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:-1], -1).float().log_softmax(-1)
+    return unembed(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:-1], -1).float().log_softmax(-1)
 
 
-def chunks(full: Tensor, n_masks: int, head: Head) -> Iterator[slice]:
+def chunks(full: Tensor, n_masks: int, unembed: Unembed) -> Iterator[slice]:
     """Slices of the positions of `full` (positions, width), each small enough for `n_masks` models' logits at once."""
     if not len(full):
         return
     with torch.no_grad():
-        vocabulary = head(full[:1]).shape[-1]
+        vocabulary = unembed(full[:1]).shape[-1]
     of_one = n_masks * vocabulary
-    step = max(1, CHUNK // of_one, min(EFFICIENT, MOST // of_one))
+    step = max(1, CHUNK // of_one, min(MIN_POSITIONS, MOST // of_one))
     for begin in range(0, len(full), step):
         yield slice(begin, begin + step)
 
@@ -46,17 +46,17 @@ class _ChunkedKL(torch.autograd.Function):
     """A position's KL depends on its own hidden state alone, so its gradient is taken while its chunk is at hand."""
 
     @staticmethod
-    def forward(ctx: Any, masked: Tensor, full: Tensor, head: Head, sharpness: float) -> Tensor:
+    def forward(ctx: Any, masked: Tensor, full: Tensor, unembed: Unembed, inverse_temperature: float) -> Tensor:
         learning = ctx.needs_input_grad[0]
         kl = torch.empty(masked.shape[:-1], dtype=torch.float32, device=masked.device)
         gradient = torch.empty_like(masked) if learning else torch.empty(0)
-        for piece in chunks(full, len(masked), head):
-            target = log_probabilities(full[piece], head)
-            target = target if sharpness == 1 else (target * sharpness).log_softmax(-1)
+        for piece in chunks(full, len(masked), unembed):
+            target = log_probabilities(full[piece], unembed)
+            target = target if inverse_temperature == 1 else (target * inverse_temperature).log_softmax(-1)
             # Rows and positions in one: a product of matrices reads the head's weights once, a batch of them once a row
             with torch.set_grad_enabled(learning):
                 inputs = masked[:, piece].detach().flatten(0, 1).requires_grad_(learning)
-                flat = head(inputs)
+                flat = unembed(inputs)
             logits = flat.detach().unflatten(0, (len(masked), -1))
             logp = logits.float().log_softmax(-1)
             probability = target.exp()
@@ -76,7 +76,7 @@ class _ChunkedKL(torch.autograd.Function):
         return upstream.unsqueeze(-1).to(ctx.gradient.dtype) * ctx.gradient, None, None, None
 
 
-def chunked_kl(full: Tensor, masked: Tensor, head: Head, sharpness: float = 1.0) -> Tensor:
+def chunked_kl(full: Tensor, masked: Tensor, unembed: Unembed, inverse_temperature: float = 1.0) -> Tensor:
     """KL(full || masked) at every position, in nats; differentiable in `masked`.
 
     Args:
@@ -94,4 +94,4 @@ def chunked_kl(full: Tensor, masked: Tensor, head: Head, sharpness: float = 1.0)
     """
     if full.shape != masked.shape[1:]:
         raise ValueError(f"hidden states of {tuple(full.shape)} and {tuple(masked.shape)} do not match")
-    return _ChunkedKL.apply(masked, full, head, sharpness)  # pyright: ignore[reportReturnType]
+    return _ChunkedKL.apply(masked, full, unembed, inverse_temperature)  # pyright: ignore[reportReturnType]

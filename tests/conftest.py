@@ -23,7 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from masklearn.data import Batch
 from masklearn.errors import UserError
-from masklearn.masked_lm import MaskedLM
+from masklearn.masking import MaskedLM
 from masklearn.objective import kl_divergence
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,7 +140,7 @@ def by_hand(masked_lm: MaskedLM, mask: Tensor, group: int) -> float:
         for ids, real, own in zip(batch.input_ids, batch.real, batch.group.tolist(), strict=True):
             if own == group:
                 ids, everywhere = ids[real][None], torch.ones(1, int(real.sum()), dtype=torch.bool)
-                full = masked_lm.head(masked_lm.full(ids, everywhere)).log_softmax(-1)
-                masked = masked_lm.head(masked_lm(ids, everywhere, mask.float()[None, None])[0]).log_softmax(-1)
+                full = masked_lm.unembed(masked_lm.full(ids, everywhere)).log_softmax(-1)
+                masked = masked_lm.unembed(masked_lm(ids, everywhere, mask.float()[None, None])[0]).log_softmax(-1)
                 found.append(kl_divergence(full, masked))
     return torch.cat(found).mean().item()

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import surgery
+import taken_apart
 import torch
 from families import FAMILIES, REFUSED, Family, build
 from torch import Tensor
 
 import masklearn as ml
-from masklearn.masked_lm import MaskedLM
+from masklearn.masking import MaskedLM
 
 LOGIT_ERROR = 1e-5
 """What a logit may be off by in float32, in parts of the largest: rounding differs between processors."""
@@ -49,7 +49,7 @@ def logit_error(family: Family) -> float:
     gates = some_gates(ml.NodeGraph.of(lm))
     with ml.gated(lm, gates.flatten(1)):
         found = lm(input_ids).logits
-    return error(found, surgery.logits(family, lm, input_ids, gates))
+    return error(found, taken_apart.logits(family, lm, input_ids, gates))
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -70,7 +70,7 @@ def gradients(family: Family, gates: Tensor) -> tuple[Tensor, Tensor]:
         last = torch.zeros_like(input_ids, dtype=torch.bool)
         last[:, -1] = True
         hidden = masked_lm(input_ids, last, rows[:, None])
-        return masked_lm.head(hidden).log_softmax(-1)[:, 0, 7]
+        return masked_lm.unembed(hidden).log_softmax(-1)[:, 0, 7]
 
     (found,) = torch.autograd.grad(probability(gates[None]).sum(), gates)
     steps = STEP * torch.eye(graph.n_nodes, dtype=torch.float64)

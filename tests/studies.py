@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 import masklearn as ml
-from masklearn.artifact import ModelId
-from masklearn.density import Bank
-from masklearn.evaluation import Seen
-from masklearn.metrics import NUCLEI
+from masklearn.density import MaskMeasurements
+from masklearn.evaluation.metrics import NUCLEI
+from masklearn.evaluation.per_text import PerTextResults
+from masklearn.mask_file import ModelId
 
 GRAPH = ml.NodeGraph(4, 4)
 """20 nodes: four layers of four heads and an MLP, a layer for each quarter of the depth."""
@@ -31,7 +31,7 @@ def bank(
     full: Mapping[str, Sequence[float]] | None = None,
     fingerprint: str = "f00d",
     **others: Any,
-) -> Bank:
+) -> MaskMeasurements:
     """A bank of which the TV of every input at every size (inputs x sizes) is given; its KL is twice that."""
     distance = torch.tensor(tv, dtype=torch.float64).T[None]  # (draws, sizes, inputs)
     n = distance.shape[-1]
@@ -39,10 +39,10 @@ def bank(
     known = {name: torch.arange(n, dtype=torch.float64) for name in ("entropy", "loss", "next_rarity", "last_rarity")}
     known |= {key: torch.tensor(values, dtype=torch.float64) for key, values in (full or {}).items()}
 
-    def seen(masks: Tensor, distance: Tensor) -> Seen:
+    def seen(masks: Tensor, distance: Tensor) -> PerTextResults:
         recovered = (distance[..., None] < 1 - torch.tensor(NUCLEI) / 100).float()
         measured = {"tv": distance, "kl": 2 * distance, "unigram_kl": torch.ones_like(distance)}
-        return Seen(masks, measured | {"recovered": recovered} | known)
+        return PerTextResults(masks, measured | {"recovered": recovered} | known)
 
     by_size = kept.transpose(0, 1)[None]
     half = (1 + distance) / 2
@@ -61,7 +61,7 @@ def bank(
         "source": "a file",
         "tokens": [f" word{i}" for i in range(n)],
     }
-    return Bank(name=name, mask=mask, seen=kinds, **usual | others)
+    return MaskMeasurements(name=name, mask=mask, seen=kinds, **usual | others)
 
 
 def falling(n: int) -> list[list[float]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import surgery
+import taken_apart
 import torch
 from conftest import Run, refused, tiny_gpt2, tiny_llama
 from families import BY_NAME, FAMILIES, Family
@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import masklearn as ml
-from masklearn import constants
-from masklearn.ablation import Observed, at_positions, means_of
+from masklearn.ablation import at_positions
 from masklearn.cli import evaluate
-from masklearn.constants import settled
-from masklearn.judge import Judge
-from masklearn.masked_lm import MaskedLM
+from masklearn.masking import MaskedLM
+from masklearn.masking.activation_stats import ActivationStats, means_of
+from masklearn.selection.scorer import MaskScorer
+from masklearn.training import learned_ablation
+from masklearn.training.learned_ablation import fit_ablation
 
 ROWS = 4
 LENGTHS = torch.tensor([7, 4, 6, 4])
@@ -35,12 +36,12 @@ def batch() -> tuple[Tensor, Tensor]:
     return texts(ROWS).masked_fill(~real, 0), real
 
 
-def emitted(family: Family, lm: Any, name: str, others: Tensor) -> list[surgery.Closed]:
+def emitted(family: Family, lm: Any, name: str, others: Tensor) -> list[taken_apart.Closed]:
     """What the closed nodes of every text emit, by hand."""
     ids, real = batch()
     if name == "resample":
-        return [surgery.outputs(family, lm, row) for row in others]
-    seen = [surgery.outputs(family, lm, row[here]) for row, here in zip(ids, real, strict=True)]
+        return [taken_apart.outputs(family, lm, row) for row in others]
+    seen = [taken_apart.outputs(family, lm, row[here]) for row, here in zip(ids, real, strict=True)]
 
     def mean(values: list[Tensor]) -> Tensor:
         overall = torch.cat(values, 1).mean(1, keepdim=True)  # (layers, 1, width)
@@ -50,7 +51,9 @@ def emitted(family: Family, lm: Any, name: str, others: Tensor) -> list[surgery.
         return torch.stack(at, 1)
 
     heads, mlps = mean([s.heads for s in seen]), mean([s.mlps for s in seen])
-    return [surgery.Closed(away(heads), away(mlps)) if name == "learned" else surgery.Closed(heads, mlps)] * ROWS
+    return [
+        taken_apart.Closed(away(heads), away(mlps)) if name == "learned" else taken_apart.Closed(heads, mlps)
+    ] * ROWS
 
 
 def away(means: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ def test_closed_nodes_emit_what_they_are_to(family: Family) -> None:
     for name in names:
         with ml.gated(lm, gates.flatten(1), ablation(masked_lm, name, others)):
             found = lm(texts(ROWS)).logits
-        expected = surgery.logits(family, lm, texts(ROWS), gates, emitted(family, lm, name, others))
+        expected = taken_apart.logits(family, lm, texts(ROWS), gates, emitted(family, lm, name, others))
         assert error(found, expected) < LOGIT_ERROR, name
 
 
@@ -149,7 +152,7 @@ def test_texts_longer_than_any_seen_go_on_with_the_mean() -> None:
 @given(cuts=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 99), positional=st.booleans())
 def test_means_do_not_depend_on_how_texts_are_batched(cuts: list[int], seed: int, positional: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
-    seen, rows = Observed(2, positional), []
+    seen, rows = ActivationStats(2, positional), []
     for inputs in cuts:
         lengths = torch.randint(1, 6, (inputs,), generator=generator)
         outputs = torch.randn(inputs, int(lengths.max()), 6, generator=generator)
@@ -176,7 +179,7 @@ def test_constants_learn_from_closed_gates_alone(masked_lm: MaskedLM, tokens: Te
     gates[..., [0, 1]], gates[..., 2] = 0, 0.5  # the third head of the first layer is half open
 
     def loss() -> Tensor:
-        return masked_lm.head(masked_lm(tokens, everywhere, gates)).log_softmax(-1)[..., 7].mean()
+        return masked_lm.unembed(masked_lm(tokens, everywhere, gates)).log_softmax(-1)[..., 7].mean()
 
     found = torch.autograd.grad(loss(), heads[0])[0]
     assert not found[0, 0, 2:].any()
@@ -215,9 +218,9 @@ def test_learned_constants_beat_means_on_the_same_masks() -> None:
     masks = torch.rand(1, 2, masked_lm.graph.n_nodes, generator=torch.Generator().manual_seed(3)) > 0.4
     kl = {}
     for name in ("mean", "learned"):
-        masked_lm.ablation = settled(name, masked_lm, masks, data)
+        masked_lm.ablation = fit_ablation(name, masked_lm, masks, data)
         assert masked_lm.ablation.name == name
-        kl[name] = Judge(masked_lm, data.loader("test"))(masks.transpose(0, 1)).mean()
+        kl[name] = MaskScorer(masked_lm, data.loader("test"))(masks.transpose(0, 1)).mean()
     assert kl["learned"] < 0.9 * kl["mean"]
 
 
@@ -225,14 +228,14 @@ def test_masks_are_polished_under_the_constants_that_were_fitted_to_them(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So the KL that is told is that of the masks and constants that are kept."""
-    monkeypatch.setattr(constants, "REFIT_STEPS", 10)
+    monkeypatch.setattr(learned_ablation, "REFIT_STEPS", 10)
     data = {"task": "names", "limit": 12}
     learner = fitted(tmp_path, "embedded", data, steps=2, ablation="learned", polish=1, sizes=[2, 4])
     mask = learner.discretize()
     texts = ml.MaskData(**data, lm="embedded")
     texts.setup("fit")
-    judge = Judge(learner.masked_lm, texts.loader("selection"))
-    kl = judge(mask.mask.transpose(0, 1))[:, 0]
+    scorer = MaskScorer(learner.masked_lm, texts.loader("selection"))
+    kl = scorer(mask.mask.transpose(0, 1))[:, 0]
     torch.testing.assert_close(kl, torch.tensor([stage["polished"] for stage in learner.stages]), rtol=1e-3, atol=1e-6)
     assert mask.mask.sum(-1).tolist() == [[2, 4]]
 
@@ -280,10 +283,10 @@ def test_a_mask_under_other_ablations_than_its_own(
     assert code == 0
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert [one["ablation"] for one in found] == names
-    told = said.splitlines()
-    (at,) = [i for i, line in enumerate(told) if "learned under" in line]
-    assert told[at].split() == ["mask", "learned", "under", "s", *names]
-    for line, size in zip(told[at + 1 : at + 4], (4, 18, 30), strict=True):
+    format_report = said.splitlines()
+    (at,) = [i for i, line in enumerate(format_report) if "learned under" in line]
+    assert format_report[at].split() == ["mask", "learned", "under", "s", *names]
+    for line, size in zip(format_report[at + 1 : at + 4], (4, 18, 30), strict=True):
         row = [next(row["kl"] for row in one["sizes"] if row["s"] == size) for one in found]
         assert line.lstrip().startswith(mask) and line.split()[-7:-5] == ["zero", str(size)]
         assert [float(cell) for cell in line.split()[-5:]] == pytest.approx(row, abs=6e-4)
@@ -295,7 +298,7 @@ def test_a_mask_under_other_ablations_than_its_own(
     masked_lm, data = MaskedLM(ml.load_lm()), ml.MaskData(task="names", positions="last", limit=60)
     data.setup()
     masked_lm.ablation = masked_lm.mean_ablation((b.input_ids, b.real) for b in data.loader("train"))
-    judged = Judge(masked_lm, data.loader("test"))(ml.Mask.load(mask).mask.transpose(0, 1))[:, 0]
+    judged = MaskScorer(masked_lm, data.loader("test"))(ml.Mask.load(mask).mask.transpose(0, 1))[:, 0]
     assert_close(kl[1], judged, atol=1e-4, rtol=1e-4)
 
 
@@ -319,7 +322,7 @@ def test_a_mask_that_lacks_values_and_cannot_find_them(
 
 
 def test_a_mean_that_is_not_finite_is_refused_and_named() -> None:
-    heads, mlps = ([Observed(parts, False) for _ in range(2)] for parts in (3, 1))
+    heads, mlps = ([ActivationStats(parts, False) for _ in range(2)] for parts in (3, 1))
     for seen in (*heads, *mlps):
         seen.update(torch.ones(1, 4, 6), torch.ones(1, 4, dtype=torch.bool))
     means_of("mean", heads, mlps)
@@ -328,7 +331,7 @@ def test_a_mean_that_is_not_finite_is_refused_and_named() -> None:
 
 
 def test_a_mean_over_padding_alone_is_refused() -> None:
-    seen = Observed(1, False)
+    seen = ActivationStats(1, False)
     seen.update(torch.ones(1, 4, 6), torch.zeros(1, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="no tokens"):
         seen.mean()

@@ -10,20 +10,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from masklearn import NodeGraph
-from masklearn.artifact import Mask, ModelId
-from masklearn.baselines import (
-    N_RANDOM,
-    Baseline,
-    attribution,
-    integrated_gradients,
-    matched_masks,
-    norm,
-    random_masks,
-    subgraphs,
-)
 from masklearn.gates import top
-from masklearn.judge import Judge
-from masklearn.masked_lm import MaskedLM
+from masklearn.mask_file import Mask, ModelId
+from masklearn.masking import MaskedLM
+from masklearn.selection.attribution import attribution, integrated_gradients, norm
+from masklearn.selection.baselines import N_RANDOM, Baseline, matched_masks, random_masks, subgraphs
+from masklearn.selection.scorer import MaskScorer
 
 
 def inputs(group: int) -> list[Tensor]:
@@ -48,7 +40,7 @@ def losses(masked_lm: MaskedLM, group: int, gates: Tensor) -> Tensor:
 
 def test_attribution_is_gradient_times_difference(masked_lm: MaskedLM) -> None:
     """In the residual stream written out, where a gate stands at what a node adds to it, heads and MLPs alike."""
-    found = attribution(Judge(masked_lm, texts(), GROUPS))
+    found = attribution(MaskScorer(masked_lm, texts(), GROUPS))
     for place, group in enumerate(GROUPS):
         gates = torch.ones(masked_lm.graph.n_nodes, requires_grad=True)
         losses(masked_lm, group, gates).mean().backward()
@@ -58,14 +50,14 @@ def test_attribution_is_gradient_times_difference(masked_lm: MaskedLM) -> None:
 
 def test_integrated_gradients_add_up_to_what_there_is_to_explain(masked_lm: MaskedLM) -> None:
     """Completeness: over all nodes, the KL of no node minus that of all; up to the ten points of the path."""
-    judge, n_nodes = Judge(masked_lm, texts(), GROUPS), masked_lm.graph.n_nodes
-    empty = judge(torch.zeros(1, 3, n_nodes))[0]
-    assert_close(integrated_gradients(judge).sum(-1), empty, atol=0.03, rtol=0.15)
+    scorer, n_nodes = MaskScorer(masked_lm, texts(), GROUPS), masked_lm.graph.n_nodes
+    empty = scorer(torch.zeros(1, 3, n_nodes))[0]
+    assert_close(integrated_gradients(scorer).sum(-1), empty, atol=0.03, rtol=0.15)
 
 
 def test_the_norm_is_a_nodes_share_where_it_joins(masked_lm: MaskedLM) -> None:
     """The stream is put together again from what the nodes of the reference add."""
-    found = norm(Judge(masked_lm, texts(), GROUPS))
+    found = norm(MaskScorer(masked_lm, texts(), GROUPS))
     lm, graph = masked_lm.lm, masked_lm.graph
     for place, group in enumerate(GROUPS):
         shares = []
@@ -139,10 +131,10 @@ def test_every_baseline_gives_subgraphs_of_the_sizes_asked_for(masked_lm: Masked
     scores = torch.rand(3, 1, n_nodes, generator=torch.Generator().manual_seed(4))
     groups = tuple(map(str, GROUPS))
     mask = Mask(top(scores, sizes), scores, sizes, masked_lm.graph, ModelId("m", None, "f"), groups)
-    judge = Judge(masked_lm, texts(), GROUPS)
-    found = subgraphs(name, mask, judge)
+    scorer = MaskScorer(masked_lm, texts(), GROUPS)
+    found = subgraphs(name, mask, scorer)
     assert found.shape == (N_RANDOM if name.startswith("random") else 1, 2, 3, n_nodes)
     assert torch.equal(found.sum(-1), sizes[:, None].expand(found.shape[:-1]))
     if name == "exhaustive":
-        best = judge(found[0])
-        assert all((judge(subgraphs(other, mask, judge)[0]) >= best - 1e-6).all() for other in NAMES[:-1])
+        best = scorer(found[0])
+        assert all((scorer(subgraphs(other, mask, scorer)[0]) >= best - 1e-6).all() for other in NAMES[:-1])

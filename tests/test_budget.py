@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import masklearn as ml
-from masklearn.budget import Lagrangian, Projected, Schedule, resolve_sizes
 from masklearn.gates import GateBank, open_probability, sample
+from masklearn.sizes import resolve_sizes
+from masklearn.training.budget import Lagrangian, Projected
+from masklearn.training.schedule import Schedule
 
 
 def test_price_by_hand() -> None:
@@ -16,7 +18,7 @@ def test_price_by_hand() -> None:
     # 0.5 * 2 + 2^2 / 2 = 3, and 0 * -1 + 1 / 2
     assert price(torch.tensor([[2.0, -1.0]])).tolist() == [[3.0, 0.5]]
     log_odds = torch.tensor([9.0, -1.0])
-    price.after_step(log_odds, torch.tensor([[2.0, -1.0]]), stiffness=1.0, bound=4.0)
+    price.after_step(log_odds, torch.tensor([[2.0, -1.0]]), penalty_scale=1.0, bound=4.0)
     assert log_odds.tolist() == [4.0, -1.0]
     torch.testing.assert_close(price.multiplier, torch.tensor([[0.54, -0.02]]))
 
@@ -70,22 +72,22 @@ def test_every_size_arrives(n_nodes: int, share: float, lr: float, seed: int) ->
     bank, price, schedule = GateBank(1, 1, n_nodes), Lagrangian(1, 1, n_nodes), Schedule(200, (1.0, 0.5))
     optimizer = torch.optim.Adam(bank.parameters(), lr=lr, betas=(0.8, 0.95))
     for step in range(schedule.steps):
-        optimizer.param_groups[0]["lr"] = lr * schedule.rate_at(step)
+        optimizer.param_groups[0]["lr"] = lr * schedule.lr_factor_at(step)
         closed = 1 - sample(bank.log_odds.expand(8, 1, -1), schedule.temperature_at(step))
         kl = (closed * worth).sum(-1).mean() * 10 / worth.sum()
         error = open_probability(bank.log_odds).sum(-1) - schedule.target_at(step, sizes, n_nodes)
-        stiffness = schedule.stiffness_at(step)
-        loss = (kl + 0.003).log() + price(error, stiffness).sum()
+        penalty_scale = schedule.penalty_scale_at(step)
+        loss = (kl + 0.003).log() + price(error, penalty_scale).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        price.after_step(bank.log_odds.data, error.detach(), stiffness, schedule.bound_at(step, n_nodes))
+        price.after_step(bank.log_odds.data, error.detach(), penalty_scale, schedule.logit_clip_at(step, n_nodes))
     assert open_probability(bank.log_odds).sum().item() == pytest.approx(sizes.item(), abs=0.5)
 
 
 def test_a_shift_by_hand() -> None:
     # two gates that differ by nothing share one open gate evenly: log-odds 0
-    settled = Projected().settle(torch.tensor([[[3.0, 3.0]]]), torch.tensor([1]))
+    settled = Projected().adjust_log_odds(torch.tensor([[[3.0, 3.0]]]), torch.tensor([1]))
     torch.testing.assert_close(settled, torch.zeros(1, 1, 2), atol=1e-5, rtol=0)
 
 
@@ -97,7 +99,7 @@ def test_a_shift_by_hand() -> None:
 def test_shifted_gates_expect_the_target_and_keep_their_order(scores: list[float], share: float, seed: int) -> None:
     log_odds = torch.tensor(scores)
     target = torch.tensor([max(1.0, share * len(scores) - 0.5)])
-    settled = Projected().settle(log_odds[None], target)
+    settled = Projected().adjust_log_odds(log_odds[None], target)
     assert open_probability(settled).sum(-1).item() == pytest.approx(target.item(), abs=1e-3)
     assert (settled[0][log_odds.argsort()].diff() >= 0).all()
 
@@ -107,7 +109,9 @@ def test_the_gradient_of_the_shift_is_right() -> None:
     log_odds, weight = torch.randn(2, 9, dtype=torch.float64), torch.randn(2, 9, dtype=torch.float64)
     target = torch.tensor([2.5, 6.0], dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda x: (Projected().settle(x, target).sigmoid() * weight).sum(-1), log_odds.requires_grad_(), atol=1e-6
+        lambda x: (Projected().adjust_log_odds(x, target).sigmoid() * weight).sum(-1),
+        log_odds.requires_grad_(),
+        atol=1e-6,
     )
 
 

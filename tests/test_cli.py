@@ -14,9 +14,9 @@ import yaml
 from conftest import ROOT, SMALL, Run
 
 import masklearn as ml
-from masklearn import learner
-from masklearn.cli import evaluate, evaluating, train
+from masklearn.cli import evaluate, evaluate_command, train
 from masklearn.cli.parsing import explain
+from masklearn.training import learner
 
 
 @pytest.fixture(autouse=True)
@@ -337,8 +337,8 @@ def test_which_texts_an_evaluation_is_of() -> None:
         (own, {"path": "~/texts.jsonl"}, {"max_length": 128, "path": "~/texts.jsonl"}, True),
         (of_hub, {"split": "test"}, {key: of_hub[key] for key in of_hub if key != "limit"} | {"split": "test"}, True),
     ):
-        assert evaluating._settings("mask", given, asked, free=False) == (expected, other)
-    assert evaluating._settings("mask", own, {"limit": 9}, free=True) == (own | {"limit": 9}, False)
+        assert evaluate_command._settings("mask", given, asked, free=False) == (expected, other)
+    assert evaluate_command._settings("mask", own, {"limit": 9}, free=True) == (own | {"limit": 9}, False)
 
 
 def test_a_mistyped_flag_of_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
@@ -385,8 +385,10 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     for room in ("model", "data", "run"):
         for key in config[room]:
             if room != "data" or key not in ("lm", "revision", "trust_remote_code"):  # taken from model.*
-                told = re.findall(rf"--{room}\.{key}\+? \S.*?(?= --|$)", text)
-                assert any(re.search(r" [A-Z].+\((type|default|required)", words) for words in told), f"{room}.{key}"
+                format_report = re.findall(rf"--{room}\.{key}\+? \S.*?(?= --|$)", text)
+                assert any(re.search(r" [A-Z].+\((type|default|required)", words) for words in format_report), (
+                    f"{room}.{key}"
+                )
 
 
 def test_the_printed_config_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:

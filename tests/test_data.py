@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import masklearn as ml
 from masklearn.data import Plan
+from masklearn.data.batching import SplitDataset, StepSampler
 from masklearn.data.columns import Text
 from masklearn.data.splits import Groups
-from masklearn.data.steps import StepSampler, Texts
-from masklearn.data.tokens import Encoded
+from masklearn.data.tokenization import Encoded
 from masklearn.tiny import tasks
 
 TEXTS = [
@@ -60,7 +60,7 @@ def test_a_batch_by_hand(tmp_path: Path) -> None:
         assert batch.input_ids.tolist() == [[begin, dog, cat, 0, 0], [begin, the, dog, runs, stop]]
         assert batch.real.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
         assert batch.scored.int().tolist() == scored
-        assert batch.place.tolist() == [0, 1]
+        assert batch.text_index.tolist() == [0, 1]
 
 
 def split(texts: list[str], values: list[str] | None = None) -> dict[str, list[int]]:
@@ -287,7 +287,7 @@ def test_some_texts_are_taken_from_all_of_a_file(tmp_path: Path) -> None:
     data = ml.MaskData(path=str(path), scope="column:group")
     data.setup()
     for most in (1, 7, 40, None):
-        places = torch.cat([batch.place for batch in data.loader("train", most=most)])
+        places = torch.cat([batch.text_index for batch in data.loader("train", most=most)])
         for members in data.members:
             taken = [i for i, place in enumerate(members) if place in places]
             assert len(taken) == min(most or len(members), len(members))
@@ -340,8 +340,8 @@ def test_pad_tokens_of_the_text_itself_count(tmp_path: Path) -> None:
 def test_a_loader_gives_the_first_texts_of_the_groups_asked_for() -> None:
     data = ml.MaskData(task="names", limit=12, scope="input")
     data.setup()
-    data.parts["all"] = Texts([Encoded(0, "", [1, 2])] * 7, [0, 1, 0, 2, 1, 0, 1])
-    places = [[int(i) for batch in data.loader("all", groups, 2, most) for i in batch.place]
+    data.parts["all"] = SplitDataset([Encoded(0, "", [1, 2])] * 7, [0, 1, 0, 2, 1, 0, 1])
+    places = [[int(i) for batch in data.loader("all", groups, 2, most) for i in batch.text_index]
               for groups, most in ((None, None), (None, 2), ({0, 2}, None), ([1], 1))]  # fmt: skip
     assert places == [list(range(7)), [0, 1, 2, 3, 4], [0, 2, 3, 5], [1]]
 
@@ -350,7 +350,7 @@ def test_texts_by_length_are_the_same_texts_with_less_between_them() -> None:
     data = ml.MaskData(limit=40, positions="random", scope="input", batch_size=8)
     data.setup()
     usual, sorted_ = (list(data.loader("all", by_length=by_length)) for by_length in (False, True))
-    places = [place for batch in sorted_ for place in batch.place.tolist()]
+    places = [place for batch in sorted_ for place in batch.text_index.tolist()]
     assert sorted(places) == list(range(40)) and places != list(range(40))
     lengths = [n for batch in sorted_ for n in batch.real.sum(1).tolist()]
     assert lengths == sorted(lengths) == [len(data.parts["all"].ids[place]) for place in places]

@@ -14,10 +14,10 @@ from scipy import stats
 from studies import GRAPH, SIZES, bank, falling
 
 from masklearn import density
-from masklearn.density import curves, places, relations
-from masklearn.density.bank import true_entropies
-from masklearn.density.chance import band, correlation
+from masklearn.density import composition, correlations, curves
 from masklearn.density.findings import RULES
+from masklearn.density.measurements import true_entropies
+from masklearn.density.statistics import bootstrap_ci, correlation
 
 UNIT = st.floats(0, 1)
 
@@ -94,7 +94,7 @@ def test_nuclei_by_hand() -> None:
 def test_leaving_the_unigram_by_hand() -> None:
     """KL is twice the TV, and the unigram is one nat away."""
     tv = [[0.9, 0.6, 0.4, 0.1]] * 3
-    table = curves.leaving([bank(tv)]).set_index("kind")
+    table = curves.unigram_crossover([bank(tv)]).set_index("kind")
     assert table.loc["learned", "median"] == 5 / 20
     near = curves.unigrams(bank(tv), 0)
     near = near[near["kind"] == "learned"]["nearer_to_unigram"]
@@ -111,7 +111,7 @@ def kept(*names: str) -> torch.Tensor:
 def test_composition_by_hand() -> None:
     """Of two nodes, an MLP of the first layer and a head of the last: half each, of a fifth and four fifths."""
     masks = torch.stack([kept("m0"), kept("m0", "a3.h1")])[None].expand(3, -1, -1)
-    table = places.composition(bank([[0.5, 0.4]] * 3, sizes=(1, 2), kept=masks), 0)
+    table = composition.composition(bank([[0.5, 0.4]] * 3, sizes=(1, 2), kept=masks), 0)
     rows = table[(table["kind"] == "learned") & (table["s"] == 2)].set_index("part")["relative"]
     assert rows["MLPs"] == pytest.approx(0.5 / 0.2)
     assert rows["heads"] == pytest.approx(0.5 / 0.8)
@@ -122,7 +122,7 @@ def test_composition_by_hand() -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 30), st.integers(0, 1000))
 def test_shares_weighted_by_the_models_own_add_up(n: int, seed: int) -> None:
-    table = places.composition(bank(falling(n), kept=studies.masks(n, seed=seed)), 0)
+    table = composition.composition(bank(falling(n), kept=studies.masks(n, seed=seed)), 0)
     for _, rows in table.groupby(["kind", "s"]):
         for parts in (["heads", "MLPs"], [f"quarter {i}" for i in (1, 2, 3, 4)]):
             of = rows[rows["part"].isin(parts)]
@@ -130,29 +130,29 @@ def test_shares_weighted_by_the_models_own_add_up(n: int, seed: int) -> None:
 
 
 def test_gini_by_hand() -> None:
-    assert places.gini(np.ones(7)) == pytest.approx(0)
-    assert places.gini(np.array([0, 0, 0, 5.0])) == pytest.approx(3 / 4)
-    assert places.lorenz(np.array([3.0, 1.0])) == pytest.approx([0, 0.25, 1])
+    assert composition.gini(np.ones(7)) == pytest.approx(0)
+    assert composition.gini(np.array([0, 0, 0, 5.0])) == pytest.approx(3 / 4)
+    assert composition.lorenz(np.array([3.0, 1.0])) == pytest.approx([0, 0.25, 1])
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=30).filter(lambda use: sum(use) > 0.1))
 def test_gini_is_half_the_mean_difference_over_the_mean(use: list[float]) -> None:
     values = np.array(use)
     expected = np.abs(values[:, None] - values).mean() / (2 * values.mean())
-    assert places.gini(values) == pytest.approx(expected, abs=1e-9)
+    assert composition.gini(values) == pytest.approx(expected, abs=1e-9)
 
 
 def test_overlap_of_a_bank_with_itself_and_with_its_opposite() -> None:
     one = torch.stack([kept("m0"), kept("m0", "m1")])[None].expand(4, -1, -1)
     other = torch.stack([kept("m2"), kept("m2", "m1")])[None].expand(4, -1, -1)
     banks = [bank([[0.5, 0.4]] * 4, name, (1, 2), masks) for name, masks in (("a", one), ("b", one), ("c", other))]
-    table = places.overlaps(banks, 0).set_index(["one", "other", "s"])
+    table = composition.overlaps(banks, 0).set_index(["one", "other", "s"])
     assert table.loc[("a", "b", 2), "overlap"] == 1
     assert table.loc[("a", "c", 1), "overlap"] == 0
     assert table.loc[("a", "c", 2), "overlap"] == 0.5
     assert table.loc[("a", "c", 2), "by_chance"] == pytest.approx(2 / 20, abs=0.02)
     banks[2] = bank([[0.5, 0.4]] * 4, "c", (1, 2), other, fingerprint="beef")
-    assert set(places.overlaps(banks, 0)["other"]) == {"b"}
+    assert set(composition.overlaps(banks, 0)["other"]) == {"b"}
 
 
 def test_overlap_of_the_values_of_a_column_and_of_what_the_norm_chooses() -> None:
@@ -162,7 +162,7 @@ def test_overlap_of_the_values_of_a_column_and_of_what_the_norm_chooses() -> Non
     config = {"model": {"scope": "column:language"}}
     norm = replace(one.seen["norm"], masks=kept("m0", "m3").expand(1, 1, 2, -1))
     one = replace(one, mask=replace(one.mask, config=config, groups=("de", "fr")), seen={**one.seen, "norm": norm})
-    table = places.overlaps([one], 0).set_index(["one", "other"])
+    table = composition.overlaps([one], 0).set_index(["one", "other"])
     pair = table.loc[("langs: de", "langs: fr")]
     assert (pair["overlap"], pair["by_norm"]) == (0.5, 1)
     assert table.loc[("langs", "langs: de"), "overlap"] == pytest.approx(
@@ -200,7 +200,7 @@ def test_bands_hold_the_mean_of_new_draws_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     held = 0
     for seed in range(100):
-        _, low, high = band(rng.normal(size=40), seed)
+        _, low, high = bootstrap_ci(rng.normal(size=40), seed)
         held += low < 0 < high
     assert 85 <= held <= 99
 
@@ -218,7 +218,7 @@ def test_inputs_are_the_same_across_models_by_what_was_read() -> None:
         for kind, seen in other.seen.items()
     })  # fmt: skip
     for there in (other, shuffled):
-        row, *_ = relations.across([one, there], 0).query("kind == 'learned'").to_dict("records")
+        row, *_ = correlations.across([one, there], 0).query("kind == 'learned'").to_dict("records")
         assert (row["rho"], row["n"], row["same_model"]) == (pytest.approx(1), 12, False)
 
 
@@ -294,6 +294,6 @@ def test_of_many_banks_over_different_inputs_a_few_pairs_are_named() -> None:
 
 def test_tokens_of_a_text_stand_in_order() -> None:
     names = ["0:10", "0:2", "1:1", "0:1"]
-    table = relations.by_token(bank(falling(4), names=names, tokens=["c", "b", "d", "a"]))
+    table = correlations.by_token(bank(falling(4), names=names, tokens=["c", "b", "d", "a"]))
     assert table["token"].tolist() == ["a", "b", "c", "d"]
-    assert len(relations.by_token(bank(falling(4)))) == 0
+    assert len(correlations.by_token(bank(falling(4)))) == 0

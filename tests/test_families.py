@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 import masklearn as ml
-from masklearn.masked_lm import MaskedLM, sound_layout
+from masklearn.masking import MaskedLM, verified_layout
 
 HALF = {torch.bfloat16: 0.02, torch.float16: 0.0025}
 """By how much of their norm the logits of a token may be off in half precision, in the median over tokens.
@@ -69,7 +69,7 @@ def test_a_norm_does_not_hide_what_opening_a_first_head_would_do(family: Family)
 def test_nodes_lie_where_they_are_written_down(family: Family) -> None:
     lm = family.build()
     layers, heads, mlp, *_ = family.places
-    for site, layer in zip(sound_layout(lm).sites, lm.get_submodule(layers), strict=True):
+    for site, layer in zip(verified_layout(lm).sites, lm.get_submodule(layers), strict=True):
         assert site.layer is layer and site.heads is layer.get_submodule(heads)
         assert site.mlp is layer.get_submodule(mlp) or "Dropout" in type(site.mlp).__name__
         assert site.attention_norm is (layer.get_submodule(family.norm) if family.norm else None)
@@ -81,9 +81,9 @@ def test_the_learner_reads_what_the_model_says(family: Family) -> None:
     masked_lm, input_ids = MaskedLM(family.build()), texts(3)
     scored = torch.rand(input_ids.shape, generator=torch.Generator().manual_seed(3)) > 0.4
     logits = masked_lm.lm(input_ids).logits
-    assert_close(masked_lm.head(masked_lm.full(input_ids, scored)), logits[scored], atol=LOGIT_ERROR, rtol=0)
+    assert_close(masked_lm.unembed(masked_lm.full(input_ids, scored)), logits[scored], atol=LOGIT_ERROR, rtol=0)
     gates = some_gates(masked_lm.graph).flatten(1).view(2, 3, -1)
-    found = masked_lm.head(masked_lm(input_ids, scored, gates))
+    found = masked_lm.unembed(masked_lm(input_ids, scored, gates))
     for some, read in zip(gates, found, strict=True):
         with ml.gated(masked_lm.lm, some):
             logits = masked_lm.lm(input_ids).logits

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import masklearn as ml
 from masklearn import cli
-from masklearn.data.files import LONGEST, READERS, read_file
+from masklearn.data.readers import LONGEST, READERS, read_file
 
 GOOD = {"text": "the dog runs ."}
 ROWS = [json.dumps(GOOD)] * 20_000

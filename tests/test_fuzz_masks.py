@@ -10,7 +10,7 @@ import torch
 from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_artifact import bank
+from test_mask_file import bank
 
 import masklearn as ml
 

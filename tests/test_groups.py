@@ -19,13 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import masklearn as ml
-from masklearn import evaluation, memory
-from masklearn.artifact import ModelId
+from masklearn import evaluation
 from masklearn.cli import evaluate, train
-from masklearn.judge import Judge
-from masklearn.masked_lm import MaskedLM
-from masklearn.store import Store
+from masklearn.mask_file import ModelId
+from masklearn.masking import MaskedLM
+from masklearn.selection.scorer import MaskScorer
 from masklearn.tiny import tasks
+from masklearn.training import memory
+from masklearn.training.block_store import BlockStore
 
 INPUTS = [
     *("--data.task", "names", "--data.positions", "last", "--data.limit", "12", "--model.scope", "input"),
@@ -62,9 +63,9 @@ def test_every_text_has_its_own_masks(traced: Path) -> None:
     assert len(mask.mask[:, 2].unique(dim=0)) > 1  # of size 6
     data = ml.MaskData(task="names", positions="last", limit=12, scope="input")
     data.setup()
-    kl = Judge(MaskedLM(ml.load_lm()), data.loader("all"), range(12))(mask.mask.transpose(0, 1))
-    told = torch.tensor([metrics["groups"][str(i)]["kl"] for i in range(12)])
-    torch.testing.assert_close(told, kl.T, atol=1e-5, rtol=1e-4)
+    kl = MaskScorer(MaskedLM(ml.load_lm()), data.loader("all"), range(12))(mask.mask.transpose(0, 1))
+    format_report = torch.tensor([metrics["groups"][str(i)]["kl"] for i in range(12)])
+    torch.testing.assert_close(format_report, kl.T, atol=1e-5, rtol=1e-4)
     for i, row in enumerate(metrics["sizes"]):
         assert row["kl"] == pytest.approx(kl[i].mean().item(), abs=1e-5)
         assert row["heads"] + row["mlps"] == pytest.approx(row["s"])
@@ -200,8 +201,8 @@ def test_what_fits_into_memory_is_named_and_used_to_the_end_of_the_run(
     free = (rows_that_fit + 0.5) * memory.bytes_per_row(masked_lm, data.longest) / memory.SHARE
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(free))
     assert train([*flags, "--model.steps", "55", "--trainer.max_steps", "51", "--run.dir", "run"]) == 2
-    told = capsys.readouterr()
-    assert remark in told.out and "--run.resume true --trainer.max_steps -1" in told.err
+    format_report = capsys.readouterr()
+    assert remark in format_report.out and "--run.resume true --trainer.max_steps -1" in format_report.err
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2**40)  # a run goes on as it was begun
     assert train(["--config", "run/config.yaml", "--trainer.max_steps", "-1", "--run.resume", "true"]) == 0
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["room"] == room
@@ -275,7 +276,7 @@ def test_what_a_bank_has_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_blocks_come_back_in_the_order_of_the_groups(tmp_path: Path, on_disk: bool) -> None:
-    store, whole = Store(tmp_path / "blocks" if on_disk else None), bank(5, 2, ml.NodeGraph(2, 3))
+    store, whole = BlockStore(tmp_path / "blocks" if on_disk else None), bank(5, 2, ml.NodeGraph(2, 3))
     for block, groups in enumerate(([4, 0], [2, 3, 1])):
         assert block not in store
         store.put(block, groups, {"mask": whole.mask[groups], "scores": whole.scores[groups]})
@@ -285,13 +286,13 @@ def test_blocks_come_back_in_the_order_of_the_groups(tmp_path: Path, on_disk: bo
 
 
 def test_a_polish_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    store, steps = Store(tmp_path), [(0, 0), (1, 1), (0, 1), (1, 0)]
+    store, steps = BlockStore(tmp_path), [(0, 0), (1, 1), (0, 1), (1, 0)]
 
     def come_to(begun: int, stop: int | None = None) -> tuple[list[tuple[int, int]], list[float]]:
         """Set a node a step, and count; the steps made, and the counts."""
         masks, kl, made = torch.zeros(2, 1, 5, dtype=torch.bool), torch.zeros(2, 1), []
         masks[:, :, 4] = bool(begun)
-        for i, neighbour in store.going_on("polish-0", steps, masks, kl):
+        for i, neighbour in store.resume_polish("polish-0", steps, masks, kl):
             if len(made) == stop:
                 break  # half way through a step
             masks[i, 0, neighbour] = True

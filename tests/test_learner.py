@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import masklearn as ml
-from masklearn import learner as learner_module
-from masklearn import search
-from masklearn.constants import Constants
-from masklearn.judge import Judge
-from masklearn.masked_lm import MaskedLM
-from masklearn.store import Store
+from masklearn.masking import MaskedLM
+from masklearn.selection import polish as polish_module
+from masklearn.selection.scorer import MaskScorer
+from masklearn.training import learner as learner_module
+from masklearn.training.block_store import BlockStore
+from masklearn.training.learned_ablation import LearnedConstants
 
 LAGRANGIAN = {"budget": "lagrangian", "family": "independent", "lr": 0.8}
 METHODS = ({}, {"family": "independent"}, {"gates": "mean-field"}, LAGRANGIAN)
@@ -140,21 +140,21 @@ def test_a_polish_that_is_stopped_goes_on_where_it_was(
     ablation: str, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = learn(tmp_path, {"limit": 12, "positions": "last"}, steps=6, sizes=sizes, polish=1, ablation=ablation)
-    resized, done, stops, patience = search._resized, [], 0, None
+    resized, done, stops, patience = polish_module._resized, [], 0, None
 
-    def impatient(judge: Judge, mask: Tensor, *args: Any) -> Any:
+    def impatient(scorer: MaskScorer, mask: Tensor, *args: Any) -> Any:
         nonlocal stops
         if len(done) == patience and not stops:
             stops += 1
             raise KeyboardInterrupt
         done.append(len(mask))
-        return resized(judge, mask, *args)
+        return resized(scorer, mask, *args)
 
-    monkeypatch.setattr(search, "_resized", impatient)
-    monkeypatch.setattr(Constants, "refit", lambda *_: None)
+    monkeypatch.setattr(polish_module, "_resized", impatient)
+    monkeypatch.setattr(LearnedConstants, "refit", lambda *_: None)
     alone, stages = learner.discretize(), learner.stages
     assert len(done) == 4  # each size on the way down and on the way back
-    learner.store, patience = Store(tmp_path / "blocks"), 3
+    learner.store, patience = BlockStore(tmp_path / "blocks"), 3
     done.clear()
     with pytest.raises(KeyboardInterrupt):
         learner.discretize()

@@ -5,7 +5,13 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchmetrics.functional import kl_divergence as torchmetrics_kl
 
-from masklearn.metrics import Beside, SubgraphMetrics, js_divergence, recovered_nucleus, tv_distance
+from masklearn.evaluation.metrics import (
+    DistributionPair,
+    SubgraphMetrics,
+    js_divergence,
+    recovered_nucleus,
+    tv_distance,
+)
 
 
 def logp(*probabilities: float) -> Tensor:
@@ -53,9 +59,9 @@ def test_means_are_those_of_torchmetrics_and_do_not_depend_on_batches(seed: int)
     full, masked = random_logp(seed, 9, 6), random_logp(seed + 1, 3, 9, 6)
     labels = torch.tensor([0, 1, 2, -1, 4, 5, 0, -1, 2])
     whole, parts = SubgraphMetrics(3), SubgraphMetrics(3)
-    whole.update(Beside(full, masked), labels)
+    whole.update(DistributionPair(full, masked), labels)
     for piece in (slice(0, 4), slice(4, 5), slice(5, 9)):
-        parts.update(Beside(full[piece], masked[:, piece]), labels[piece])
+        parts.update(DistributionPair(full[piece], masked[:, piece]), labels[piece])
     found = whole.compute()
     for name, value in parts.compute().items():
         assert_close(value, found[name])
@@ -70,7 +76,7 @@ def test_means_are_those_of_torchmetrics_and_do_not_depend_on_batches(seed: int)
 def test_a_perfect_subgraph() -> None:
     full = random_logp(0, 4, 6)
     meter = SubgraphMetrics(1)
-    meter.update(Beside(full, full[None]), torch.tensor([1, 2, 3, -1]))
+    meter.update(DistributionPair(full, full[None]), torch.tensor([1, 2, 3, -1]))
     found = {name: value.item() for name, value in meter.compute().items()}
     assert (found["kl"], found["tv"], found["top1"], found["nucleus_median"]) == (0, 0, 1, 99)
     assert found["cross_entropy"] == found["full_cross_entropy"]

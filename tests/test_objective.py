@@ -16,26 +16,26 @@ def test_kl_of_two_coins_by_hand() -> None:
     assert_close(kl_divergence(full, masked), torch.tensor(4 / 3).log() / 2)
 
 
-def reference(full: Tensor, masked: Tensor, head: nn.Module) -> Tensor:
+def reference(full: Tensor, masked: Tensor, unembed: nn.Module) -> Tensor:
     """All at once, by torch's own divergence."""
-    target = head(full).log_softmax(-1).expand(len(masked), -1, -1)
-    return kl_div(head(masked).log_softmax(-1), target, log_target=True, reduction="none").sum(-1)
+    target = unembed(full).log_softmax(-1).expand(len(masked), -1, -1)
+    return kl_div(unembed(masked).log_softmax(-1), target, log_target=True, reduction="none").sum(-1)
 
 
 @settings(deadline=None)
 @given(k=st.integers(1, 4), positions=st.integers(1, 9), chunk=st.integers(1, 200), seed=st.integers(0, 100))
 def test_chunks_change_neither_value_nor_gradient(k: int, positions: int, chunk: int, seed: int) -> None:
     torch.manual_seed(seed)
-    head = nn.Linear(5, 11).requires_grad_(False)
+    unembed = nn.Linear(5, 11).requires_grad_(False)
     full = torch.randn(positions, 5)
     masked, again = (torch.randn(k, positions, 5, generator=torch.Generator().manual_seed(seed)) for _ in range(2))
     weights = torch.rand(k, positions)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "CHUNK", chunk)
         patch.setattr(objective, "MOST", chunk)
-        found = chunked_kl(full, masked.requires_grad_(), head)
+        found = chunked_kl(full, masked.requires_grad_(), unembed)
         (found * weights).sum().backward()
-    expected = reference(full, again.requires_grad_(), head)
+    expected = reference(full, again.requires_grad_(), unembed)
     (expected * weights).sum().backward()
     assert_close(found, expected, atol=1e-6, rtol=1e-5)
     assert_close(masked.grad, again.grad, atol=1e-6, rtol=1e-4)
@@ -51,13 +51,13 @@ def test_logits_are_never_held_for_all_positions(monkeypatch: pytest.MonkeyPatch
     seen: list[int] = []
     weight = torch.randn(100, 4)
 
-    def head(hidden: Tensor) -> Tensor:
+    def unembed(hidden: Tensor) -> Tensor:
         seen.append(hidden.shape[:-1].numel() * 100)
         return hidden @ weight.T
 
     monkeypatch.setattr(objective, "CHUNK", 1000)
     monkeypatch.setattr(objective, "MOST", 1000)
-    chunked_kl(torch.randn(64, 4), torch.randn(3, 64, 4), head)
+    chunked_kl(torch.randn(64, 4), torch.randn(3, 64, 4), unembed)
     assert max(seen) <= 1000
 
 
@@ -68,8 +68,8 @@ def test_states_that_do_not_match_are_refused() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 1000), st.floats(-1e-6, 1e-6))
-def test_kl_is_never_below_zero_nor_minus_zero(seed: int, apart: float) -> None:
+def test_kl_is_never_below_zero_nor_minus_zero(seed: int, differs: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     full, weight = (torch.randn(shape, generator=generator) for shape in ((5, 8), (11, 8)))
-    kl = chunked_kl(full, full[None] * (1 + apart), lambda hidden: hidden @ weight.T)
+    kl = chunked_kl(full, full[None] * (1 + differs), lambda hidden: hidden @ weight.T)
     assert not kl.signbit().any()

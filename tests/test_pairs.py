@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import masklearn as ml
-from masklearn.answers import AnswerMetrics, areas, faithfulness
-from masklearn.budget import MIB_FRACTIONS, resolve_sizes
-from masklearn.data.columns import Asked, Columns, Text
-from masklearn.data.tokens import Encoded, with_others
-from masklearn.evaluation import measure
-from masklearn.masked_lm import MaskedLM
+from masklearn.data.columns import Columns, RequestedColumns, Text
+from masklearn.data.tokenization import Encoded, add_resample_texts
+from masklearn.evaluation.answer_metrics import AnswerMetrics, areas, faithfulness
+from masklearn.evaluation.bank_report import measure
+from masklearn.masking import MaskedLM
+from masklearn.sizes import MIB_FRACTIONS, resolve_sizes
 from masklearn.tiny import tasks
 
 NOUNS = ("dog", "cat", "bird", "king", "poet")
 
 
 def columns(row: dict[str, Any], **asked: str) -> Text:
-    return Columns.of("the file", list(row), Asked(**asked)).read(0, row)
+    return Columns.of("the file", list(row), RequestedColumns(**asked)).read(0, row)
 
 
 CLEAN, CORRUPTED = "the dog near the dogs", "the cat near the dogs"
@@ -116,7 +116,7 @@ def test_pairs_of_unequal_length_are_left_out_and_told(tmp_path: Path) -> None:
     data = ml.MaskData(path=write(tmp_path / "pairs.jsonl", pairs))
     data.setup("fit")
     assert [text.row for text in data.parts["all"].encoded] == [0, 2, 3, 4]
-    (said,) = data.remarks
+    (said,) = data.notices
     assert said.startswith("1 of 5 pairs are of unequal token length and left out; the first is text 2 of 6 tokens, wi")
     for pair in pairs:
         pair["corrupted"] = "the cat"
@@ -131,11 +131,11 @@ def test_answers_that_cannot_be_told_apart_or_are_of_another_tokenizer(tmp_path:
     data = ml.MaskData(path=write(tmp_path / "pairs.jsonl", pairs))
     data.setup("fit")
     assert [bool(text.answers) for text in data.parts["all"].encoded] == [False, True, True, True, True]
-    assert data.remarks[0].startswith("In 1 of 5 texts right and wrong answers begin with the same token")
+    assert data.notices[0].startswith("In 1 of 5 texts right and wrong answers begin with the same token")
     ids = [{"clean": r["clean"], "corrupted": r["corrupted"], "correct_idx": 47764, "incorrect_idx": 3} for r in rows()]
     data = ml.MaskData(path=write(tmp_path / "ids.jsonl", ids))
     data.setup("fit")
-    assert data.remarks[0].startswith("Ids of answers are of another tokenizer: 47764 among them")
+    assert data.notices[0].startswith("Ids of answers are of another tokenizer: 47764 among them")
     assert next(iter(data.loader("all"))).answers is None
 
 
@@ -173,8 +173,8 @@ def test_the_fields_own_files_are_read_as_they_are(stories: Path, name: str, kep
 def test_a_text_without_a_pair_is_resampled_from_another(ids: list[list[int]], seed: int) -> None:
     texts = [Encoded(i, "", row) for i, row in enumerate(ids)]
     pool = list(range(0, len(ids), 2))
-    found = with_others(texts, pool, seed)
-    assert found == with_others(texts, pool, seed)
+    found = add_resample_texts(texts, pool, seed)
+    assert found == add_resample_texts(texts, pool, seed)
     for text in found:
         pooled = [ids[i] for i in pool]
         equal = [row for row in pooled if len(row) == len(text.ids) and row != text.ids]
@@ -203,7 +203,7 @@ def test_the_embedded_tasks_come_in_pairs_and_with_answers() -> None:
     for task in ("names", "agreement", "years", "copy"):
         data, tokenizer = ml.MaskData(task=task, limit=20, positions="last"), ml.load_tokenizer()  # pyright: ignore
         data.setup("fit")
-        assert not data.remarks
+        assert not data.notices
         for text, prompt in zip(data.parts["all"].encoded, tasks.prompts(task, 0), strict=False):
             assert text.corrupted == tokenizer(prompt.corrupted)["input_ids"]
             assert set(tokenizer.convert_ids_to_tokens(text.answers)) == set(prompt.answers)

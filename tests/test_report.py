@@ -16,10 +16,10 @@ from matplotlib.text import Text
 from studies import bank, falling, masks
 
 from masklearn import density, report
-from masklearn.artifact import ModelId
-from masklearn.density import Study, Thought, places
+from masklearn.density import Study, TopTokens, composition
+from masklearn.mask_file import ModelId
+from masklearn.report.correlations import overlaps
 from masklearn.report.page import page
-from masklearn.report.relations import overlaps
 from masklearn.report.study import draw
 from masklearn.report.style import drawable
 
@@ -32,7 +32,7 @@ def evil_study() -> Study:
     one = bank(falling(12), EVIL, names=names, contexts=[f"{EVIL} {i}" for i in range(12)], tokens=[EVIL] * 12)
     one = replace(one, mask=replace(one.mask, model=ModelId(EVIL, EVIL, "f00d")), source=EVIL)
     other = bank(falling(12), "plain", contexts=one.contexts, kept=masks(12, seed=1))
-    thought = Thought(names[3], EVIL, [1, 20], {"learned": [[(EVIL, 0.7), (" a", 0.2)], [("\n", 0.9), (" ", 0.1)]]})
+    thought = TopTokens(names[3], EVIL, [1, 20], {"learned": [[(EVIL, 0.7), (" a", 0.2)], [("\n", 0.9), (" ", 0.1)]]})
     return density.study([one, other], {EVIL: thought})
 
 
@@ -120,7 +120,7 @@ def test_overlaps_of_many_masks_are_drawn_as_matrices_of_each_model() -> None:
     banks = [bank(falling(3), f"run {i}", kept=masks(3, seed=i)) for i in range(4)]
     banks += [bank(falling(3), f"other {i}", fingerprint="beef") for i in range(2)]
     banks[4:] = [replace(one, mask=replace(one.mask, model=ModelId("another", None, "beef"))) for one in banks[4:]]
-    table = places.overlaps(banks, 0)
+    table = composition.overlaps(banks, 0)
     drawn = {one.name: one for one in overlaps({"overlap": table})}
     assert set(drawn) == {"overlap-matrix-1"} and drawn["overlap-matrix-1"].wide
     first, *_ = drawn["overlap-matrix-1"].figure.axes
@@ -188,14 +188,14 @@ fonts.fontManager.__init__()
 import studies
 from masklearn import density
 from masklearn.report.page import page
-from masklearn.report.relations import overlaps
+from masklearn.report.correlations import overlaps
 from masklearn.report.study import draw
-from masklearn.report.style import paper, styled, svg
+from masklearn.report.style import render, styled, svg
 warnings.simplefilter("error")
 assert all("matplotlib" in font.fname for font in fonts.fontManager.ttflist), "fonts of the machine are seen"
 with styled():
     one = next(draw(density.study([studies.bank(studies.falling(5))])))
-print([len(paper(one, kind)) for kind in ("png", "pdf")], len(svg(one, "f")))
+print([len(render(one, kind)) for kind in ("png", "pdf")], len(svg(one, "f")))
 """
     folders = [str(Path(__file__).parent), str(Path(report.__file__).parents[2])]
     bare = {"MPLCONFIGDIR": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": ":".join(folders), "PATH": ""}
@@ -269,7 +269,7 @@ def test_the_pictures_of_the_docs_can_be_taken(written: Path, tmp_path: Path) ->
 def test_the_page_on_paper(written: Path, tmp_path: Path) -> None:
     """Printing opens what is folded, and leaves out what only a screen can use."""
     visit = chromium(written / "report.html", f"--print-to-pdf={tmp_path / 'report.pdf'}")
-    paper = (tmp_path / "report.pdf").read_bytes()
-    assert paper.startswith(b"%PDF")
+    render = (tmp_path / "report.pdf").read_bytes()
+    assert render.startswith(b"%PDF")
     assert visit.console == []
-    assert 4 < len(re.findall(rb"/Type\s*/Page\b", paper)) < 40
+    assert 4 < len(re.findall(rb"/Type\s*/Page\b", render)) < 40

@@ -16,11 +16,11 @@ from lightning import Trainer
 import masklearn as ml
 from masklearn.cli import _printable
 from masklearn.cli.checkpoints import BEFORE, LAST, WholeCheckpoints, newest_sound, step_of
-from masklearn.cli.folder import CONFIG, RunFolder
 from masklearn.cli.parsing import require_complete, require_harmless_configs
+from masklearn.cli.run_folder import CONFIG, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps, Stopped, interruptible
-from masklearn.cli.training import TrainCLI
-from masklearn.files import pack, write_whole
+from masklearn.cli.train_command import TrainCLI
+from masklearn.files import atomic_write, pack
 
 # --- folders ----------------------------------------------------------------------------------------------------------
 
@@ -74,9 +74,9 @@ def test_the_checkpoint_before_is_kept(folder: Path) -> None:
 def test_a_checkpoint_cut_short_gives_way_to_the_one_before(folder: Path, share: float) -> None:
     content = (folder / LAST).read_bytes()
     (folder / LAST).write_bytes(content[: int(share * len(content))])
-    chosen, told = newest_sound(folder)
+    chosen, format_report = newest_sound(folder)
     assert chosen == folder / BEFORE
-    assert told == f"{folder / LAST} is damaged; going on from {folder / BEFORE}, at step 50"
+    assert format_report == f"{folder / LAST} is damaged; going on from {folder / BEFORE}, at step 50"
 
 
 def test_a_changed_value_is_seen(folder: Path) -> None:
@@ -86,9 +86,9 @@ def test_a_changed_value_is_seen(folder: Path) -> None:
     )
     assert newest_sound(folder)[0] == folder / BEFORE
     shutil.copy(folder / LAST, folder / BEFORE)
-    chosen, told = newest_sound(folder)
+    chosen, format_report = newest_sound(folder)
     assert chosen is None
-    assert "the beginning, as there is no other" in told
+    assert "the beginning, as there is no other" in format_report
 
 
 def test_a_checkpoint_runs_nothing(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
     first = pack(tensors, metadata)
     for _ in range(20):
         assert pack(tensors, dict(reversed(metadata.items()))) == first
-    write_whole(tmp_path / "file", first)
+    atomic_write(tmp_path / "file", first)
     assert (tmp_path / "file").read_bytes() == first
 
 

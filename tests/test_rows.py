@@ -3,20 +3,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from masklearn.rows import assign, mean_by_mask
+from masklearn.training.rows import assign_masks, mean_by_mask
 
 
 def test_rows_by_hand() -> None:
     """Two texts, of groups 1 and 0, with three sizes: masks 3 to 5 are of group 1, masks 0 to 2 of group 0."""
     slots = torch.tensor([1, 0])
-    assert assign(slots, 3, 3, torch.tensor([0.0, 0.9])).tolist() == [[3, 0], [4, 1], [5, 2]]  # each size once
-    assert assign(slots, 3, 1, torch.tensor([0.1, 0.9])).tolist() == [[3, 2]]
-    assert assign(slots, 3, 6, torch.tensor([0.1, 0.9]))[:, 0].tolist() == [3, 3, 4, 4, 5, 5]
+    assert assign_masks(slots, 3, 3, torch.tensor([0.0, 0.9])).tolist() == [[3, 0], [4, 1], [5, 2]]  # each size once
+    assert assign_masks(slots, 3, 1, torch.tensor([0.1, 0.9])).tolist() == [[3, 2]]
+    assert assign_masks(slots, 3, 6, torch.tensor([0.1, 0.9]))[:, 0].tolist() == [3, 3, 4, 4, 5, 5]
 
 
 @given(n_sizes=st.integers(1, 12), draws=st.integers(1, 30), offset=st.floats(0, 0.999999))
 def test_draws_are_spread_evenly_over_the_sizes(n_sizes: int, draws: int, offset: float) -> None:
-    size = assign(torch.zeros(1, dtype=torch.long), n_sizes, draws, torch.tensor([offset], dtype=torch.float64))
+    size = assign_masks(torch.zeros(1, dtype=torch.long), n_sizes, draws, torch.tensor([offset], dtype=torch.float64))
     counts = torch.bincount(size.flatten(), minlength=n_sizes)
     assert len(counts) == n_sizes and counts.sum() == draws
     assert counts.min() >= draws // n_sizes and counts.max() <= -(-draws // n_sizes)
@@ -25,7 +25,7 @@ def test_draws_are_spread_evenly_over_the_sizes(n_sizes: int, draws: int, offset
 def test_every_size_is_drawn_equally_often() -> None:
     offsets = torch.linspace(0, 0.99999, 10_001, dtype=torch.float64)
     for n_sizes, draws in ((5, 2), (12, 4), (3, 4)):
-        size = assign(torch.zeros(10_001, dtype=torch.long), n_sizes, draws, offsets)
+        size = assign_masks(torch.zeros(10_001, dtype=torch.long), n_sizes, draws, offsets)
         share = torch.bincount(size.flatten()) / size.numel()
         assert_close(share, torch.full((n_sizes,), 1 / n_sizes), atol=1e-3, rtol=0)
 

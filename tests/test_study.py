@@ -17,10 +17,10 @@ from wandb_file import OfflineRun
 
 import masklearn as ml
 from masklearn import evaluation
-from masklearn.cli import evaluate, studying, train
+from masklearn.cli import evaluate, study_command, train
 from masklearn.data import Batch
-from masklearn.masked_lm import MaskedLM
-from masklearn.metrics import TextMetrics, unigram
+from masklearn.evaluation.metrics import TextMetrics, unigram
+from masklearn.masking import MaskedLM
 from masklearn.tiny import language, tasks
 
 QUICK = ["--model.scope", "input", "--model.steps", "3", "--model.polish", "0", "--trainer.logger", "false"]
@@ -226,7 +226,7 @@ def test_how_long_learning_took_is_said_where_it_is_known(
 ) -> None:
     if results is not None:
         (tmp_path / "metrics.json").write_text(results)
-    assert studying._seconds_of_learning(tmp_path / "mask.safetensors") == expected
+    assert study_command._seconds_of_learning(tmp_path / "mask.safetensors") == expected
 
 
 def test_one_input_two_sizes_and_no_label(
@@ -237,10 +237,10 @@ def test_one_input_two_sizes_and_no_label(
     assert train([*QUICK, *flags, "--run.dir", str(tmp_path / "one")]) == 0
     out = tmp_path / "study"
     assert evaluate(["--mask", str(tmp_path / "one/mask.safetensors"), "--out", str(out), "--track", "false"]) == 0
-    told = capsys.readouterr().out
-    assert "2 of the 3 sizes that an area or a phase takes (2, 9): no density" in told
-    assert "a single input" in told
-    assert "no token comes after a scored position; score them with --data.positions random" in told
+    format_report = capsys.readouterr().out
+    assert "2 of the 3 sizes that an area or a phase takes (2, 9): no density" in format_report
+    assert "a single input" in format_report
+    assert "no token comes after a scored position; score them with --data.positions random" in format_report
     assert ">nan<" not in (out / "report.html").read_text().lower()
     assert not (out / "wandb").exists()
 

@@ -106,7 +106,7 @@ def test_what_may_not_be_on_the_disk_yet_is_kept_and_logged_again(
     monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=lambda: now))
     for name in ("killed", "gone-on-with"):
         tracker, _ = tracking.logger_for(tmp_path / name, {})
-        again = tracking.TrackAgain(tracker)
+        again = tracking.RelogCallback(tracker)
         if kept:
             again.load_state_dict(kept)
         else:

@@ -10,9 +10,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
-from masklearn.cli.evaluating import run_evaluation
+from masklearn.cli.evaluate_command import run_evaluation
 from masklearn.cli.stopping import interruptible
-from masklearn.cli.training import run_training
+from masklearn.cli.train_command import run_training
 from masklearn.errors import UserError, one_line
 
 LONGEST = 1000

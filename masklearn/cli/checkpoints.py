@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from masklearn.files import write_whole
+from masklearn.files import atomic_write
 
 FOLDER = Path("checkpoints")
 LAST, BEFORE = FOLDER / "last.ckpt", FOLDER / "before.ckpt"
@@ -25,7 +25,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         content = io.BytesIO()
         torch.save(checkpoint, content)
         path = Path(path)
-        write_whole(path, content.getvalue(), keep=path.with_name(BEFORE.name) if path.name == LAST.name else None)
+        atomic_write(path, content.getvalue(), keep=path.with_name(BEFORE.name) if path.name == LAST.name else None)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         return super().load_checkpoint(path, map_location, weights_only=True)  # whoever asks: nothing in it is run

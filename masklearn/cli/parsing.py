@@ -20,7 +20,7 @@ CHOICE = re.compile(r'"(?P<key>[\w.]+)": .*?Literal\[(?P<names>[^]]*)\].*[Vv]alu
 
 
 @contextmanager
-def explained(parser: ArgumentParser) -> Iterator[None]:
+def as_user_errors(parser: ArgumentParser) -> Iterator[None]:
     """Turn the parser's complaints into ours."""
     try:
         yield

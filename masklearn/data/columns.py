@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from masklearn.data.files import LONGEST
+from masklearn.data.readers import LONGEST
 from masklearn.errors import UserError
 
 TEXT, CORRUPTED = ("text", "clean"), ("corrupted", "corrupt")
@@ -48,7 +48,7 @@ class Text(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestedColumns:
     """Columns that were asked for by flag."""
 
     text: str | None = None
@@ -80,7 +80,7 @@ class Columns:
     group: str | None
 
     @classmethod
-    def of(cls, source: str, names: Sequence[str], asked: Asked) -> "Columns":
+    def of(cls, source: str, names: Sequence[str], asked: RequestedColumns) -> "Columns":
         """The columns asked for, and where nothing was asked for, those whose names are known.
 
         Answers are looked for beside corrupted texts only, since many a data set has labels of another kind.
@@ -159,9 +159,9 @@ class Columns:
         return answers
 
     def _bad(self, place: int, column: str | None, value: Any, what: str, flag: str) -> UserError:
-        told = repr(value) if len(repr(value)) < MOST_TOLD else f"{repr(value)[:MOST_TOLD]}..."
+        format_report = repr(value) if len(repr(value)) < MOST_TOLD else f"{repr(value)[:MOST_TOLD]}..."
         return UserError(
-            f"{self.source}, row {place + 1}: {column!r} holds {told}, which {what}. "
+            f"{self.source}, row {place + 1}: {column!r} holds {format_report}, which {what}. "
             f"Mend the row, or name another column with {flag}"
         )
 

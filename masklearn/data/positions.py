@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from masklearn.data.tokens import Encoded
+from masklearn.data.tokenization import Encoded
 
 Positions = Literal["last", "all", "random", "each"]
 """`last`, `all`: of the whole text. `random`: one, and the text is cut behind the token that came there. `each`: every

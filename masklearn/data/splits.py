@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from masklearn.data.columns import Text
-from masklearn.data.tokens import Encoded
+from masklearn.data.tokenization import Encoded
 from masklearn.errors import UserError
 
 HELD_OUT = 0.1

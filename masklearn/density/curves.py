@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from masklearn.density.bank import INVERSE, LEARNED, RECOVERED, Bank
-from masklearn.density.chance import band, resamples
+from masklearn.density.measurements import INVERSE, LEARNED, RECOVERED, MaskMeasurements
+from masklearn.density.statistics import bootstrap_ci, resamples
 
 LEAST_SIZES, LEAST_TO_BEND = 3, 6
 """Sizes that a curve needs for an area to mean anything, and points, the full model's included, to be seen to bend."""
@@ -30,27 +30,27 @@ def area(tv: np.ndarray, fractions: np.ndarray) -> np.ndarray:
     return np.asarray(np.trapezoid(np.concatenate([tv, whole]), ends, axis=0))
 
 
-def densities(bank: Bank, kind: str = LEARNED) -> np.ndarray:
+def densities(bank: MaskMeasurements, kind: str = LEARNED) -> np.ndarray:
     """The computation density of every input under one kind of subgraphs; NaN from too few sizes."""
     if len(bank.sizes) < LEAST_SIZES:
         return np.full(len(bank.names), np.nan)
     return area(bank.values(kind, "tv"), bank.fractions)
 
 
-def curve(bank: Bank, seed: int) -> pd.DataFrame:
+def curve(bank: MaskMeasurements, seed: int) -> pd.DataFrame:
     """TV and KL against size for every kind of subgraphs, means with bootstrap bands over inputs."""
     frames = []
     for kind in bank.kinds:
         columns = {"bank": bank.name, "kind": kind, "s": bank.sizes, "fraction": bank.fractions}
         for name in ("tv", "kl"):
-            mean, low, high = band(bank.values(kind, name), seed)
+            mean, low, high = bootstrap_ci(bank.values(kind, name), seed)
             columns |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
 
 
 @dataclass(frozen=True)
-class Line:
+class PiecewiseFit:
     """Straight pieces that meet, fitted to a curve."""
 
     breaks: tuple[float, ...]
@@ -63,7 +63,7 @@ class Line:
         return self.breaks[steepest] if steepest < len(self.breaks) and self.slopes[steepest] < 0 else None
 
 
-def fit_lines(x: np.ndarray, curves: np.ndarray, most: int = 3) -> list[Line]:
+def fit_lines(x: np.ndarray, curves: np.ndarray, most: int = 3) -> list[PiecewiseFit]:
     """One to three straight pieces, as many as the Bayesian information criterion (BIC) asks for, to each curve.
 
     Breaks lie at points of the curve, with at least one other point between two of them, and there are no more pieces
@@ -76,7 +76,7 @@ def fit_lines(x: np.ndarray, curves: np.ndarray, most: int = 3) -> list[Line]:
     """
     n = len(x)
     inner = range(1, n - 1)
-    best, lines = np.full(len(curves), np.inf), [Line((), (0.0,))] * len(curves)
+    best, lines = np.full(len(curves), np.inf), [PiecewiseFit((), (0.0,))] * len(curves)
     for pieces in range(1, min(most, n // 2 - 1) + 1 if n > 3 else 2):
         for places in combinations(inner, pieces - 1):
             if any(b - a < 2 for a, b in pairwise(places)):
@@ -88,12 +88,12 @@ def fit_lines(x: np.ndarray, curves: np.ndarray, most: int = 3) -> list[Line]:
             bic = n * np.log(np.maximum(squares / n, 1e-12)) + 2 * pieces * np.log(n)
             slopes, breaks = solution[1:].cumsum(0), tuple(float(x[place]) for place in places)
             for i in np.flatnonzero(bic < best):
-                lines[i] = Line(breaks, tuple(slopes[:, i].tolist()))
+                lines[i] = PiecewiseFit(breaks, tuple(slopes[:, i].tolist()))
             best = np.minimum(best, bic)
     return lines
 
 
-def phases(bank: Bank, seed: int) -> list[dict[str, Any]]:
+def phases(bank: MaskMeasurements, seed: int) -> list[dict[str, Any]]:
     """Where the head of the distribution is in place and where refinement begins, of the learned subgraphs.
 
     The head is in place at the smallest size at which at least half of the inputs have the full model's most probable
@@ -154,7 +154,7 @@ def _quartiles(values: np.ndarray) -> dict[str, float]:
     return {"median": median, "lower_quartile": low, "upper_quartile": high}
 
 
-def nuclei(bank: Bank) -> pd.DataFrame:
+def nuclei(bank: MaskMeasurements) -> pd.DataFrame:
     """The relative size at which the ordered nucleus at p percent is recovered, over inputs."""
     rows = []
     for kind in (kind for kind in bank.kinds if kind != INVERSE):
@@ -166,7 +166,7 @@ def nuclei(bank: Bank) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def unigrams(bank: Bank, seed: int) -> pd.DataFrame:
+def unigrams(bank: MaskMeasurements, seed: int) -> pd.DataFrame:
     """KL from the full model and from the unigram distribution, and how many inputs are nearer to the latter."""
     frames = []
     for kind in (kind for kind in bank.kinds if kind != INVERSE):
@@ -178,13 +178,13 @@ def unigrams(bank: Bank, seed: int) -> pd.DataFrame:
             "nearer_to_unigram": near.astype(float),
         }
         for name, values in parts.items():
-            mean, low, high = band(values, seed)
+            mean, low, high = bootstrap_ci(values, seed)
             columns |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
 
 
-def leaving(banks: Sequence[Bank]) -> pd.DataFrame:
+def unigram_crossover(banks: Sequence[MaskMeasurements]) -> pd.DataFrame:
     """The relative size at which an input's subgraph is nearer to the full model than to the unigram, over inputs."""
     rows = []
     for bank in banks:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from masklearn.density.bank import LEARNED, Bank
-from masklearn.density.tables import where
+from masklearn.density.measurements import LEARNED, MaskMeasurements
+from masklearn.density.tables import select_rows
 
 RULES = {
     "two phases": "Straight pieces fitted to mean TV over log10 size turn from the steepest descent to a flatter one "
@@ -37,10 +37,10 @@ def _interval(row: Mapping[str, Any], low: str = "low", high: str = "high") -> s
     return f"{row[low]:.2f} to {row[high]:.2f}"
 
 
-def findings(banks: Sequence[Bank], tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def findings(banks: Sequence[MaskMeasurements], tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """One row for each bank and finding; the verdict, and what it is read off."""
     rows = [row for bank in banks for row in _of_bank(bank, tables)]
-    pairs = where(tables["across"], kind=LEARNED).to_dict("records")
+    pairs = select_rows(tables["across"], kind=LEARNED).to_dict("records")
     known = [pair for pair in pairs if not pair["same_model"] and not pd.isna(pair["rho"])]
     words = "; ".join(f"{pair['one']} and {pair['other']}: {pair['rho']:.2f} ({_interval(pair)})" for pair in known)
     holds = all(pair["low"] > 0 for pair in known) if known else None
@@ -48,9 +48,9 @@ def findings(banks: Sequence[Bank], tables: Mapping[str, pd.DataFrame]) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def _of_bank(bank: Bank, tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    own = {name: where(table, bank=bank.name) for name, table in tables.items()}
-    learned = {name: where(table, kind=LEARNED) for name, table in own.items()}
+def _of_bank(bank: MaskMeasurements, tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    own = {name: select_rows(table, bank=bank.name) for name, table in tables.items()}
+    learned = {name: select_rows(table, kind=LEARNED) for name, table in own.items()}
     if not len(own["phases"]) or len(bank.names) < 2:
         why = "too few sizes" if not len(own["phases"]) else "one input has no interval"
         return [_row(bank.name, finding, None, why) for finding in list(RULES)[:-1]]
@@ -69,7 +69,7 @@ def _of_bank(bank: Bank, tables: Mapping[str, pd.DataFrame]) -> list[dict[str, A
         rows.append(_row(bank.name, "two phases", bool(holds), words))
     at = learned["composition"]
     s = min(float(head["s"]), float(at["s"].to_numpy().max()))
-    at = where(at, s=s).set_index("part")
+    at = select_rows(at, s=s).set_index("part")
     for finding, part, sign in (("early core", "quarter 1", 1), ("heads enter late", "heads", -1)):
         row = at.loc[part]
         holds = None if pd.isna(row["low"]) else bool(row["low"] > 1 if sign > 0 else row["high"] < 1)

@@ -6,10 +6,10 @@ from itertools import combinations
 
 import pandas as pd
 
-from masklearn.density import curves, places, relations
-from masklearn.density.bank import LEARNED, Bank, Thought
+from masklearn.density import composition, correlations, curves
 from masklearn.density.findings import findings
-from masklearn.density.tables import where
+from masklearn.density.measurements import LEARNED, MaskMeasurements, TopTokens
+from masklearn.density.tables import select_rows
 
 MOST_PAIRS = 3
 """Pairs of banks over different inputs that notes name."""
@@ -19,15 +19,15 @@ MOST_PAIRS = 3
 class Study:
     """The tables of a study, by name, and what else its figures show."""
 
-    banks: Sequence[Bank]
+    banks: Sequence[MaskMeasurements]
     tables: dict[str, pd.DataFrame]
-    thoughts: dict[str, Thought] = field(default_factory=dict)
+    thoughts: dict[str, TopTokens] = field(default_factory=dict)
     """By the bank's name."""
     notes: list[str] = field(default_factory=list)
     """What could not be had, and why."""
 
 
-def study(banks: Sequence[Bank], thoughts: dict[str, Thought] | None = None, seed: int = 0) -> Study:
+def study(banks: Sequence[MaskMeasurements], thoughts: dict[str, TopTokens] | None = None, seed: int = 0) -> Study:
     """Every table of the study.
 
     Args:
@@ -41,17 +41,17 @@ def study(banks: Sequence[Bank], thoughts: dict[str, Thought] | None = None, see
     columns = ["bank", "what", "s", "fraction", "low", "high", "share", "slopes"]
     tables["phases"] = pd.DataFrame([row for bank in banks for row in curves.phases(bank, seed)], columns=columns)
     tables["nuclei"] = _concat([curves.nuclei(bank) for bank in banks])
-    tables["composition"] = _concat([places.composition(bank, seed) for bank in banks])
-    tables["node_use"] = _concat([places.node_use(bank) for bank in banks])
-    tables["gini"] = _concat([places.inequality(bank) for bank in banks])
-    own = {bank.name: relations.inputs(bank) for bank in banks}
+    tables["composition"] = _concat([composition.composition(bank, seed) for bank in banks])
+    tables["node_use"] = _concat([composition.node_use(bank) for bank in banks])
+    tables["gini"] = _concat([composition.inequality(bank) for bank in banks])
+    own = {bank.name: correlations.inputs(bank) for bank in banks}
     tables["inputs"] = _concat(list(own.values()))
-    tables["relations"] = _concat([relations.relations(bank, own[bank.name], seed) for bank in banks])
+    tables["relations"] = _concat([correlations.density_correlations(bank, own[bank.name], seed) for bank in banks])
     tables["unigram"] = _concat([curves.unigrams(bank, seed) for bank in banks])
-    tables["leaving"] = curves.leaving(banks)
-    tables["across"] = relations.across(banks, seed)
-    tables["overlap"] = places.overlaps(banks, seed)
-    tables["by_token"] = _concat([relations.by_token(bank) for bank in banks])
+    tables["leaving"] = curves.unigram_crossover(banks)
+    tables["across"] = correlations.across(banks, seed)
+    tables["overlap"] = composition.overlaps(banks, seed)
+    tables["by_token"] = _concat([correlations.by_token(bank) for bank in banks])
     tables["thoughts"] = _thoughts(thoughts or {})
     tables = {"findings": findings(banks, tables)} | tables
     return Study(banks, tables, thoughts or {}, _notes(banks, tables))
@@ -62,7 +62,7 @@ def _concat(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(full, ignore_index=True) if full else frames[0]
 
 
-def _thoughts(thoughts: dict[str, Thought]) -> pd.DataFrame:
+def _thoughts(thoughts: dict[str, TopTokens]) -> pd.DataFrame:
     rows = [
         {"bank": bank, "input": thought.name, "kind": kind, "s": s, "rank": rank, "token": token, "probability": p}
         for bank, thought in thoughts.items()
@@ -73,7 +73,7 @@ def _thoughts(thoughts: dict[str, Thought]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["bank", "input", "kind", "s", "rank", "token", "probability"])
 
 
-def _notes(banks: Sequence[Bank], tables: dict[str, pd.DataFrame]) -> list[str]:
+def _notes(banks: Sequence[MaskMeasurements], tables: dict[str, pd.DataFrame]) -> list[str]:
     notes = []
     for bank in banks:
         if len(bank.sizes) < curves.LEAST_SIZES:
@@ -83,14 +83,18 @@ def _notes(banks: Sequence[Bank], tables: dict[str, pd.DataFrame]) -> list[str]:
             )
         if len(bank.names) == 1:
             notes.append(f"{bank.name} holds a single input: no intervals and no correlations")
-    relations, pairs = (where(tables[name], kind=LEARNED).fillna({"note": ""}) for name in ("relations", "across"))
-    for row in relations.to_dict("records"):
+    correlations, pairs = (
+        select_rows(tables[name], kind=LEARNED).fillna({"note": ""}) for name in ("relations", "across")
+    )
+    for row in correlations.to_dict("records"):
         if row["note"]:
             notes.append(f"{row['bank']}: correlation with {row['with']} {row['note']}")
-    apart = list(dict.fromkeys(pair["note"] for pair in pairs.to_dict("records") if pair["note"]))
-    notes += apart[:MOST_PAIRS]
-    if len(apart) > MOST_PAIRS:
-        notes.append(f"and {len(apart) - MOST_PAIRS} more pairs of banks that cannot be compared: see the table across")
+    differs = list(dict.fromkeys(pair["note"] for pair in pairs.to_dict("records") if pair["note"]))
+    notes += differs[:MOST_PAIRS]
+    if len(differs) > MOST_PAIRS:
+        notes.append(
+            f"and {len(differs) - MOST_PAIRS} more pairs of banks that cannot be compared: see the table across"
+        )
     for one, other in combinations(banks, 2):
         if one.mask.model.fingerprint == other.mask.model.fingerprint and not set(one.sizes) & set(other.sizes):
             notes.append(f"{one.name} and {other.name} have no size in common: no overlap")

@@ -5,7 +5,7 @@ from typing import Any, cast
 import pandas as pd
 
 
-def where(table: pd.DataFrame, **equal: Any) -> pd.DataFrame:
+def select_rows(table: pd.DataFrame, **equal: Any) -> pd.DataFrame:
     """The rows in which columns hold given values; a column that the table has not is passed over."""
     for column, value in equal.items():
         if column in table:

@@ -17,8 +17,8 @@ from markupsafe import Markup
 
 from masklearn.density import Study
 from masklearn.density.findings import RULES
-from masklearn.report.style import Drawn, svg, visible
-from masklearn.report.words import RESULTS, Result
+from masklearn.report.glossary import RESULTS, Result
+from masklearn.report.style import StudyFigure, svg, visible
 
 MOST_ROWS = 1000
 """Rows of a table on the page; the files have them all."""
@@ -39,13 +39,13 @@ class Section:
     """One result: what it is, its figures, its tables, and what is missing."""
 
     result: Result
-    figures: list[list[tuple[Drawn, Markup]]]
+    figures: list[list[tuple[StudyFigure, Markup]]]
     """Those of each bank together, where banks have several."""
     tables: list[Shown]
     lines: list[Any] = field(default_factory=list)
 
 
-def page(study: Study, drawn: Sequence[Drawn], config: dict[str, dict[str, Any]]) -> str:
+def page(study: Study, drawn: Sequence[StudyFigure], config: dict[str, dict[str, Any]]) -> str:
     """The page. Whatever comes from texts, models and settings is escaped; the figures' drawings are ours."""
     assets = files("masklearn.report")
     style, script = (assets.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
@@ -68,7 +68,7 @@ def page(study: Study, drawn: Sequence[Drawn], config: dict[str, dict[str, Any]]
     )
 
 
-def _section(result: Result, study: Study, drawn: Sequence[Drawn]) -> Section:
+def _section(result: Result, study: Study, drawn: Sequence[StudyFigure]) -> Section:
     own = [(i, figure) for i, figure in enumerate(drawn) if figure.result in result.figures]
     pairs = [(figure, Markup(svg(figure, f"f{i}"))) for i, figure in own]  # matplotlib has escaped its texts
     several = len(pairs) > len({figure.bank for figure, _ in pairs})

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, FigureBase
 
-from masklearn.artifact import Mask
-from masklearn.files import write_whole
+from masklearn.files import atomic_write
+from masklearn.mask_file import Mask
 
 LEARNED, CONTROL, CLOSED = "#0072b2", "#999999", "#eeeeee"
 """Okabe and Ito's colour-blind safe blue, and greys."""
@@ -121,5 +121,5 @@ def write_figures(folder: Path, mask: Mask, rows: Sequence[dict[str, Any]]) -> l
         paths.append(folder / f"{name}.png")
         content = io.BytesIO()
         figure.savefig(content)
-        write_whole(paths[-1], content.getvalue())
+        atomic_write(paths[-1], content.getvalue())
     return paths

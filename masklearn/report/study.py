@@ -7,31 +7,31 @@ from typing import Any
 
 from masklearn.density import Study
 from masklearn.density.curves import LEAST_SIZES
-from masklearn.files import write_whole
-from masklearn.report import curves, places, relations
+from masklearn.files import atomic_write
+from masklearn.report import composition, correlations, curves
 from masklearn.report.page import page
-from masklearn.report.style import Drawn, paper, styled
+from masklearn.report.style import StudyFigure, render, styled
 
 REPORT, FIGURES = "report.html", "figures"
 
 
-def draw(study: Study) -> Iterator[Drawn]:
+def draw(study: Study) -> Iterator[StudyFigure]:
     """Every figure that the study has what it takes for."""
     tables = study.tables
     for bank in study.banks:
         if len(bank.sizes) >= LEAST_SIZES:
             yield from curves.density_curves(bank, tables)
             yield from curves.nuclei(bank, tables)
-            yield from places.composition(bank, tables)
-        yield from places.node_use(bank, tables)
-        yield from relations.relations(bank, tables)
+            yield from composition.composition(bank, tables)
+        yield from composition.node_use(bank, tables)
+        yield from correlations.density_correlations(bank, tables)
         if len(bank.sizes) >= LEAST_SIZES:
             yield from curves.unigrams(bank, tables)
-        yield from relations.by_token(bank, tables)
+        yield from correlations.by_token(bank, tables)
         if bank.name in study.thoughts:
-            yield from places.thought(bank, study.thoughts[bank.name])
-    yield from relations.across(list(study.banks), tables)
-    yield from relations.overlaps(tables)
+            yield from composition.thought(bank, study.thoughts[bank.name])
+    yield from correlations.across(list(study.banks), tables)
+    yield from correlations.overlaps(tables)
 
 
 def write_study(out: Path, study: Study, config: dict[str, dict[str, Any]]) -> list[Path]:
@@ -56,9 +56,9 @@ def write_study(out: Path, study: Study, config: dict[str, dict[str, Any]]) -> l
         stem = figure.name if figure.bank == "all" else f"{shorts[figure.bank]}-{figure.name}"
         for kind in ("png", "pdf"):
             path = out / FIGURES / f"{stem}.{kind}"
-            write_whole(path, paper(figure, kind))
+            atomic_write(path, render(figure, kind))
         pngs.append(out / FIGURES / f"{stem}.png")
-    write_whole(out / REPORT, page(study, drawn, config).encode())
+    atomic_write(out / REPORT, page(study, drawn, config).encode())
     return pngs
 
 

@@ -63,7 +63,7 @@ STYLE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Drawn:
+class StudyFigure:
     """One figure and what it is called."""
 
     name: str
@@ -96,7 +96,7 @@ def one_axes(width: float = COLUMN, height: float = HEIGHT) -> tuple[Figure, Axe
     return figure, figure.subplots()
 
 
-def look(kind: str, **changes: Any) -> dict[str, Any]:
+def line_style(kind: str, **changes: Any) -> dict[str, Any]:
     """Colour, line and marker of a kind of subgraphs; those without a fixed one share three."""
     known = KINDS.get(kind) or {"color": OTHERS[sum(map(ord, kind)) % 3], "linestyle": "-.", "marker": "D"}
     return known | changes
@@ -143,7 +143,7 @@ def visible(text: str) -> str:
     return text.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣" if not text.strip() else " ")
 
 
-def svg(drawn: Drawn, prefix: str) -> str:
+def svg(drawn: StudyFigure, prefix: str) -> str:
     """A figure as SVG to stand in a page: no prolog, no size, the page's colours, ids that begin as no other's do."""
     buffer = BytesIO()
     with styled(), mpl.rc_context({"svg.hashsalt": drawn.name}):
@@ -159,7 +159,7 @@ def svg(drawn: Drawn, prefix: str) -> str:
     return f"{head}>{rest}"
 
 
-def paper(drawn: Drawn, kind: str) -> bytes:
+def render(drawn: StudyFigure, kind: str) -> bytes:
     """A figure as PNG or PDF."""
     buffer = BytesIO()
     metadata = {"CreationDate": None} if kind == "pdf" else None

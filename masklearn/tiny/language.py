@@ -129,7 +129,7 @@ def copy() -> Sentence:
     yield from phrase(*letters, ".")
 
 
-def pick() -> Sentence:
+def select() -> Sentence:
     """A choice whose branching the text itself announces: its entropy is log 1, 2, 4, 8 or 16."""
     _, word, _ = yield from phrase("pick", uniform(BRANCHINGS), "of")
     yield from phrase(uniform(OPTIONS[: 2 ** BRANCHINGS.index(word)]), ".")
@@ -141,7 +141,7 @@ def story() -> Sentence:
 
 
 SENTENCES: dict[Callable[[], Sentence], float] = {
-    names: 0.2, agreement: 0.25, years: 0.15, copy: 0.2, pick: 0.1, story: 0.1,
+    names: 0.2, agreement: 0.25, years: 0.15, copy: 0.2, select: 0.1, story: 0.1,
 }  # fmt: skip
 STOP, MAX_SENTENCES = 0.2, 5
 """Probability that a text ends after each sentence, and the number after which it surely does."""

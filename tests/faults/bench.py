@@ -37,7 +37,7 @@ class Fault:
     wrong: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def judge(self, *troubles: str) -> None:
+    def scorer(self, *troubles: str) -> None:
         """Count one trial; it held if there is no trouble."""
         self.tried += 1
         found = [trouble for trouble in troubles if trouble]
@@ -45,10 +45,10 @@ class Fault:
         self.wrong += found
         print(f"  {self.name}, {self.tried}: {'; '.join(found) or 'held'}", flush=True)
 
-    def note(self, told: str) -> None:
+    def note(self, format_report: str) -> None:
         """Something measured on the way."""
-        self.notes.append(told)
-        print(f"  {self.name}: {told}", flush=True)
+        self.notes.append(format_report)
+        print(f"  {self.name}: {format_report}", flush=True)
 
     def row(self) -> str:
         wrong = f" ({'; '.join(sorted(set(self.wrong)))})" if self.wrong else ""
@@ -113,8 +113,8 @@ class Bench:
         ]
         if measured[0] != measured[1]:
             found.append("other metrics")
-        if tracked and (apart := _apart(history(folder), history(self.reference))):
-            found.append(f"another W&B history: {apart}")
+        if tracked and (differs := _apart(history(folder), history(self.reference))):
+            found.append(f"another W&B history: {differs}")
         return found + [f"left {path.name}" for path in folder.rglob("*.part")]
 
 
@@ -123,12 +123,12 @@ def failed(ended: Ended) -> str:
     return f"exit code {ended.code}: {ended.err[-300:]!r}"
 
 
-def _apart(told: dict[tuple[int, str], Any], expected: dict[tuple[int, str], Any]) -> str:
+def _apart(format_report: dict[tuple[int, str], Any], expected: dict[tuple[int, str], Any]) -> str:
     """In what two histories differ, in words; empty if they do not."""
     kinds = {
-        "lacking": [at for at in expected if at not in told],
-        "too many": [at for at in told if at not in expected],
-        "other": [at for at in expected if at in told and told[at] != expected[at]],
+        "lacking": [at for at in expected if at not in format_report],
+        "too many": [at for at in format_report if at not in expected],
+        "other": [at for at in expected if at in format_report and format_report[at] != expected[at]],
     }
     return ", ".join(
         f"{len(found)} {kind} such as {found[0]} and {found[-1]}" for kind, found in kinds.items() if found
@@ -137,9 +137,9 @@ def _apart(told: dict[tuple[int, str], Any], expected: dict[tuple[int, str], Any
 
 def history(folder: Path) -> dict[tuple[int, str], Any]:
     """What all parts of a run have told W&B, by step and name; where a file lies in W&B's own folders is left out."""
-    told: dict[tuple[int, str], Any] = {}
+    format_report: dict[tuple[int, str], Any] = {}
     for part in sorted((folder / "wandb").glob("*run-*-*")):
         for row in OfflineRun.read(part).history if list(part.glob("*.wandb")) else ():
             step = row.get("trainer/global_step", -1)
-            told |= {(step, k): v for k, v in row.items() if not k.startswith("_") and not k.endswith("path")}
-    return told
+            format_report |= {(step, k): v for k, v in row.items() if not k.startswith("_") and not k.endswith("path")}
+    return format_report

@@ -30,8 +30,8 @@ def damaged(bench: Bench, times: int) -> Fault:
                     content[place] ^= 1 + bench.random.randrange(255)
                 last.write_bytes(content if i % 3 == 0 else content[: place if i % 3 == 1 else 0])
                 ended = whole(bench.again(folder))
-                told = "is damaged; going on from" in ended.out or i % 3 == 0  # some bytes nothing depends on
-                fault.judge("" if told else "no line says so", *bench.differences(folder))
+                format_report = "is damaged; going on from" in ended.out or i % 3 == 0  # some bytes nothing depends on
+                fault.scorer("" if format_report else "no line says so", *bench.differences(folder))
     return fault
 
 
@@ -44,7 +44,7 @@ def full(bench: Bench, times: int) -> Fault:
             ended = whole(bench.begin(folder))
             clear = not ended.code or (ended.one_line and "make room" in ended.err)
             subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-            fault.judge("" if clear else failed(ended), *bench.finish(folder, tracked=False))
+            fault.scorer("" if clear else failed(ended), *bench.finish(folder, tracked=False))
     return fault
 
 
@@ -57,7 +57,7 @@ def shared(bench: Bench, times: int) -> Fault:
             other = whole(bench.again(folder) if i % 2 else bench.begin(folder))
             refused = other.one_line and ("a run is at work in" in other.err or "already holds a run" in other.err)
             first = end(process)
-            fault.judge(
+            fault.scorer(
                 "" if refused else failed(other), failed(first) if first.code else "", *bench.differences(folder)
             )
     return fault

@@ -37,7 +37,7 @@ def _of_runs(bench: Bench, times: int, fault: Fault) -> Fault:
                     break
             wrong = bench.finish(folder)
             for _ in range(kills):
-                fault.judge(*wrong)
+                fault.scorer(*wrong)
     return fault
 
 
@@ -62,7 +62,7 @@ def _after(bench: Bench, times: int, fault: Fault, word: str, share: float) -> F
             let_run(process, bench.moment(0, share))
             process.kill()
             end(process)
-            fault.judge(*bench.finish(folder))
+            fault.scorer(*bench.finish(folder))
     return fault
 
 
@@ -85,7 +85,7 @@ def of_evaluation(bench: Bench, times: int) -> Fault:
             whole_files = "" if begun.keys() <= expected.keys() else f"left {set(begun) - set(expected)}"
             ended = whole([*flags, "--out", str(out)], cli.evaluate)
             done = "metrics.json" in begun and ended.one_line and "is there already, and kept" in ended.err
-            fault.judge(
+            fault.scorer(
                 whole_files, "" if done or not ended.code else ended.err[-300:], *_apart(written(out), expected)
             )
     return fault

@@ -10,5 +10,5 @@ def whatever_workers(bench: Bench, times: int) -> Fault:
     for i in range(times):
         with bench.folder() as folder:
             ended = whole([*bench.begin(folder), "--data.workers", str(i % 4)])
-            fault.judge(failed(ended) if ended.code else "", *bench.differences(folder))
+            fault.scorer(failed(ended) if ended.code else "", *bench.differences(folder))
     return fault

@@ -21,8 +21,8 @@ def by_signal(bench: Bench, times: int, signum: signal.Signals) -> Fault:
             let_run(process, bench.moment(0.05, 0.5))
             process.send_signal(signum)
             ended = end(process)
-            told = ended.one_line and "Go on with: python train.py" in ended.err
-            fault.judge("" if told or not ended.code else failed(ended), *bench.finish(folder))
+            format_report = ended.one_line and "Go on with: python train.py" in ended.err
+            fault.scorer("" if format_report or not ended.code else failed(ended), *bench.finish(folder))
     return fault
 
 
@@ -40,7 +40,7 @@ def by_second_interrupt(bench: Bench, times: int) -> Fault:
             ended = end(process)
             took = time.monotonic() - began
             slowest = max(slowest, took)
-            fault.judge(
+            fault.scorer(
                 "" if took < AT_ONCE else f"took {took:.0f} s",
                 "" if ended.code in (-signal.SIGINT, 2) else failed(ended),
                 *bench.finish(folder),
@@ -68,7 +68,7 @@ def by_requeue(bench: Bench, times: int) -> Fault:
             first = end(process)
             asked = (tools / "asked").read_text() if (tools / "asked").exists() else "nothing"
             second = whole(bench.begin(folder), **job, SLURM_RESTART_COUNT="1")
-            fault.judge(
+            fault.scorer(
                 "" if asked == "requeue 77\n" else f"scontrol was asked {asked}, {failed(first)}",
                 "" if not second.code else failed(second),
                 *bench.differences(folder),

@@ -59,9 +59,9 @@ def without_room(bench: Bench, times: int) -> Fault:
             if i % 3 == 0:
                 (folder / "wandb" / "full").write_bytes(bytes(4096))
             ended = end(start(bench.begin(folder)))
-            fault.judge(failed(ended) if ended.code else "", *bench.differences(folder, tracked=False))
-            told = [line for line in ended.out.splitlines() if line.startswith("W&B")]
-            fault.note(f"{kib} KiB{options}: {' / '.join(told)}")
+            fault.scorer(failed(ended) if ended.code else "", *bench.differences(folder, tracked=False))
+            format_report = [line for line in ended.out.splitlines() if line.startswith("W&B")]
+            fault.note(f"{kib} KiB{options}: {' / '.join(format_report)}")
     return fault
 
 
@@ -97,15 +97,15 @@ def _try(
             trouble = [failed(ended)] if ended.code else bench.differences(folder, tracked=False)
             if not ended.code and tracked and _values(folder) != _values(bench.reference):
                 trouble.append("another W&B history on the disk")
-            told = [line for line in ended.out.splitlines() if line.startswith("W&B")]
+            format_report = [line for line in ended.out.splitlines() if line.startswith("W&B")]
             places = list((folder / "wandb").glob("*run-*-*"))
-            named = any("wandb sync" in line and any(place.name in line for place in places) for line in told)
-            fault.judge("" if reached else "ended too early", "" if named else f"told {told}", *trouble)
+            named = any("wandb sync" in line and any(place.name in line for place in places) for line in format_report)
+            fault.scorer("" if reached else "ended too early", "" if named else f"told {format_report}", *trouble)
             measured = json.loads((folder / "metrics.json").read_text()) if not ended.code else {}
             alone = json.loads((bench.reference / "metrics.json").read_text())
             fault.note(
                 f"{measured.get('seconds')} s to the results, {ended.seconds:.0f} s in all "
-                f"(left alone {alone['seconds']} and {bench.seconds:.0f}); {' / '.join(told)}"
+                f"(left alone {alone['seconds']} and {bench.seconds:.0f}); {' / '.join(format_report)}"
             )
     finally:
         server.drop()

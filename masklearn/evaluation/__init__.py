@@ -1,0 +1,19 @@
+"""Masks x data x metrics to one tidy table: the one code path by which every reported number is made."""
+
+from masklearn.evaluation.bank_report import describe, evaluate
+from masklearn.evaluation.measure import Row, measure, top_tokens
+from masklearn.evaluation.per_text import PerTextRecorder, PerTextResults
+from masklearn.evaluation.tables import aligned, format_report, stages_table
+
+__all__ = [
+    "PerTextRecorder",
+    "PerTextResults",
+    "Row",
+    "aligned",
+    "describe",
+    "evaluate",
+    "format_report",
+    "measure",
+    "stages_table",
+    "top_tokens",
+]

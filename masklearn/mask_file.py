@@ -1,0 +1,240 @@
+"""The mask file: the masks of a run with everything needed to use, check and repeat them, as safetensors."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from masklearn.ablation import Ablation, AblationName
+from masklearn.errors import UserError, one_line
+from masklearn.files import atomic_write, pack
+from masklearn.graph import NodeGraph
+
+FORMAT = 2
+"""1 had the values of mean ablation stacked over layers; such files are still read."""
+
+
+@dataclass(frozen=True)
+class ModelId:
+    """Which model a mask was learned on."""
+
+    lm: str
+    revision: str | None
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.lm}{'@' + self.revision if self.revision else ''} (fingerprint {self.fingerprint})"
+
+
+@dataclass(frozen=True)
+class Mask:
+    """All masks of a run (groups x sizes x nodes) and their provenance.
+
+    A loaded bank lies in its file: only what is asked for is read into memory, and checked as it is read.
+    """
+
+    mask: Tensor
+    """Boolean, shape (groups, sizes, nodes); a mask of size s has exactly s ones."""
+    scores: Tensor
+    """What the nodes were ranked by, float32, shape (groups, sizes or 1, nodes)."""
+    sizes: Tensor
+    """Nodes kept, int64, ascending, shape (sizes)."""
+    graph: NodeGraph
+    model: ModelId
+    groups: tuple[str, ...] = ("dataset",)
+    ablation: Ablation = Ablation()
+    positions: str = "all"
+    """Which positions were scored."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The settings of the run that learned the masks."""
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    """One row per size, as in `metrics.json`."""
+    version: str = field(default_factory=lambda: version("masklearn"))
+
+    def __post_init__(self) -> None:
+        expected = (len(self.groups), len(self.sizes), self.graph.n_nodes)
+        if tuple(self.mask.shape) != expected or self.mask.dtype != torch.bool:
+            raise ValueError(
+                f"mask is {self.mask.dtype} of shape {tuple(self.mask.shape)}, expected bool of {expected}"
+            )
+        if self.scores.shape not in (expected, (expected[0], 1, expected[2])) or self.scores.dtype != torch.float32:
+            raise ValueError(f"scores are {self.scores.dtype} of shape {tuple(self.scores.shape)}, expected {expected}")
+        if self.sizes.dtype != torch.int64 or self.sizes.dim() != 1:
+            raise ValueError(f"sizes are {self.sizes.dtype} of {self.sizes.dim()} dimensions, expected int64 of one")
+        ends = (0, *self.sizes.tolist(), self.graph.n_nodes + 1)
+        if any(small >= large for small, large in pairwise(ends)):
+            raise ValueError(f"sizes are {ends[1:-1]}, expected ascending from 1 to {self.graph.n_nodes}")
+        layers, heads = self.graph.n_layers, {value.shape[-2] for value in self.ablation.heads}
+        if self.ablation.known and (len(self.ablation.heads) != layers or heads != {self.graph.n_heads}):
+            found = f"{len(self.ablation.heads)} layers of {heads} heads"
+            raise ValueError(f"the ablation has values for {found}, expected {layers} of {self.graph.n_heads}")
+
+    def __getitem__(self, group: str | int) -> "Mask":
+        """The masks of one group, by its name or its place.
+
+        Raises:
+            UserError: If the bank has no such group, or if its masks are damaged.
+        """
+        names = self.groups
+        try:
+            place = names.index(group) if isinstance(group, str) else range(len(names))[group]
+        except (ValueError, IndexError) as error:
+            raise UserError(f"this bank has no group {group!r}; it has {self._some_groups()}") from error
+        one = slice(place, place + 1)
+        found = replace(self, mask=self.mask[one].clone(), scores=self.scores[one].clone(), groups=(names[place],))
+        found.check()
+        return found
+
+    def of(self, groups: Sequence[str]) -> "Mask":
+        """The masks of some groups, in this order.
+
+        Raises:
+            UserError: If the bank has none for one of them.
+        """
+        if tuple(groups) == self.groups:
+            return self
+        place = {name: i for i, name in enumerate(self.groups)}
+        missing = [name for name in groups if name not in place]
+        if missing:
+            raise UserError(f"this bank has no masks for group {missing[0]!r}; it has {self._some_groups()}")
+        at = [place[name] for name in groups]
+        return replace(self, mask=self.mask[at], scores=self.scores[at], groups=tuple(groups))
+
+    def _some_groups(self) -> str:
+        return ", ".join(self.groups[:10]) + (f" and {len(self.groups) - 10} more" if len(self.groups) > 10 else "")
+
+    def share(self) -> Tensor:
+        """Share of the groups that keep each node, shape (sizes, nodes); of one group, its masks as numbers."""
+        return self.mask.float().mean(0)
+
+    def check(self) -> None:
+        """Read every mask and refuse a damaged one.
+
+        Raises:
+            UserError: If one has not as many nodes as its size says, or numbers are not finite.
+        """
+        if not torch.equal(self.mask.sum(-1), self.sizes.expand(self.mask.shape[:2])):
+            raise UserError("the bank is damaged: a mask does not have as many nodes as its size says")
+        if not all(values.isfinite().all() for values in (self.scores, *self.ablation.heads, *self.ablation.mlps)):
+            raise UserError("the bank is damaged: its scores or its ablation are not all finite numbers")
+
+    def select(self, s: int | float, group: str | int | None = None) -> Tensor:
+        """One mask, boolean of shape (nodes,).
+
+        Args:
+            s: Its size: a count, or a fraction of all nodes.
+            group: Its group, by name or place; may be left out where there is but one.
+
+        Raises:
+            UserError: If the bank has no such size or group.
+        """
+        count = max(1, round(s * self.graph.n_nodes)) if isinstance(s, float) and 0 < s < 1 else int(s)
+        sizes = self.sizes.tolist()
+        if count not in sizes:
+            raise UserError(f"this bank has no mask of {count} nodes; it has {', '.join(map(str, sizes))}")
+        if group is None and len(self.groups) > 1:
+            raise UserError(f"this bank has {len(self.groups)} groups; name one, for example {self.groups[0]!r}")
+        return self[0 if group is None else group].mask[0, sizes.index(count)]
+
+    def require(self, model: ModelId) -> None:
+        """Refuse a model on which the masks were not learned.
+
+        Raises:
+            UserError: If the fingerprints differ; names both models.
+        """
+        if self.model.fingerprint != model.fingerprint:
+            raise UserError(f"the mask was learned on {self.model}, not on {model}. Give that model with --lm")
+
+    def with_metrics(self, metrics: list[dict[str, Any]]) -> "Mask":
+        return replace(self, metrics=metrics)
+
+    def save(self, path: str | Path) -> None:
+        """Write the file whole or not at all.
+
+        Raises:
+            UserError: If it cannot be written; what was there before is untouched.
+        """
+        self.check()
+        tensors = {"mask": self.mask, "scores": self.scores, "sizes": self.sizes, **self.ablation.to_tensors()}
+        metadata = {
+            "format": FORMAT,
+            "model": vars(self.model),
+            "nodes": self.graph.names,
+            "groups": self.groups,
+            "ablation": self.ablation.name,
+            "positions": self.positions,
+            "config": self.config,
+            "metrics": self.metrics,
+            "masklearn": self.version,
+        }
+        packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        atomic_write(Path(path), pack(packed, {key: json.dumps(value) for key, value in metadata.items()}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Mask":
+        """Open a mask file. Masks are read when they are asked for.
+
+        Raises:
+            UserError: If it is absent, damaged, no mask file, or of a newer format.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            if not isinstance(metadata["format"], int) or metadata["format"] > FORMAT:
+                raise UserError(f"it has format {metadata['format']}; this masklearn reads up to {FORMAT}. Upgrade it")
+            _require_sound(metadata)
+            name = cast(AblationName, metadata["ablation"])
+            return cls(
+                tensors["mask"],
+                tensors["scores"],
+                tensors["sizes"],
+                NodeGraph.from_names(metadata["nodes"]),
+                ModelId(**metadata["model"]),
+                tuple(metadata["groups"]),
+                Ablation.from_tensors(name, tensors),
+                metadata["positions"],
+                metadata["config"],
+                metadata["metrics"],
+                metadata["masklearn"],
+            )
+        except KeyError as error:
+            raise UserError(f"{path} is no mask file: it has no {error.args[0]!r}") from error
+        except (OSError, SafetensorError, UserError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"cannot read the mask file {path}: {one_line(error)}") from error
+
+
+KINDS: dict[str, type] = {
+    "model": dict, "nodes": list, "groups": list, "ablation": str, "positions": str, "config": dict, "metrics": list,
+    "masklearn": str,
+}  # fmt: skip
+"""What the metadata of a mask file hold."""
+
+
+def _require_sound(metadata: dict[str, Any]) -> None:
+    """Refuse metadata that say what they cannot mean.
+
+    Raises:
+        KeyError: If one is missing.
+        ValueError: What is wrong.
+    """
+    for name, kind in KINDS.items():
+        if not isinstance(metadata[name], kind):
+            raise ValueError(f"its {name!r} is no {kind.__name__}")
+    names, model = metadata["nodes"] + metadata["groups"], metadata["model"]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("its nodes and groups are not all named by strings")
+    if len(set(metadata["groups"])) < len(metadata["groups"]):
+        raise ValueError("two of its groups have the same name")
+    if {*model} != {"lm", "revision", "fingerprint"} or not all(isinstance(v, str | None) for v in model.values()):
+        raise ValueError(f"its model is {model}, not a name, a revision and a fingerprint")
+    for room in ("model", "data"):
+        if not isinstance(metadata["config"].get(room, {}), dict):
+            raise ValueError(f"the {room} of its config holds no settings")

@@ -1,0 +1,186 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import masklearn as ml
+from masklearn.files import atomic_write
+from masklearn.mask_file import ModelId
+
+
+def bank(ablation: ml.Ablation = ml.Ablation()) -> ml.Mask:
+    mask = torch.tensor([[[1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 1, 1]]]).bool()
+    return ml.Mask(
+        mask=mask,
+        scores=torch.randn(1, 2, 6),
+        sizes=torch.tensor([1, 4]),
+        graph=ml.NodeGraph(2, 2),
+        model=ModelId("some/model", "main", "0123456789abcdef"),
+        ablation=ablation,
+        config={"model": {"steps": 3}},
+        metrics=[{"s": 1, "kl": 0.5}],
+    )
+
+
+def values(name: str, positions: int = 1) -> ml.Ablation:
+    """Of two layers of two heads, which are not of the same width."""
+    heads = tuple(torch.randn(1, positions, 2, width) for width in (3, 5))
+    return ml.Ablation(name, heads, tuple(torch.randn(1, positions, 1, 6) for _ in heads))  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    "ablation",
+    [ml.Ablation(), values("mean"), values("mean-positional", 4), ml.Ablation("resample"), values("learned")],
+    ids=lambda ablation: ablation.name,
+)
+def test_a_file_brings_back_all_that_was_saved(tmp_path: Path, ablation: ml.Ablation) -> None:
+    saved = bank(ablation)
+    saved.save(tmp_path / "new" / "mask.safetensors")
+    loaded = ml.Mask.load(tmp_path / "new" / "mask.safetensors")
+    for name, value in vars(saved).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(getattr(loaded, name), value)
+        elif name != "ablation":
+            assert getattr(loaded, name) == value
+    assert loaded.ablation.name == ablation.name
+    assert loaded.ablation.to_tensors().keys() == ablation.to_tensors().keys()
+    for name, value in ablation.to_tensors().items():
+        assert torch.equal(loaded.ablation.to_tensors()[name], value)
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["mask.safetensors"]  # nothing left aside
+
+
+def test_other_tools_can_read_the_file(tmp_path: Path) -> None:
+    bank().save(tmp_path / "mask.safetensors")
+    with safe_open(tmp_path / "mask.safetensors", framework="np") as file:
+        assert set(file.keys()) == {"mask", "scores", "sizes"}
+        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
+    assert metadata["nodes"] == ["a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1"]
+    assert metadata["model"] == {"lm": "some/model", "revision": "main", "fingerprint": "0123456789abcdef"}
+    assert (metadata["format"], metadata["masklearn"]) == (2, "0.1.0")
+
+
+def test_means_of_the_first_format_are_still_read(tmp_path: Path) -> None:
+    """They were stacked over layers: heads (layers, heads, width), MLPs (layers, width)."""
+    bank(ml.Ablation()).save(tmp_path / "mask.safetensors")
+    with safe_open(tmp_path / "mask.safetensors", framework="pt") as file:
+        metadata = file.metadata() | {"format": "1", "ablation": '"mean"'}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    heads, mlps = torch.randn(2, 2, 3), torch.randn(2, 6)
+    save_file(tensors | {"ablation.heads": heads, "ablation.mlps": mlps}, tmp_path / "old.safetensors", metadata)
+    found = ml.Mask.load(tmp_path / "old.safetensors").ablation
+    assert found.name == "mean"
+    for layer in range(2):
+        assert torch.equal(found.heads[layer][0, 0], heads[layer])
+        assert torch.equal(found.mlps[layer][0, 0, 0], mlps[layer])
+
+
+def test_values_that_do_not_fit_the_graph_are_refused() -> None:
+    three = ml.Ablation("mean", values("mean").heads * 2, values("mean").mlps * 2)
+    with pytest.raises(ValueError, match=r"values for 4 layers of \{2\} heads, expected 2 of 2"):
+        bank(three)
+
+
+def test_select_by_count_and_by_share() -> None:
+    assert bank().select(s=4).tolist() == [True, False, True, False, True, True]
+    assert torch.equal(bank().select(s=0.66), bank().select(s=4))
+    with pytest.raises(ml.UserError, match="no mask of 2 nodes; it has 1, 4"):
+        bank().select(s=2)
+    with pytest.raises(ml.UserError, match="no group 'x'"):
+        bank().select(s=4, group="x")
+
+
+def test_another_model_is_refused_and_both_are_named() -> None:
+    bank().require(ModelId("renamed", None, "0123456789abcdef"))
+    with pytest.raises(ml.UserError, match=r"some/model@main .*0123.*, not on other/model \(fingerprint ffff"):
+        bank().require(ModelId("other/model", None, "ffff"))
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("good") / "mask.safetensors"
+    bank().save(path)
+    return path
+
+
+@given(keep=st.floats(0, 0.999))
+def test_a_truncated_file_is_a_clear_line(good: Path, keep: float) -> None:
+    content = good.read_bytes()
+    cut = good.with_name("cut.safetensors")
+    cut.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(ml.UserError, match="cut.safetensors") as caught:
+        ml.Mask.load(cut)
+    assert "\n" not in str(caught.value)
+
+
+@given(place=st.floats(0, 0.999), byte=st.integers(0, 255))
+def test_an_altered_file_is_read_as_a_whole_bank_or_refused(good: Path, place: float, byte: int) -> None:
+    content = bytearray(good.read_bytes())
+    content[int(place * len(content))] = byte
+    altered = good.with_name("altered.safetensors")
+    altered.write_bytes(content)
+    refused, mask = "", bank()
+    try:
+        mask = ml.Mask.load(altered)
+        mask.check()  # masks are read when they are asked for
+    except ml.UserError as error:
+        refused = str(error)
+    assert re.search(r"altered.safetensors|bank is damaged", refused) or torch.equal(
+        mask.mask.sum(-1), mask.sizes[None]
+    )
+
+
+def test_what_is_no_mask_file_is_a_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "mask.safetensors"
+    with pytest.raises(ml.UserError, match="cannot read the mask file"):
+        ml.Mask.load(path)
+    path.write_text("hello")
+    with pytest.raises(ml.UserError, match="cannot read the mask file"):
+        ml.Mask.load(path)
+    save_file({"weight": torch.ones(3)}, path)
+    with pytest.raises(ml.UserError, match="is no mask file: it has no 'format'"):
+        ml.Mask.load(path)
+
+
+@pytest.mark.parametrize(
+    ("ablation", "message"),
+    [("mean", "mean ablation comes with values for 0 layers"), ("magic", "no ablation 'magic'")],
+)
+def test_an_ablation_that_does_not_add_up_is_refused(
+    tmp_path: Path, ablation: str, message: str, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = ml.Mask.load(good)
+    monkeypatch.setattr(ml.Ablation, "__post_init__", lambda _: None)
+    lying = replace(saved, ablation=ml.Ablation(ablation))  # pyright: ignore[reportArgumentType]
+    lying.save(tmp_path / "mask.safetensors")
+    monkeypatch.undo()
+    with pytest.raises(ml.UserError, match=message):
+        ml.Mask.load(tmp_path / "mask.safetensors")
+
+
+def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("masklearn.mask_file.FORMAT", 3)
+    bank().save(tmp_path / "mask.safetensors")
+    monkeypatch.undo()
+    with pytest.raises(ml.UserError, match="mask.safetensors: it has format 3; this masklearn reads up to 2"):
+        ml.Mask.load(tmp_path / "mask.safetensors")
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ml.UserError, match="cannot write .*No space left on device.*make room"):
+        atomic_write(path, b"after")
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
