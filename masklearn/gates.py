@@ -1,4 +1,4 @@
-"""Hard-concrete gates: one number in [0, 1] per node, sampled while learning, cut to exactly `s` ones at the end.
+"""Hard-concrete gates: one number in [0, 1] per node, sampled during training, discretised to exactly `s` ones.
 
 Source: Louizos et al. 2018, section 2.2 (arXiv:1712.01312).
 """
@@ -10,21 +10,26 @@ import torch
 from torch import Tensor, nn
 
 GateName = Literal["hard-concrete", "mean-field"]
-"""Drawn with noise, or standing still at their probability of being open."""
+"""How training sets a gate: sampled, or fixed at its probability of being open."""
 LOW, HIGH = -0.1, 1.1
-"""Range before clamping to [0, 1]; reaching past both ends is what allows exact zeros and ones."""
-START = 2.0
-"""First log-odds of every gate: open in 88 % of all draws, and most draws still carry a gradient."""
+"""Range of a gate before it is clamped to [0, 1] (Louizos et al.'s gamma and zeta). It extends past both ends, so that
+a gate can be exactly 0 or 1."""
+INITIAL_LOG_ODDS = 2.0
+"""Log-odds of every gate at the start: open in 88 % of samples, and most samples have a gradient."""
 
 
 def sample(log_odds: Tensor, temperature: float, noise: Tensor | None = None) -> Tensor:
-    """Draw gates in [0, 1], differentiably.
+    """Sample gates in [0, 1], differentiably.
 
     Args:
-        log_odds: Log-odds of the gates being open, any shape. Louizos et al.'s `log_alpha` is this plus
-            `temperature * log(-LOW / HIGH)`; kept like this, annealing the temperature moves no gate's P(open).
-        temperature: Softness (dimensionless); towards 0 a gate becomes a coin.
-        noise: Uniform numbers in (0, 1) to draw with, of the same shape; fresh ones by default.
+        log_odds: Log-odds of the gates being open, any shape. Louizos et al.'s `log_alpha` is
+            `log_odds + temperature * log(-LOW / HIGH)`. With log-odds as the parameter, annealing the temperature
+            leaves every P(open) as it is.
+        temperature: Softness of the gates (dimensionless); towards 0, gates become binary.
+        noise: Uniform numbers in (0, 1), same shape; fresh ones by default.
+
+    Returns:
+        Gates, same shape.
     """
     noise = torch.rand_like(log_odds) if noise is None else noise
     log_alpha = log_odds + temperature * math.log(-LOW / HIGH)
@@ -33,12 +38,12 @@ def sample(log_odds: Tensor, temperature: float, noise: Tensor | None = None) ->
 
 
 def open_probability(log_odds: Tensor) -> Tensor:
-    """P(gate > 0), of the same shape, whatever the temperature; summed over nodes, the expected open count."""
+    """P(gate > 0), same shape, at any temperature. Its sum over nodes is the expected number of open gates."""
     return log_odds.sigmoid()
 
 
 def top(scores: Tensor, sizes: Tensor) -> Tensor:
-    """Masks that keep the nodes with the highest scores: exactly as many as asked, ties broken by node order.
+    """Masks of exactly `s` nodes, those with the highest scores; ties go to the earlier node.
 
     Args:
         scores: Shape (..., nodes).
@@ -52,18 +57,18 @@ def top(scores: Tensor, sizes: Tensor) -> Tensor:
 
 
 class GateBank(nn.Module):
-    """Log-odds of gates: groups x sizes x nodes, or groups x 1 x nodes where one vector serves every size."""
+    """Log-odds of the gates of all masks: groups x sizes x nodes, or groups x 1 x nodes if all sizes share them."""
 
     def __init__(self, n_groups: int, n_sizes: int, n_nodes: int) -> None:
         super().__init__()
-        self.log_odds = nn.Parameter(torch.full((n_groups, n_sizes, n_nodes), START))
+        self.log_odds = nn.Parameter(torch.full((n_groups, n_sizes, n_nodes), INITIAL_LOG_ODDS))
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Start anew."""
-        self.log_odds.fill_(START)
+        """Set all log-odds to their initial value."""
+        self.log_odds.fill_(INITIAL_LOG_ODDS)
 
     @torch.no_grad()
     def discretize(self, sizes: Tensor) -> Tensor:
-        """The masks learned: the `s` most probable nodes of every group and size. Shape (groups, sizes, nodes)."""
+        """Masks of the `s` most probable nodes of every group and size. Shape (groups, sizes, nodes)."""
         return top(self.log_odds, sizes)

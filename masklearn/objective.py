@@ -1,7 +1,7 @@
-"""Divergences between the full model's and the masked model's next-token distributions: exact, in float32, in chunks.
+"""KL between the next-token distributions of the full and the masked model: exact, in float32, in chunks of positions.
 
-Logits are never held for all positions at once. What travels is the last hidden state, and the output head is applied
-to as many positions at a time as `CHUNK` allows, for the full and the masked model together.
+The logits of all positions never exist at once. The last hidden states are kept instead, and a chunk of positions at a
+time is unembedded, for the full and the masked models together.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,15 +12,18 @@ from torch import Tensor
 
 Unembed = Callable[[Tensor], Tensor]
 """Last hidden states (..., width) to logits (..., vocabulary)."""
-CHUNK, MOST, MIN_POSITIONS = 2**24, 2**25, 64
-"""Logits held at once (64 MB in float32), or up to twice as many for so many positions at a time, as a product of fewer
-takes as long. They change memory and time, never the result."""
+CHUNK_LOGITS = 2**24
+"""Logits of a chunk: 64 MB in float32. Like the two constants below, it changes memory and time, never the result."""
+MIN_POSITIONS = 64
+"""Positions of a chunk, if `MAX_CHUNK_LOGITS` allows: a matrix product of fewer positions takes as long."""
+MAX_CHUNK_LOGITS = 2**25
+"""Logits of a chunk that is enlarged to `MIN_POSITIONS`, at most."""
 
 
 def kl_divergence(full: Tensor, masked: Tensor) -> Tensor:
-    """KL(full || masked) of log-probabilities (..., vocabulary), in nats, of shape (...).
+    """KL(full || masked) of log-probabilities (..., vocabulary), in nats, shape (...).
 
-    Rounding can push the divergence of equal distributions below zero; it is then zero.
+    The KL of equal distributions can round to below zero; it is clamped to zero.
     """
     return (full - masked).mul_(full.exp()).sum(-1).clamp_min(0)
 
@@ -31,67 +34,70 @@ def log_probabilities(hidden: Tensor, unembed: Unembed) -> Tensor:
 
 
 def chunks(full: Tensor, n_masks: int, unembed: Unembed) -> Iterator[slice]:
-    """Slices of the positions of `full` (positions, width), each small enough for `n_masks` models' logits at once."""
+    """Slices of the positions of `full` (positions, width) that bound the logits of `n_masks` models at once."""
     if not len(full):
         return
     with torch.no_grad():
         vocabulary = unembed(full[:1]).shape[-1]
-    of_one = n_masks * vocabulary
-    step = max(1, CHUNK // of_one, min(MIN_POSITIONS, MOST // of_one))
+    logits_per_position = n_masks * vocabulary
+    step = max(1, CHUNK_LOGITS // logits_per_position, min(MIN_POSITIONS, MAX_CHUNK_LOGITS // logits_per_position))
     for begin in range(0, len(full), step):
         yield slice(begin, begin + step)
 
 
 class _ChunkedKL(torch.autograd.Function):
-    """A position's KL depends on its own hidden state alone, so its gradient is taken while its chunk is at hand."""
+    """KL per position. Its gradient depends on that position's hidden state alone, so `forward` computes it as well."""
 
     @staticmethod
     def forward(ctx: Any, masked: Tensor, full: Tensor, unembed: Unembed, inverse_temperature: float) -> Tensor:
-        learning = ctx.needs_input_grad[0]
+        """Arguments and result as in `chunked_kl`."""
+        needs_gradient = ctx.needs_input_grad[0]
         kl = torch.empty(masked.shape[:-1], dtype=torch.float32, device=masked.device)
-        gradient = torch.empty_like(masked) if learning else torch.empty(0)
-        for piece in chunks(full, len(masked), unembed):
-            target = log_probabilities(full[piece], unembed)
+        gradient = torch.empty_like(masked) if needs_gradient else torch.empty(0)
+        for chunk in chunks(full, len(masked), unembed):
+            target = log_probabilities(full[chunk], unembed)
             target = target if inverse_temperature == 1 else (target * inverse_temperature).log_softmax(-1)
-            # Rows and positions in one: a product of matrices reads the head's weights once, a batch of them once a row
-            with torch.set_grad_enabled(learning):
-                inputs = masked[:, piece].detach().flatten(0, 1).requires_grad_(learning)
-                flat = unembed(inputs)
-            logits = flat.detach().unflatten(0, (len(masked), -1))
+            # Masks and positions are flattened: one matrix product reads the unembedding once, a batch once per mask
+            with torch.set_grad_enabled(needs_gradient):
+                hidden = masked[:, chunk].detach().flatten(0, 1).requires_grad_(needs_gradient)
+                flat_logits = unembed(hidden)
+            logits = flat_logits.detach().unflatten(0, (len(masked), -1))
             logp = logits.float().log_softmax(-1)
             probability = target.exp()
-            # KL, and its gradient in the logits in closed form: few passes over what is the largest tensor of a step.
-            # The head's own gradient is autograd's affair; it does not need the logits, whose memory is used again.
-            gap = torch.sub(target, logp, out=logits) if logits.dtype == logp.dtype else target - logp
-            kl[:, piece] = torch.einsum("pv,kpv->kp", probability, gap).clamp_min(0)
-            if learning:
-                slope = logp.exp_().sub_(probability).flatten(0, 1).to(flat.dtype)
-                (by_row,) = torch.autograd.grad(flat, inputs, slope)
-                gradient[:, piece] = by_row.unflatten(0, (len(masked), -1))
+            # The KL and its gradient with respect to the logits in closed form: few passes over the largest tensor of a
+            # training step. Autograd only differentiates `unembed`, which does not need the logits: their memory is
+            # reused here.
+            log_ratio = torch.sub(target, logp, out=logits) if logits.dtype == logp.dtype else target - logp
+            kl[:, chunk] = torch.einsum("pv,kpv->kp", probability, log_ratio).clamp_min(0)
+            if needs_gradient:
+                logits_gradient = logp.exp_().sub_(probability).flatten(0, 1).to(flat_logits.dtype)
+                (hidden_gradient,) = torch.autograd.grad(flat_logits, hidden, logits_gradient)
+                gradient[:, chunk] = hidden_gradient.unflatten(0, (len(masked), -1))
         ctx.gradient = gradient
         return kl
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore
+        """The gradient with respect to `masked`, from that of the KLs (K, positions)."""
         return upstream.unsqueeze(-1).to(ctx.gradient.dtype) * ctx.gradient, None, None, None
 
 
 def chunked_kl(full: Tensor, masked: Tensor, unembed: Unembed, inverse_temperature: float = 1.0) -> Tensor:
-    """KL(full || masked) at every position, in nats; differentiable in `masked`.
+    """KL(full || masked) at every position, in nats; differentiable with respect to `masked`.
 
     Args:
         full: The full model's last hidden states, shape (positions, width).
-        masked: Those of K masked models, shape (K, positions, width).
-        head: The model's output head, frozen.
-        sharpness: Power that the full model's probabilities are raised to, and normalised again; a large one leaves
-            but the most probable token.
+        masked: The last hidden states of K masked models, shape (K, positions, width).
+        unembed: The model's output head, frozen.
+        inverse_temperature: Power to which the full model's probabilities are raised before they are normalised again
+            (dimensionless). As it grows, only the most probable token is left.
 
     Returns:
-        Shape (K, positions), float32; 0 where both agree.
+        Shape (K, positions), float32; 0 where the distributions are equal.
 
     Raises:
         ValueError: If positions or width differ.
     """
     if full.shape != masked.shape[1:]:
-        raise ValueError(f"hidden states of {tuple(full.shape)} and {tuple(masked.shape)} do not match")
+        raise ValueError(f"hidden states of shape {tuple(full.shape)} and {tuple(masked.shape)} do not match")
     return _ChunkedKL.apply(masked, full, unembed, inverse_temperature)  # pyright: ignore[reportReturnType]

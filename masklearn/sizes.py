@@ -1,68 +1,75 @@
-"""Sizes: how many nodes a subgraph keeps, from counts, fractions or a named series to whole numbers."""
+"""Sizes: how many nodes a subgraph keeps, given as counts, as fractions or as a named series."""
 
 from collections.abc import Sequence
 
 from masklearn.errors import UserError
 
-LOG, MIB = "log:", "mib"
+LOG_PREFIX, MIB_SERIES = "log:", "mib"
+"""Names of the series: `log:12` for 12 log-spaced sizes, `mib` for the sizes of MIB."""
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Shares of all nodes at which MIB looks (Mueller et al. 2025, arXiv 2504.13151)."""
+"""Fractions of the graph that MIB evaluates (Mueller et al. 2025, arXiv 2504.13151)."""
 
 
 def resolve_sizes(sizes: Sequence[int | float] | str, n_nodes: int) -> list[int]:
     """Sizes as node counts, ascending.
 
     Args:
-        sizes: Counts, or fractions below 1 (shares of the nodes, rounded); or `log:12` for 12 sizes from 1 to all nodes
-            but one, log-spaced as nearly as whole numbers can be; or `mib` for those at which MIB looks.
-        n_nodes: Nodes to choose from.
+        sizes: Counts, or fractions of all nodes below 1 (rounded); or `log:12` for 12 distinct sizes from 1 to
+            `n_nodes - 1`, log-spaced as nearly as whole numbers allow; or `mib` for MIB's size formula (each fraction
+            of the nodes, rounded down), without the empty and the full graph. `mib` takes over no other part of MIB's
+            protocol.
+        n_nodes: Nodes of the graph.
 
     Raises:
-        UserError: If there are none, if one is out of range, or if two are the same.
+        UserError: If there is no size, if one is out of range, or if two are equal.
     """
-    if sizes == MIB:
+    if sizes == MIB_SERIES:
         return sorted({int(fraction * n_nodes) for fraction in MIB_FRACTIONS} - {0, n_nodes})
     if isinstance(sizes, str):
         return _log_spaced(sizes, n_nodes)
     if not sizes:
         raise UserError(f'model.sizes is empty. Choose from 1 to {n_nodes}, for example --model.sizes "[8, 0.5]"')
-    counts: dict[int, int | float] = {}
+    given_as: dict[int, int | float] = {}
     for size in sizes:
-        if isinstance(size, float) and not size.is_integer():
-            if not 0 < size < 1:
-                raise UserError(
-                    f"model.sizes asks for {size} nodes; a count is a whole number, a fraction lies below 1"
-                )
-            count = max(1, round(size * n_nodes))
-        else:
-            count = int(size)
-        if not 1 <= count <= n_nodes:
+        count = _node_count(size, n_nodes)
+        if count in given_as:
             raise UserError(
-                f"model.sizes asks for {count} nodes, but the model has {n_nodes}. "
-                f'Choose from 1 to {n_nodes}, for example --model.sizes "[{max(1, n_nodes // 8)}, 0.5]"'
+                f"model.sizes names {count} of {n_nodes} nodes twice, as {given_as[count]} and as {size}. Drop one"
             )
-        if count in counts:
-            raise UserError(
-                f"model.sizes names {count} of {n_nodes} nodes twice, as {counts[count]} and as {size}. Drop one"
-            )
-        counts[count] = size
-    return sorted(counts)
+        given_as[count] = size
+    return sorted(given_as)
 
 
-def _log_spaced(asked: str, n_nodes: int) -> list[int]:
-    number = asked.removeprefix(LOG)
-    if not asked.startswith(LOG) or not number.isdecimal() or not int(number):
+def _node_count(size: int | float, n_nodes: int) -> int:
+    if isinstance(size, float) and not size.is_integer():
+        if not 0 < size < 1:
+            raise UserError(f"model.sizes asks for {size} nodes. Give a whole number, or a fraction below 1")
+        count = max(1, round(size * n_nodes))
+    else:
+        count = int(size)
+    if not 1 <= count <= n_nodes:
         raise UserError(
-            f'model.sizes is {asked!r}; give numbers, for example "[8, 0.5]", log:12 for 12 log-spaced sizes, or mib'
+            f"model.sizes asks for {count} nodes, but the model has {n_nodes}. "
+            f'Choose from 1 to {n_nodes}, for example --model.sizes "[{max(1, n_nodes // 8)}, 0.5]"'
+        )
+    return count
+
+
+def _log_spaced(series: str, n_nodes: int) -> list[int]:
+    number = series.removeprefix(LOG_PREFIX)
+    if not series.startswith(LOG_PREFIX) or not number.isdecimal() or not int(number):
+        raise UserError(
+            f'model.sizes is {series!r}; give numbers, for example "[8, 0.5]", log:12 for 12 log-spaced sizes, or mib'
         )
     n = int(number)
     if n >= n_nodes:
         raise UserError(
             f"model.sizes asks for {n} log-spaced sizes, but the model has {n_nodes} nodes. "
-            f"Choose up to {n_nodes - 1}, for example {LOG}{max(1, min(12, n_nodes - 1))}"
+            f"Choose up to {n_nodes - 1}, for example {LOG_PREFIX}{max(1, min(12, n_nodes - 1))}"
         )
     counts: list[int] = []
     for i in range(n):
-        ideal = round((n_nodes - 1) ** (i / max(1, n - 1)))
-        counts.append(min(max([ideal, *(c + 1 for c in counts[-1:])]), n_nodes - n + i))  # distinct, and none left over
+        nearest = round((n_nodes - 1) ** (i / max(1, n - 1)))
+        above_previous = max([nearest, *(count + 1 for count in counts[-1:])])
+        counts.append(min(above_previous, n_nodes - n + i))  # leave a larger count for each of the sizes to come
     return counts

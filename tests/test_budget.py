@@ -35,7 +35,7 @@ def test_sizes_are_counts_or_shares() -> None:
         ([0], "asks for 0 nodes, but the model has 36. Choose from 1 to 36"),
         ([37], "asks for 37 nodes"),
         ([-3], "asks for -3 nodes"),
-        ([-0.5], "a count is a whole number, a fraction lies below 1"),
+        ([-0.5], "Give a whole number, or a fraction below 1"),
         ([8, 8], "names 8 of 36 nodes twice"),
         ([9, 0.25], "names 9 of 36 nodes twice, as 9 and as 0.25"),
         ([8.5], "asks for 8.5 nodes"),

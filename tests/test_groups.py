@@ -23,6 +23,7 @@ from masklearn import evaluation
 from masklearn.cli import evaluate, train
 from masklearn.mask_file import ModelId
 from masklearn.masking import MaskedLM
+from masklearn.selection.polish import Step, visit_order
 from masklearn.selection.scorer import MaskScorer
 from masklearn.tiny import tasks
 from masklearn.training import memory
@@ -286,19 +287,19 @@ def test_blocks_come_back_in_the_order_of_the_groups(tmp_path: Path, on_disk: bo
 
 
 def test_a_polish_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    store, steps = BlockStore(tmp_path), [(0, 0), (1, 1), (0, 1), (1, 0)]
+    store, steps = BlockStore(tmp_path), visit_order(2, swap_all=True, from_all=False, from_none=False)
 
-    def come_to(begun: int, stop: int | None = None) -> tuple[list[tuple[int, int]], list[float]]:
+    def come_to(begun: int, stop: int | None = None) -> tuple[list[Step], list[float]]:
         """Set a node a step, and count; the steps made, and the counts."""
         masks, kl, made = torch.zeros(2, 1, 5, dtype=torch.bool), torch.zeros(2, 1), []
         masks[:, :, 4] = bool(begun)
-        for i, neighbour in store.resume_polish("polish-0", steps, masks, kl):
+        for step in store.resume_polish("polish-0", steps, masks, kl):
             if len(made) == stop:
                 break  # half way through a step
-            masks[i, 0, neighbour] = True
-            kl[i] += 1
-            made.append((i, neighbour))
-        assert masks[:, 0, :2].all() == (stop is None)
+            masks[step.size_index, 0, steps.index(step)] = True
+            kl[step.size_index] += 1
+            made.append(step)
+        assert (masks[:, 0, :4].sum() == 4) == (stop is None)
         return made, kl.flatten().tolist()
 
     assert come_to(0, stop=2) == (steps[:2], [1, 1])

@@ -140,7 +140,7 @@ def test_a_polish_that_is_stopped_goes_on_where_it_was(
     ablation: str, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = learn(tmp_path, {"limit": 12, "positions": "last"}, steps=6, sizes=sizes, polish=1, ablation=ablation)
-    resized, done, stops, patience = polish_module._resized, [], 0, None
+    resize, done, stops, patience = polish_module.resize, [], 0, None
 
     def impatient(scorer: MaskScorer, mask: Tensor, *args: Any) -> Any:
         nonlocal stops
@@ -148,9 +148,9 @@ def test_a_polish_that_is_stopped_goes_on_where_it_was(
             stops += 1
             raise KeyboardInterrupt
         done.append(len(mask))
-        return resized(scorer, mask, *args)
+        return resize(scorer, mask, *args)
 
-    monkeypatch.setattr(polish_module, "_resized", impatient)
+    monkeypatch.setattr(polish_module, "resize", impatient)
     monkeypatch.setattr(LearnedConstants, "refit", lambda *_: None)
     alone, stages = learner.discretize(), learner.stages
     assert len(done) == 4  # each size on the way down and on the way back

@@ -17,7 +17,7 @@ def test_kl_of_two_coins_by_hand() -> None:
 
 
 def reference(full: Tensor, masked: Tensor, unembed: nn.Module) -> Tensor:
-    """All at once, by torch's own divergence."""
+    """The KL by torch, from all logits at once."""
     target = unembed(full).log_softmax(-1).expand(len(masked), -1, -1)
     return kl_div(unembed(masked).log_softmax(-1), target, log_target=True, reduction="none").sum(-1)
 
@@ -28,48 +28,50 @@ def test_chunks_change_neither_value_nor_gradient(k: int, positions: int, chunk:
     torch.manual_seed(seed)
     unembed = nn.Linear(5, 11).requires_grad_(False)
     full = torch.randn(positions, 5)
-    masked, again = (torch.randn(k, positions, 5, generator=torch.Generator().manual_seed(seed)) for _ in range(2))
+    masked, reference_masked = (
+        torch.randn(k, positions, 5, generator=torch.Generator().manual_seed(seed)) for _ in range(2)
+    )
     weights = torch.rand(k, positions)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objective, "CHUNK", chunk)
-        patch.setattr(objective, "MOST", chunk)
+        patch.setattr(objective, "CHUNK_LOGITS", chunk)
+        patch.setattr(objective, "MAX_CHUNK_LOGITS", chunk)
         found = chunked_kl(full, masked.requires_grad_(), unembed)
         (found * weights).sum().backward()
-    expected = reference(full, again.requires_grad_(), unembed)
+    expected = reference(full, reference_masked.requires_grad_(), unembed)
     (expected * weights).sum().backward()
     assert_close(found, expected, atol=1e-6, rtol=1e-5)
-    assert_close(masked.grad, again.grad, atol=1e-6, rtol=1e-4)
+    assert_close(masked.grad, reference_masked.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_equal_states_have_no_divergence() -> None:
+def test_equal_hidden_states_have_a_kl_of_zero() -> None:
     full = torch.randn(6, 5)
     kl = chunked_kl(full, full.expand(2, -1, -1), nn.Linear(5, 11))
-    assert ((kl >= 0) & (kl < 1e-6)).all()  # rounding may leave a trace, but never below zero
+    assert ((kl >= 0) & (kl < 1e-6)).all()  # rounding may leave a little above zero, never below
 
 
-def test_logits_are_never_held_for_all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
+def test_no_chunk_has_more_logits_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
     weight = torch.randn(100, 4)
 
     def unembed(hidden: Tensor) -> Tensor:
-        seen.append(hidden.shape[:-1].numel() * 100)
+        sizes.append(hidden.shape[:-1].numel() * 100)
         return hidden @ weight.T
 
-    monkeypatch.setattr(objective, "CHUNK", 1000)
-    monkeypatch.setattr(objective, "MOST", 1000)
+    monkeypatch.setattr(objective, "CHUNK_LOGITS", 1000)
+    monkeypatch.setattr(objective, "MAX_CHUNK_LOGITS", 1000)
     chunked_kl(torch.randn(64, 4), torch.randn(3, 64, 4), unembed)
-    assert max(seen) <= 1000
+    assert max(sizes) <= 1000
 
 
-def test_states_that_do_not_match_are_refused() -> None:
+def test_hidden_states_of_different_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="do not match"):
         chunked_kl(torch.randn(6, 5), torch.randn(2, 7, 5), nn.Linear(5, 11))
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 1000), st.floats(-1e-6, 1e-6))
-def test_kl_is_never_below_zero_nor_minus_zero(seed: int, differs: float) -> None:
+def test_the_kl_is_never_below_zero_nor_minus_zero(seed: int, scale_offset: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     full, weight = (torch.randn(shape, generator=generator) for shape in ((5, 8), (11, 8)))
-    kl = chunked_kl(full, full[None] * (1 + differs), lambda hidden: hidden @ weight.T)
+    kl = chunked_kl(full, full[None] * (1 + scale_offset), lambda hidden: hidden @ weight.T)
     assert not kl.signbit().any()

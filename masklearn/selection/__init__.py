@@ -1,1 +1,1 @@
-"""Discrete masks: scored, searched for, cut from learned gates and polished; and the baselines beside them."""
+"""Discrete masks: scoring, search, discretisation of learned gates, polish, baselines and attribution scores."""

@@ -1,4 +1,4 @@
-"""Other ways to choose a subgraph, for a learned mask to stand beside, each by its name."""
+"""Baselines: other ways to choose subgraphs, for comparison with learned masks."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -14,44 +14,52 @@ from masklearn.selection.scorer import MaskScorer
 from masklearn.selection.search import exhaustive, greedy, swap
 
 Score = Literal["norm", "attribution", "integrated-gradients", "single-ablation"]
+"""Baselines that keep the nodes with the highest scores."""
 Search = Literal["greedy", "greedy-forward", "swap", "exhaustive"]
+"""Baselines that search for the subgraph with the lowest KL."""
 Control = Literal["random", "random-matched"]
-Rest = Literal["inverse"]
-Baseline = Literal[Control, Rest, Score, Search]
+"""Random subgraphs."""
+Complement = Literal["inverse"]
+"""The nodes that a learned mask closes."""
+Baseline = Literal[Control, Complement, Score, Search]
 CONTROLS: tuple[Control, ...] = get_args(Control)
-UNGUIDED: tuple[Baseline, ...] = (*CONTROLS, *get_args(Rest))
-"""Those that look at no text."""
-
-N_RANDOM = 10
-"""Random subgraphs of each size that a learned one is held against."""
+UNGUIDED: tuple[Baseline, ...] = (*CONTROLS, *get_args(Complement))
+"""Baselines that need no text."""
+N_RANDOM_MASKS = 10
+"""Random subgraphs of every size that a learned mask is compared with."""
 
 
 def subgraphs(name: Baseline, mask: Mask, scorer: MaskScorer | None = None) -> Tensor:
-    """Subgraphs of a bank's sizes for its groups, chosen in another way.
+    """A baseline's subgraphs for all groups and sizes of a bank.
 
     Args:
-        name: `random`: drawn uniformly among all of a size. `random-matched`: among those with as many heads and as
-            many MLPs as the learned ones. `inverse`: all nodes but the learned ones, so not of the size. `norm`: the
-            largest contributions to the residual stream (the s-Trace score; see `MaskedLM.contributions`).
-            `attribution`, `integrated-gradients`, `single-ablation`: the highest scores of the functions below.
-            `greedy`, `greedy-forward`, `exhaustive`: see `search`. `swap`: local search from greedy's.
+        name: `random`: drawn uniformly from all subgraphs of the size. `random-matched`: drawn uniformly from those
+            with as many heads and as many MLPs as the learned mask. `inverse`: all nodes but the learned ones, so not
+            of the size. `norm`: the largest shares of the residual stream, a node-level analogue of the s-Trace edge
+            importance. `attribution`, `integrated-gradients`, `single-ablation`: the highest scores of the functions
+            in `attribution`. `greedy`, `greedy-forward`, `exhaustive`: see `search`. `swap`: local search from the
+            subgraphs that `greedy` finds.
         mask: The learned bank.
-        judge: Judges all groups of the bank, on texts that are not reported on; controls need none.
+        scorer: Scores masks of all groups of the bank, on text that no result is reported on. The baselines in
+            `UNGUIDED` need none.
 
     Returns:
-        Boolean, shape (draws, sizes, groups, nodes); there are draws of what is random only.
+        Boolean, shape (draws, sizes, groups, nodes); only random baselines have more than one draw.
+
+    Raises:
+        ValueError: If the baseline needs a scorer and there is none.
     """
     sizes, n_nodes = mask.sizes.tolist(), mask.graph.n_nodes
     if name == "random":
-        return random_masks(N_RANDOM, mask.sizes, n_nodes)[:, :, None].expand(-1, -1, len(mask.groups), -1)
+        return random_masks(N_RANDOM_MASKS, mask.sizes, n_nodes)[:, :, None].expand(-1, -1, len(mask.groups), -1)
     if name == "random-matched":
-        return matched_masks(N_RANDOM, mask.mask.transpose(0, 1), mask.graph)
+        return matched_masks(N_RANDOM_MASKS, mask.mask.transpose(0, 1), mask.graph)
     if name == "inverse":
         return ~mask.mask.transpose(0, 1)[None]
     if scorer is None:
-        raise ValueError(f"{name} chooses by a judge, and none is given")
-    if name in SCORE_OF:
-        return top(SCORE_OF[name](scorer)[None, None], mask.sizes.to(scorer.device)[:, None])
+        raise ValueError(f"the baseline {name} needs a MaskScorer")
+    if name in SCORE_FUNCTIONS:
+        return top(SCORE_FUNCTIONS[name](scorer)[None, None], mask.sizes.to(scorer.device)[:, None])
     searches: dict[str, Callable[[], Tensor]] = {
         "greedy": lambda: greedy(scorer, sizes, n_nodes),
         "greedy-forward": lambda: greedy(scorer, sizes, n_nodes, forward=True),
@@ -62,12 +70,12 @@ def subgraphs(name: Baseline, mask: Mask, scorer: MaskScorer | None = None) -> T
 
 
 def random_masks(n: int, sizes: Tensor, n_nodes: int, seed: int = 0) -> Tensor:
-    """Subgraphs drawn uniformly among all of each size.
+    """Subgraphs drawn uniformly from all subgraphs of each size.
 
     Args:
-        n: How many of each size.
+        n: Subgraphs of each size.
         sizes: Node counts, shape (sizes,).
-        n_nodes: Nodes to draw from.
+        n_nodes: Nodes of the graph.
         seed: The same seed draws the same subgraphs.
 
     Returns:
@@ -78,14 +86,14 @@ def random_masks(n: int, sizes: Tensor, n_nodes: int, seed: int = 0) -> Tensor:
 
 
 def matched_masks(n: int, masks: Tensor, graph: NodeGraph, seed: int = 0) -> Tensor:
-    """Subgraphs drawn uniformly among those with as many heads and as many MLPs as given ones.
+    """Subgraphs drawn uniformly from those with as many heads and as many MLPs as given masks.
 
-    What beats random subgraphs may have found out no more than that MLPs matter; this control knows that as well.
+    A mask can do better than `random_masks` by its number of MLPs alone; this control has the same number.
 
     Args:
-        n: How many for each mask.
+        n: Subgraphs for each mask.
         masks: Boolean, shape (sizes, groups, nodes).
-        graph: Which nodes are heads.
+        graph: Tells heads from MLPs.
         seed: The same seed draws the same subgraphs.
 
     Returns:
@@ -93,19 +101,20 @@ def matched_masks(n: int, masks: Tensor, graph: NodeGraph, seed: int = 0) -> Ten
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(some: Tensor) -> Tensor:
-        heads, mlps = graph.count(some)
-        rank = graph.by_layer(torch.rand(some.shape, generator=generator))
-        kept_heads = top(rank[..., :-1].flatten(-2), heads).unflatten(-1, (graph.n_layers, -1))
-        return torch.cat([kept_heads, top(rank[..., -1], mlps).unsqueeze(-1)], -1).flatten(-2)
+    def draw(size_masks: Tensor) -> Tensor:
+        n_heads, n_mlps = graph.count(size_masks)
+        rank = graph.by_layer(torch.rand(size_masks.shape, generator=generator))
+        heads = top(rank[..., :-1].flatten(-2), n_heads).unflatten(-1, (graph.n_layers, -1))
+        return torch.cat([heads, top(rank[..., -1], n_mlps).unsqueeze(-1)], -1).flatten(-2)
 
-    # One size at a time: ranks take 16 bytes a node, which a bank of many thousand groups would not leave room for
-    return torch.stack([draw(some) for _ in range(n) for some in masks.cpu()]).unflatten(0, (n, -1))
+    # One size at a time: ranks take 16 bytes a node, too much memory for all sizes of many thousand groups at once
+    return torch.stack([draw(size_masks) for _ in range(n) for size_masks in masks.cpu()]).unflatten(0, (n, -1))
 
 
-SCORE_OF: dict[str, Callable[[MaskScorer], Tensor]] = {
+SCORE_FUNCTIONS: dict[str, Callable[[MaskScorer], Tensor]] = {
     "norm": norm,
     "attribution": attribution,
     "integrated-gradients": integrated_gradients,
     "single-ablation": lambda scorer: single_ablation(scorer, scorer.masked_lm.graph.n_nodes),
 }
+"""Scores of all nodes, shape (groups, nodes), by baseline."""

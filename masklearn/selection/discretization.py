@@ -1,4 +1,4 @@
-"""From learned gates to discrete masks: the exact top s, the best of the restarts, the polish, and what each costs."""
+"""Discretisation: from learned gates to masks of exactly `s` nodes, with the KL before and after each stage."""
 
 from dataclasses import dataclass, replace
 
@@ -10,24 +10,26 @@ from masklearn.selection.polish import StepTracker, all_steps, polish
 from masklearn.selection.scorer import MaskScorer
 
 STAGES = ("soft", "sampled", "cut", "polished")
-"""Gates at their probability of being open; gates drawn; the top s nodes; those after polish."""
-DRAWS = 16
-"""Gate vectors drawn over all groups, and at least one of each."""
+"""Every gate at its probability of being open; gates sampled; only the top `s` nodes open; the masks after polish."""
+N_GATE_SAMPLES = 16
+"""Gate vectors sampled over all groups, and at least one for each group."""
+MIN_KL = 1e-9
+"""KL in nats below which restarts count as equally good."""
 
 
 @dataclass(frozen=True)
 class DiscretizedMasks:
-    """Masks and the way to them."""
+    """Discrete masks, and how they came about."""
 
     mask: Tensor
     """Boolean, shape (groups, sizes, nodes)."""
     scores: Tensor
-    """What was learned of the nodes, shape (groups, sizes or 1, nodes)."""
+    """Learned scores of the nodes, shape (groups, sizes or 1, nodes)."""
     kl: Tensor
     """KL at each of the `STAGES` in nats, shape (groups, sizes, stages)."""
 
 
-def cut(
+def discretize(
     bank: GateBank,
     log_odds: Tensor,
     sizes: Tensor,
@@ -38,33 +40,28 @@ def cut(
     thorough: bool = False,
     tracker: StepTracker = all_steps,
 ) -> DiscretizedMasks:
-    """The masks of some groups, from the gates that were learned for them.
+    """Keep the top `s` nodes of every mask, choose the best restart of each, and polish it.
 
     Args:
-        bank: Gates of at least as many groups as are judged, `restarts` in a row for each.
-        log_odds: The bank's log-odds as the budget has them at each size, shape (groups x restarts, sizes, nodes).
+        bank: Gates of at least the scorer's groups; the restarts of a group are adjacent.
+        log_odds: The bank's log-odds, adjusted to every size by the budget. Shape (groups x restarts, sizes, nodes).
         sizes: Nodes to keep, ascending, shape (sizes,).
-        judge: Judges the groups, on text that is not reported on.
-        restarts: How often every mask was learned.
-        temperature: Softness of the gates when learning ended (dimensionless).
-        rounds: Rounds of polish at most.
+        scorer: Scores the groups' masks, on text that no result is reported on.
+        restarts: How many times every mask was learned.
+        temperature: Temperature of the gates at the end of training (dimensionless).
+        rounds: See `polish`; 0 for no polish.
         thorough: See `polish`.
-        watch: See `polish`.
+        tracker: See `polish`.
     """
-    n_groups, n_sizes = scorer.n_groups, len(sizes)
     nested = bank.log_odds.shape[1] == 1
-    scores = bank.log_odds.detach().expand(-1, n_sizes, -1)
+    scores = bank.log_odds.detach().expand(-1, len(sizes), -1)
     masks, scores, log_odds = (
-        t.unflatten(0, (-1, restarts))[:n_groups].permute(1, 2, 0, 3)
+        t.unflatten(0, (-1, restarts))[: scorer.n_groups].permute(1, 2, 0, 3)
         for t in (bank.discretize(sizes), scores, log_odds)
-    )  # (restarts, sizes, groups, nodes); a last block may leave places empty
-    best = torch.zeros(n_sizes, n_groups, dtype=torch.long, device=masks.device)
-    if restarts > 1:
-        price = torch.stack([scorer(some) for some in masks]).clamp_min(1e-9).log()  # every size counts alike
-        best = (price.sum(1, keepdim=True).expand_as(price) if nested else price).argmin(0)
-    chosen = best[None, ..., None].expand(1, *masks.shape[1:])
-    masks, scores, log_odds = (t.gather(0, chosen)[0] for t in (masks, scores, log_odds))
-    kl = [scorer(open_probability(log_odds)), _sampled(scorer, log_odds, temperature), scorer(masks)]
+    )  # (restarts, sizes, groups, nodes); a last block may have fewer groups than the bank
+    best = _best_restart(scorer, masks, nested)[None, ..., None].expand(1, *masks.shape[1:])
+    masks, scores, log_odds = (t.gather(0, best)[0] for t in (masks, scores, log_odds))
+    kl = [scorer(open_probability(log_odds)), _sampled_kl(scorer, log_odds, temperature), scorer(masks)]
     if rounds:
         masks, polished = polish(scorer, masks, scores, rounds, thorough, tracker)
         kl.append(polished)
@@ -77,14 +74,14 @@ def cut(
 def repolish(
     found: DiscretizedMasks, scorer: MaskScorer, rounds: int, thorough: bool = False, tracker: StepTracker = all_steps
 ) -> DiscretizedMasks:
-    """The masks of all of a judge's groups, polished once more: what closed nodes emit may be another by now.
+    """Polish masks again, after what closed nodes emit has changed.
 
     Args:
-        found: What was cut; its scores and the KLs before polish stay.
-        judge: Judges the groups, on the texts that select.
+        found: Masks of all of the scorer's groups. Their scores, and the KL of the stages before polish, stay.
+        scorer: Scores the masks under the new ablation, on text that no result is reported on.
         rounds: See `polish`.
         thorough: See `polish`.
-        watch: See `polish`.
+        tracker: See `polish`.
     """
     n_sizes = found.mask.shape[1]
     masks, scores = (t.transpose(0, 1).to(scorer.device) for t in (found.mask, found.scores.expand(-1, n_sizes, -1)))
@@ -93,9 +90,21 @@ def repolish(
     return replace(found, mask=masks.transpose(0, 1).to(found.mask.device), kl=stages)
 
 
-def _sampled(scorer: MaskScorer, log_odds: Tensor, temperature: float) -> Tensor:
-    """Mean KL over draws of the gates, shape (sizes, groups); the same draws every time."""
+def _best_restart(scorer: MaskScorer, masks: Tensor, nested: bool) -> Tensor:
+    """Index of the restart with the lowest KL, shape (sizes, groups), for masks (restarts, sizes, groups, nodes).
+
+    Nested masks share one restart for all sizes: that with the lowest sum of log KL, in which every size counts alike.
+    """
+    restarts, n_sizes, n_groups, _ = masks.shape
+    if restarts == 1:
+        return torch.zeros(n_sizes, n_groups, dtype=torch.long, device=masks.device)
+    log_kl = torch.stack([scorer(restart) for restart in masks]).clamp_min(MIN_KL).log()
+    return (log_kl.sum(1, keepdim=True).expand_as(log_kl) if nested else log_kl).argmin(0)
+
+
+def _sampled_kl(scorer: MaskScorer, log_odds: Tensor, temperature: float) -> Tensor:
+    """Mean KL over sampled gates, shape (sizes, groups); the samples are the same in every call."""
     generator = torch.Generator().manual_seed(0)
-    draws = -(-DRAWS // scorer.n_groups)
-    noise = [torch.rand(log_odds.shape, generator=generator).to(log_odds.device) for _ in range(draws)]
-    return torch.stack([scorer(sample(log_odds, temperature, some)) for some in noise]).mean(0)
+    n_samples = -(-N_GATE_SAMPLES // scorer.n_groups)
+    noise = [torch.rand(log_odds.shape, generator=generator).to(log_odds.device) for _ in range(n_samples)]
+    return torch.stack([scorer(sample(log_odds, temperature, uniform)) for uniform in noise]).mean(0)

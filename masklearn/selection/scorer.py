@@ -1,5 +1,6 @@
-"""The judge of discrete subgraphs: many candidates of every group at once, each on its own group's texts."""
+"""Mask scorer: the KL of many candidate masks of every group, each on its own group's texts."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -13,66 +14,84 @@ from masklearn.data import Batch
 from masklearn.masking import MaskedLM
 from masklearn.objective import chunked_kl
 
-TOKENS_AT_ONCE = 2**15
-"""Tokens, over all rows, that share a forward."""
-GLIMPSE, ENOUGH_TEXTS = 4, 64
-"""A glimpse takes one text of so many; there is none of a group with fewer than so many texts."""
+MAX_FORWARD_TOKENS = 2**15
+"""Tokens in one forward, over all of its rows."""
+SUBSAMPLE_STRIDE = 4
+"""The subsample keeps every fourth text of a group."""
+SUBSAMPLE_MIN_TEXTS = 64
+"""Texts that every group needs before a subsample is taken."""
 
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """Some texts, what the full model says about them, and the place of every text's group."""
+    """Some texts and the full model's output on them."""
 
     batch: Batch
     full: Tensor
-    slot: Tensor
+    """The full model's last hidden states at the scored positions, shape (positions, width)."""
+    group_index: Tensor
+    """Index of every text's group among the masks to score, shape (texts,)."""
+
+    @property
+    def group_index_of_positions(self) -> Tensor:
+        """Index of the group of every scored position, shape (positions,)."""
+        return self.group_index.repeat_interleave(self.batch.scored.sum(1))
 
     def select(self, kept: Tensor) -> "ScoredBatch":
-        """Some of the texts, by a boolean of shape (texts,)."""
+        """The texts that a boolean tensor of shape (texts,) keeps."""
         positions = kept.repeat_interleave(self.batch.scored.sum(1))
-        return ScoredBatch(self.batch.select(kept), self.full[positions], self.slot[kept])
+        return ScoredBatch(self.batch.select(kept), self.full[positions], self.group_index[kept])
 
 
 class MaskScorer:
     """KL(full || subgraph) in nats, averaged over the scored positions of every group's texts.
 
     Args:
-        masked_lm: The model, with the ablation to judge under.
-        batches: Texts of the groups, and of no others.
-        groups: The groups, in the order in which masks are given.
+        masked_lm: The model, under the ablation that closed nodes get.
+        batches: Texts of these groups only.
+        groups: Group ids, in the order of the masks' group dimension.
+
+    Raises:
+        ValueError: If a group is given twice.
     """
 
     def __init__(self, masked_lm: MaskedLM, batches: Iterable[Batch], groups: Iterable[int] = (0,)) -> None:
         self.masked_lm = masked_lm
-        place = {group: i for i, group in enumerate(groups)}
-        self.n_groups = len(place)
-        pieces: list[ScoredBatch] = []
+        groups = list(groups)
+        index_of = {group: i for i, group in enumerate(groups)}
+        if len(index_of) < len(groups):
+            repeated = sorted(group for group, times in Counter(groups).items() if times > 1)
+            raise ValueError(f"groups {repeated} are given more than once. Name every group once")
+        self.n_groups = len(groups)
+        scored: list[ScoredBatch] = []
         for batch in batches:
-            slot = torch.tensor([place[group] for group in batch.group.tolist()], device=masked_lm.device)
+            group_index = torch.tensor([index_of[group] for group in batch.group.tolist()], device=masked_lm.device)
             batch = batch.to(masked_lm.device)
-            pieces.append(ScoredBatch(batch, masked_lm.full(batch.input_ids, batch.scored), slot))
-        self._hold(pieces)
+            scored.append(ScoredBatch(batch, masked_lm.full(batch.input_ids, batch.scored), group_index))
+        self._set_batches(scored)
 
-    def _hold(self, pieces: Sequence[ScoredBatch]) -> None:
-        self.pieces = pieces
-        self.positions = torch.zeros(self.n_groups, device=self.device)
-        for piece in pieces:
-            self.positions.index_add_(0, piece.slot, piece.batch.scored.sum(1).float())
+    def _set_batches(self, batches: Sequence[ScoredBatch]) -> None:
+        self.batches = batches
+        self.n_positions = torch.zeros(self.n_groups, device=self.device)
+        for scored in batches:
+            self.n_positions.index_add_(0, scored.group_index, scored.batch.scored.sum(1).float())
 
     @property
     def device(self) -> torch.device:
+        """Where masks are scored."""
         return self.masked_lm.device
 
     @cached_property
     def subsample(self) -> "MaskScorer | None":
-        """A judge of the same groups by some of their texts, evenly spread; none where a group has few."""
-        slots = torch.cat([piece.slot for piece in self.pieces])
-        if slots.bincount(minlength=self.n_groups).min() < ENOUGH_TEXTS:
+        """A scorer of the same groups on every fourth of their texts; None if a group has fewer than 64."""
+        group_index = torch.cat([scored.group_index for scored in self.batches])
+        if group_index.bincount(minlength=self.n_groups).min() < SUBSAMPLE_MIN_TEXTS:
             return None
-        rank = one_hot(slots, self.n_groups).cumsum(0).gather(1, slots[:, None])[:, 0] - 1  # of a text, in its group
-        kept = (rank % GLIMPSE == 0).split([len(piece.slot) for piece in self.pieces])
+        seen = one_hot(group_index, self.n_groups).cumsum(0)  # texts of each group up to and with this one
+        rank_in_group = seen.gather(1, group_index[:, None])[:, 0] - 1
+        kept = (rank_in_group % SUBSAMPLE_STRIDE == 0).split([len(scored.group_index) for scored in self.batches])
         scorer = copy(self)
-        scorer._hold([piece.select(some) for piece, some in zip(self.pieces, kept, strict=True) if some.any()])
+        scorer._set_batches([scored.select(k) for scored, k in zip(self.batches, kept, strict=True) if k.any()])
         return scorer
 
     @torch.no_grad()
@@ -81,49 +100,55 @@ class MaskScorer:
 
         Args:
             masks: Boolean or float, shape (K, groups, nodes).
-            groups: Places of the groups that are meant, each once, shape (groups); all of them by default.
+            groups: Indices of the groups to score, each once, shape (groups,); all groups by default.
 
         Returns:
-            Shape (K, groups).
+            Nats per scored position, shape (K, groups).
         """
-        masks, groups = masks.float(), self._all if groups is None else groups
+        masks, groups = masks.float(), self._all_groups if groups is None else groups
         total = torch.zeros(masks.shape[:-1], device=masks.device)
-        for piece in self._pieces(groups):
-            at_once = max(1, TOKENS_AT_ONCE // piece.batch.input_ids.numel())
-            total += torch.cat([self._kl(piece, some) for some in masks.split(at_once)])
-        return total / self.positions[groups]
+        for scored in self._batches_of(groups):
+            masks_per_forward = max(1, MAX_FORWARD_TOKENS // scored.batch.input_ids.numel())
+            total += torch.cat([self._kl(scored, chunk) for chunk in masks.split(masks_per_forward)])
+        return total / self.n_positions[groups]
 
     def gradient(self, masks: Tensor, groups: Tensor | None = None, inverse_temperature: float = 1.0) -> Tensor:
-        """The gradient in every gate of the KL of one mask per group, shape (groups, nodes).
+        """The gradient of the KL with respect to every gate.
 
-        With a `sharpness` above 1, the KL from the full model's distribution to that power.
+        Args:
+            masks: One mask per group, shape (groups, nodes).
+            groups: As in `__call__`.
+            inverse_temperature: Power to which the full model's probabilities are raised first.
+
+        Returns:
+            Shape (groups, nodes).
         """
-        gates, groups = masks.float().requires_grad_(), self._all if groups is None else groups
+        gates, groups = masks.float().requires_grad_(), self._all_groups if groups is None else groups
         gradient = torch.zeros_like(gates)
-        for piece in self._pieces(groups):
-            kl = self._kl(piece, gates[None], inverse_temperature)[0]
+        for scored in self._batches_of(groups):
+            kl = self._kl(scored, gates[None], inverse_temperature)[0]
             gradient += torch.autograd.grad(kl.sum(), gates)[0]
-        return gradient / self.positions[groups][:, None]
+        return gradient / self.n_positions[groups][:, None]
 
     @property
-    def _all(self) -> Tensor:
-        return torch.arange(self.n_groups, device=self.positions.device)
+    def _all_groups(self) -> Tensor:
+        return torch.arange(self.n_groups, device=self.n_positions.device)
 
-    def _pieces(self, groups: Tensor) -> Iterator[ScoredBatch]:
-        """The texts of some groups, each with its group's place among them."""
-        place = torch.full((self.n_groups,), -1, device=groups.device)
-        place[groups] = torch.arange(len(groups), device=groups.device)
-        for piece in self.pieces:
-            slot = place[piece.slot]
-            kept = slot >= 0
+    def _batches_of(self, groups: Tensor) -> Iterator[ScoredBatch]:
+        """The texts of some groups; `group_index` counts among these groups."""
+        index_among = torch.full((self.n_groups,), -1, device=groups.device)
+        index_among[groups] = torch.arange(len(groups), device=groups.device)
+        for scored in self.batches:
+            group_index = index_among[scored.group_index]
+            kept = group_index >= 0
             if kept.any():
-                moved = ScoredBatch(piece.batch, piece.full, slot)
-                yield moved if kept.all() else moved.select(kept)
+                reindexed = ScoredBatch(scored.batch, scored.full, group_index)
+                yield reindexed if kept.all() else reindexed.select(kept)
 
-    def _kl(self, piece: ScoredBatch, gates: Tensor, inverse_temperature: float = 1.0) -> Tensor:
-        """KL summed over the positions of every group, shape (K, groups), of gates (K, groups, nodes)."""
-        input_ids, scored, corrupted = piece.batch.input_ids, piece.batch.scored, piece.batch.corrupted
-        masked = self.masked_lm(input_ids, scored, gates[:, piece.slot], corrupted)
-        kl = chunked_kl(piece.full, masked, self.masked_lm.unembed, inverse_temperature)
-        whose = piece.slot.repeat_interleave(scored.sum(1))
-        return torch.zeros(gates.shape[:-1], device=gates.device).index_add(1, whose, kl)
+    def _kl(self, scored: ScoredBatch, gates: Tensor, inverse_temperature: float = 1.0) -> Tensor:
+        """KL summed over the positions of every group, shape (K, groups), under gates (K, groups, nodes)."""
+        batch = scored.batch
+        masked = self.masked_lm(batch.input_ids, batch.scored, gates[:, scored.group_index], batch.corrupted)
+        kl = chunked_kl(scored.full, masked, self.masked_lm.unembed, inverse_temperature)
+        total = torch.zeros(gates.shape[:-1], device=gates.device)
+        return total.index_add(1, scored.group_index_of_positions, kl)

@@ -1,7 +1,6 @@
-"""Discrete search among subgraphs: elimination, growth, swaps, all there are, and the polish of learned masks.
+"""Search for discrete subgraphs from no learned mask: exhaustive, greedy, and local search by swaps.
 
-Candidates are of shape (K, groups, nodes): K for each of some groups, each judged on its own group's texts. Masks that
-are found are boolean, of shape (sizes, groups, nodes).
+Every group is searched on its own. The masks found are boolean, of shape (sizes, groups, nodes).
 """
 
 from collections.abc import Sequence
@@ -10,15 +9,17 @@ import torch
 from torch import Tensor
 
 from masklearn.errors import UserError
+from masklearn.selection.candidates import best_candidate, best_swap, greedy_swap, replace_if_better, single_flips
 from masklearn.selection.scorer import MaskScorer
 
 EXHAUSTIVE_MAX_NODES = 20
-"""Nodes up to which all subgraphs can be tried."""
-CANDIDATES_AT_ONCE = 4096
+"""Nodes up to which exhaustive search is offered: a million subgraphs."""
+CANDIDATE_BATCH_SIZE = 4096
+"""Candidates that exhaustive search hands to the scorer in one call."""
 
 
 def exhaustive(scorer: MaskScorer, sizes: Sequence[int], n_nodes: int) -> Tensor:
-    """The best subgraph of every size: all of them are tried.
+    """The best of all subgraphs of every size.
 
     Raises:
         UserError: If there are more than 20 nodes.
@@ -28,79 +29,47 @@ def exhaustive(scorer: MaskScorer, sizes: Sequence[int], n_nodes: int) -> Tensor
             f"exhaustive search tries all subgraphs of up to {EXHAUSTIVE_MAX_NODES} nodes, and the model has {n_nodes}"
         )
     device = scorer.device
-    everything = (torch.arange(2**n_nodes, device=device)[:, None] >> torch.arange(n_nodes, device=device)) % 2 == 1
+    subgraphs = (torch.arange(2**n_nodes, device=device)[:, None] >> torch.arange(n_nodes, device=device)) % 2 == 1
     groups, found = torch.arange(scorer.n_groups, device=device), []
     for size in sizes:
         mask = torch.zeros(scorer.n_groups, n_nodes, dtype=torch.bool, device=device)
         kl = torch.full((scorer.n_groups,), torch.inf, device=device)
-        for some in everything[everything.sum(-1) == size].split(CANDIDATES_AT_ONCE):
-            _take(mask, kl, groups, *_best(scorer, some[:, None].expand(-1, scorer.n_groups, -1), groups))
+        for chunk in subgraphs[subgraphs.sum(-1) == size].split(CANDIDATE_BATCH_SIZE):
+            candidates = chunk[:, None].expand(-1, scorer.n_groups, -1)
+            replace_if_better(mask, kl, groups, *best_candidate(scorer, candidates, groups))
         found.append(mask)
     return torch.stack(found)
 
 
 def greedy(scorer: MaskScorer, sizes: Sequence[int], n_nodes: int, forward: bool = False) -> Tensor:
-    """Greedy elimination, every group on its own: close, node by node, the one that is missed least.
+    """Greedy backward elimination: from all nodes, close the node whose closing leaves the lowest KL, one at a time.
 
-    The classic and costly baseline: about `n_nodes ** 2 / 2` forwards of every text. With `forward`, begin with none
-    and open, node by node, the one that helps most.
+    With `forward`, greedy growth: from no node, open the node that lowers the KL most, one at a time. Elimination down
+    to few nodes scores about `n_nodes ** 2 / 2` masks of every group.
     """
     device = scorer.device
     groups = torch.arange(scorer.n_groups, device=device)
-    kept = torch.full((scorer.n_groups, n_nodes), not forward, device=device)
-    found = {0 if forward else n_nodes: kept}
+    mask = torch.full((scorer.n_groups, n_nodes), not forward, device=device)
+    found = {0 if forward else n_nodes: mask}
     for size in range(1, max(sizes) + 1) if forward else range(n_nodes - 1, min(sizes) - 1, -1):
-        kept, _ = _best(scorer, _toggled(kept, not forward), groups)
-        found[size] = kept
+        mask, _ = best_candidate(scorer, single_flips(mask, not forward), groups)
+        found[size] = mask
     return torch.stack([found[size] for size in sizes])
 
 
 def swap(scorer: MaskScorer, masks: Tensor) -> Tensor:
-    """Local search: swap nodes of masks (sizes, groups, nodes) until no swap of two nodes lowers the KL of any.
+    """Local search from masks (sizes, groups, nodes) until no swap of two nodes lowers any KL.
 
-    Every round opens the node that helps most and then closes the one that is missed least; all pairs are tried where
-    that gains nothing.
+    Every round tries a greedy swap. Groups whose KL that does not lower get the best of all swaps instead.
     """
-    masks, kl = masks.clone(), scorer(masks)
-    for mask, value in zip(masks, kl, strict=True):  # views, changed in place
-        at_work = torch.arange(scorer.n_groups if 0 < mask[0].sum() < mask.shape[-1] else 0, device=mask.device)
-        while len(at_work):
-            before = value[at_work]
-            for neighbour in (_exchanged, _best_pair):
-                stuck = at_work[value[at_work] >= before]
-                if len(stuck):
-                    _take(mask, value, stuck, *neighbour(scorer, mask[stuck], stuck))
-            at_work = at_work[value[at_work] < before]
+    masks, kls = masks.clone(), scorer(masks)
+    for mask, kl in zip(masks, kls, strict=True):  # views, changed in place
+        active = torch.arange(scorer.n_groups if 0 < mask[0].sum() < mask.shape[-1] else 0, device=mask.device)
+        while len(active):
+            before = kl[active]
+            for neighbour in (greedy_swap, best_swap):
+                stalled = active[kl[active] >= before]
+                if len(stalled):
+                    replace_if_better(mask, kl, stalled, *neighbour(scorer, mask[stalled], stalled))
+            active = active[kl[active] < before]
     return masks
-
-
-def _exchanged(scorer: MaskScorer, mask: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    grown, _ = _best(scorer, _toggled(mask, False), groups)
-    return _best(scorer, _toggled(grown, True), groups)
-
-
-def _best_pair(scorer: MaskScorer, mask: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    opened, closed = _toggled(mask, False), _toggled(mask, True) | ~mask
-    return _best(scorer, (opened[:, None] & closed).flatten(0, 1), groups)
-
-
-def _toggled(mask: Tensor, state: bool) -> Tensor:
-    """The masks with each of their nodes of that state in the other one, shape (K, groups, nodes)."""
-    return _each(mask, (mask == state).nonzero()[:, 1].view(len(mask), -1), not state)
-
-
-def _each(mask: Tensor, nodes: Tensor, state: bool) -> Tensor:
-    """The masks with each of some nodes (groups, K) in another state, shape (K, groups, nodes)."""
-    return mask.repeat(nodes.shape[1], 1, 1).scatter(-1, nodes.T[..., None], state)
-
-
-def _best(scorer: MaskScorer, candidates: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """The best of the candidates (K, groups, nodes) of every group, and its KL."""
-    kl, which = scorer(candidates, groups).min(0)
-    return candidates[which, torch.arange(len(which), device=which.device)], kl
-
-
-def _take(mask: Tensor, kl: Tensor, groups: Tensor, other: Tensor, other_kl: Tensor) -> None:
-    """Put other masks in the place of some groups' where they are better, in place."""
-    better = other_kl < kl[groups]
-    mask[groups[better]], kl[groups[better]] = other[better], other_kl[better]

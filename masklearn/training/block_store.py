@@ -12,12 +12,12 @@ from torch import Tensor
 
 from masklearn.errors import UserError, one_line
 from masklearn.files import atomic_write
+from masklearn.selection.polish import Step
 
 CHECKSUM = "sha256"
 """Where a file has the checksum of its tensors."""
 UNREADABLE = (OSError, KeyError, ValueError, SafetensorError)
 """What comes of a file that is gone or damaged."""
-Step = tuple[int, int]
 ProgressBar = Callable[[Sequence[Step]], Iterable[Step]]
 """Passes on what it is given, as a progress bar does."""
 

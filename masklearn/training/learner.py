@@ -19,7 +19,7 @@ from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
 from masklearn.models import EMBEDDED, DTypeName, load_lm
 from masklearn.objective import chunked_kl
-from masklearn.selection.discretization import STAGES, DiscretizedMasks, cut, repolish
+from masklearn.selection.discretization import STAGES, DiscretizedMasks, discretize, repolish
 from masklearn.selection.polish import LARGE_GRAPH_NODES, StepTracker
 from masklearn.selection.scorer import MaskScorer
 from masklearn.sizes import resolve_sizes
@@ -300,7 +300,7 @@ class MaskLearner(LightningModule):
         scorer = self._scorer(groups)
         log_odds = self._settled(self.size_counts).detach()
         settings = self.restarts, self.schedule.temperature[1], self.polish_rounds, self._thorough
-        found = cut(
+        found = discretize(
             self.bank, log_odds, self.size_counts, scorer, *settings, self._step_tracker(f"polish-{block}", bar)
         )
         self.store.put(block, groups, vars(found))
@@ -445,7 +445,7 @@ class MaskLearner(LightningModule):
     # --- what was learned ---------------------------------------------------------------------------------------------
 
     def discretize(self) -> Mask:
-        """The masks learned: exactly `s` nodes each. What it cost to get there is in `stages`, see `cut.STAGES`.
+        """The masks learned: exactly `s` nodes each. What it cost to get there is in `stages`, see `STAGES`.
 
         Learned constants are trained on for them, and they are polished once more under those.
         """
