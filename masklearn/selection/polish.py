@@ -2,7 +2,7 @@
 
 A polish is a sequence of steps. Each works on the masks of one size, in three passes:
 
-1. Swaps. The masks are improved by swaps of one node for another (`swaps`).
+1. Swaps of one node for another (`swaps`), at the largest size; if thorough, at every size.
 2. Way down, from the largest size to the smallest. The masks compete with those of the next larger size, shrunk.
 3. Way up, from the smallest size to the largest. The masks compete with those of the next smaller size, grown.
 """
@@ -130,7 +130,7 @@ def visit_order(n_sizes: int, swap_all: bool, from_all: bool, from_none: bool) -
 
 @dataclass(frozen=True)
 class _Polish:
-    """A polish at work; `masks` and `kl` change in place. See `polish`."""
+    """Data and settings of a polish under way; its steps change `masks` and `kl` in place. See `polish`."""
 
     scorer: MaskScorer
     masks: Tensor

@@ -87,8 +87,8 @@ class MaskScorer:
         group_index = torch.cat([scored.group_index for scored in self.batches])
         if group_index.bincount(minlength=self.n_groups).min() < SUBSAMPLE_MIN_TEXTS:
             return None
-        seen = one_hot(group_index, self.n_groups).cumsum(0)  # texts of each group up to and with this one
-        rank_in_group = seen.gather(1, group_index[:, None])[:, 0] - 1
+        texts_so_far = one_hot(group_index, self.n_groups).cumsum(0)  # of each group, this one included
+        rank_in_group = texts_so_far.gather(1, group_index[:, None])[:, 0] - 1
         kept = (rank_in_group % SUBSAMPLE_STRIDE == 0).split([len(scored.group_index) for scored in self.batches])
         scorer = copy(self)
         scorer._set_batches([scored.select(k) for scored, k in zip(self.batches, kept, strict=True) if k.any()])

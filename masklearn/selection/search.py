@@ -60,7 +60,7 @@ def greedy(scorer: MaskScorer, sizes: Sequence[int], n_nodes: int, forward: bool
 def swap(scorer: MaskScorer, masks: Tensor) -> Tensor:
     """Local search from masks (sizes, groups, nodes) until no swap of two nodes lowers any KL.
 
-    Every round tries a greedy swap. Groups whose KL that does not lower get the best of all swaps instead.
+    Every round tries a greedy swap. If that does not lower the KL of a group, the best of all swaps is tried.
     """
     masks, kls = masks.clone(), scorer(masks)
     for mask, kl in zip(masks, kls, strict=True):  # views, changed in place

@@ -25,7 +25,7 @@ CLOSE_PER_OPEN_NODES = 3
 
 
 class SearchWidth(NamedTuple):
-    """How many candidates a swap has, and when a mask is not swapped any more."""
+    """How many candidates a swap has, and when polish leaves a mask alone."""
 
     n_open_candidates: int
     """Nodes to try to open."""
