@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from masklearn.masking import node_contributions
 from masklearn.selection.scorer import MaskScorer
 
 TOP_TOKEN = 1e4
@@ -20,7 +21,7 @@ def norm(scorer: MaskScorer) -> Tensor:
     tokens = torch.zeros(scorer.n_groups, 1, device=scorer.device)
     for piece in scorer.pieces:
         seen = piece.batch.scored.flip(-1).cumsum(-1).flip(-1) > 0
-        share = scorer.masked_lm.contributions(piece.batch.input_ids) * seen[..., None]
+        share = node_contributions(scorer.masked_lm, piece.batch.input_ids) * seen[..., None]
         total.index_add_(0, piece.slot, share.sum(1))
         tokens.index_add_(0, piece.slot, seen.sum(1, keepdim=True).float())
     return total / tokens

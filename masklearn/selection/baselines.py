@@ -32,7 +32,7 @@ def subgraphs(name: Baseline, mask: Mask, scorer: MaskScorer | None = None) -> T
     Args:
         name: `random`: drawn uniformly among all of a size. `random-matched`: among those with as many heads and as
             many MLPs as the learned ones. `inverse`: all nodes but the learned ones, so not of the size. `norm`: the
-            largest contributions to the residual stream (the s-Trace score; see `MaskedLM.contributions`).
+            largest contributions to the residual stream (the s-Trace score; see `node_contributions`).
             `attribution`, `integrated-gradients`, `single-ablation`: the highest scores of the functions below.
             `greedy`, `greedy-forward`, `exhaustive`: see `search`. `swap`: local search from greedy's.
         mask: The learned bank.

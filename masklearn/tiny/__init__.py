@@ -2,5 +2,5 @@
 
 from pathlib import Path
 
-MODEL = Path(__file__).parent / "model"
+MODEL_FOLDER = Path(__file__).parent / "model"
 """Folder of the embedded model, in Hugging Face format."""

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from masklearn.tiny import MODEL, language, tasks
+from masklearn.tiny import MODEL_FOLDER, language, tasks
 
 Family = Literal["llama", "gpt2"]
 CONTEXT = 128  # positions the model can hold, more than any text needs
@@ -157,7 +157,7 @@ A prompt counts as solved when the answers that the language allows hold at leas
 
 
 def train(
-    out: Path = MODEL,
+    out: Path = MODEL_FOLDER,
     family: Family = "llama",
     layers: int = 4,
     heads: int = 8,
