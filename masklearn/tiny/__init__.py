@@ -1,4 +1,4 @@
-"""The embedded model and its language: something real to learn masks on, with no download."""
+"""The embedded model and its language: a trained model to learn masks on, without a download."""
 
 from pathlib import Path
 
