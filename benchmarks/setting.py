@@ -1,4 +1,4 @@
-"""What the benchmarks share: quiet trainers, and a real model with its texts where one stands beside the project."""
+"""Quiet trainers and the default model and texts of the benchmarks."""
 
 import logging
 import warnings
@@ -13,18 +13,18 @@ from transformers.utils import logging as transformers_logging
 
 import masklearn as ml
 
-STORIES = Path(__file__).resolve().parents[2] / "shared"
-"""The pretrained model and texts that may stand beside a checkout of the project."""
+SHARED_FOLDER = Path(__file__).resolve().parents[2] / "shared"
+"""Folder beside the checkout that may hold a pretrained model and its texts."""
 
 
 def quiet_trainer(**settings: Any) -> Trainer:
-    """A trainer that says and writes nothing."""
+    """Make a trainer that prints and writes nothing."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    quiet: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "max_epochs": 1,
         "logger": False,
         "enable_progress_bar": False,
@@ -34,26 +34,27 @@ def quiet_trainer(**settings: Any) -> Trainer:
         "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
         "devices": 1,
     }
-    return Trainer(**quiet | settings)
+    return Trainer(**defaults | settings)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A model and its texts; by default the stories beside the project, or the embedded model and its language.
+    """A model and its texts: by default TinyStories 260K if it is in the shared folder, else the embedded model.
 
     Args:
-        lm: Model.
-        path: Texts in a file.
-        task: Task of the embedded generator, in place of a file.
+        lm: Model folder, hub id or `embedded`.
+        path: File with texts.
+        task: Task of the embedded language, instead of a file.
     """
 
-    lm: str = str(STORIES / "models" / "stories260k") if STORIES.is_dir() else "embedded"
-    path: str | None = str(STORIES / "data" / "stories.jsonl") if STORIES.is_dir() else None
+    lm: str = str(SHARED_FOLDER / "models" / "stories260k") if SHARED_FOLDER.is_dir() else "embedded"
+    path: str | None = str(SHARED_FOLDER / "data" / "stories.jsonl") if SHARED_FOLDER.is_dir() else None
     task: str | None = None
 
     def data(self, **settings: Any) -> ml.MaskData:
-        texts = {"path": self.path} if self.path and not self.task else {"task": self.task or "mixed"}
-        return ml.MaskData(lm=self.lm, **texts, **settings)
+        """Make the data module; settings are those of `MaskData`."""
+        source = {"path": self.path} if self.path and not self.task else {"task": self.task or "mixed"}
+        return ml.MaskData(lm=self.lm, **source, **settings)
 
     def __str__(self) -> str:
         return f"{Path(self.lm).name}, {self.task or Path(self.path or 'mixed').name}"

@@ -1,4 +1,4 @@
-"""Models with the shapes of well-known ones and random weights, and texts of one length to run them on."""
+"""Randomly initialised models with the shapes of well-known ones, and texts of a given length for them."""
 
 import json
 from itertools import islice
@@ -19,33 +19,33 @@ LLAMA_1B: dict[str, Any] = {
 LLAMA_8B: dict[str, Any] = LLAMA_1B | {
     "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336, "tie_word_embeddings": False,
 }  # fmt: skip
-IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def build(shape: dict[str, Any], layers: int | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model of a shape, cut to some layers if asked."""
+    """Build a model of a shape, with fewer layers if `layers` is given."""
     torch.manual_seed(0)
-    deep = "n_layer" if "n_layer" in shape else "num_hidden_layers"
-    shape = shape | IDS | ({deep: layers} if layers else {})
-    default = torch.get_default_dtype()
+    depth_name = "n_layer" if "n_layer" in shape else "num_hidden_layers"
+    shape = shape | SPECIAL_IDS | ({depth_name: layers} if layers else {})
+    default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         lm = GPT2LMHeadModel(GPT2Config(**shape)) if "n_layer" in shape else LlamaForCausalLM(LlamaConfig(**shape))
     finally:
-        torch.set_default_dtype(default)
+        torch.set_default_dtype(default_dtype)
     return lm.eval().requires_grad_(False)
 
 
 def save(lm: PreTrainedModel, folder: Path) -> str:
-    """Save a model beside the embedded tokenizer, whose ids every one of these vocabularies has."""
+    """Save a model with the embedded tokenizer, whose ids are in the vocabulary of every shape; return the folder."""
     lm.save_pretrained(folder)
     ml.load_tokenizer().save_pretrained(folder)
     return str(folder)
 
 
 def write_texts(path: Path, n: int, tokens: int) -> str:
-    """Texts of more than so many tokens, to be cut to that length."""
-    source = tasks.texts(seed=1)
-    rows = [{"text": " ".join(islice((word for text in source for word in text.split()), tokens))} for _ in range(n)]
+    """Write `n` texts of `tokens` words each to a JSON Lines file; return its path."""
+    texts = tasks.texts(seed=1)
+    rows = [{"text": " ".join(islice((word for text in texts for word in text.split()), tokens))} for _ in range(n)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)

@@ -1,4 +1,4 @@
-"""Side-by-side timing: two things in turns, and the ratio of their times with its spread."""
+"""Alternating timing of two things, and the ratio of their times with its quartiles."""
 
 import json
 import platform
@@ -12,21 +12,21 @@ import torch
 
 
 def now() -> float:
-    """Seconds on the wall clock, when the device has done what it was asked for."""
+    """Return the wall-clock time in seconds, after all work queued on the GPU has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Wall-clock time of one call."""
-    began = now()
+    """Return the wall-clock time of one call, in seconds."""
+    start = now()
     work()
-    return now() - began
+    return now() - start
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """Median and quartiles of the ratios of times that were taken in turns."""
+    """Return median and quartiles of the ratios of alternating times, and the median of each side."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {
@@ -38,17 +38,19 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
     }
 
 
-def shown(found: dict[str, float]) -> str:
+def format_ratio(found: dict[str, float]) -> str:
+    """Format what `ratio` returns, for printing."""
     return "{ratio:.3f} ({low:.3f} to {high:.3f}; {ours:.3f} s over {theirs:.3f} s)".format(**found)
 
 
 def machine() -> str:
+    """Describe the machine: processor, GPU or threads, and torch version."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads, no GPU"
     return f"{platform.machine()}, {device}, torch {torch.__version__}"
 
 
-def report(results: dict[str, Any], out: Path | None) -> None:
-    """Write results as JSON, with the machine they are of."""
+def write_results(results: dict[str, Any], out: Path | None) -> None:
+    """Write results as JSON, with the machine that they were measured on; nothing if `out` is None."""
     if out:
         out.write_text(json.dumps({"machine": machine()} | results, indent=2))
         print(f"Written: {out}")

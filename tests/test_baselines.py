@@ -92,7 +92,7 @@ def contribution(masked_lm: MaskedLM, ids: Tensor, node: int) -> Tensor:
     layer = graph.nodes[node].layer
     outputs = []
     site = masked_lm.layout.sites[layer]
-    module = site.mlp if graph.nodes[node].head is None else site.heads
+    module = site.mlp if graph.nodes[node].head is None else site.output_projection
     handle = module.register_forward_hook(lambda _, args, output: outputs.append(output[0]))
     gates = torch.ones(2, 1, graph.n_nodes)
     gates[1, :, node] = 0

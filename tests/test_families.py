@@ -1,4 +1,4 @@
-"""Every family under its gates: against the model taken apart, in its gradients, its precisions and its padding."""
+"""Gates on every family: compared with model surgery, and tested in gradients, half precision and padding."""
 
 import re
 from inspect import signature
@@ -8,41 +8,41 @@ import pytest
 import torch
 from conftest import ROOT
 from families import BY_NAME, FAMILIES, REFUSED, Family
-from measured import LOGIT_ERROR, gradients, logit_error, some_gates, texts
+from family_table import MAX_LOGIT_ERROR, example_gates, gradients, logit_error, random_texts
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 import masklearn as ml
-from masklearn.masking import MaskedLM, verified_layout
+from masklearn.masking import MaskedLM, node_contributions, verified_layout
 
-HALF = {torch.bfloat16: 0.02, torch.float16: 0.0025}
-"""By how much of their norm the logits of a token may be off in half precision, in the median over tokens.
+MAX_HALF_PRECISION_ERROR = {torch.bfloat16: 0.02, torch.float16: 0.0025}
+"""Allowed error of a token's logits in half precision, relative to their norm, in the median over tokens.
 
-A few tokens are further off in mixtures of experts, where rounding now and then chooses another expert.
+Some tokens of a mixture of experts are further off, because rounding may choose another expert.
 """
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-behind_norms = pytest.mark.parametrize(
+post_norm_families = pytest.mark.parametrize(
     "family", [family for family in FAMILIES if family.norm], ids=lambda family: family.name
 )
 
 
 @every_family
-def test_masked_logits_are_those_of_the_model_taken_apart(family: Family) -> None:
-    assert logit_error(family) < LOGIT_ERROR
+def test_gated_logits_equal_those_of_model_surgery(family: Family) -> None:
+    assert logit_error(family) < MAX_LOGIT_ERROR
 
 
 @every_family
-def test_every_gate_has_a_gradient_and_the_right_one(family: Family) -> None:
-    gates = some_gates(ml.NodeGraph.of(family.build()))[2]
+def test_the_gradient_of_every_gate_is_nonzero_and_equals_its_central_difference(family: Family) -> None:
+    gates = example_gates(ml.NodeGraph.of(family.build()))[2]
     found, slope = gradients(family, gates)
     assert (found.abs() > 1e-4 * slope.abs().max()).all()
     assert_close(found, slope, atol=1e-3 * slope.abs().max().item(), rtol=0)
 
 
-@behind_norms
-def test_the_only_open_head_in_front_of_a_norm_has_a_gradient(family: Family) -> None:
-    """Of the norm's own making it would have none: it undoes the scale of what stands alone."""
+@post_norm_families
+def test_the_gate_of_a_single_open_head_has_a_gradient_despite_the_norm(family: Family) -> None:
+    """Without its own gate behind the norm it would have none: the norm undoes the scale of a single head."""
     graph = ml.NodeGraph.of(family.build())
     gates = torch.ones(graph.n_layers, graph.n_heads + 1)
     gates[:, :-1] = 0
@@ -52,167 +52,170 @@ def test_the_only_open_head_in_front_of_a_norm_has_a_gradient(family: Family) ->
     assert_close(found[:, 2], slope[:, 2], atol=1e-3 * slope.abs().max().item(), rtol=0)
 
 
-@behind_norms
-def test_a_norm_does_not_hide_what_opening_a_first_head_would_do(family: Family) -> None:
-    """Where all heads are closed nothing comes out, and yet each has a gradient, of the size of what it would add."""
+@post_norm_families
+def test_closed_heads_in_front_of_a_norm_have_gradients_for_being_opened(family: Family) -> None:
+    """With all heads closed the attention puts out nothing, but each gate has a gradient of the usual size."""
     graph = ml.NodeGraph.of(family.build())
     gates = torch.ones(graph.n_layers, graph.n_heads + 1)
     gates[0, :-1] = 0
     found, slope = gradients(family, gates)
-    closed, open_heads = found[0, :-1].abs(), slope[1, :-1].abs()
-    assert closed.all() and closed.isfinite().all()
-    assert 0.01 < closed.mean() / open_heads.mean() < 100
-    assert closed.unique().numel() == graph.n_heads
+    closed_heads, open_heads = found[0, :-1].abs(), slope[1, :-1].abs()
+    assert closed_heads.all() and closed_heads.isfinite().all()
+    assert 0.01 < closed_heads.mean() / open_heads.mean() < 100
+    assert closed_heads.unique().numel() == graph.n_heads
 
 
 @every_family
-def test_nodes_lie_where_they_are_written_down(family: Family) -> None:
+def test_the_sites_found_by_structure_are_those_listed_by_hand(family: Family) -> None:
     lm = family.build()
-    layers, heads, mlp, *_ = family.places
+    layers, projection, mlp, *_ = family.module_paths
     for site, layer in zip(verified_layout(lm).sites, lm.get_submodule(layers), strict=True):
-        assert site.layer is layer and site.heads is layer.get_submodule(heads)
+        assert site.layer is layer and site.output_projection is layer.get_submodule(projection)
         assert site.mlp is layer.get_submodule(mlp) or "Dropout" in type(site.mlp).__name__
         assert site.attention_norm is (layer.get_submodule(family.norm) if family.norm else None)
 
 
 @every_family
-def test_the_learner_reads_what_the_model_says(family: Family) -> None:
-    """Last hidden states, then the output head at some positions: the logits of the model as it is, and under gates."""
-    masked_lm, input_ids = MaskedLM(family.build()), texts(3)
+def test_unembedded_hidden_states_equal_the_models_own_logits(family: Family) -> None:
+    """At some positions, with the full model and under gates."""
+    masked_lm, input_ids = MaskedLM(family.build()), random_texts(3)
     scored = torch.rand(input_ids.shape, generator=torch.Generator().manual_seed(3)) > 0.4
     logits = masked_lm.lm(input_ids).logits
-    assert_close(masked_lm.unembed(masked_lm.full(input_ids, scored)), logits[scored], atol=LOGIT_ERROR, rtol=0)
-    gates = some_gates(masked_lm.graph).flatten(1).view(2, 3, -1)
+    assert_close(masked_lm.unembed(masked_lm.full(input_ids, scored)), logits[scored], atol=MAX_LOGIT_ERROR, rtol=0)
+    gates = example_gates(masked_lm.graph).flatten(1).view(2, 3, -1)
     found = masked_lm.unembed(masked_lm(input_ids, scored, gates))
-    for some, read in zip(gates, found, strict=True):
-        with ml.gated(masked_lm.lm, some):
+    for row_gates, row_logits in zip(gates, found, strict=True):
+        with ml.gated(masked_lm.lm, row_gates):
             logits = masked_lm.lm(input_ids).logits
-        assert_close(read, logits[scored], atol=LOGIT_ERROR, rtol=0)
+        assert_close(row_logits, logits[scored], atol=MAX_LOGIT_ERROR, rtol=0)
 
 
 def padded(lm: PreTrainedModel, rows: list[Tensor], side: str) -> tuple[dict[str, Any], Tensor]:
-    """What a model is given to read texts of unequal lengths, and where they are real."""
+    """Return a model's arguments for texts of unequal lengths, and a mask that is False at padding."""
     longest = max(map(len, rows))
     real = torch.zeros(len(rows), longest, dtype=torch.bool)
     for row, text in zip(real, rows, strict=True):
         row[slice(len(text)) if side == "right" else slice(longest - len(text), None)] = True
     input_ids = torch.zeros(real.shape, dtype=torch.long)
     input_ids[real] = torch.cat(rows)
-    given = {"input_ids": input_ids, "attention_mask": real.long()}
+    arguments = {"input_ids": input_ids, "attention_mask": real.long()}
     if "position_ids" in signature(lm.forward).parameters:
-        given["position_ids"] = (real.cumsum(1) - 1).clamp(min=0)
-    return given, real
+        arguments["position_ids"] = (real.cumsum(1) - 1).clamp(min=0)
+    return arguments, real
 
 
 @every_family
-def test_padding_and_the_kind_of_attention_do_not_matter(family: Family) -> None:
+def test_padding_and_the_attention_implementation_change_nothing(family: Family) -> None:
     lm = family.build()
-    gates = some_gates(ml.NodeGraph.of(lm)).flatten(1)[[0, 2, 3]]
-    rows = [text[:n] for text, n in zip(texts(3), (7, 4, 5), strict=True)]
+    gates = example_gates(ml.NodeGraph.of(lm)).flatten(1)[[0, 2, 3]]
+    rows = [text[:n] for text, n in zip(random_texts(3), (7, 4, 5), strict=True)]
     alone = []
     for row, gate in zip(rows, gates, strict=True):
         with ml.gated(lm, gate):
             alone.append(lm(row[None]).logits[0])
-    for kind in ("eager", "sdpa") if lm._supports_sdpa else ("eager",):
-        lm.set_attn_implementation(kind)
+    for implementation in ("eager", "sdpa") if lm._supports_sdpa else ("eager",):
+        lm.set_attn_implementation(implementation)
         for side in ("left", "right"):
-            given, real = padded(lm, rows, side)
+            arguments, real = padded(lm, rows, side)
             with ml.gated(lm, gates):
-                found = lm(**given).logits
-            assert_close(found[real], torch.cat(alone), atol=LOGIT_ERROR, rtol=LOGIT_ERROR)
+                found = lm(**arguments).logits
+            assert_close(found[real], torch.cat(alone), atol=MAX_LOGIT_ERROR, rtol=MAX_LOGIT_ERROR)
 
 
 @every_family
-@pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_half_precision_is_near(family: Family, dtype: torch.dtype) -> None:
-    """The checks at loading pass as well."""
-    lm, input_ids = family.build(), texts()
-    gates = some_gates(ml.NodeGraph.of(lm)).flatten(1)
+@pytest.mark.parametrize("dtype", MAX_HALF_PRECISION_ERROR, ids=str)
+def test_half_precision_gives_nearly_the_same_logits(family: Family, dtype: torch.dtype) -> None:
+    """The verification of gates passes as well."""
+    lm, input_ids = family.build(), random_texts()
+    gates = example_gates(ml.NodeGraph.of(lm)).flatten(1)
     with ml.gated(lm, gates):
         exact = lm(input_ids).logits
     half = family.build().to(dtype)
     with ml.gated(half, gates):
         found = half(input_ids).logits.float()
-    assert ((found - exact).norm(dim=-1) / exact.norm(dim=-1)).median() < HALF[dtype]
+    assert ((found - exact).norm(dim=-1) / exact.norm(dim=-1)).median() < MAX_HALF_PRECISION_ERROR[dtype]
 
 
 @every_family
-def test_what_every_node_contributes_is_a_share(family: Family) -> None:
-    """Of what meets in a layer, the stream has the rest, so the heads of a layer come to less than 1 together."""
+def test_the_contribution_of_every_node_is_a_share(family: Family) -> None:
+    """The residual stream has the rest, so the heads of a layer sum to less than 1."""
     masked_lm = MaskedLM(family.build())
-    share = masked_lm.contributions(texts(2))
+    share = node_contributions(masked_lm, random_texts(2))
     assert share.shape == (2, 7, masked_lm.graph.n_nodes)
     assert (share > 0).all() and (share < 1).all()
     assert (masked_lm.graph.by_layer(share)[..., :-1].sum(-1) < 1).all()
-    masked_lm.layout.sites[1].mlp.register_forward_hook(lambda module, args, output: with_zero(output))
-    silent = masked_lm.contributions(texts(1))
-    assert (masked_lm.graph.by_layer(silent)[:, :, 1, -1] == 0).all()
+    masked_lm.layout.sites[1].mlp.register_forward_hook(lambda module, args, output: zeroed(output))
+    without_mlp = node_contributions(masked_lm, random_texts(1))
+    assert (masked_lm.graph.by_layer(without_mlp)[:, :, 1, -1] == 0).all()
 
 
-def with_zero(output: Any) -> Any:
+def zeroed(output: Any) -> Any:
     return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
 
 
-def test_a_head_is_what_one_attention_head_puts_out() -> None:
-    """Where a family's attention can be exchanged: closing a head is zeroing what that head of its attention gives."""
-    closed: dict[int, int] = {}
-    asked: list[int] = []
+def test_closing_a_head_equals_zeroing_that_head_in_the_attention_function() -> None:
+    """In every family whose attention function can be replaced."""
+    zeroed_heads: dict[int, int] = {}  # by layer
+    head_counts: list[int] = []
 
     def attention(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         output, weights = sdpa(module, query, *args, **kwargs)  # (rows, tokens, heads, width)
-        asked.append(output.shape[2])
-        return output * (torch.arange(output.shape[2]) != closed.get(module.layer_idx, -1))[:, None], weights
+        head_counts.append(output.shape[2])
+        return output * (torch.arange(output.shape[2]) != zeroed_heads.get(module.layer_idx, -1))[:, None], weights
 
     sdpa = AttentionInterface()["sdpa"]
     AttentionInterface.register("of_this_test", attention)
     AttentionMaskInterface.register("of_this_test", AttentionMaskInterface()["sdpa"])
-    seen = 0
+    n_tested = 0
     for family in FAMILIES:
-        lm, input_ids, graph = family.build(), texts(1), ml.NodeGraph(2, 4)
-        if not lm._supports_sdpa or family.model_type in NO_EXCHANGE:
+        lm, input_ids, graph = family.build(), random_texts(1), ml.NodeGraph(2, 4)
+        if not lm._supports_sdpa or family.model_type in OTHER_ATTENTION:
             continue
         lm.set_attn_implementation("of_this_test")
         gates = torch.ones(graph.n_nodes)
         gates[graph.names.index("a1.h2")] = 0
         with ml.gated(lm, gates):
             found = lm(input_ids).logits
-        closed[1] = 2
-        asked.clear()
+        zeroed_heads[1] = 2
+        head_counts.clear()
         expected = lm(input_ids).logits
-        closed.clear()
-        if asked:  # some write their attention out
-            seen += 1
-            assert asked == [4, 4]
-            assert_close(found, expected, atol=LOGIT_ERROR, rtol=0)
+        zeroed_heads.clear()
+        if head_counts:  # some families compute attention without the registered function
+            n_tested += 1
+            assert head_counts == [4, 4]
+            assert_close(found, expected, atol=MAX_LOGIT_ERROR, rtol=0)
             assert not torch.allclose(found, lm(input_ids).logits, atol=1e-3)
-    assert seen > 60
+    assert n_tested > 60
 
 
-NO_EXCHANGE = {"bitnet", "deepseek_v32"}
-"""BitNet has a norm between attention and output projection, DeepSeek 3.2 hands its attention a mask of its own."""
+OTHER_ATTENTION = {"bitnet", "deepseek_v32"}
+"""Families whose attention function cannot be replaced this way.
+
+BitNet has a norm between attention and output projection; DeepSeek 3.2 gives its attention its own mask.
+"""
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch imports on the way
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from modules that torch imports
 @pytest.mark.filterwarnings("ignore:flex_attention called without")  # compiling takes half a minute
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
-def test_flex_attention_gives_the_same(name: str) -> None:
-    lm, input_ids = BY_NAME[name].build(), texts()
-    gates = some_gates(ml.NodeGraph.of(lm)).flatten(1)
+def test_flex_attention_gives_the_same_logits(name: str) -> None:
+    lm, input_ids = BY_NAME[name].build(), random_texts()
+    gates = example_gates(ml.NodeGraph.of(lm)).flatten(1)
     with ml.gated(lm, gates):
         expected = lm(input_ids).logits
     lm.set_attn_implementation("flex_attention")
     with torch.compiler.set_stance("force_eager"), ml.gated(lm, gates):
         found = lm(input_ids).logits
-    assert_close(found, expected, atol=LOGIT_ERROR, rtol=0)
+    assert_close(found, expected, atol=MAX_LOGIT_ERROR, rtol=0)
 
 
 @pytest.mark.parametrize("family", [BY_NAME["gpt2"], BY_NAME["llama"]], ids=lambda family: family.name)
-def test_transformer_lens_says_the_same(family: Family) -> None:
-    """Its bridge folds no weights, unless it is told to."""
+def test_transformer_lens_gives_the_same_logits(family: Family) -> None:
+    """Its bridge does not fold weights by default."""
     reason = "TransformerLens is not installed; pip install -c constraints.txt -e '.[lens]'"
     lens = pytest.importorskip("transformer_lens", reason=reason)
-    lm, input_ids = family.build(), texts()
-    gates = some_gates(ml.NodeGraph.of(lm))
+    lm, input_ids = family.build(), random_texts()
+    gates = example_gates(ml.NodeGraph.of(lm))
     with ml.gated(lm, gates.flatten(1)):
         found = lm(input_ids).logits
     bridge = lens.TransformerBridge.boot_transformers(
@@ -230,14 +233,14 @@ def test_transformer_lens_says_the_same(family: Family) -> None:
 
     hooks = [(f"blocks.{layer}.attn.hook_z", scale_heads) for layer in range(2)]
     hooks += [(f"blocks.{layer}.hook_mlp_out", scale_mlp) for layer in range(2)]
-    assert_close(found, bridge.run_with_hooks(input_ids, fwd_hooks=hooks), atol=LOGIT_ERROR, rtol=0)
+    assert_close(found, bridge.run_with_hooks(input_ids, fwd_hooks=hooks), atol=MAX_LOGIT_ERROR, rtol=0)
 
 
-def test_the_tables_for_readers_name_every_family() -> None:
+def test_the_readme_and_docs_list_every_family() -> None:
     readme, docs = ((ROOT / name).read_text() for name in ("README.md", "docs/families.md"))
     for family in FAMILIES:
         assert f"| {family.name} | `{family.hub_id}` |" in docs
         assert re.search(rf"\| {family.model_type} \| `\S+/\S+` \|", readme), family
     assert len(re.findall(r"\| \S+ \| `\S+/\S+` (?=\|)", readme)) == len({family.model_type for family in FAMILIES})
-    for model_type, _, said in REFUSED:
-        assert re.search(rf"^\| {model_type} \| model.lm: .*{said}", docs, flags=re.M), model_type
+    for model_type, _, message in REFUSED:
+        assert re.search(rf"^\| {model_type} \| model.lm: .*{message}", docs, flags=re.M), model_type

@@ -73,7 +73,7 @@ def planted(folder: Path) -> str:
             if node.head is None:
                 site.mlp.get_parameter("down_proj.weight").zero_()
             else:
-                weight = site.heads.get_parameter("weight")
+                weight = site.output_projection.get_parameter("weight")
                 width = weight.shape[1] // layout.graph.n_heads
                 weight[:, node.head * width : (node.head + 1) * width] = 0
     lm.save_pretrained(folder)

@@ -1,3 +1,5 @@
+"""Loading models and tokenizers."""
+
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import masklearn as ml
 from masklearn.models import fingerprint
 
 
-def test_a_fingerprint_tells_models_apart_but_not_precisions() -> None:
+def test_fingerprints_differ_between_models_but_not_between_precisions() -> None:
     one, other = tiny_llama(), tiny_llama()
     other.get_parameter("model.layers.1.mlp.up_proj.weight").mul_(1.1)
     assert fingerprint(one) != fingerprint(other)
@@ -25,17 +27,17 @@ def test_a_loaded_model_is_frozen() -> None:
 
 
 @pytest.mark.parametrize("lm", ["./nowhere", "nobody/nothing-at-all", "/no/such/folder"])
-def test_an_unknown_model_is_a_clear_line(lm: str) -> None:
+def test_an_unknown_model_is_a_user_error(lm: str) -> None:
     with pytest.raises(ml.UserError, match="model.lm: .*nothing-at-all|model.lm: there is no folder"):
         ml.load_lm(lm)
 
 
-def test_a_folder_that_is_no_model_is_a_clear_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(ml.UserError, match=r"model\.lm: cannot load"):
         ml.load_lm(str(tmp_path))
 
 
-def test_a_truncated_model_is_a_clear_line(tmp_path: Path) -> None:
+def test_truncated_weights_are_a_user_error(tmp_path: Path) -> None:
     ml.load_lm().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -44,17 +46,15 @@ def test_a_truncated_model_is_a_clear_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lacks", "padding"), [({"pad_token": None}, "<end>"), ({"pad_token": None, "eos_token": None}, "a")]
+    ("missing", "padding"), [({"pad_token": None}, "<end>"), ({"pad_token": None, "eos_token": None}, "a")]
 )
-def test_a_tokenizer_without_padding_token_has_one_to_pad_with(
-    tmp_path: Path, lacks: dict[str, None], padding: str
-) -> None:
-    """Any will do: padding stands on the right, where no real token sees it."""
-    words = Tokenizer(WordLevel({"a": 0, "b": 1, "<end>": 2, "<pad>": 3}))
-    words.pre_tokenizer = Whitespace()
-    special = {"eos_token": "<end>", "pad_token": "<pad>"} | lacks
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(tmp_path)
+def test_a_tokenizer_without_a_padding_token_gets_one(tmp_path: Path, missing: dict[str, None], padding: str) -> None:
+    """Any token will do: padding is on the right, where no real token attends to it."""
+    word_level = Tokenizer(WordLevel({"a": 0, "b": 1, "<end>": 2, "<pad>": 3}))
+    word_level.pre_tokenizer = Whitespace()
+    special = {"eos_token": "<end>", "pad_token": "<pad>"} | missing
+    PreTrainedTokenizerFast(tokenizer_object=word_level, **special).save_pretrained(tmp_path)
     tokenizer = ml.load_tokenizer(str(tmp_path))
     assert tokenizer.pad_token == padding
-    both = tokenizer(["a b", "b"], padding=True, return_tensors="pt")
-    assert both["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    encoded = tokenizer(["a b", "b"], padding=True, return_tensors="pt")
+    assert encoded["attention_mask"].tolist() == [[1, 1], [1, 0]]

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, Run
 
 from masklearn.cli import evaluate, train
-from masklearn.tiny import MODEL, tasks
+from masklearn.tiny import MODEL_FOLDER, tasks
 
 README = (ROOT / "README.md").read_text()
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -34,7 +34,7 @@ def desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which the README's commands find what they name."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     shutil.copytree(run.folder, tmp_path / "runs" / "my-run")
-    (tmp_path / "PATH_OR_HUB_ID").symlink_to(MODEL)
+    (tmp_path / "PATH_OR_HUB_ID").symlink_to(MODEL_FOLDER)
     for name, seed in (("prompts.jsonl", 1), ("other.jsonl", 2)):
         texts = [text for text, _ in zip(tasks.texts(seed), range(30), strict=False)]
         (tmp_path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -74,7 +74,7 @@ def test_the_python_of_the_readme_runs(desk: Path) -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
 def test_every_config_runs(config: Path, desk: Path) -> None:
     own = config.name in ("stories.yaml", "inputs.yaml")
-    needs = ["--model.lm", str(MODEL), "--data.path", "prompts.jsonl"] if own else []
+    needs = ["--model.lm", str(MODEL_FOLDER), "--data.path", "prompts.jsonl"] if own else []
     assert train(["--config", str(config), *needs, *IN_SMALL, "--run.dir", "small"]) == 0
     asked, written = yaml.safe_load(config.read_text()), yaml.safe_load((desk / "small" / "config.yaml").read_text())
     assert written["model"]["sizes"] == asked["model"]["sizes"]

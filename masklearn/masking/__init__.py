@@ -1,6 +1,8 @@
-"""The frozen model under gates: the one place where a gate meets an activation, and the owner of every hook."""
+"""The frozen model under gates: the only folder in which a gate meets an activation, and which registers hooks."""
 
+from masklearn.masking.activation_stats import ActivationStats, ablation_from_means
+from masklearn.masking.contributions import node_contributions
 from masklearn.masking.gating import gated, verified_layout
 from masklearn.masking.masked_lm import MaskedLM
 
-__all__ = ["MaskedLM", "gated", "verified_layout"]
+__all__ = ["ActivationStats", "MaskedLM", "ablation_from_means", "gated", "node_contributions", "verified_layout"]

@@ -1,4 +1,4 @@
-"""Activation statistics: what nodes emit on average over the training split, and how far they vary."""
+"""Activation statistics: mean and standard deviation of what nodes emit on the training split."""
 
 from collections.abc import Sequence
 
@@ -11,72 +11,90 @@ from masklearn.errors import UserError
 
 
 class ActivationStats:
-    """Means of what one place in the model puts out, and how far its nodes stray from them: float64, batch by batch.
+    """Running mean and standard deviation of the outputs of one layer's heads, or of its MLP, in float64.
 
     Args:
-        parts: Nodes whose outputs stand side by side.
-        positional: Whether the mean of every position is wanted as well as that of all tokens.
+        n_nodes: Nodes whose outputs are concatenated in the activation.
+        positional: Whether to keep a mean for every position besides that over all tokens.
     """
 
-    def __init__(self, parts: int, positional: bool) -> None:
-        self.parts, self.positional = parts, positional
-        self.total, self.squares = torch.zeros(1, 1), torch.zeros(1, 1)
-        self.count = torch.zeros(1, dtype=torch.double)
+    def __init__(self, n_nodes: int, positional: bool) -> None:
+        self.n_nodes, self.positional = n_nodes, positional
+        self.sums, self.sums_of_squares = torch.zeros(1, 1), torch.zeros(1, 1)
+        self.counts = torch.zeros(1, dtype=torch.double)
 
     def update(self, outputs: Tensor, real: Tensor) -> None:
-        """Take in outputs (inputs, tokens, parts * width) at the tokens that are real, boolean (inputs, tokens)."""
+        """Add a batch.
+
+        Args:
+            outputs: Shape (inputs, tokens, nodes * width).
+            real: False at padding, which does not count. Boolean, shape (inputs, tokens).
+        """
         outputs = outputs.double().masked_fill(~real[..., None], 0)
-        total, count = outputs.sum(0), real.double().sum(0)
+        sums, counts = outputs.sum(0), real.double().sum(0)
         if not self.positional:
-            total, count = total.sum(0, keepdim=True), count.sum(0, keepdim=True)
-        self.total, self.count = _add(self.total, total), _add(self.count, count)
-        self.squares = self.squares.to(outputs) + outputs.square().sum((0, 1))
+            sums, counts = sums.sum(0, keepdim=True), counts.sum(0, keepdim=True)
+        self.sums, self.counts = _add_padded(self.sums, sums), _add_padded(self.counts, counts)
+        self.sums_of_squares = self.sums_of_squares.to(outputs) + outputs.square().sum((0, 1))
 
     def mean(self) -> Tensor:
-        """Shape (1, positions, parts, width): the mean of every position, and last the one of all tokens.
+        """Return the mean at every position if `positional`, and last the mean over all tokens.
 
-        A position that no token has stood at has the mean of all tokens.
+        A position at which no token was observed has the mean over all tokens.
+
+        Returns:
+            Shape (1, positions + 1 or 1, nodes, width).
+
+        Raises:
+            ValueError: If no token was observed.
         """
-        if not self.count.sum():
+        if not self.counts.sum():
             raise ValueError("no tokens to average over")
-        overall = self._overall()
+        overall = self._overall_mean()
         if not self.positional:
-            return self._parted(overall)
-        count = self.count[:, None]
-        means = torch.where(count > 0, self.total / count.clamp(min=1), overall)
-        return self._parted(torch.cat([means, overall]))
+            return self._by_node(overall)
+        counts = self.counts[:, None]
+        means = torch.where(counts > 0, self.sums / counts.clamp(min=1), overall)
+        return self._by_node(torch.cat([means, overall]))
 
-    def spread(self) -> Tensor:
-        """Standard deviation of every node's output from its mean over all tokens, shape (1, 1, parts, 1)."""
-        variance = self.squares / self.count.sum() - self._overall().square()
-        return self._parted(variance).mean(-1, keepdim=True).clamp(min=0).sqrt()
+    def std(self) -> Tensor:
+        """Return the root mean square deviation of every node's output from its mean over all tokens.
 
-    def _overall(self) -> Tensor:
-        return self.total.sum(0, keepdim=True) / self.count.sum()
+        Returns:
+            Shape (1, 1, nodes, 1): the mean is over tokens and over the width.
+        """
+        variance = self.sums_of_squares / self.counts.sum() - self._overall_mean().square()
+        return self._by_node(variance).mean(-1, keepdim=True).clamp(min=0).sqrt()
 
-    def _parted(self, values: Tensor) -> Tensor:
-        return values.float().unflatten(-1, (self.parts, -1))[None]
+    def _overall_mean(self) -> Tensor:
+        return self.sums.sum(0, keepdim=True) / self.counts.sum()
+
+    def _by_node(self, values: Tensor) -> Tensor:
+        """Reshape (positions, nodes * width) to (1, positions, nodes, width)."""
+        return values.float().unflatten(-1, (self.n_nodes, -1))[None]
 
 
-def _add(total: Tensor, more: Tensor) -> Tensor:
-    """The sum over positions of two tensors, the shorter of which goes on with zeros."""
-    longest = max(len(total), len(more))
-    total, more = (pad(t, (0, 0) * (t.dim() - 1) + (0, longest - len(t))) for t in (total.to(more), more))
+def _add_padded(total: Tensor, more: Tensor) -> Tensor:
+    """Add two tensors of different length, the shorter one padded with zeros at its end."""
+    length = max(len(total), len(more))
+    total, more = (pad(t, (0, 0) * (t.dim() - 1) + (0, length - len(t))) for t in (total.to(more), more))
     return total + more
 
 
-def means_of(name: AblationName, heads: Sequence[ActivationStats], mlps: Sequence[ActivationStats]) -> Ablation:
-    """An ablation that emits the means of what was observed in every layer.
+def ablation_from_means(
+    name: AblationName, heads: Sequence[ActivationStats], mlps: Sequence[ActivationStats]
+) -> Ablation:
+    """Make an ablation that emits the means of the given statistics, one for each layer.
 
     Raises:
-        UserError: If a mean is not finite; names the nodes.
+        UserError: If a mean is not finite; the message names the nodes.
     """
-    found = Ablation(name, tuple(seen.mean() for seen in heads), tuple(seen.mean() for seen in mlps))
-    for layer, both in enumerate(zip(found.heads, found.mlps, strict=True)):
-        for kind, values in zip(("the heads", "the MLP"), both, strict=True):
-            if not values.isfinite().all():
+    ablation = Ablation(name, tuple(stats.mean() for stats in heads), tuple(stats.mean() for stats in mlps))
+    for layer, layer_means in enumerate(zip(ablation.heads, ablation.mlps, strict=True)):
+        for nodes, means in zip(("the heads", "the MLP"), layer_means, strict=True):
+            if not means.isfinite().all():
                 raise UserError(
-                    f"{name} ablation: the mean of {kind} of layer {layer} is not finite. Choose "
+                    f"{name} ablation: the mean of {nodes} of layer {layer} is not finite. Choose "
                     "--model.dtype float32, or --model.ablation zero"
                 )
-    return found
+    return ablation

@@ -1,7 +1,8 @@
-"""Gates on the nodes of a model: what goes through, and what a closed node emits in its place."""
+"""Gates on the nodes of a model: how much of each output passes, and what a closed node emits instead."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,120 +10,156 @@ from transformers import PreTrainedModel
 
 from masklearn.ablation import Ablation, at_positions
 from masklearn.errors import UserError
+from masklearn.graph import NodeGraph
 from masklearn.masking.hooks import ActivationEdit, edited_activations
-from masklearn.models import Layout
-from masklearn.models.verification import require_sound
+from masklearn.models import Layout, verify_gates
 
-_KEPT = "_masklearn_layout"
-"""Where a model keeps its layout, and the precision in which that was checked."""
-
-
-def _blend(output: Tensor, gate: Tensor, closed: Tensor | None) -> Tensor:
-    """`gate` of a node's output and the rest of what it emits when closed.
-
-    Where that is to be learned, it learns from gates that are closed and from no others: what would make a half-open
-    node best is of no use once it is closed.
-
-    Shapes: output (rows, tokens, parts * width); gate (rows or 1, parts); closed (inputs or 1, positions, parts,
-    width), where rows are the inputs in order, once or several times over.
-    """
-    if len(gate) not in (1, len(output)):
-        raise UserError(
-            f"{len(gate)} rows of gates do not fit a batch of {len(output)} inputs. Give one, or one for each"
-        )
-    parts = output.unflatten(-1, (gate.shape[-1], -1))
-    gate = gate.to(output)[:, None, :, None]
-    if closed is None:
-        return (parts * gate).flatten(-2)
-    closed = at_positions(closed, output.shape[1]).to(output)
-    if len(closed) > 1:  # as many inputs, each in the same row of every run of rows
-        if len(output) % len(closed):
-            raise UserError(f"a batch of {len(output)} inputs does not fit the {len(closed)} that closed nodes take")
-        parts = parts.unflatten(0, (-1, len(closed)))
-        gate = gate.unflatten(0, (-1, len(closed))) if len(gate) > 1 else gate
-    rest = 1 - gate
-    if not closed.requires_grad:
-        return torch.addcmul(parts * gate, rest, closed).reshape(output.shape)
-    shut = (gate == 0).to(gate)
-    return (parts * gate + (shut * closed + (rest - shut) * closed.detach())).reshape(output.shape)
-
-
-def attention_gate(heads: Tensor) -> tuple[Tensor, Tensor]:
-    """Gates of heads in front of a norm (rows, heads), and the gate of the attention behind it (rows, 1).
-
-    The norm undoes a scale that all heads share, and that of the only open one, so what closes with them is the
-    attention as a whole: it is open as far as any head is. Where all are closed, heads go in whole and nothing comes
-    out; so there is something that a gradient can tell of opening one.
-    """
-    whole = 1 - (1 - heads).prod(-1, keepdim=True)
-    return torch.where(whole == 0, 1 + heads, heads), whole
-
-
-def _blend_behind(output: Tensor, whole: Tensor) -> Tensor:
-    """What a norm behind the attention puts out, under the gate of the attention (rows, 1)."""
-    closed = (whole == 0).to(whole)
-    if not whole.requires_grad:
-        return _blend(output, whole, None)
-    return _blend(output, whole + closed, None) - _blend(output.detach(), closed, None)  # nothing, with a gradient
+_CACHED_LAYOUT = "_masklearn_layout"
+"""Attribute of a model that holds its verified layout and the dtype in which it was verified."""
 
 
 @contextmanager
 def gated(
     lm: PreTrainedModel, gates: Tensor, ablation: Ablation = Ablation(), layout: Layout | None = None
 ) -> Iterator[PreTrainedModel]:
-    """Run a model with its nodes gated, as long as the context lasts.
+    """Gate the nodes of a model while the context is open.
 
     Args:
         lm: The model.
         gates: 1 keeps a node, 0 ablates it. Shape (nodes,) for all rows alike, or (rows, nodes).
-        ablation: What closed nodes emit. Where that depends on the position, the model is to be given texts from their
-            beginning, padded on the right and without a cache.
-        layout: The model's layout, if it is known already.
+        ablation: What closed nodes emit. If that depends on the position, run the model on whole texts, padded on the
+            right, without a cache.
+        layout: The model's verified layout; found and verified here if it is not given.
 
     Raises:
-        UserError: If the gates are not one per node, or if it is not known what closed nodes emit.
+        UserError: If there is not one gate for each node, or if the values that closed nodes emit are not known.
     """
     layout = layout or verified_layout(lm)
     graph = layout.graph
-    if gates.dim() not in (1, 2) or gates.shape[-1] != graph.n_nodes:
-        raise UserError(f"gates of shape {tuple(gates.shape)} do not fit a model of {graph.n_nodes} nodes")
+    _require_gates_fit(graph, gates)
     if ablation.name != "zero" and not ablation.known:
         raise UserError(
             f"{ablation.name} ablation takes its values from corrupted inputs, and none are given. "
             "Give MaskedLM(lm).resampled(input_ids), or run the model as a MaskedLM"
         )
     gates = gates if gates.dtype == torch.float64 else gates.float()
-    picture = graph.by_layer(torch.atleast_2d(gates))  # (rows, layers, heads + 1)
-    norms_undo = not ablation.known  # what closed heads emit is not nothing otherwise, and no scale is shared
-
-    def heads(layer: int) -> ActivationEdit:
-        closed = ablation.heads[layer] if ablation.known else None
-        gate = picture[:, layer, :-1]
-        if norms_undo and layout.sites[layer].attention_norm:
-            gate = attention_gate(gate)[0]
-        return lambda output: _blend(output, gate, closed)
-
-    def attention(layer: int) -> ActivationEdit:
-        whole = attention_gate(picture[:, layer, :-1])[1]
-        return lambda output: _blend_behind(output, whole)
-
-    def mlp(layer: int) -> ActivationEdit:
-        closed = ablation.mlps[layer] if ablation.known else None
-        return lambda output: _blend(output, picture[:, layer, -1:], closed)
-
-    with edited_activations(layout, heads, mlp, attention if norms_undo else None):
+    edits = _GateEdits(layout, graph.by_layer(torch.atleast_2d(gates)), ablation)
+    with edited_activations(layout, edits.heads, edits.mlp, edits.attention if edits.norms_rescale else None):
         yield lm
 
 
 def verified_layout(lm: PreTrainedModel) -> Layout:
-    """The layout of a model, found and checked once: it is kept with the model, until that is not what it was.
+    """Return the layout of a model, found and verified once and then cached on the model.
+
+    It is found again if modules of the model were replaced, or if its dtype changed.
 
     Raises:
         UserError: If the model cannot be gated.
     """
-    layout, dtype = getattr(lm, _KEPT, (None, None))
+    # The cache is an attribute of the transformers model, so that the layout lives exactly as long as its model. A
+    # dictionary beside it would have to hold the model weakly, but the layout refers to the model and keeps it alive.
+    layout, dtype = getattr(lm, _CACHED_LAYOUT, (None, None))
     if layout is None or layout.lm is not lm or not layout.current or dtype != lm.dtype:
         layout = Layout.of(lm)
-        require_sound(layout, lambda layout, gates: gated(layout.lm, gates, layout=layout))
-        setattr(lm, _KEPT, (layout, lm.dtype))
+        # Verification applies gates to the model, and `gated` asks for a verified layout. The recursion ends here:
+        # `gated` gets the unverified layout as an argument and does not call this function again.
+        verify_gates(layout, lambda gates: gated(lm, gates, layout=layout))
+        setattr(lm, _CACHED_LAYOUT, (layout, lm.dtype))
     return layout
+
+
+@dataclass(frozen=True)
+class _GateEdits:
+    """The edits that apply gates and an ablation to the activations of every layer."""
+
+    layout: Layout
+    layer_gates: Tensor
+    """Shape (rows or 1, layers, heads + 1), the MLP last."""
+    ablation: Ablation
+
+    @property
+    def norms_rescale(self) -> bool:
+        """Whether norms after the attention undo the gates' scale: only if closed heads emit nothing."""
+        return not self.ablation.known
+
+    def heads(self, layer: int) -> ActivationEdit:
+        closed = self.ablation.heads[layer] if self.ablation.known else None
+        gate = self.layer_gates[:, layer, :-1]
+        if self.norms_rescale and self.layout.sites[layer].attention_norm:
+            gate = attention_gate(gate)[0]
+        return lambda output: _apply_gates(output, gate, closed)
+
+    def attention(self, layer: int) -> ActivationEdit:
+        gate = attention_gate(self.layer_gates[:, layer, :-1])[1]
+        return lambda output: _apply_attention_gate(output, gate)
+
+    def mlp(self, layer: int) -> ActivationEdit:
+        closed = self.ablation.mlps[layer] if self.ablation.known else None
+        return lambda output: _apply_gates(output, self.layer_gates[:, layer, -1:], closed)
+
+
+def attention_gate(heads: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn the gates of heads into gates that work in front of a norm after the attention.
+
+    The norm undoes any scale that all heads share, so the gate of a single open head would have no effect. Therefore
+    the attention as a whole gets a gate behind the norm, 1 - prod(1 - gate): it is closed if all heads are. In that
+    case the heads themselves pass unscaled, and the attention's gate of 0 leaves nothing of them. So every head still
+    has a gradient for being opened.
+
+    Args:
+        heads: Gates of one layer's heads, shape (rows, heads).
+
+    Returns:
+        Gates of the heads in front of the norm, shape (rows, heads), and of the attention behind it, shape (rows, 1).
+    """
+    attention = 1 - (1 - heads).prod(-1, keepdim=True)
+    return torch.where(attention == 0, 1 + heads, heads), attention
+
+
+def _apply_gates(output: Tensor, gate: Tensor, closed: Tensor | None) -> Tensor:
+    """Return `gate * output + (1 - gate) * closed` for every node.
+
+    If `closed` requires a gradient, it gets one from fully closed gates only: the values that suit a half-open node
+    are of no use once it is closed.
+
+    Args:
+        output: The nodes' outputs, concatenated: shape (rows, tokens, nodes * width).
+        gate: Shape (rows or 1, nodes).
+        closed: What closed nodes emit, shape (inputs or 1, positions, nodes, width); None for zeros. Rows are the
+            inputs in order, once or several times over.
+    """
+    if len(gate) not in (1, len(output)):
+        raise UserError(
+            f"{len(gate)} rows of gates do not fit a batch of {len(output)} inputs. Give one, or one for each"
+        )
+    nodes = output.unflatten(-1, (gate.shape[-1], -1))
+    gate = gate.to(output)[:, None, :, None]
+    if closed is None:
+        return (nodes * gate).flatten(-2)
+    closed = at_positions(closed, output.shape[1]).to(output)
+    n_inputs = len(closed)
+    if n_inputs > 1:
+        if len(output) % n_inputs:
+            raise UserError(f"a batch of {len(output)} inputs does not fit the {n_inputs} inputs of the ablation")
+        nodes = nodes.unflatten(0, (-1, n_inputs))
+        gate = gate.unflatten(0, (-1, n_inputs)) if len(gate) > 1 else gate
+    closed_share = 1 - gate
+    if not closed.requires_grad:
+        return torch.addcmul(nodes * gate, closed_share, closed).reshape(output.shape)
+    is_closed = (gate == 0).to(gate)
+    emitted = is_closed * closed + (closed_share - is_closed) * closed.detach()
+    return (nodes * gate + emitted).reshape(output.shape)
+
+
+def _apply_attention_gate(output: Tensor, gate: Tensor) -> Tensor:
+    """Scale the output of a norm after the attention by the attention's gate, shape (rows, 1)."""
+    if not gate.requires_grad:
+        return _apply_gates(output, gate, None)
+    is_closed = (gate == 0).to(gate)
+    # where the gate is 0 the difference is zero, but its gradient is that of the output
+    return _apply_gates(output, gate + is_closed, None) - _apply_gates(output.detach(), is_closed, None)
+
+
+def _require_gates_fit(graph: NodeGraph, gates: Tensor) -> None:
+    if gates.dim() not in (1, 2) or gates.shape[-1] != graph.n_nodes:
+        raise UserError(f"gates of shape {tuple(gates.shape)} do not fit a model of {graph.n_nodes} nodes")

@@ -1,4 +1,4 @@
-"""Hooks: what is done to the outputs of nodes while a model runs."""
+"""Forward hooks that edit activations. No other file of the package registers a hook."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -7,22 +7,26 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from masklearn.models import Layout, with_first
+from masklearn.models import Layout, first_output, with_first_output
 
 ActivationEdit = Callable[[Tensor], Tensor]
-"""From a node's output to what it shall be: (rows, tokens, width) to the same."""
+"""Maps an activation of shape (rows, tokens, width) to the one that replaces it."""
 
 
-def change_input(module: nn.Module, change: ActivationEdit) -> RemovableHandle:
+def edit_input(module: nn.Module, edit: ActivationEdit) -> RemovableHandle:
+    """Register a hook that edits a module's first input."""
+
     def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (change(args[0]), *args[1:])
+        return (edit(args[0]), *args[1:])
 
     return module.register_forward_pre_hook(hook)
 
 
-def change_output(module: nn.Module, change: ActivationEdit) -> RemovableHandle:
+def edit_output(module: nn.Module, edit: ActivationEdit) -> RemovableHandle:
+    """Register a hook that edits a module's output, or its first element if the module returns a tuple."""
+
     def hook(_: nn.Module, args: Any, output: Any) -> Any:
-        return with_first(output, change(output[0] if isinstance(output, tuple | list) else output))
+        return with_first_output(output, edit(first_output(output)))
 
     return module.register_forward_hook(hook)
 
@@ -34,30 +38,39 @@ def edited_activations(
     mlp: Callable[[int], ActivationEdit],
     attention: Callable[[int], ActivationEdit] | None = None,
 ) -> Iterator[None]:
-    """Put a change on the heads and on the MLP of every layer, while the context lasts.
+    """Edit the activations of every layer while the context is open.
 
-    And one on the attention as a whole, where there is a norm behind it.
+    Args:
+        layout: The model's layout.
+        heads: From a layer's number to the edit of its heads' outputs, concatenated: (rows, tokens, heads * width).
+        mlp: From a layer's number to the edit of its MLP's output.
+        attention: From a layer's number to the edit of its whole attention's output, in layers with a norm after the
+            attention; no edit by default.
     """
-    shape: tuple[int, ...] = ()
+    rows_and_tokens: tuple[int, ...] = ()
 
-    def seen(change: ActivationEdit) -> ActivationEdit:
-        def look(output: Tensor) -> Tensor:
-            nonlocal shape
-            shape = output.shape[:2]
-            return change(output)
+    def noting_shape(edit: ActivationEdit) -> ActivationEdit:
+        def run(output: Tensor) -> Tensor:
+            nonlocal rows_and_tokens
+            rows_and_tokens = output.shape[:2]
+            return edit(output)
 
-        return look
+        return run
 
-    def whole(change: ActivationEdit) -> ActivationEdit:
-        """Some families have rows and tokens in one within an MLP, whose attention had them apart."""
-        return lambda output: (
-            change(output) if output.dim() > 2 else change(output.view(*shape, output.shape[-1])).reshape(output.shape)
-        )
+    def in_three_dimensions(edit: ActivationEdit) -> ActivationEdit:
+        """In some families the MLP's output has rows and tokens in one dimension; the attention's never has."""
+
+        def run(output: Tensor) -> Tensor:
+            if output.dim() > 2:
+                return edit(output)
+            return edit(output.view(*rows_and_tokens, output.shape[-1])).reshape(output.shape)
+
+        return run
 
     with ExitStack() as stack:
         for layer, site in enumerate(layout.sites):
             if attention and site.attention_norm:
-                stack.callback(change_output(site.attention_norm, attention(layer)).remove)
-            stack.callback(change_input(site.heads, seen(heads(layer))).remove)
-            stack.callback(change_output(site.mlp, whole(mlp(layer))).remove)
+                stack.callback(edit_output(site.attention_norm, attention(layer)).remove)
+            stack.callback(edit_input(site.output_projection, noting_shape(heads(layer))).remove)
+            stack.callback(edit_output(site.mlp, in_three_dimensions(mlp(layer))).remove)
         yield

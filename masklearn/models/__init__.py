@@ -1,26 +1,23 @@
-"""Any Hugging Face causal language model: loaded, and read as a node graph with places where its nodes can be gated."""
+"""Any Hugging Face causal language model: loading it, finding where its nodes can be gated, and verifying that."""
 
-from masklearn.models.diagnostics import differs, precision, probe, rounding, text_config, unsupported_model
-from masklearn.models.forward_override import Forward, first, replaced, with_first
-from masklearn.models.layout import Layout, Site
+from masklearn.models.diagnostics import text_config
+from masklearn.models.discovery import LayerSites
+from masklearn.models.forward_override import first_output, with_first_output
+from masklearn.models.layout import Layout
 from masklearn.models.loading import EMBEDDED, DTypeName, fingerprint, load_lm, load_tokenizer
+from masklearn.models.verification import require_finite_outputs, verify_gates
 
 __all__ = [
     "EMBEDDED",
     "DTypeName",
-    "Forward",
+    "LayerSites",
     "Layout",
-    "Site",
-    "differs",
     "fingerprint",
-    "first",
+    "first_output",
     "load_lm",
     "load_tokenizer",
-    "precision",
-    "probe",
-    "unsupported_model",
-    "replaced",
-    "rounding",
+    "require_finite_outputs",
     "text_config",
-    "with_first",
+    "verify_gates",
+    "with_first_output",
 ]

@@ -1,4 +1,8 @@
-"""Another forward in a module's place for a while: how the adapter looks into a model, without hooks."""
+"""Replace a module's forward for the length of a context: how this folder observes a model without hooks.
+
+Hooks belong to `masklearn.masking`. Using a different mechanism here makes verification independent of the hooks that
+it verifies.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,27 +11,33 @@ from typing import Any
 from torch import nn
 
 Forward = Callable[..., Any]
+"""A module's forward, with whatever arguments that module takes."""
 
 
 @contextmanager
-def replaced(module: nn.Module, make: Callable[[Forward], Forward]) -> Iterator[None]:
-    """Run `make(forward)` in place of a module's own forward, as long as the context lasts."""
-    own, before = "forward" in vars(module), module.forward  # others may have replaced it already, on the instance
-    module.forward = make(before)
+def override_forward(module: nn.Module, wrap: Callable[[Forward], Forward]) -> Iterator[None]:
+    """Replace a module's forward with `wrap(forward)` while the context is open."""
+    on_instance, before = "forward" in vars(module), module.forward  # another library may have replaced it already
+    module.forward = wrap(before)
     try:
         yield
     finally:
-        if own:
+        if on_instance:
             module.forward = before
         else:
             del module.forward
 
 
-def first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a module is given to work on: its first argument, by place or by name."""
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the first argument of a call, whether positional or by keyword; None if there is none."""
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
-def with_first(value: Any, new: Any) -> Any:
-    """An output whose first part is another."""
-    return type(value)([new, *value[1:]]) if isinstance(value, tuple | list) else new
+def first_output(output: Any) -> Any:
+    """Return a module's output, or its first element if the module returns a tuple or list."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def with_first_output(output: Any, new: Any) -> Any:
+    """Return a module's output with its first element (see `first_output`) replaced by `new`."""
+    return type(output)([new, *output[1:]]) if isinstance(output, tuple | list) else new

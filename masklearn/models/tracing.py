@@ -1,4 +1,4 @@
-"""One short forward of a model, watched: which module of a layer takes up what which other has put out."""
+"""Trace one short forward of a model: which module's output is which other module's input."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -9,82 +9,100 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from masklearn.models.forward_override import Forward, first, replaced
+from masklearn.models.forward_override import Forward, first_argument, first_output, override_forward
 
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """What a module was given and what it gave, once: the very objects, and how often each was changed in place."""
+    """One call of a module: its first input and first output.
 
-    given: Any
-    given_version: int
-    gave: Any
-    gave_version: int
+    The values are the very objects, not copies, so `is` tells whether one module's output is another's input. An
+    object that was changed in place in between has a different version number.
+    """
+
+    input: Any
+    input_version: int
+    output: Any
+    output_version: int
 
     @property
-    def untouched(self) -> bool:
-        """Whether it gave what it was given, as dropout does in evaluation."""
-        return self.gave is self.given
+    def is_identity(self) -> bool:
+        """Whether the module returned its input, as dropout does in evaluation mode."""
+        return self.output is self.input
 
     def feeds(self, other: "ModuleCall") -> bool:
-        return other.given is self.gave and other.given_version == self.gave_version
+        """Whether the other call's input is this call's output, with no change in place in between."""
+        return other.input is self.output and other.input_version == self.output_version
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The passages of one forward, module by module, and the logits that it came to."""
+    """The module calls of one forward, and its logits."""
 
-    passages: dict[nn.Module, list[ModuleCall]]
+    calls: dict[nn.Module, list[ModuleCall]]
+    """The calls of every traced module, in order."""
     logits: Tensor
+    """Shape (rows, tokens, vocabulary)."""
 
     @classmethod
     def of(cls, lm: PreTrainedModel, modules: Iterable[nn.Module], input_ids: Tensor) -> "Trace":
-        """Watch some modules while the model reads a text."""
-        passages: dict[nn.Module, list[ModuleCall]] = {}
+        """Run a model on token ids (rows, tokens) and record every call of the given modules."""
+        calls: dict[nn.Module, list[ModuleCall]] = {}
         with ExitStack() as stack, torch.no_grad():
             for module in set(modules):
-                stack.enter_context(replaced(module, lambda forward, module=module: _watch(module, forward, passages)))
+                record = override_forward(module, lambda forward, module=module: _recorded(module, forward, calls))
+                stack.enter_context(record)
             logits = lm(input_ids=input_ids, use_cache=False).logits
-        return cls(passages, logits)
+        return cls(calls, logits)
 
-    def once(self, module: nn.Module) -> ModuleCall | None:
-        """The passage of a module that is passed exactly once in a forward."""
-        found = self.passages.get(module, [])
-        return found[0] if len(found) == 1 else None
+    def single_call(self, module: nn.Module) -> ModuleCall | None:
+        """Return the call of a module; None unless it was called exactly once."""
+        calls = self.calls.get(module, [])
+        return calls[0] if len(calls) == 1 else None
 
-    def chain(self, start: nn.Module, modules: Iterable[nn.Module]) -> list[nn.Module]:
-        """A module and those after it that each take up what the one before put out, and nothing else."""
-        found, modules = [start], list(modules)
-        while (last := self.once(found[-1])) is not None:
-            takers = [m for m in modules if m not in found and (p := self.once(m)) is not None and last.feeds(p)]
-            if len(takers) != 1:
+    def chain(self, start: nn.Module, candidates: Iterable[nn.Module]) -> list[nn.Module]:
+        """Follow an output from module to module, as long as exactly one candidate takes it as its input.
+
+        Returns:
+            `start`, then the modules that follow it.
+        """
+        chain, candidates = [start], list(candidates)
+        while (last := self.single_call(chain[-1])) is not None:
+            successors = [
+                module
+                for module in candidates
+                if module not in chain and (call := self.single_call(module)) is not None and last.feeds(call)
+            ]
+            if len(successors) != 1:
                 break
-            found += takers
-        return found
+            chain += successors
+        return chain
 
-    def end(self, module: nn.Module) -> nn.Module | None:
-        """The innermost part of a module that makes the module's output, if any part does."""
-        whole = self.once(module)
+    def output_submodule(self, module: nn.Module) -> nn.Module | None:
+        """Return the innermost submodule whose output is the module's own output; None if there is none."""
+        outer = self.single_call(module)
         found = None
-        for part in module.modules():
-            passage = self.once(part)
-            if whole and passage and part is not module and passage.gave is whole.gave and not passage.untouched:
-                found = part  # parts come from the outside in
+        for submodule in module.modules():  # from the outside in
+            call = self.single_call(submodule)
+            if outer and call and submodule is not module and call.output is outer.output and not call.is_identity:
+                found = submodule
         return found
 
 
-def _watch(module: nn.Module, forward: Forward, passages: dict[nn.Module, list[ModuleCall]]) -> Forward:
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        given = first(args, kwargs)
-        version = _version(given)
-        output = forward(*args, **kwargs)
-        gave = output[0] if isinstance(output, tuple | list) else output
-        passages.setdefault(module, []).append(ModuleCall(given, version, gave, _version(gave)))
-        return output
+def _recorded(module: nn.Module, forward: Forward, calls: dict[nn.Module, list[ModuleCall]]) -> Forward:
+    """Return a forward that does the same and appends the call to `calls`."""
 
-    return watched
+    def run(*args: Any, **kwargs: Any) -> Any:
+        value = first_argument(args, kwargs)
+        input_version = _version(value)
+        result = forward(*args, **kwargs)
+        output = first_output(result)
+        calls.setdefault(module, []).append(ModuleCall(value, input_version, output, _version(output)))
+        return result
+
+    return run
 
 
 def _version(value: Any) -> int:
-    """How often a tensor was changed in place: adding a residual so makes another value of the same object."""
+    """Return how often a tensor was changed in place, for example by adding a residual to it."""
     return value._version if isinstance(value, Tensor) else 0

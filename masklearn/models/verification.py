@@ -1,11 +1,12 @@
-"""What is done with every model when it is loaded: gating it is held against taking it apart.
+"""Verify gates on every model that is loaded, by comparing them with modules removed.
 
-Gates are put on by hooks, at the sites that the adapter found. Here the forwards of whole attentions and MLPs are
-replaced instead, and both must come to the same, in every layer.
+Gates act through hooks, at the sites that `discovery` found. Here the forwards of whole attentions and MLPs are
+overridden instead, and both ways must give the same output, in every layer.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -13,127 +14,162 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from masklearn.errors import UserError
-from masklearn.models import (
+from masklearn.models.diagnostics import differs, dtype_name, dummy_input_ids, rounding_tolerance, unsupported_model
+from masklearn.models.forward_override import (
     Forward,
-    Layout,
-    differs,
-    first,
-    precision,
-    probe,
-    replaced,
-    rounding,
-    unsupported_model,
-    with_first,
+    first_argument,
+    first_output,
+    override_forward,
+    with_first_output,
 )
+from masklearn.models.layout import Layout
 
-Gated = Callable[[Layout, Tensor], AbstractContextManager[Any]]
-"""Puts gates of shape (rows, nodes) on a model of some layout."""
+ApplyGates = Callable[[Tensor], AbstractContextManager[Any]]
+"""Gates the model with gates of shape (rows, nodes) while the context is open."""
+MIN_GATE_EFFECT = 0.002
+"""A half-open gate must remove at least this share of its node's effect, and leave at least this share."""
 
-OPEN, NO_HEADS, NO_ATTENTION, NO_MLP, NO_BRANCH, ONE_HEAD, HALF_HEAD, HALF_MLP = ROWS = range(8)
-"""The rows of the one forward that tells: each layer with its nodes gated so, or (NO_ATTENTION, NO_BRANCH) cut out."""
-LEAST = 0.002
-"""The least share of a node's whole effect that a gate halfway must have, and leave."""
+
+class Variant(IntEnum):
+    """What one row of the verifying batch does to every layer."""
+
+    ALL_OPEN = 0
+    HEADS_CLOSED = 1
+    ATTENTION_REMOVED = 2
+    """By an overridden forward that leaves the projection's bias; the gates are open."""
+    MLP_CLOSED = 3
+    MLP_REMOVED = 4
+    """By an overridden forward that leaves nothing; the gates are open."""
+    ONE_HEAD = 5
+    """All heads but the last are closed."""
+    HALF_HEAD = 6
+    """The last head is half open, all others are closed."""
+    HALF_MLP = 7
 
 
 @torch.no_grad()
-def require_sound(layout: Layout, gated: Gated) -> None:
-    """Refuse a model that gates would not act on as they say.
+def verify_gates(layout: Layout, apply_gates: ApplyGates) -> None:
+    """Refuse a model on which gates do not do what they should.
 
-    All gates open change no logit; all heads of a layer closed leave its attention at its bias; an MLP closed is an MLP
-    removed; and a gate halfway does neither nothing nor all. Two forwards of a few tokens, whatever the depth: every
-    layer is given the full model's residual stream in all rows of one batch, and each row shows what another gating of
-    this layer makes of it.
+    Requirements: with all gates open, the logits are the full model's. With all heads of a layer closed, its attention
+    puts out its bias. Closing an MLP equals removing it. A half-open gate has an effect between none and all.
+
+    This takes two forwards of a few tokens, whatever the depth. Every layer gets the full model's residual stream in
+    all rows of one batch, and each row is a `Variant` of the layer.
+
+    Args:
+        layout: The model's layout.
+        apply_gates: Applies gates to this model; passed in because `masklearn.masking` is a higher folder.
 
     Raises:
         UserError: What was found, and what was expected.
     """
-    lm, ids = layout.lm, probe(layout.lm, len(ROWS))
-    plain = lm(input_ids=ids, use_cache=False).logits
-    require_finite_outputs(lm, plain)
-    outputs: list[Tensor] = []
+    lm, ids = layout.lm, dummy_input_ids(layout.lm, len(Variant))
+    full_logits = lm(input_ids=ids, use_cache=False).logits
+    require_finite_outputs(lm, full_logits)
+    layer_outputs: list[Tensor] = []
     with ExitStack() as stack:
-        stack.enter_context(gated(layout, _gates(layout)))
+        stack.enter_context(apply_gates(_gates(layout)))
         for site in layout.sites:
-            stack.enter_context(replaced(site.layer, lambda forward: _side_by_side(forward, outputs)))
-            stack.enter_context(replaced(site.branches[0], _without(NO_ATTENTION, site.bias)))
-            stack.enter_context(replaced(site.branches[1], _without(NO_BRANCH, None)))
-        read = layout.unembed(layout.hidden(ids))
-    for index, output in enumerate(outputs):
-        _require_gates_act(layout, index, output)
-    if differs(lm, read[OPEN], plain[OPEN], layout.graph.n_layers):
-        gap = (read[OPEN] - plain[OPEN]).abs().max().item()
+            stack.enter_context(override_forward(site.layer, lambda forward: _on_first_row(forward, layer_outputs)))
+            stack.enter_context(
+                override_forward(site.attention_branch, _removed(Variant.ATTENTION_REMOVED, site.projection_bias))
+            )
+            stack.enter_context(override_forward(site.mlp_branch, _removed(Variant.MLP_REMOVED, None)))
+        logits = layout.unembed(layout.hidden(ids))
+    for index, output in enumerate(layer_outputs):
+        _require_closed_gates_remove(lm, index, output)
+        _require_half_gates_act(lm, index, output)
+    found, expected = logits[Variant.ALL_OPEN], full_logits[Variant.ALL_OPEN]
+    if differs(lm, found, expected, layout.graph.n_layers):
+        gap = (found - expected).abs().max().item()
         raise unsupported_model(lm, f"logits that are {gap:.2g} off with all gates open", "those of the model")
 
 
-def _require_gates_act(layout: Layout, index: int, rows: Tensor) -> None:
-    """Refuse a layer whose outputs (rows, tokens, width) are not those that its gates promise."""
-    lm = layout.lm
-    for closed, cut, what in ((NO_HEADS, NO_ATTENTION, "attention at its bias"), (NO_MLP, NO_BRANCH, "MLP removed")):
-        if differs(lm, rows[closed], rows[cut]):
-            gap = _norm(rows[closed] - rows[cut]) / _norm(rows[cut])
-            found = f"layer {index} {gap:.2g} of its norm off with its {what.split()[0]} gates closed"
-            raise unsupported_model(lm, found, f"its {what}")
-    for whole, half, closed, what in ((ONE_HEAD, HALF_HEAD, NO_HEADS, "head"), (OPEN, HALF_MLP, NO_MLP, "MLP")):
-        effect, left = _norm(rows[closed] - rows[whole]), _norm(rows[half] - rows[whole])
-        seen = effect > rounding(lm) * _norm(rows[whole])
-        if seen and not LEAST * effect < left < (1 - LEAST) * effect:
-            found = f"that a half-open {what} in layer {index} does {1 - left / effect:.2g} of what an open one does"
+def require_finite_outputs(lm: PreTrainedModel, outputs: Tensor) -> None:
+    """Refuse outputs that are NaN or infinite.
+
+    Raises:
+        UserError: Which dtype to use instead.
+    """
+    if not outputs.isfinite().all():
+        finer = {"float16": "float32 or bfloat16", "bfloat16": "float32"}.get(dtype_name(lm))
+        advice = f"Choose --model.dtype {finer}" if finer else "Check its weights"
+        raise UserError(
+            f"model.lm: {type(lm).__name__} gives numbers that are not finite in {dtype_name(lm)}. {advice}"
+        )
+
+
+def _require_closed_gates_remove(lm: PreTrainedModel, index: int, outputs: Tensor) -> None:
+    """Refuse a layer, with outputs (rows, tokens, width), in which closing gates does not equal removing modules."""
+    for closed, removed, name, expected in (
+        (Variant.HEADS_CLOSED, Variant.ATTENTION_REMOVED, "attention", "attention at its bias"),
+        (Variant.MLP_CLOSED, Variant.MLP_REMOVED, "MLP", "MLP removed"),
+    ):
+        if differs(lm, outputs[closed], outputs[removed]):
+            gap = _norm(outputs[closed] - outputs[removed]) / _norm(outputs[removed])
+            found = f"layer {index} {gap:.2g} of its norm off with its {name} gates closed"
+            raise unsupported_model(lm, found, f"its {expected}")
+
+
+def _require_half_gates_act(lm: PreTrainedModel, index: int, outputs: Tensor) -> None:
+    """Refuse a layer, with outputs (rows, tokens, width), in which a half-open gate has no effect or the full one.
+
+    A node whose whole effect is within rounding is not tested.
+    """
+    for open_, half, closed, name in (
+        (Variant.ONE_HEAD, Variant.HALF_HEAD, Variant.HEADS_CLOSED, "head"),
+        (Variant.ALL_OPEN, Variant.HALF_MLP, Variant.MLP_CLOSED, "MLP"),
+    ):
+        whole_effect, lost_effect = _norm(outputs[closed] - outputs[open_]), _norm(outputs[half] - outputs[open_])
+        measurable = whole_effect > rounding_tolerance(lm) * _norm(outputs[open_])
+        in_between = MIN_GATE_EFFECT * whole_effect < lost_effect < (1 - MIN_GATE_EFFECT) * whole_effect
+        if measurable and not in_between:
+            share = 1 - lost_effect / whole_effect
+            found = f"that a half-open {name} in layer {index} has {share:.2g} of the effect of an open one"
             raise unsupported_model(lm, found, "between nothing and all")
 
 
 def _gates(layout: Layout) -> Tensor:
-    """Gates of every row: (rows, nodes)."""
+    """Return the gates of every variant: (rows, nodes)."""
     graph = layout.graph
-    gates = torch.ones(len(ROWS), graph.n_layers, graph.n_heads + 1, device=layout.lm.device)
-    gates[[NO_HEADS, ONE_HEAD, HALF_HEAD], :, :-1] = 0
-    gates[ONE_HEAD, :, -2] = 1
-    gates[HALF_HEAD, :, -2] = 0.5
-    gates[NO_MLP, :, -1] = 0
-    gates[HALF_MLP, :, -1] = 0.5
+    gates = torch.ones(len(Variant), graph.n_layers, graph.n_heads + 1, device=layout.lm.device)
+    gates[[Variant.HEADS_CLOSED, Variant.ONE_HEAD, Variant.HALF_HEAD], :, :-1] = 0
+    gates[Variant.ONE_HEAD, :, -2] = 1
+    gates[Variant.HALF_HEAD, :, -2] = 0.5
+    gates[Variant.MLP_CLOSED, :, -1] = 0
+    gates[Variant.HALF_MLP, :, -1] = 0.5
     return gates.flatten(1)
 
 
-def _side_by_side(forward: Forward, outputs: list[Tensor]) -> Forward:
-    """A layer's forward that gives all rows the stream of the first, and keeps what they make of it."""
+def _on_first_row(forward: Forward, outputs: list[Tensor]) -> Forward:
+    """Return a layer's forward that runs all rows on the first row's stream and appends its output to `outputs`."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        stream = first(args, kwargs)
+        stream = first_argument(args, kwargs)
         stream = stream[:1].expand_as(stream).contiguous()
         args, kwargs = ((stream, *args[1:]), kwargs) if args else (args, kwargs | {next(iter(kwargs)): stream})
         output = forward(*args, **kwargs)
-        outputs.append((output[0] if isinstance(output, tuple | list) else output).clone())
+        outputs.append(first_output(output).clone())
         return output
 
     return run
 
 
-def _without(row: int, rest: Tensor | None) -> Callable[[Forward], Forward]:
-    """A branch's forward that leaves `rest`, or nothing, in one row."""
+def _removed(variant: Variant, bias: Tensor | None) -> Callable[[Forward], Forward]:
+    """Return a wrapper of a branch's forward that puts out `bias`, or zeros, in the row of one variant."""
 
-    def make(forward: Forward) -> Forward:
+    def wrap(forward: Forward) -> Forward:
         def run(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
-            value = output[0] if isinstance(output, tuple | list) else output
-            value = value.clone()
-            value.unflatten(0, (len(ROWS), -1))[row] = 0 if rest is None else rest.to(value)
-            return with_first(output, value)
+            value = first_output(output).clone()
+            value.unflatten(0, (len(Variant), -1))[variant] = 0 if bias is None else bias.to(value)
+            return with_first_output(output, value)
 
         return run
 
-    return make
+    return wrap
 
 
 def _norm(difference: Tensor) -> float:
     return difference.float().norm().item()
-
-
-def require_finite_outputs(lm: PreTrainedModel, outputs: Tensor) -> None:
-    """Refuse to go on with what is not a number or infinite.
-
-    Raises:
-        UserError: Which precision to use in place of this one.
-    """
-    if not outputs.isfinite().all():
-        finer = {"float16": "float32 or bfloat16", "bfloat16": "float32"}.get(precision(lm))
-        advice = f"Choose --model.dtype {finer}" if finer else "Check its weights"
-        raise UserError(f"model.lm: {type(lm).__name__} gives numbers that are not finite in {precision(lm)}. {advice}")

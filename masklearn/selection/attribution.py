@@ -6,6 +6,7 @@ All scores have shape (groups, nodes); the nodes with the highest scores make a 
 import torch
 from torch import Tensor
 
+from masklearn.masking import node_contributions
 from masklearn.selection.scorer import MaskScorer
 
 ARGMAX_INVERSE_TEMPERATURE = 1e4
@@ -25,7 +26,7 @@ def norm(scorer: MaskScorer) -> Tensor:
     n_tokens = torch.zeros(scorer.n_groups, 1, device=scorer.device)
     for scored in scorer.batches:
         attended = scored.batch.scored.flip(-1).cumsum(-1).flip(-1) > 0  # up to the last scored position
-        share = scorer.masked_lm.contributions(scored.batch.input_ids) * attended[..., None]
+        share = node_contributions(scorer.masked_lm, scored.batch.input_ids) * attended[..., None]
         total.index_add_(0, scored.group_index, share.sum(1))
         n_tokens.index_add_(0, scored.group_index, attended.sum(1, keepdim=True).float())
     return total / n_tokens

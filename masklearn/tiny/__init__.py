@@ -1,6 +1,6 @@
-"""The embedded model and its language: something real to learn masks on, with no download."""
+"""The embedded model and its language: a trained model to learn masks on, without a download."""
 
 from pathlib import Path
 
-MODEL = Path(__file__).parent / "model"
+MODEL_FOLDER = Path(__file__).parent / "model"
 """Folder of the embedded model, in Hugging Face format."""

@@ -1,8 +1,8 @@
 """A small language whose true next-token distribution is known at every token.
 
-A sentence is a coroutine: it yields the distribution of its next token and is sent the token that came. Sentences keep
-no secrets (every choice is a visible token), so what is yielded *is* the true distribution given the prefix. Writing a
-text and reading the truth off a given text are then the same walk, with the tokens drawn or given.
+A sentence is a coroutine: it yields the distribution of its next token and is sent the token that follows. There is no
+hidden state (every choice is a visible token), so the yielded distribution *is* the true one given the prefix. To write
+a text and to compute the true distributions of a text is to run the same coroutine, with tokens drawn or given.
 """
 
 import math
@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 Choice = dict[str, float]
 """Distribution of the next token: token to probability, summing to 1."""
 Sentence = Generator[Choice, str, None]
+"""Yields the distribution of its next token; is sent the token."""
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
 
@@ -36,14 +37,18 @@ BRANCHINGS = ("one", "two", "four", "eight", "sixteen")
 OPTIONS = tuple(f"option{i}" for i in range(16))
 
 MAX_DISTRACTORS = 2
+"""Nouns between a subject and its verb, at most."""
 MIN_COPIED, MAX_COPIED = 3, 7
+"""Letters in a sequence to copy."""
 
 
 def only(token: str) -> Choice:
+    """A certain token."""
     return {token: 1.0}
 
 
 def uniform(tokens: Sequence[str]) -> Choice:
+    """Equal probability for every token."""
     return dict.fromkeys(tokens, 1 / len(tokens))
 
 
@@ -53,10 +58,11 @@ def zipf(tokens: Sequence[str]) -> Choice:
     return {token: 1 / rank / total for rank, token in enumerate(tokens, start=1)}
 
 
-def without(choice: Choice, *taken: str) -> Choice:
-    rest = {token: p for token, p in choice.items() if token not in taken}
-    total = sum(rest.values())
-    return {token: p / total for token, p in rest.items()}
+def without(choice: Choice, *excluded: str) -> Choice:
+    """The distribution given that the token is none of the excluded ones."""
+    remaining = {token: p for token, p in choice.items() if token not in excluded}
+    total = sum(remaining.values())
+    return {token: p / total for token, p in remaining.items()}
 
 
 def mix(*weighted: tuple[float, Choice]) -> Choice:
@@ -65,16 +71,16 @@ def mix(*weighted: tuple[float, Choice]) -> Choice:
 
 
 def entropy(choice: Choice) -> float:
-    """In nats."""
+    """Entropy of a distribution, in nats."""
     return -sum(p * math.log(p) for p in choice.values() if p > 0)
 
 
 def phrase(*parts: str | Choice) -> Generator[Choice, str, list[str]]:
-    """Fixed words and free choices in a row; returns the tokens that came."""
-    came = []
+    """A sequence of fixed words and choices; returns the tokens that were sent."""
+    tokens = []
     for part in parts:
-        came.append((yield only(part) if isinstance(part, str) else part))
-    return came
+        tokens.append((yield only(part) if isinstance(part, str) else part))
+    return tokens
 
 
 ANY_NAME, ANY_PLACE, ANY_THING, ANY_GAVE = zipf(NAMES), zipf(PLACES), zipf(THINGS), zipf(GAVE)
@@ -86,7 +92,7 @@ LATER_YEARS = {year: uniform(YEARS[i + 1 :]) for i, year in enumerate(YEARS[:-1]
 
 
 def names() -> Sentence:
-    """Two names are introduced; one of them acts, and the other is referred back to (indirect object)."""
+    """Two names; one of them gives something, and the other is the indirect object."""
     first, _ = yield from phrase(ANY_NAME, "and")
     (second,) = yield from phrase(SECOND_NAME[first])
     yield from phrase("went", "to", "the", ANY_PLACE, ".")
@@ -95,7 +101,7 @@ def names() -> Sentence:
 
 
 def agreement() -> Sentence:
-    """A subject, up to two distractors of either number, and a verb that agrees with the subject."""
+    """A subject, up to two distractor nouns of either number, and a verb that agrees with the subject."""
     (_, subject) = yield from phrase("the", ANY_NOUN)
     verbs = ANY_VERB if subject in NOUNS else ANY_PLURAL_VERB
     for _ in range(MAX_DISTRACTORS):
@@ -109,18 +115,18 @@ def agreement() -> Sentence:
 
 
 def years() -> Sentence:
-    """An event that ends in the century in which it began, in a later year."""
+    """An event that ends in the century in which it starts, in a later year."""
     *_, century, start = yield from phrase(ANY_EVENT, "lasted", "from", uniform(CENTURIES), uniform(YEARS[:-1]))
     yield from phrase("to", century, LATER_YEARS[start], ".")
 
 
 def copy() -> Sentence:
-    """A sequence of different letters, then the same sequence again."""
+    """A sequence of distinct letters, then the same sequence again."""
     yield only("copy")
     letters: list[str] = []
     while len(letters) < MAX_COPIED:
-        more = without(uniform(LETTERS), *letters)
-        token = yield more if len(letters) < MIN_COPIED else mix((0.7, more), (0.3, only(":")))
+        new_letter = without(uniform(LETTERS), *letters)
+        token = yield new_letter if len(letters) < MIN_COPIED else mix((0.7, new_letter), (0.3, only(":")))
         if token == ":":
             break
         letters.append(token)
@@ -130,24 +136,28 @@ def copy() -> Sentence:
 
 
 def select() -> Sentence:
-    """A choice whose branching the text itself announces: its entropy is log 1, 2, 4, 8 or 16."""
+    """A choice among as many options as the text says: its entropy is log 1, 2, 4, 8 or 16."""
     _, word, _ = yield from phrase("pick", uniform(BRANCHINGS), "of")
     yield from phrase(uniform(OPTIONS[: 2 ** BRANCHINGS.index(word)]), ".")
 
 
 def story() -> Sentence:
-    """Words with Zipf frequencies and no other order than grammar's."""
+    """Words with Zipf frequencies in a fixed grammatical pattern."""
     yield from phrase("a", ANY_ADJECTIVE, ONE_NOUN, ANY_SAW, "a", ANY_ADJECTIVE, ANY_THING, ".")
 
 
 SENTENCES: dict[Callable[[], Sentence], float] = {
     names: 0.2, agreement: 0.25, years: 0.15, copy: 0.2, select: 0.1, story: 0.1,
 }  # fmt: skip
-STOP, MAX_SENTENCES = 0.2, 5
-"""Probability that a text ends after each sentence, and the number after which it surely does."""
+"""Kinds of sentence and their probabilities."""
+STOP_PROBABILITY = 0.2
+"""Probability that a text ends after a sentence."""
+MAX_SENTENCES = 5
+"""Sentences after which a text always ends."""
 
 
 def _resume(sentence: Sentence, token: str) -> Sentence:
+    """Continue a sentence that has yielded its first distribution, with its first token."""
     try:
         while True:
             token = yield sentence.send(token)
@@ -156,15 +166,15 @@ def _resume(sentence: Sentence, token: str) -> Sentence:
 
 
 def text() -> Sentence:
-    """One to five sentences, then `END`. A sentence's first token tells its kind."""
-    for stop in (0.0, *[STOP] * (MAX_SENTENCES - 1)):
-        kinds = [(weight, make()) for make, weight in SENTENCES.items()]
-        openings = [next(sentence) for _, sentence in kinds]
-        weighted = [((1 - stop) * weight, opening) for (weight, _), opening in zip(kinds, openings, strict=True)]
+    """One to five sentences, then `END`. The first token of a sentence determines its kind."""
+    for stop in (0.0, *[STOP_PROBABILITY] * (MAX_SENTENCES - 1)):
+        candidates = [(weight, start()) for start, weight in SENTENCES.items()]
+        openings = [next(sentence) for _, sentence in candidates]
+        weighted = [((1 - stop) * weight, opening) for (weight, _), opening in zip(candidates, openings, strict=True)]
         token = yield mix(*weighted, (stop, only(END))) if stop else mix(*weighted)
         if token == END:
             return
-        (sentence,) = (s for (_, s), opening in zip(kinds, openings, strict=True) if token in opening)
+        (sentence,) = (s for (_, s), opening in zip(candidates, openings, strict=True) if token in opening)
         yield from _resume(sentence, token)
     yield only(END)
 
@@ -180,32 +190,32 @@ def vocabulary() -> list[str]:
 
 
 def write(rng: random.Random, sentence: Callable[[], Sentence] = text) -> list[str]:
-    """Draw one text (or one sentence), `END` included where it came."""
-    walk, tokens = sentence(), []
+    """Draw the tokens of one text (with `END`), or of one sentence of the given kind."""
+    generator, tokens = sentence(), []
     try:
-        choice = next(walk)
+        choice = next(generator)
         while True:
             (token,) = rng.choices(list(choice), weights=list(choice.values()))
             tokens.append(token)
-            choice = walk.send(token)
+            choice = generator.send(token)
     except StopIteration:
         return tokens
 
 
 def truth(tokens: Iterable[str]) -> Iterator[Choice]:
-    """True distributions along a text: first that of its first token, last that of what follows it.
+    """Yield the true distribution of every token of a text, and last that of the token after it.
 
     Raises:
-        ValueError: At a token that the language cannot produce there.
+        ValueError: At a token that the language does not allow there.
     """
-    walk = text()
-    choice = next(walk)
+    generator = text()
+    choice = next(generator)
     yield choice
     for i, token in enumerate(tokens):
         if token not in choice:
             raise ValueError(f"token {i}, {token!r}, is not in the language here; possible: {', '.join(choice)}")
         try:
-            choice = walk.send(token)
+            choice = generator.send(token)
         except StopIteration:
             return
         yield choice

@@ -1,7 +1,7 @@
-"""Train the embedded model on its language, measure it, and write weights, tokenizer and model card.
+"""Train the embedded model on its language, evaluate it, and write weights, tokenizer and model card.
 
-python -m masklearn.tiny.train                      # the committed model, anew
-python -m masklearn.tiny.train --family gpt2 --layers 2 --heads 4 --out small   # a sibling
+python -m masklearn.tiny.train                      # train the committed model again
+python -m masklearn.tiny.train --family gpt2 --layers 2 --heads 4 --out small   # train another one
 """
 
 import random
@@ -22,16 +22,22 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from masklearn.tiny import MODEL, language, tasks
+from masklearn.tiny import MODEL_FOLDER, language, tasks
 
 Family = Literal["llama", "gpt2"]
-CONTEXT = 128  # positions the model can hold, more than any text needs
-ROW = 96  # tokens in a training row
+"""Hugging Face architectures that can be trained."""
+CONTEXT_TOKENS = 128
+"""Context length of the model, longer than any text of the language."""
+ROW_TOKENS = 96
+"""Tokens in a training row."""
 HELD_OUT_SEED = 10**6
+"""Seed of the evaluation texts, different from the seeds used in training."""
+SOLVED_PROBABILITY = 0.9
+"""A prompt is solved if its allowed answers together have at least this probability."""
 
 
 def build_tokenizer() -> FastTokenizer:
-    """One token per word."""
+    """Build the tokenizer: one token for each word of the vocabulary."""
     words = language.vocabulary()
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
@@ -45,41 +51,45 @@ def build_tokenizer() -> FastTokenizer:
 
 
 def build_model(family: Family, layers: int, heads: int, width: int) -> PreTrainedModel:
+    """Build a randomly initialised model with the vocabulary of the language."""
     words = language.vocabulary()
-    ids: dict[str, Any] = {
+    special_ids: dict[str, Any] = {
         "bos_token_id": words.index(language.BEGIN),
         "eos_token_id": words.index(language.END),
         "pad_token_id": words.index(language.PAD),
     }
     if family == "gpt2":
-        drop: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        no_dropout: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         gpt2 = GPT2Config(
-            vocab_size=len(words), n_layer=layers, n_head=heads, n_embd=width, n_positions=CONTEXT, **drop, **ids
-        )
+            vocab_size=len(words), n_layer=layers, n_head=heads, n_embd=width, n_positions=CONTEXT_TOKENS,
+            **no_dropout, **special_ids,
+        )  # fmt: skip
         return GPT2LMHeadModel(gpt2)
     llama = LlamaConfig(
         vocab_size=len(words), num_hidden_layers=layers, num_attention_heads=heads, hidden_size=width,
-        intermediate_size=2 * width, max_position_embeddings=CONTEXT, **ids,
+        intermediate_size=2 * width, max_position_embeddings=CONTEXT_TOKENS, **special_ids,
     )  # fmt: skip
     return LlamaForCausalLM(llama)
 
 
-class Rows(IterableDataset[Tensor]):
-    """Endless rows of `ROW` token ids: texts one after the other, the first from its beginning."""
+class TrainingRows(IterableDataset[Tensor]):
+    """Endless rows of `ROW_TOKENS` token ids: texts concatenated, the first one from its beginning."""
 
     def __init__(self, tokenizer: FastTokenizer, seed: int) -> None:
-        self.ids, self.seed = tokenizer.get_vocab(), seed
+        self.token_ids, self.seed = tokenizer.get_vocab(), seed
 
     def __iter__(self) -> Iterator[Tensor]:
         rng = random.Random(self.seed)
         while True:
             row: list[str] = []
-            while len(row) < ROW:
+            while len(row) < ROW_TOKENS:
                 row += [language.BEGIN, *language.write(rng)]
-            yield torch.tensor([self.ids[token] for token in row[:ROW]])
+            yield torch.tensor([self.token_ids[token] for token in row[:ROW_TOKENS]])
 
 
-class Training(LightningModule):
+class LanguageModelTraining(LightningModule):
+    """Next-token training with AdamW and a one-cycle learning rate."""
+
     def __init__(self, lm: PreTrainedModel, lr: float) -> None:
         super().__init__()
         self.lm, self.lr = lm, lr
@@ -97,41 +107,45 @@ class Training(LightningModule):
 
 
 @dataclass(frozen=True)
-class Report:
+class ModelQuality:
+    """How well a model predicts the language."""
+
     loss: float
     """Mean negative log-likelihood of held-out texts, in nats per token."""
     entropy: float
-    """Mean entropy of the true next-token distribution at the same tokens."""
+    """Mean entropy of the true next-token distribution at the same tokens, in nats per token."""
     solved: dict[str, float]
-    """Per task, the share of held-out prompts whose allowed answers get at least 90 % of the probability."""
+    """Per task, the share of held-out prompts that are solved (see `SOLVED_PROBABILITY`)."""
 
 
 @torch.no_grad()
-def measure(lm: PreTrainedModel, tokenizer: FastTokenizer, n: int = 1000, seed: int = HELD_OUT_SEED) -> Report:
-    """Judge a model on `n` held-out texts and `n` held-out prompts of each task."""
+def measure(lm: PreTrainedModel, tokenizer: FastTokenizer, n: int = 1000, seed: int = HELD_OUT_SEED) -> ModelQuality:
+    """Evaluate a model on `n` held-out texts and `n` held-out prompts of each task."""
     lm.eval()
-    nll, truth, count = 0.0, 0.0, 0
-    ids = tokenizer.get_vocab()
+    total_nll, total_entropy, n_tokens = 0.0, 0.0, 0
+    token_ids = tokenizer.get_vocab()
     rng = random.Random(seed)
     for _ in range(n):
         tokens = language.write(rng)
-        row = torch.tensor([[ids[token] for token in (language.BEGIN, *tokens)]])
-        nll += cross_entropy(lm(input_ids=row).logits[0, :-1], row[0, 1:], reduction="sum").item()
-        truth += sum(language.entropy(choice) for choice in islice(language.truth(tokens), len(tokens)))
-        count += len(tokens)
+        row = torch.tensor([[token_ids[token] for token in (language.BEGIN, *tokens)]])
+        total_nll += cross_entropy(lm(input_ids=row).logits[0, :-1], row[0, 1:], reduction="sum").item()
+        total_entropy += sum(language.entropy(choice) for choice in islice(language.truth(tokens), len(tokens)))
+        n_tokens += len(tokens)
     solved = {}
     for task in tasks.TASKS:
-        right = 0
+        n_solved = 0
         for prompt in islice(tasks.prompts(task, seed), n):
             logits = lm(**tokenizer(prompt.text, return_tensors="pt", return_token_type_ids=False)).logits[0, -1]
-            right += logits.softmax(-1)[[ids[answer] for answer in prompt.answers]].sum().item() >= 0.9
-        solved[task] = right / n
-    return Report(nll / count, truth / count, solved)
+            answers = [token_ids[answer] for answer in prompt.answers]
+            n_solved += logits.softmax(-1)[answers].sum().item() >= SOLVED_PROBABILITY
+        solved[task] = n_solved / n
+    return ModelQuality(total_nll / n_tokens, total_entropy / n_tokens, solved)
 
 
-def card(report: Report, settings: dict[str, Any], seconds: float) -> str:
+def model_card(quality: ModelQuality, settings: dict[str, Any], seconds: float) -> str:
+    """Write the model card: how the model was trained, in how many seconds, and how well it predicts."""
     flags = " ".join(f"--{name} {value}" for name, value in settings.items())
-    rows = "\n".join(f"| `{task}` solved | {share:.1%} |" for task, share in report.solved.items())
+    rows = "\n".join(f"| `{task}` solved | {share:.1%} |" for task, share in quality.solved.items())
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -143,21 +157,21 @@ known at every token. Trained in {seconds / 60:.0f} minutes on {torch.get_num_th
 
     python -m masklearn.tiny.train {flags}
 
-Measured by the same script on texts and prompts that training has not drawn:
+Measured by the same script on texts and prompts that were not used in training:
 
 | figure | value |
 |---|---|
-| held-out loss (nats per token) | {report.loss:.4f} |
-| true entropy at the same tokens | {report.entropy:.4f} |
-| loss over entropy | {report.loss / report.entropy:.4f} |
+| held-out loss (nats per token) | {quality.loss:.4f} |
+| true entropy at the same tokens | {quality.entropy:.4f} |
+| loss over entropy | {quality.loss / quality.entropy:.4f} |
 {rows}
 
-A prompt counts as solved when the answers that the language allows hold at least 90 % of the probability.
+A prompt is solved if the answers that the language allows have at least {SOLVED_PROBABILITY:.0%} of the probability.
 """
 
 
 def train(
-    out: Path = MODEL,
+    out: Path = MODEL_FOLDER,
     family: Family = "llama",
     layers: int = 4,
     heads: int = 8,
@@ -166,7 +180,7 @@ def train(
     batch_size: int = 32,
     lr: float = 3e-3,
     seed: int = 0,
-) -> Report:
+) -> ModelQuality:
     """Train a model of the embedded language and write it, its tokenizer and its card to a folder.
 
     Args:
@@ -177,25 +191,25 @@ def train(
         width: Hidden size.
         steps: Optimiser steps.
         batch_size: Rows of 96 tokens per step.
-        lr: Highest learning rate.
+        lr: Peak learning rate.
         seed: Seed of weights and texts.
     """
     settings = {key: value for key, value in locals().items() if key != "out"}
     seed_everything(seed, verbose=False)
     tokenizer, lm = build_tokenizer(), build_model(family, layers, heads, width)
-    began = time.monotonic()
+    start = time.monotonic()
     trainer = Trainer(
         accelerator="cpu", max_steps=steps, gradient_clip_val=1.0, logger=False, enable_checkpointing=False
     )
-    trainer.fit(Training(lm, lr), DataLoader(Rows(tokenizer, seed), batch_size=batch_size))
-    seconds = time.monotonic() - began
-    report = measure(lm, tokenizer)
+    trainer.fit(LanguageModelTraining(lm, lr), DataLoader(TrainingRows(tokenizer, seed), batch_size=batch_size))
+    seconds = time.monotonic() - start
+    quality = measure(lm, tokenizer)
     lm.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    text = card(report, settings, seconds)
-    (out / "README.md").write_text(text, encoding="utf-8")
-    print(text)
-    return report
+    card = model_card(quality, settings, seconds)
+    (out / "README.md").write_text(card, encoding="utf-8")
+    print(card)
+    return quality
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from masklearn.ablation import KEPT, Ablation, AblationName
 from masklearn.data import Batch, MaskData, SplitName
-from masklearn.masking import MaskedLM
-from masklearn.masking.activation_stats import means_of
+from masklearn.masking import MaskedLM, ablation_from_means
 from masklearn.objective import chunked_kl
 from masklearn.selection.scorer import MaskScorer
 from masklearn.training.rows import assign_masks, mean_by_mask
@@ -48,11 +47,11 @@ class LearnedConstants(nn.Module):
 
     def __init__(self, masked_lm: MaskedLM, batches: Iterable[Batch]) -> None:
         super().__init__()
-        heads, mlps = masked_lm.observed((batch.input_ids, batch.real) for batch in batches)
-        start = means_of("learned", heads, mlps)
+        heads, mlps = masked_lm.activation_stats((batch.input_ids, batch.real) for batch in batches)
+        start = ablation_from_means("learned", heads, mlps)
         self.n_layers = len(start.heads)
         self.start = _Fixed((*start.heads, *start.mlps))
-        self.spread = _Fixed(seen.spread() for seen in (*heads, *mlps))
+        self.spread = _Fixed(seen.std() for seen in (*heads, *mlps))
         self.shifts = nn.ParameterList(torch.zeros_like(value) for value in self.start.buffers())
 
     def forward(self) -> Ablation:
