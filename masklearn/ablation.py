@@ -16,7 +16,7 @@ ABLATIONS: tuple[AblationName, ...] = get_args(AblationName)
 STORED_ABLATIONS = {"mean", "mean-positional", "learned"}
 """Ablations whose values are computed once and stored in the mask file."""
 TENSOR_NAME = "ablation.{kind}.{layer}"
-"""Name of a layer's values in a mask file, shape (positions, heads, width) of its heads, (positions, 1, width) of its MLP."""
+"""Name of a layer's values in a mask file. Shape (positions, heads, width) of heads, (positions, 1, width) of MLPs."""
 
 
 @dataclass(frozen=True)
