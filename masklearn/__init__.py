@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from masklearn.data.datamodule import MaskData
     from masklearn.training.learner import MaskLearner
 
-_LATER = {"MaskData": "masklearn.data", "MaskLearner": "masklearn.training.learner"}
-"""What stands on Lightning, which takes seconds to import and is not needed to use a mask."""
+_LAZY = {"MaskData": "masklearn.data", "MaskLearner": "masklearn.training.learner"}
+"""Names that need Lightning, which takes seconds to import and is not needed to use a mask."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LATER[name]), name)
+    return getattr(import_module(_LAZY[name]), name)
 
 
 __all__ = [

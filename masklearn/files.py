@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the same bytes for the same content."""
+"""Atomic writes, and safetensors files whose bytes depend on their content alone."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from torch import Tensor
 from masklearn.errors import UserError, one_line
 
 TEMP_PATTERN = ".*.[0-9]*.part"
-"""Files that a process is writing, or was when it was killed."""
+"""Temporary files of processes that are writing, or were when they were killed."""
 
 
 def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file with its header in order: the library writes metadata in another order every time."""
+    """The bytes of a safetensors file with a sorted header: the library's own order of metadata differs every time."""
     content = save(tensors, metadata)
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
@@ -24,27 +24,29 @@ def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 
 def atomic_write(path: Path, content: bytes, keep: Path | None = None) -> None:
-    """Write a file aside, flush it to the disk, and put it in place in one step.
+    """Write a temporary file, flush it to the disk, and rename it to `path`: a reader sees the old file or the new one.
 
     Args:
         path: The file.
-        content: What shall be in it.
-        keep: Where to move the file that was there, if it is to be kept.
+        content: Its content.
+        keep: Where to move an earlier file, if it is to be kept.
 
     Raises:
-        UserError: If that fails; what was there before is untouched.
+        UserError: If writing fails; an earlier file is then untouched.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temp = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        with temp.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if keep and path.exists():
             path.replace(keep)
-        aside.replace(path)
+        temp.replace(path)
     except OSError as error:
         with suppress(OSError):
-            aside.unlink()
-        raise UserError(f"cannot write {path}: {one_line(error)}. Choose another folder, or make room") from error
+            temp.unlink()
+        raise UserError(
+            f"cannot write {path}: {one_line(error)}. Choose another folder, or make room on this disk"
+        ) from error

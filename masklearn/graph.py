@@ -1,4 +1,4 @@
-"""The nodes of a model: every attention head and every MLP, named and in forward order."""
+"""The node graph of a model: every attention head and every MLP, named and in forward order."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from masklearn.errors import UserError
 
-_NAME = re.compile(r"a(\d+)\.h(\d+)|m(\d+)")
+_NODE_NAME = re.compile(r"a(\d+)\.h(\d+)|m(\d+)")
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,14 @@ class Node:
 
     @classmethod
     def parse(cls, name: str) -> "Node":
-        match = _NAME.fullmatch(name)
+        """The node of a name.
+
+        Raises:
+            UserError: If the name is not that of a node.
+        """
+        match = _NODE_NAME.fullmatch(name)
         if match is None:
-            raise UserError(f"{name!r} is no node name; heads are called like a0.h3 and MLPs like m0")
+            raise UserError(f"{name!r} is not a node name; heads have names like a0.h3, MLPs like m0")
         layer, head, mlp = match.groups()
         return cls(int(mlp)) if mlp else cls(int(layer), int(head))
 
@@ -44,7 +49,11 @@ class NodeGraph:
 
     @classmethod
     def of(cls, lm: Any) -> "NodeGraph":
-        """The graph of a Hugging Face causal language model, as its config tells it."""
+        """The graph of a Hugging Face causal language model, from its config.
+
+        Raises:
+            UserError: If the config has no number of layers or of attention heads.
+        """
         config = lm.config.get_text_config(decoder=True)
         try:
             return cls(config.num_hidden_layers, config.num_attention_heads)
@@ -56,37 +65,40 @@ class NodeGraph:
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> "NodeGraph":
-        """The graph whose nodes have exactly these names in this order.
+        """The graph whose nodes have these names in this order.
 
         Raises:
-            UserError: If the names are not those of a whole graph in forward order.
+            UserError: If the names are not those of a complete graph in forward order.
         """
         nodes = [Node.parse(name) for name in names]
         n_layers = sum(node.head is None for node in nodes)
         n_heads = sum(node.layer == 0 for node in nodes) - 1
         graph = cls(n_layers, n_heads)
         if not n_layers or graph.names != tuple(names):
-            raise UserError(f"{len(names)} node names are not those of a whole model in forward order")
+            raise UserError(f"{len(names)} node names are not those of a complete model in forward order")
         return graph
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
+        """All nodes in forward order."""
         heads = (*range(self.n_heads), None)
         return tuple(Node(layer, head) for layer in range(self.n_layers) for head in heads)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
+        """Names of all nodes in forward order."""
         return tuple(node.name for node in self.nodes)
 
     @property
     def n_nodes(self) -> int:
+        """Number of nodes."""
         return self.n_layers * (self.n_heads + 1)
 
     def by_layer(self, values: Tensor) -> Tensor:
-        """Lay values of the nodes out as a picture: (..., nodes) to (..., layers, heads + 1), the MLP last."""
+        """Values of the nodes as a grid: (..., nodes) to (..., layers, heads + 1), with the MLP last."""
         return values.unflatten(-1, (self.n_layers, self.n_heads + 1))
 
     def count(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Open heads and open MLPs of masks of shape (..., nodes), each of shape (...)."""
-        picture = self.by_layer(mask.long())
-        return picture[..., :-1].sum((-2, -1)), picture[..., -1].sum(-1)
+        grid = self.by_layer(mask.long())
+        return grid[..., :-1].sum((-2, -1)), grid[..., -1].sum(-1)

@@ -1,9 +1,8 @@
-"""The mask file: the masks of a run with everything needed to use, check and repeat them, as safetensors."""
+"""The mask file: the masks of a run and everything needed to use, check and reproduce them, as safetensors."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -16,9 +15,12 @@ from masklearn.ablation import Ablation, AblationName
 from masklearn.errors import UserError, one_line
 from masklearn.files import atomic_write, pack
 from masklearn.graph import NodeGraph
+from masklearn.version import masklearn_version
 
 FORMAT = 2
-"""1 had the values of mean ablation stacked over layers; such files are still read."""
+"""Format version. Format 1, which is still read, had the values of mean ablation stacked over layers."""
+MAX_LISTED_GROUPS = 10
+"""Groups that a message names."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,11 @@ class ModelId:
     """Which model a mask was learned on."""
 
     lm: str
+    """Path or hub id."""
     revision: str | None
+    """Revision on the hub."""
     fingerprint: str
+    """Hash of a sample of the weights: equal for equal models, whatever their name."""
 
     def __str__(self) -> str:
         return f"{self.lm}{'@' + self.revision if self.revision else ''} (fingerprint {self.fingerprint})"
@@ -37,26 +42,29 @@ class ModelId:
 class Mask:
     """All masks of a run (groups x sizes x nodes) and their provenance.
 
-    A loaded bank lies in its file: only what is asked for is read into memory, and checked as it is read.
+    A loaded bank stays in its file: masks are read into memory when they are selected, and checked then.
     """
 
     mask: Tensor
     """Boolean, shape (groups, sizes, nodes); a mask of size s has exactly s ones."""
     scores: Tensor
-    """What the nodes were ranked by, float32, shape (groups, sizes or 1, nodes)."""
+    """Scores by which the nodes were ranked, float32, shape (groups, sizes or 1, nodes)."""
     sizes: Tensor
     """Nodes kept, int64, ascending, shape (sizes)."""
     graph: NodeGraph
     model: ModelId
     groups: tuple[str, ...] = ("dataset",)
+    """Names of the groups, in the order of the masks."""
     ablation: Ablation = Ablation()
+    """The ablation under which the masks were learned."""
     positions: str = "all"
-    """Which positions were scored."""
+    """Which positions were scored, see `data.Positions`."""
     config: dict[str, Any] = field(default_factory=dict)
     """The settings of the run that learned the masks."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
-    """One row per size, as in `metrics.json`."""
-    version: str = field(default_factory=lambda: version("masklearn"))
+    """One row for each size, as in `metrics.json`."""
+    version: str = field(default_factory=masklearn_version)
+    """The version of masklearn that learned the masks."""
 
     def __post_init__(self) -> None:
         expected = (len(self.groups), len(self.sizes), self.graph.n_nodes)
@@ -77,60 +85,60 @@ class Mask:
             raise ValueError(f"the ablation has values for {found}, expected {layers} of {self.graph.n_heads}")
 
     def __getitem__(self, group: str | int) -> "Mask":
-        """The masks of one group, by its name or its place.
+        """The masks of one group, by its name or its index.
 
         Raises:
             UserError: If the bank has no such group, or if its masks are damaged.
         """
-        names = self.groups
         try:
-            place = names.index(group) if isinstance(group, str) else range(len(names))[group]
+            index = self.groups.index(group) if isinstance(group, str) else range(len(self.groups))[group]
         except (ValueError, IndexError) as error:
-            raise UserError(f"this bank has no group {group!r}; it has {self._some_groups()}") from error
-        one = slice(place, place + 1)
-        found = replace(self, mask=self.mask[one].clone(), scores=self.scores[one].clone(), groups=(names[place],))
-        found.check()
-        return found
+            raise UserError(f"this bank has no group {group!r}; it has {self._list_groups()}") from error
+        one = slice(index, index + 1)
+        bank = replace(self, mask=self.mask[one].clone(), scores=self.scores[one].clone(), groups=self.groups[one])
+        bank.check()
+        return bank
 
     def of(self, groups: Sequence[str]) -> "Mask":
         """The masks of some groups, in this order.
 
         Raises:
-            UserError: If the bank has none for one of them.
+            UserError: If the bank lacks one of the groups.
         """
         if tuple(groups) == self.groups:
             return self
-        place = {name: i for i, name in enumerate(self.groups)}
-        missing = [name for name in groups if name not in place]
+        index_of = {name: index for index, name in enumerate(self.groups)}
+        missing = [name for name in groups if name not in index_of]
         if missing:
-            raise UserError(f"this bank has no masks for group {missing[0]!r}; it has {self._some_groups()}")
-        at = [place[name] for name in groups]
-        return replace(self, mask=self.mask[at], scores=self.scores[at], groups=tuple(groups))
+            raise UserError(f"this bank has no masks for group {missing[0]!r}; it has {self._list_groups()}")
+        indices = [index_of[name] for name in groups]
+        return replace(self, mask=self.mask[indices], scores=self.scores[indices], groups=tuple(groups))
 
-    def _some_groups(self) -> str:
-        return ", ".join(self.groups[:10]) + (f" and {len(self.groups) - 10} more" if len(self.groups) > 10 else "")
+    def _list_groups(self) -> str:
+        more = len(self.groups) - MAX_LISTED_GROUPS
+        return ", ".join(self.groups[:MAX_LISTED_GROUPS]) + (f" and {more} more" if more > 0 else "")
 
     def share(self) -> Tensor:
-        """Share of the groups that keep each node, shape (sizes, nodes); of one group, its masks as numbers."""
+        """Fraction of the groups that keep each node, shape (sizes, nodes); with one group, its masks as numbers."""
         return self.mask.float().mean(0)
 
     def check(self) -> None:
-        """Read every mask and refuse a damaged one.
+        """Read every mask and check it.
 
         Raises:
-            UserError: If one has not as many nodes as its size says, or numbers are not finite.
+            UserError: If a mask does not keep as many nodes as its size, or if scores or ablation are not finite.
         """
         if not torch.equal(self.mask.sum(-1), self.sizes.expand(self.mask.shape[:2])):
-            raise UserError("the bank is damaged: a mask does not have as many nodes as its size says")
+            raise UserError("the bank is damaged: a mask does not keep as many nodes as its size says")
         if not all(values.isfinite().all() for values in (self.scores, *self.ablation.heads, *self.ablation.mlps)):
-            raise UserError("the bank is damaged: its scores or its ablation are not all finite numbers")
+            raise UserError("the bank is damaged: its scores or its ablation values are not all finite")
 
     def select(self, s: int | float, group: str | int | None = None) -> Tensor:
         """One mask, boolean of shape (nodes,).
 
         Args:
             s: Its size: a count, or a fraction of all nodes.
-            group: Its group, by name or place; may be left out where there is but one.
+            group: Its group, by name or index; optional if there is only one.
 
         Raises:
             UserError: If the bank has no such size or group.
@@ -144,7 +152,7 @@ class Mask:
         return self[0 if group is None else group].mask[0, sizes.index(count)]
 
     def require(self, model: ModelId) -> None:
-        """Refuse a model on which the masks were not learned.
+        """Check that the masks were learned on a model.
 
         Raises:
             UserError: If the fingerprints differ; names both models.
@@ -153,13 +161,14 @@ class Mask:
             raise UserError(f"the mask was learned on {self.model}, not on {model}. Give that model with --lm")
 
     def with_metrics(self, metrics: list[dict[str, Any]]) -> "Mask":
+        """The same masks with the metrics of an evaluation."""
         return replace(self, metrics=metrics)
 
     def save(self, path: str | Path) -> None:
-        """Write the file whole or not at all.
+        """Write the mask file atomically.
 
         Raises:
-            UserError: If it cannot be written; what was there before is untouched.
+            UserError: If the bank is damaged, or if the file cannot be written; an earlier file is then untouched.
         """
         self.check()
         tensors = {"mask": self.mask, "scores": self.scores, "sizes": self.sizes, **self.ablation.to_tensors()}
@@ -179,18 +188,18 @@ class Mask:
 
     @classmethod
     def load(cls, path: str | Path) -> "Mask":
-        """Open a mask file. Masks are read when they are asked for.
+        """Open a mask file. Masks are read and checked when they are selected.
 
         Raises:
-            UserError: If it is absent, damaged, no mask file, or of a newer format.
+            UserError: If the file is absent, damaged, not a mask file, or of a newer format.
         """
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
             if not isinstance(metadata["format"], int) or metadata["format"] > FORMAT:
                 raise UserError(f"it has format {metadata['format']}; this masklearn reads up to {FORMAT}. Upgrade it")
-            _require_sound(metadata)
+            _require_valid(metadata)
             name = cast(AblationName, metadata["ablation"])
             return cls(
                 tensors["mask"],
@@ -206,35 +215,35 @@ class Mask:
                 metadata["masklearn"],
             )
         except KeyError as error:
-            raise UserError(f"{path} is no mask file: it has no {error.args[0]!r}") from error
+            raise UserError(f"{path} is not a mask file: it has no {error.args[0]!r}") from error
         except (OSError, SafetensorError, UserError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"cannot read the mask file {path}: {one_line(error)}") from error
 
 
-KINDS: dict[str, type] = {
+METADATA_TYPES: dict[str, type] = {
     "model": dict, "nodes": list, "groups": list, "ablation": str, "positions": str, "config": dict, "metrics": list,
     "masklearn": str,
 }  # fmt: skip
-"""What the metadata of a mask file hold."""
+"""The metadata of a mask file, besides its format."""
 
 
-def _require_sound(metadata: dict[str, Any]) -> None:
-    """Refuse metadata that say what they cannot mean.
+def _require_valid(metadata: dict[str, Any]) -> None:
+    """Check the types and the consistency of metadata.
 
     Raises:
-        KeyError: If one is missing.
-        ValueError: What is wrong.
+        KeyError: If an entry is missing.
+        ValueError: If an entry is invalid.
     """
-    for name, kind in KINDS.items():
-        if not isinstance(metadata[name], kind):
-            raise ValueError(f"its {name!r} is no {kind.__name__}")
+    for name, expected in METADATA_TYPES.items():
+        if not isinstance(metadata[name], expected):
+            raise ValueError(f"its {name!r} is not a {expected.__name__}")
     names, model = metadata["nodes"] + metadata["groups"], metadata["model"]
     if not all(isinstance(name, str) for name in names):
-        raise ValueError("its nodes and groups are not all named by strings")
+        raise ValueError("the names of its nodes and groups are not all strings")
     if len(set(metadata["groups"])) < len(metadata["groups"]):
         raise ValueError("two of its groups have the same name")
     if {*model} != {"lm", "revision", "fingerprint"} or not all(isinstance(v, str | None) for v in model.values()):
         raise ValueError(f"its model is {model}, not a name, a revision and a fingerprint")
-    for room in ("model", "data"):
-        if not isinstance(metadata["config"].get(room, {}), dict):
-            raise ValueError(f"the {room} of its config holds no settings")
+    for section in ("model", "data"):
+        if not isinstance(metadata["config"].get(section, {}), dict):
+            raise ValueError(f"the section {section!r} of its config is not a dict")

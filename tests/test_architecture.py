@@ -1,27 +1,40 @@
-"""The rooms keep to their floors: a room imports rooms on its own or on lower floors, never upwards."""
+"""The design rules of the package: the order of its folders, the size of its parts, its vocabulary, and its links."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
 
 import pytest
+from retired_names import RETIRED
 
 import masklearn
 
-HOUSE = Path(masklearn.__file__).parent
-FLOORS = {
-    0: ["errors", "files", "graph", "gates", "sizes", "objective", "ablation", "mask_file", "tiny"],
-    1: ["models", "masking"],
-    2: ["data", "selection"],
-    3: ["training"],
-    4: ["evaluation"],
-    5: ["density", "report", "tracking"],
-    6: ["cli"],
-}
-FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-ROOMS = [path for path in sorted(HOUSE.rglob("*.py")) if path != HOUSE / "__init__.py"]
-ONLY = {
+PACKAGE = Path(masklearn.__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = (
+    ("ablation", "errors", "files", "gates", "graph", "mask_file", "objective", "sizes", "tiny", "version"),
+    ("models",),
+    ("masking",),
+    ("data",),
+    ("selection",),
+    ("training",),
+    ("evaluation",),
+    ("density",),
+    ("report", "tracking"),
+    ("cli",),
+)
+"""Folders (and single modules) in the order of the pipeline; each imports only lower ones."""
+FLOOR_OF = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
+ALLOWED_IN = {
     "wandb": {"tracking"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
@@ -30,44 +43,229 @@ ONLY = {
     "jsonargparse": {"cli", "tiny"},
     "transformers": {"models", "masking", "data", "cli", "tiny"},
 }
+"""The folders that may import a library."""
+NOT_IMPORTED = ("wandb", "matplotlib", "jsonargparse", "lightning")
+"""Libraries that `import masklearn` does not load."""
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_README_WORDS = 300, 50, 1000
 
-
-def room_of(path: Path) -> str:
-    return path.relative_to(HOUSE).parts[0].removesuffix(".py")
-
-
-def imported(path: Path) -> set[str]:
-    """Dotted names of every module a file imports, wherever in the file."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return names
-
-
-@pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(HOUSE)))
-def test_a_room_imports_no_room_above_it(path: Path) -> None:
-    floor = FLOOR_OF[room_of(path)]
-    for name in imported(path):
-        parts = name.split(".")
-        if parts[0] == "masklearn":
-            assert FLOOR_OF[parts[1]] <= floor, f"{room_of(path)} (floor {floor}) imports {name}"
-        elif parts[0] in ONLY:
-            assert room_of(path) in ONLY[parts[0]], f"{room_of(path)} knows {parts[0]}"
-
-
-def test_importing_the_package_has_no_side_effects() -> None:
-    code = (
-        "import sys, masklearn; print(*sorted(m for m in ('wandb', 'matplotlib', 'jsonargparse') if m in sys.modules))"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+FILES_IN_FOLDERS = [path for path in MODULES if path != PACKAGE / "__init__.py"]
+MARKDOWN = [
+    path
+    for path in (
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
     )
+    if path.exists()
+]
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def syntax_tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def folder_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """Dotted names of everything a file imports, in functions and for type checkers as well."""
+    for node in ast.walk(syntax_tree(path)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+# --- imports ----------------------------------------------------------------------------------------------------------
+
+
+def module_file(name: str) -> Path | None:
+    """The file that an imported name is defined or re-exported in; None outside of the package."""
+    parts = name.split(".")
+    if parts[0] != "masklearn":
+        return None
+    for n in (len(parts), len(parts) - 1):
+        base = PACKAGE.joinpath(*parts[1:n])
+        for path in (base.with_suffix(".py"), base / "__init__.py"):
+            if path.exists() and path.is_relative_to(PACKAGE):
+                return path
+    raise AssertionError(f"{name} is not a module of the package")
+
+
+@pytest.mark.parametrize("path", FILES_IN_FOLDERS, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_folder_imports_only_lower_folders(path: Path) -> None:
+    folder = folder_of(path)
+    for name in imported_names(path):
+        library, *parts = name.split(".")
+        if library == "masklearn":
+            other = parts[0]
+            assert other in FLOOR_OF, f"{path} imports {name} from masklearn/__init__.py; import it from its module"
+            is_lower = FLOOR_OF[other] < FLOOR_OF[folder] or FLOOR_OF[other] == FLOOR_OF[folder] == 0
+            assert folder == other or is_lower, f"{path}: {folder} imports {name}, which is not lower"
+        elif library in ALLOWED_IN:
+            assert folder in ALLOWED_IN[library], f"{path}: {folder} imports {library}"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports inside functions and under TYPE_CHECKING count too."""
+    imports = {path: {module_file(name) for name in imported_names(path)} - {None, path} for path in MODULES}
+    circle = ""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        circle = " -> ".join(str(path.relative_to(PACKAGE)) for path in reversed(error.args[1]))
+    assert not circle
+
+
+def test_importing_the_package_does_not_load_heavy_libraries() -> None:
+    code = f"import sys, masklearn; print(*sorted(name for name in {NOT_IMPORTED} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
 
-def test_the_project_speaks_only_of_itself() -> None:
-    """No paths of a machine in what is shipped."""
-    for path in ROOMS:
-        assert "/home/" not in path.read_text() and "/root/" not in path.read_text()
+# --- size -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    too_long: list[str] = []
+    n_lines = len(path.read_text(encoding="utf-8").splitlines())
+    if n_lines > MAX_FILE_LINES:
+        too_long.append(f"the file has {n_lines} lines, at most {MAX_FILE_LINES} are allowed")
+    for node in ast.walk(syntax_tree(path)):
+        if isinstance(node, Function):
+            assert node.end_lineno is not None
+            n_lines = node.end_lineno - node.lineno + 1
+            if n_lines > MAX_FUNCTION_LINES:
+                too_long.append(f"line {node.lineno}: {node.name} has {n_lines} lines, at most {MAX_FUNCTION_LINES}")
+    assert not too_long, "\n".join(too_long)
+
+
+def test_the_readme_is_short() -> None:
+    n_words = len((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert n_words <= MAX_README_WORDS
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+class Identifier(NamedTuple):
+    """A name in the code, with its line."""
+
+    line: int
+    name: str
+
+
+def identifiers(tree: ast.AST) -> Iterator[Identifier]:
+    """Names of variables, attributes, parameters, keywords, functions, classes and imports."""
+    for node in ast.walk(tree):
+        line = getattr(node, "lineno", 0)
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
+                yield Identifier(line, name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield Identifier(line, name)
+            case ast.keyword(arg=str(name)) | ast.ExceptHandler(name=str(name)):
+                yield Identifier(line, name)
+            case ast.ImportFrom(module=str(module)):
+                yield from (Identifier(line, part) for part in module.split("."))
+            case ast.alias(name=name, asname=asname):
+                yield from (Identifier(line, part) for part in (*name.split("."), asname) if part)
+            case _:
+                pass
+
+
+def test_retired_names_are_found_wherever_they_stand() -> None:
+    code = "from a.Judge import x as told\ndef f(worth): return f(price=worth.crossed)\nclass Piece: drawn = 1"
+    found = {identifier.name for identifier in identifiers(ast.parse(code))}
+    assert {"Judge", "told", "worth", "price", "crossed", "Piece", "drawn"} <= found
+
+
+@pytest.mark.parametrize("folder", ["masklearn", "tests", "benchmarks"])
+def test_no_identifier_is_a_retired_name(folder: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {name} -> {RETIRED[name]}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for line, name in identifiers(syntax_tree(path))
+        if name in RETIRED
+    ]
+    assert not found, "these names have a better one:\n" + "\n".join(found)
+
+
+def public_definitions(node: ast.Module | ast.ClassDef, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """Public classes, functions and methods, by qualified name."""
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | Function) and not child.name.startswith("_"):
+            yield prefix + child.name, child
+            if isinstance(child, ast.ClassDef):
+                yield from public_definitions(child, f"{prefix}{child.name}.")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_everything_public_has_a_docstring(path: Path) -> None:
+    tree = syntax_tree(path)
+    definitions = [("the module", tree), *public_definitions(tree)]
+    missing = [name for name, node in definitions if not ast.get_docstring(node)]  # pyright: ignore[reportArgumentType]
+    assert not missing, f"without a docstring: {', '.join(missing)}"
+
+
+def test_no_file_names_a_path_of_a_machine() -> None:
+    for path in MODULES:
+        assert not re.search(r"/(home|root)/", path.read_text(encoding="utf-8")), path
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+
+def without_code(markdown: str) -> str:
+    return re.sub(r"^(```|~~~).*?^\1", "", markdown, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a Markdown file."""
+    markdown = without_code(path.read_text(encoding="utf-8"))
+    count: Counter[str] = Counter()
+    found: set[str] = set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", markdown))
+    for heading in re.findall(r"^#{1,6} +(.*?) *#*$", markdown, flags=re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        found.add(f"{slug}-{count[slug]}" if count[slug] else slug)
+        count[slug] += 1
+    return found
+
+
+def relative_links(path: Path) -> list[str]:
+    markdown = re.sub(r"`[^`\n]*`", "", without_code(path.read_text(encoding="utf-8")))
+    targets = chain(
+        re.findall(r"\]\(<?([^)\s>]+)", markdown),
+        re.findall(r"^ {0,3}\[[^\]]+\]: +(\S+)", markdown, flags=re.MULTILINE),
+        re.findall(r"(?:href|src)=\"([^\"]+)\"", markdown),
+    )
+    return [target for target in targets if not re.match(r"[a-z][a-z+.-]*:|//", target)]
+
+
+def test_anchors_and_links_of_a_page_by_hand(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# What `s` is: a *size*\n## Runs\n## Runs\n```\n# no heading [x](nowhere.md)\n```\n"
+        "[a](#runs) ![b](b.png) [c](https://example.org) `[d](d.md)`\n[e]: e.md\n"
+    )
+    assert anchors(page) == {"what-s-is-a-size", "runs", "runs-1"}
+    assert relative_links(page) == ["#runs", "b.png", "e.md"]
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_resolve(path: Path) -> None:
+    broken: list[str] = []
+    for link in relative_links(path):
+        file, _, anchor = unquote(link).partition("#")
+        target = (path.parent / file).resolve() if file else path
+        is_page = target.suffix == ".md" and target.is_file()
+        if not target.exists() or (anchor and is_page and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken, f"broken links: {', '.join(broken)}"

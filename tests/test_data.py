@@ -24,7 +24,7 @@ TEXTS = [
 
 
 def write(path: Path, texts: list[str]) -> Path:
-    """The texts in the format of the file's name."""
+    """Write texts in the format that the file name says."""
     rows = datasets.Dataset.from_dict({"id": list(range(len(texts))), "text": texts})
     if path.suffix == ".txt":
         path.write_text("\n\n".join(texts))
@@ -49,7 +49,7 @@ def test_every_format_gives_the_same_tokens(tmp_path: Path, suffix: str) -> None
 def test_a_batch_by_hand(tmp_path: Path) -> None:
     path = write(tmp_path / "texts.jsonl", ["dog cat", "the dog runs .", "a"])
     vocabulary = ml.load_tokenizer().get_vocab()
-    begin, dog, cat, the, runs, stop = (vocabulary[token] for token in ("<s>", "dog", "cat", "the", "runs", "."))
+    start, dog, cat, the, runs, stop = (vocabulary[token] for token in ("<s>", "dog", "cat", "the", "runs", "."))
     for positions, scored in {
         "all": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]],
         "last": [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1]],
@@ -57,52 +57,54 @@ def test_a_batch_by_hand(tmp_path: Path) -> None:
         data = ml.MaskData(path=str(path), positions=positions, batch_size=2)  # pyright: ignore[reportArgumentType]
         data.setup()
         batch = next(iter(data.loader("all")))
-        assert batch.input_ids.tolist() == [[begin, dog, cat, 0, 0], [begin, the, dog, runs, stop]]
+        assert batch.input_ids.tolist() == [[start, dog, cat, 0, 0], [start, the, dog, runs, stop]]
         assert batch.real.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
         assert batch.scored.int().tolist() == scored
         assert batch.text_index.tolist() == [0, 1]
 
 
 def split(texts: list[str], values: list[str] | None = None) -> dict[str, list[int]]:
-    found = [Text(i, text, value) for i, (text, value) in enumerate(zip(texts, values or texts, strict=True))]
-    return Groups.of_scope("column:c" if values else "dataset", found, len(texts)).split(texts)
+    """Split texts, in groups by their values if there are any."""
+    rows = [Text(i, text, value) for i, (text, value) in enumerate(zip(texts, values or texts, strict=True))]
+    return Groups.of_scope("column:c" if values else "dataset", rows, len(texts)).split(texts)
 
 
-def test_masks_are_selected_on_the_validation_split_and_more_where_that_is_small() -> None:
+def test_masks_are_selected_on_validation_texts_and_training_texts_where_these_are_few() -> None:
     groups = Groups(("a", "b"), [0, 0, 0, 0, 1, 1, 1, 1, 1], held_out=True)
-    parts = {"train": [0, 1, 3, 5, 7], "validation": [2, 4, 8], "test": [6]}
-    assert groups.selection(parts, 1) == [2, 4, 8]
-    assert groups.selection(parts, 2) == [0, 2, 4, 8]
-    assert groups.selection(parts, 9) == [0, 1, 2, 3, 4, 5, 7, 8]
-    own = Groups(("a", "b"), [0, 1], held_out=False)
-    assert own.selection({"train": [0, 1], "validation": [0, 1], "test": [0, 1]}, 9) == [0, 1]
+    splits = {"train": [0, 1, 3, 5, 7], "validation": [2, 4, 8], "test": [6]}
+    assert groups.selection(splits, 1) == [2, 4, 8]
+    assert groups.selection(splits, 2) == [0, 2, 4, 8]
+    assert groups.selection(splits, 9) == [0, 1, 2, 3, 4, 5, 7, 8]
+    one_text_each = Groups(("a", "b"), [0, 1], held_out=False)
+    assert one_text_each.selection({"train": [0, 1], "validation": [0, 1], "test": [0, 1]}, 9) == [0, 1]
 
 
 @given(st.lists(st.text(), min_size=3), st.randoms())
 def test_a_split_depends_on_content_alone(texts: list[str], rng) -> None:
-    parts = split(texts)
-    assert sorted(i for part in parts.values() for i in part) == list(range(len(texts)))
-    where = {texts[i]: name for name, part in parts.items() for i in part}
-    assert all(where[texts[i]] == name for name, part in parts.items() for i in part)  # equal texts fall together
+    splits = split(texts)
+    assert sorted(i for indices in splits.values() for i in indices) == list(range(len(texts)))
+    split_of = {texts[i]: name for name, indices in splits.items() for i in indices}
+    assert all(split_of[texts[i]] == name for name, indices in splits.items() for i in indices)  # equal texts together
     shuffled = texts * 2
     rng.shuffle(shuffled)
-    assert {shuffled[i]: name for name, part in split(shuffled).items() for i in part} == where
+    assert {shuffled[i]: name for name, indices in split(shuffled).items() for i in indices} == split_of
 
 
 @given(st.lists(st.tuples(st.text(max_size=2), st.sampled_from("abc")), min_size=9), st.randoms())
-def test_equal_texts_of_different_groups_fall_together(rows: list[tuple[str, str]], rng) -> None:
-    """Else what one group learns from another reports on; and again order changes nothing."""
+def test_equal_texts_of_different_groups_are_in_the_same_split(rows: list[tuple[str, str]], rng) -> None:
+    """Otherwise one group would be tested on texts that another is trained on. Order changes nothing here either."""
     texts, values = [text for text, _ in rows], [value for _, value in rows] + ["d", "d"]
-    texts += ["twice", "twice"]  # a value that comes twice, or every text would be its own group
-    where = {texts[i]: name for name, part in split(texts, values).items() for i in part}
-    assert all(where[texts[i]] == name for name, part in split(texts, values).items() for i in part)
+    texts += ["twice", "twice"]  # a repeated value: otherwise every text could be a group of its own
+    splits = split(texts, values)
+    split_of = {texts[i]: name for name, indices in splits.items() for i in indices}
+    assert all(split_of[texts[i]] == name for name, indices in splits.items() for i in indices)
     order = rng.sample(range(len(texts)), len(texts))
-    again = split([texts[i] for i in order], [values[i] for i in order])
-    assert {texts[order[i]]: name for name, part in again.items() for i in part} == where
+    shuffled = split([texts[i] for i in order], [values[i] for i in order])
+    assert {texts[order[i]]: name for name, indices in shuffled.items() for i in indices} == split_of
 
 
 def sampler(lengths: list[int], batch_size: int, steps: int, seed: int = 0, first: int = 0) -> StepSampler:
-    """All texts of one group."""
+    """A sampler for texts of these lengths, all of one group."""
     return StepSampler([range(len(lengths))], lengths, Plan([[0]], steps), batch_size, seed, first)
 
 
@@ -112,19 +114,19 @@ def sampler(lengths: list[int], batch_size: int, steps: int, seed: int = 0, firs
     seed=st.integers(0, 5),
     first=st.integers(0, 20),
 )
-def test_a_step_sees_the_same_inputs_wherever_the_run_began(
+def test_a_step_sees_the_same_inputs_wherever_the_run_resumed(
     lengths: list[int], batch_size: int, seed: int, first: int
 ) -> None:
-    whole = list(sampler(lengths, batch_size, 20, seed))
-    assert list(sampler(lengths, batch_size, 20, seed, first)) == whole[first:]
-    assert len(whole) == len(sampler(lengths, batch_size, 20, seed, first)) == 20
+    steps = list(sampler(lengths, batch_size, 20, seed))
+    assert list(sampler(lengths, batch_size, 20, seed, first)) == steps[first:]
+    assert len(steps) == len(sampler(lengths, batch_size, 20, seed, first)) == 20
     size = min(len(lengths), batch_size)
-    assert all(len(batch) == size for batch in whole)
-    epoch = [i for batch in whole[: len(lengths) // size] for i in batch]
+    assert all(len(batch) == size for batch in steps)
+    epoch = [i for batch in steps[: len(lengths) // size] for i in batch]
     assert len(set(epoch)) == len(epoch)
 
 
-def test_every_step_of_a_block_has_texts_of_each_of_its_groups_and_of_no_other() -> None:
+def test_every_step_of_a_block_has_texts_of_all_its_groups_and_no_others() -> None:
     members = [[0], [1, 2, 3, 4], [5, 6]]
     steps = list(StepSampler(members, [1] * 7, Plan([[0, 1], [2]], 4), 2, seed=0))
     assert len(steps) == 8
@@ -134,14 +136,15 @@ def test_every_step_of_a_block_has_texts_of_each_of_its_groups_and_of_no_other()
     assert all(set(step) == {5, 6} for step in steps[4:])
 
 
-def test_texts_of_like_length_share_a_batch() -> None:
+def test_texts_of_similar_length_share_a_batch() -> None:
     lengths = torch.randint(1, 100, (320,), generator=torch.Generator().manual_seed(0)).tolist()
     padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in sampler(lengths, 16, 20))
     assert padded < 1.2 * sum(lengths)
-    assert sum(max(lengths[i : i + 16]) * 16 for i in range(0, 320, 16)) > 1.7 * sum(lengths)  # as they come
+    assert sum(max(lengths[i : i + 16]) * 16 for i in range(0, 320, 16)) > 1.7 * sum(lengths)  # in file order
 
 
 def languages(path: Path, values: list[object]) -> str:
+    """Write texts with a column `lang` of these values."""
     rows = [{"text": text, "lang": value} for text, value in zip(TEXTS, values, strict=False)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -149,14 +152,14 @@ def languages(path: Path, values: list[object]) -> str:
 
 def test_scopes_by_hand(tmp_path: Path) -> None:
     path = languages(tmp_path / "texts.jsonl", ["en", "fr", 3] * 4)
-    found = {}
+    by_scope = {}
     for scope in ("dataset", "input", "column:lang"):
         data = ml.MaskData(path=path, scope=scope, batch_size=2)
         data.setup("fit")
-        parts = [len(data.parts[part]) for part in ("train", "validation", "test")]
-        found[scope] = data.groups.names, parts, data.texts_per_step()
-        assert list(data.parts["all"].groups) == data.groups.of
-    assert found == {
+        lengths = [len(data.parts[split]) for split in ("train", "validation", "test")]
+        by_scope[scope] = data.groups.names, lengths, data.texts_per_step()
+        assert list(data.parts["all"].groups) == data.groups.of_text
+    assert by_scope == {
         "dataset": (("dataset",), [10, 1, 1], 2),
         "input": (tuple(map(str, range(12))), [12, 12, 12], 1),
         "column:lang": (("en", "fr", "3"), [6, 3, 3], 2),
@@ -181,37 +184,37 @@ def test_blocks_are_even_and_the_longest_texts_come_first(tmp_path: Path) -> Non
             list("abcdefghijkl"),
             "one value per text, so that 12 groups .* up to 12 times .*max_groups 12",
         ),
-        ("column:lang", ["en"] * 11 + [None], "row 12: 'lang' holds None, which names no group"),
+        ("column:lang", ["en"] * 11 + [None], "row 12: 'lang' holds None, which is not a group name"),
         ("column:lang", ["en"] * 10 + ["fr"] * 2, "group 'fr' of .* holds 2 different texts.*--model.scope input"),
         ("inputs", ["en"] * 12, "model.scope is 'inputs'; choose dataset .*, input .*, or column:NAME"),
     ],
 )
-def test_scopes_that_cannot_be(tmp_path: Path, scope: str, values: list[object], message: str) -> None:
+def test_invalid_scopes_are_rejected(tmp_path: Path, scope: str, values: list[object], message: str) -> None:
     with pytest.raises(ml.UserError, match=message):
         ml.MaskData(path=languages(tmp_path / "texts.jsonl", values), scope=scope).setup("fit")
 
 
-def test_a_group_for_every_text_when_it_is_meant(tmp_path: Path) -> None:
+def test_a_column_may_give_a_group_for_every_text_when_allowed(tmp_path: Path) -> None:
     path = languages(tmp_path / "texts.jsonl", list("abcdefghijkl"))
     data = ml.MaskData(path=path, scope="column:lang", max_groups=12)
     data.setup("fit")
     assert data.groups.names == tuple("abcdefghijkl")
-    assert len(data.parts["train"]) == len(data.parts["test"]) == 12  # nothing can be held out
+    assert len(data.parts["train"]) == len(data.parts["test"]) == 12  # no text is held out
 
 
-def test_the_embedded_texts_have_no_columns() -> None:
+def test_the_embedded_texts_have_no_columns_to_group_by() -> None:
     with pytest.raises(ml.UserError, match="the embedded mixed texts have no column 'task'. Give texts with columns"):
         ml.MaskData(scope="column:task").setup()
 
 
-def test_texts_are_cut_and_limited() -> None:
+def test_texts_are_truncated_and_limited() -> None:
     data = ml.MaskData(task="mixed", max_length=5, limit=20)
     data.setup()
     assert len(data.parts["all"]) == 20
     assert max(map(len, data.parts["all"].ids)) == 5
 
 
-def test_short_texts_are_left_out_when_asked(tmp_path: Path) -> None:
+def test_short_texts_are_left_out_with_skip_short(tmp_path: Path) -> None:
     path = write(tmp_path / "texts.jsonl", ["", *TEXTS, ""])
     with pytest.raises(
         ml.UserError, match=r"2 of 14 texts are shorter than two tokens, the first is text 1.*skip_short"
@@ -223,7 +226,7 @@ def test_short_texts_are_left_out_when_asked(tmp_path: Path) -> None:
 
 
 def test_a_hub_dataset_is_read_like_a_file(tmp_path: Path) -> None:
-    """A folder of data files is to the datasets library what a hub id is."""
+    """The datasets library loads a folder of data files as it loads a hub id."""
     write(tmp_path / "train.parquet", TEXTS)
     for limit in (None, 5):
         data = ml.MaskData(dataset=str(tmp_path), limit=limit)
@@ -238,19 +241,17 @@ def test_a_hub_dataset_is_read_like_a_file(tmp_path: Path) -> None:
         ("no.jsonl", None, "there is no file"),
         ("empty.jsonl", "", "is empty"),
         ("blank.txt", "\n \n\n", "holds no text"),
-        ("bad.jsonl", '{"text": "dog"}\n{"text": \n', "bad.jsonl, line 2, column 9: this is no JSON"),
+        ("bad.jsonl", '{"text": "dog"}\n{"text": \n', "bad.jsonl, line 2, column 9: this is not JSON"),
         ("columns.jsonl", '{"prompt": "dog", "id": 1}\n', "no column 'text'; it has prompt, id.*text_column"),
         ("columns.csv", "prompt,id\ndog,1\n", "no column 'text'; it has prompt, id"),
-        ("number.jsonl", '{"text": "dog runs"}\n{"text": null}\n', "row 2: 'text' holds None, which is no text"),
+        ("number.jsonl", '{"text": "dog runs"}\n{"text": null}\n', "row 2: 'text' holds None, which is not text"),
         ("two.txt", "the dog\nthe cat\nthe dog\n", "holds 2 different texts.*at least 3"),
-        ("texts.pdf", "%PDF", r"ends in '\.pdf'; known are \.jsonl"),
+        ("texts.pdf", "%PDF", r"ends in '\.pdf'; supported are \.jsonl"),
         ("foreign.txt", "the dog\nein Hund\nthe cat\n", "tokenizer of embedded cannot read these texts.*--model.lm"),
         ("bad.parquet", "no parquet", "cannot read"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_a_clear_line(
-    tmp_path: Path, name: str, content: str | None, message: str
-) -> None:
+def test_an_unusable_file_gives_one_clear_line(tmp_path: Path, name: str, content: str | None, message: str) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_text(content)
@@ -269,45 +270,45 @@ def test_a_file_that_cannot_be_used_is_a_clear_line(
         ({"lm": "gpt2"}, "no text is given"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict, message: str) -> None:
+def test_invalid_settings_are_rejected(settings: dict, message: str) -> None:
     with pytest.raises(ml.UserError, match=message):
         ml.MaskData(**settings)
 
 
-def test_a_hub_dataset_that_comes_with_a_script_is_a_clear_line(tmp_path: Path) -> None:
+def test_a_hub_dataset_with_a_script_gives_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / f"{tmp_path.name}.py").touch()
     with pytest.raises(ml.UserError, match=r"data\.dataset: cannot load .*scripts"):
         ml.MaskData(dataset=str(tmp_path)).setup()
 
 
-def test_some_texts_are_taken_from_all_of_a_file(tmp_path: Path) -> None:
+def test_a_limited_number_of_texts_is_spread_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     rows = [{"text": text, "group": "ab"[i % 4 == 0]} for i, text in enumerate(islice(tasks.texts(0), 200))]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ml.MaskData(path=str(path), scope="column:group")
     data.setup()
     for most in (1, 7, 40, None):
-        places = torch.cat([batch.text_index for batch in data.loader("train", most=most)])
+        indices = torch.cat([batch.text_index for batch in data.loader("train", most=most)])
         for members in data.members:
-            taken = [i for i, place in enumerate(members) if place in places]
+            taken = [i for i, index in enumerate(members) if index in indices]
             assert len(taken) == min(most or len(members), len(members))
             gaps = {after - before for before, after in pairwise(taken)}
             assert taken[0] == 0 and (len(taken) == 1 or max(gaps) - min(gaps) <= 1)
 
 
-def test_an_unreachable_hub_dataset_is_a_clear_line() -> None:
+def test_an_unreachable_hub_dataset_gives_one_clear_line() -> None:
     with pytest.raises(ml.UserError, match=r"data\.dataset: cannot load 'nobody/nothing'"):
         ml.MaskData(dataset="nobody/nothing").setup()
 
 
-def test_texts_cut_to_the_same_beginning_fall_together() -> None:
+def test_texts_truncated_to_the_same_tokens_are_in_the_same_split() -> None:
     data = ml.MaskData(task="mixed", limit=500, max_length=6)
     data.setup()
     held_out = {tuple(row) for part in ("validation", "test") for row in data.parts[part].ids}
     assert not held_out & {tuple(row) for row in data.parts["train"].ids}
 
 
-def test_a_file_is_no_pattern(tmp_path: Path) -> None:
+def test_a_path_is_not_a_glob_pattern(tmp_path: Path) -> None:
     write(tmp_path / "a1.jsonl", ["the dog"] * 3)
     path = write(tmp_path / "a[1].jsonl", TEXTS)
     data = ml.MaskData(path=str(path))
@@ -330,28 +331,28 @@ def test_one_text_is_enough_where_no_split_is_needed(tmp_path: Path) -> None:
 
 
 def test_pad_tokens_of_the_text_itself_count(tmp_path: Path) -> None:
-    """What is padding is known by length, not by token: many tokenizers pad with a token that also occurs."""
+    """Padding is determined by length, not by token: many tokenizers pad with a token that also occurs in texts."""
     data = ml.MaskData(path=str(write(tmp_path / "texts.jsonl", ["dog <pad> cat", "dog", "cat cat"])))
     data.setup()
     batch = next(iter(data.loader("all")))
     assert torch.equal(batch.real.sum(1), torch.tensor([4, 2, 3]))
 
 
-def test_a_loader_gives_the_first_texts_of_the_groups_asked_for() -> None:
+def test_a_loader_gives_texts_of_the_requested_groups() -> None:
     data = ml.MaskData(task="names", limit=12, scope="input")
     data.setup()
     data.parts["all"] = SplitDataset([Encoded(0, "", [1, 2])] * 7, [0, 1, 0, 2, 1, 0, 1])
-    places = [[int(i) for batch in data.loader("all", groups, 2, most) for i in batch.text_index]
+    indices = [[int(i) for batch in data.loader("all", groups, 2, most) for i in batch.text_index]
               for groups, most in ((None, None), (None, 2), ({0, 2}, None), ([1], 1))]  # fmt: skip
-    assert places == [list(range(7)), [0, 1, 2, 3, 4], [0, 2, 3, 5], [1]]
+    assert indices == [list(range(7)), [0, 1, 2, 3, 4], [0, 2, 3, 5], [1]]
 
 
-def test_texts_by_length_are_the_same_texts_with_less_between_them() -> None:
+def test_a_loader_by_length_gives_the_same_texts_with_less_padding() -> None:
     data = ml.MaskData(limit=40, positions="random", scope="input", batch_size=8)
     data.setup()
-    usual, sorted_ = (list(data.loader("all", by_length=by_length)) for by_length in (False, True))
-    places = [place for batch in sorted_ for place in batch.text_index.tolist()]
-    assert sorted(places) == list(range(40)) and places != list(range(40))
+    in_file_order, sorted_ = (list(data.loader("all", by_length=by_length)) for by_length in (False, True))
+    indices = [index for batch in sorted_ for index in batch.text_index.tolist()]
+    assert sorted(indices) == list(range(40)) and indices != list(range(40))
     lengths = [n for batch in sorted_ for n in batch.real.sum(1).tolist()]
-    assert lengths == sorted(lengths) == [len(data.parts["all"].ids[place]) for place in places]
-    assert sum(batch.real.numel() for batch in sorted_) < 0.7 * sum(batch.real.numel() for batch in usual)
+    assert lengths == sorted(lengths) == [len(data.parts["all"].ids[index]) for index in indices]
+    assert sum(batch.real.numel() for batch in sorted_) < 0.7 * sum(batch.real.numel() for batch in in_file_order)

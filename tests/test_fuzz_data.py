@@ -1,4 +1,4 @@
-"""Files of texts as nobody should write them: each is refused in one line that names the file, or is read as it is."""
+"""Malformed text files: each is rejected with one line that names the file and the place, or is read as it is."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import masklearn as ml
 from masklearn import cli
-from masklearn.data.readers import LONGEST, READERS, read_file
+from masklearn.data.readers import MAX_TEXT_LENGTH, READERS, read_file
 
 GOOD = {"text": "the dog runs ."}
 ROWS = [json.dumps(GOOD)] * 20_000
@@ -29,27 +29,27 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "nothing": ("a.jsonl", "", "is empty"),
     "blank lines": ("a.jsonl", "\n\n \n", "holds no text"),
     "blank text": ("a.txt", "\n \n\t\n", "holds no text"),
-    "no object": ("a.jsonl", '{"text": "a"}\n3\n', "line 2: a number, and no object"),
-    "a list": ("a.jsonl", '{"text": "a"}\n\n["a"]\n', "line 3: a list, and no object"),
+    "no object": ("a.jsonl", '{"text": "a"}\n3\n', "line 2: a number instead of an object"),
+    "a list": ("a.jsonl", '{"text": "a"}\n\n["a"]\n', "line 3: a list instead of an object"),
     "null": ("a.jsonl", "null\n", "line 1: nothing (null)"),
     "truth": ("a.jsonl", "true\n", "line 1: a truth value"),
-    "no JSON": ("a.jsonl", '{"text": "a"}\n{"text": \n', "line 2, column 9: this is no JSON"),
+    "no JSON": ("a.jsonl", '{"text": "a"}\n{"text": \n', "line 2, column 9: this is not JSON"),
     "two objects in a line": ("a.jsonl", '{"text": "a"} {"text": "b"}\n', "line 1, column 15"),
     "no quotes": ("a.jsonl", "{text: 1}\n", "line 1, column 2"),
-    "too deep": ("a.jsonl", '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1: this is no JSON to be read"),
-    "a number of many digits": ("a.jsonl", '{"text": ' + "9" * 10_000 + "}", "line 1: this is no JSON to be read"),
-    "a key twice": ("a.jsonl", '{"text": "a", "text": "b"}\n', "line 1: the column 'text' comes twice"),
+    "too deep": ("a.jsonl", '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1: this JSON cannot be parsed"),
+    "a number of many digits": ("a.jsonl", '{"text": ' + "9" * 10_000 + "}", "line 1: this JSON cannot be parsed"),
+    "a key twice": ("a.jsonl", '{"text": "a", "text": "b"}\n', "line 1: the column 'text' occurs twice"),
     "row 10,000 without a text": ("a.jsonl", at_row(10_000, '{"label": 1}'), "row 10000: 'text' holds None"),
     "row 10,000 is no object": ("a.jsonl", at_row(10_000, "[]"), "line 10000"),
     "row 10,000 is a number": ("a.jsonl", at_row(10_000, '{"text": 7}'), "row 10000: 'text' holds 7"),
     "row 10,000 is null": ("a.jsonl", at_row(10_000, '{"text": null}'), "row 10000: 'text' holds None"),
     "a list of texts": ("a.jsonl", '{"text": ["a"]}\n', "row 1: 'text' holds ['a']"),
-    "half a letter": ("a.jsonl", '{"text": "a\\ud800b"}\n', "half a letter"),
+    "half a character": ("a.jsonl", '{"text": "a\\ud800b"}\n', "half a character"),
     "no text column": ("a.jsonl", '{"prompt": "a"}\n', "--data.text_column"),
-    "Latin-1": ("a.jsonl", '{"text": "café"}\n'.encode("latin-1"), "line 1: byte 14 is no UTF-8"),
-    "Latin-1 further down": ("a.txt", b"abc\n" * 3000 + "é\n".encode("latin-1"), "line 3001: byte 1 is no UTF-8"),
+    "Latin-1": ("a.jsonl", '{"text": "café"}\n'.encode("latin-1"), "line 1: byte 14 is not UTF-8"),
+    "Latin-1 further down": ("a.txt", b"abc\n" * 3000 + "é\n".encode("latin-1"), "line 3001: byte 1 is not UTF-8"),
     "UTF-16": ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16"),
-    "half a rune": ("a.txt", "é".encode()[:1], "no UTF-8"),
+    "half a code point": ("a.txt", "é".encode()[:1], "not UTF-8"),
     "NUL": ("a.txt", b"abc\nab\0c\n", "line 2: NUL bytes"),
     "NUL in JSON": ("a.jsonl", b'{"text": "a"}\n{"text": "\0"}\n', "line 2: NUL bytes"),
     "NUL in CSV": ("a.csv", b"text\na\n\0\n", "line 3: NUL bytes"),
@@ -58,18 +58,18 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "50 MB in a cell": ("a.csv", b"text\n" + b"a" * 50_000_000, "line 2: more than 16 MiB"),
     "compressed": ("a.jsonl", gzip.compress(b'{"text": "a"}\n'), "gzip"),
     "Parquet by another name": ("a.jsonl", b"PAR1" + bytes(40), "Parquet"),
-    "a column twice": ("a.csv", "text,text\na,b\n", "'text' comes twice"),
+    "a column twice": ("a.csv", "text,text\na,b\n", "'text' occurs twice"),
     "too many values": ("a.csv", "text,label\na,b\na,b,c\n", "line 3: 3 values for the 2 columns"),
     "too few values": ("a.csv", "text,label\na\n", "line 2: 1 values for the 2 columns"),
-    "a quote without an end": ("a.csv", 'text\n"abc\n', "this is no CSV"),
-    "a quote and more": ("a.csv", 'text\n"abc"d\n', "this is no CSV"),
+    "a quote without an end": ("a.csv", 'text\n"abc\n', "this is not CSV"),
+    "a quote and more": ("a.csv", 'text\n"abc"d\n', "this is not CSV"),
     "a header alone": ("a.csv", "text\n", "holds no text"),
     "no header": ("a.csv", "the dog runs .\n", "holds no text"),
-    "a year of three digits": ("a.csv", "clean,corrupted,label\na b,a c,123\n", "no year of two digits"),
-    "the id of no token": (
+    "a year of three digits": ("a.csv", "clean,corrupted,label\na b,a c,123\n", "is not a two-digit year"),
+    "an invalid token id": (
         "a.csv",
         "clean,corrupted,correct_idx,incorrect_idx\nthe dog,the cat,-3,4\n",
-        "id of no token",
+        "is not a token id",
     ),
     "a JSON number": ("a.json", "3", "holds a number"),
     "prompts that are none": ("a.json", '{"prompts": 3}', "holds a number"),
@@ -81,7 +81,7 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
 }
 
 
-def put(folder: Path, name: str) -> tuple[Path, str]:
+def write_bad(folder: Path, name: str) -> tuple[Path, str]:
     file, content, message = BAD[name]
     path = folder / file
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -89,42 +89,43 @@ def put(folder: Path, name: str) -> tuple[Path, str]:
 
 
 def read(path: Path | str) -> None:
+    """Read a file as a training run does."""
     ml.MaskData(path=str(path)).setup("fit")
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_one_line_names_the_file_and_the_place(name: str, tmp_path: Path) -> None:
-    path, message = put(tmp_path, name)
-    said = refused(lambda: read(path))
-    assert str(path) in said
-    assert message in said
-    assert "\n" not in said
-    assert len(said) < 500 + len(str(path))
+def test_the_message_is_one_line_with_the_file_and_the_place(name: str, tmp_path: Path) -> None:
+    path, message = write_bad(tmp_path, name)
+    line = refused(lambda: read(path))
+    assert str(path) in line
+    assert message in line
+    assert "\n" not in line
+    assert len(line) < 500 + len(str(path))
 
 
 @pytest.mark.parametrize("name", ["Latin-1", "too few values", "row 10,000 without a text", "JSON without an end"])
-def test_a_run_ends_with_code_2_and_leaves_nothing(
+def test_a_run_exits_with_code_2_and_writes_no_masks(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["train.py"])
-    path, message = put(tmp_path, name)
+    path, message = write_bad(tmp_path, name)
     run = tmp_path / "run"
     assert cli.train(["--data.path", str(path), "--run.dir", str(run), "--trainer.logger", "false"]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert "Traceback" not in said
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
     assert not run.exists() or not [*run.rglob("*.safetensors"), *run.rglob("*.ckpt")]
 
 
-def refused_or_read(path: Path) -> None:
-    """Whatever stands in a file: rows that hold what was asked for, or one line; anything else would be a traceback."""
-    said, names, rows = f"{path}", list[str](), list[dict[str, object]]()
+def assert_rejected_or_read(path: Path) -> None:
+    """Reading gives rows of the requested columns, or a UserError of one line; any other error fails the test."""
+    line, names, rows = f"{path}", list[str](), list[dict[str, object]]()
     try:
         names, rows = read_file(str(path), {"text"}, None)
     except ml.UserError as error:
-        said = str(error)
-    assert str(path) in said
-    assert "\n" not in said
+        line = str(error)
+    assert str(path) in line
+    assert "\n" not in line
     assert all(set(row) <= {"text"} & set(names) for row in rows)
 
 
@@ -134,7 +135,7 @@ def parquet(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("share", [i / 20 for i in range(20)])
-def test_parquet_cut_anywhere(share: float, tmp_path: Path) -> None:
+def test_truncated_parquet_is_rejected(share: float, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     content = parquet(path)
     path.write_bytes(content[: int(share * len(content))])
@@ -142,27 +143,27 @@ def test_parquet_cut_anywhere(share: float, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_parquet_with_changed_bytes_is_refused_or_read(seed: int, tmp_path: Path) -> None:
+def test_parquet_with_changed_bytes_is_rejected_or_read(seed: int, tmp_path: Path) -> None:
     path, rng = tmp_path / "a.parquet", random.Random(seed)
     content = bytearray(parquet(path))
     for _ in range(8):
         content[rng.randrange(len(content))] = rng.randrange(256)
     path.write_bytes(content)
-    refused_or_read(path)
+    assert_rejected_or_read(path)
 
 
 @pytest.mark.parametrize("column", [[1, 2, 3], [None, "a", "b"], [b"a", b"b", b"c"], [["a"], ["b"], ["c"]]])
-def test_parquet_of_something_else(column: list[object], tmp_path: Path) -> None:
+def test_parquet_without_strings_is_rejected(column: list[object], tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     assert "row 1" in refused(lambda: read(tmp_path / "a.parquet"))
 
 
-@pytest.mark.parametrize("given_", ["nowhere.jsonl", "", ".", "a" * 5000 + ".jsonl", "~nobody/a.jsonl", "/", "\0"])
-def test_paths_that_lead_nowhere(given_: str) -> None:
-    assert refused(lambda: read_file(given_, {"text"}, None)).startswith("data.path: ")
+@pytest.mark.parametrize("path", ["nowhere.jsonl", "", ".", "a" * 5000 + ".jsonl", "~nobody/a.jsonl", "/", "\0"])
+def test_paths_without_a_file_are_rejected(path: str) -> None:
+    assert refused(lambda: read_file(path, {"text"}, None)).startswith("data.path: ")
 
 
-def test_a_line_too_long_is_not_read_to_its_end(tmp_path: Path) -> None:
+def test_a_line_that_is_too_long_is_not_read_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     with path.open("wb") as file:
         file.truncate(2**33)  # a hole of 8 GiB
@@ -171,12 +172,12 @@ def test_a_line_too_long_is_not_read_to_its_end(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         refused(lambda: read_file(str(path), {"text"}, None))
-        assert tracemalloc.get_traced_memory()[1] < 4 * LONGEST
+        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_TEXT_LENGTH
     finally:
         tracemalloc.stop()
 
 
-SOUND: dict[str, tuple[str, bytes, list[str]]] = {
+VALID: dict[str, tuple[str, bytes, list[str]]] = {
     "a byte order mark": ("a.jsonl", b'\xef\xbb\xbf{"text": "a"}\n', ["a"]),
     "Windows line ends": ("a.txt", b"a\r\n\r\nb\r\n", ["a", "b"]),
     "no line end": ("a.csv", b"text\na", ["a"]),
@@ -188,9 +189,9 @@ SOUND: dict[str, tuple[str, bytes, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", SOUND)
-def test_what_is_unusual_and_sound_is_read_as_it_is(name: str, tmp_path: Path) -> None:
-    file, content, texts = SOUND[name]
+@pytest.mark.parametrize("name", VALID)
+def test_unusual_valid_files_are_read_as_they_are(name: str, tmp_path: Path) -> None:
+    file, content, texts = VALID[name]
     (tmp_path / file).write_bytes(content)
     _, rows = read_file(str(tmp_path / file), {"text"}, None)
     assert [row["text"] for row in rows] == texts
@@ -198,10 +199,10 @@ def test_what_is_unusual_and_sound_is_read_as_it_is(name: str, tmp_path: Path) -
 
 @settings(max_examples=150, deadline=None)
 @given(content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode), suffix=st.sampled_from([*READERS]))
-def test_any_bytes(content: bytes, suffix: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_bytes_are_rejected_or_read(content: bytes, suffix: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("any") / f"a{suffix}"
     path.write_bytes(content)
-    refused_or_read(path)
+    assert_rejected_or_read(path)
 
 
 @settings(max_examples=60, deadline=None)
@@ -210,7 +211,7 @@ def test_any_bytes(content: bytes, suffix: str, tmp_path_factory: pytest.TempPat
         st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
     )
 )
-def test_any_row(row: object, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_json_value_is_read_unchanged(row: object, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("any") / "a.jsonl"
     path.write_text(json.dumps({"text": row}) + "\n", encoding="utf-8", errors="surrogatepass")
     columns, rows = read_file(str(path), {"text"}, None)

@@ -15,7 +15,7 @@ def test_nodes_of_two_layers_with_two_heads() -> None:
 
 
 @given(layers=st.integers(1, 40), heads=st.integers(1, 40))
-def test_a_graph_is_known_by_its_names(layers: int, heads: int) -> None:
+def test_names_determine_the_graph(layers: int, heads: int) -> None:
     graph = NodeGraph(layers, heads)
     assert NodeGraph.from_names(graph.names) == graph
     assert len(graph.names) == graph.n_nodes == len(set(graph.names))
@@ -23,12 +23,12 @@ def test_a_graph_is_known_by_its_names(layers: int, heads: int) -> None:
 
 
 @pytest.mark.parametrize("names", [[], ["a0.h0"], ["m0", "a0.h0"], ["a0.h0", "m0", "m1"], ["a0.h0", "x"]])
-def test_names_of_no_whole_graph_are_refused(names: list[str]) -> None:
+def test_names_of_an_incomplete_graph_are_rejected(names: list[str]) -> None:
     with pytest.raises(ml.UserError):
         NodeGraph.from_names(names)
 
 
-def test_heads_and_mlps_are_counted_apart() -> None:
+def test_heads_and_mlps_are_counted_separately() -> None:
     graph = NodeGraph(2, 2)
     mask = torch.tensor([1, 1, 0, 0, 1, 1]).bool()
     heads, mlps = graph.count(mask)

@@ -1,6 +1,7 @@
 import json
 import re
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from safetensors.torch import save_file
 import masklearn as ml
 from masklearn.files import atomic_write
 from masklearn.mask_file import ModelId
+from masklearn.version import masklearn_version
 
 
 def bank(ablation: ml.Ablation = ml.Ablation()) -> ml.Mask:
+    """Masks of one group and two sizes, of two layers of two heads."""
     mask = torch.tensor([[[1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 1, 1]]]).bool()
     return ml.Mask(
         mask=mask,
@@ -29,18 +32,24 @@ def bank(ablation: ml.Ablation = ml.Ablation()) -> ml.Mask:
     )
 
 
-def values(name: str, positions: int = 1) -> ml.Ablation:
-    """Of two layers of two heads, which are not of the same width."""
+def ablation_of(name: str, positions: int = 1) -> ml.Ablation:
+    """An ablation of two layers of two heads, whose widths differ between layers."""
     heads = tuple(torch.randn(1, positions, 2, width) for width in (3, 5))
     return ml.Ablation(name, heads, tuple(torch.randn(1, positions, 1, 6) for _ in heads))  # pyright: ignore
 
 
 @pytest.mark.parametrize(
     "ablation",
-    [ml.Ablation(), values("mean"), values("mean-positional", 4), ml.Ablation("resample"), values("learned")],
+    [
+        ml.Ablation(),
+        ablation_of("mean"),
+        ablation_of("mean-positional", 4),
+        ml.Ablation("resample"),
+        ablation_of("learned"),
+    ],
     ids=lambda ablation: ablation.name,
 )
-def test_a_file_brings_back_all_that_was_saved(tmp_path: Path, ablation: ml.Ablation) -> None:
+def test_loading_restores_everything_that_was_saved(tmp_path: Path, ablation: ml.Ablation) -> None:
     saved = bank(ablation)
     saved.save(tmp_path / "new" / "mask.safetensors")
     loaded = ml.Mask.load(tmp_path / "new" / "mask.safetensors")
@@ -53,41 +62,54 @@ def test_a_file_brings_back_all_that_was_saved(tmp_path: Path, ablation: ml.Abla
     assert loaded.ablation.to_tensors().keys() == ablation.to_tensors().keys()
     for name, value in ablation.to_tensors().items():
         assert torch.equal(loaded.ablation.to_tensors()[name], value)
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["mask.safetensors"]  # nothing left aside
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["mask.safetensors"]  # no temporary file is left
 
 
 def test_other_tools_can_read_the_file(tmp_path: Path) -> None:
     bank().save(tmp_path / "mask.safetensors")
     with safe_open(tmp_path / "mask.safetensors", framework="np") as file:
         assert set(file.keys()) == {"mask", "scores", "sizes"}
-        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
-    assert metadata["nodes"] == ["a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1"]
-    assert metadata["model"] == {"lm": "some/model", "revision": "main", "fingerprint": "0123456789abcdef"}
-    assert (metadata["format"], metadata["masklearn"]) == (2, "0.1.0")
+        found = {key: json.loads(value) for key, value in file.metadata().items()}
+    assert found["nodes"] == ["a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1"]
+    assert found["model"] == {"lm": "some/model", "revision": "main", "fingerprint": "0123456789abcdef"}
+    assert (found["format"], found["masklearn"]) == (2, metadata.version("masklearn"))
 
 
-def test_means_of_the_first_format_are_still_read(tmp_path: Path) -> None:
-    """They were stacked over layers: heads (layers, heads, width), MLPs (layers, width)."""
+def test_a_source_tree_without_metadata_saves_masks_of_an_unknown_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_installed(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    assert masklearn_version() == metadata.version("masklearn")
+    monkeypatch.setattr("masklearn.version.version", not_installed)
+    assert masklearn_version() == "unknown"
+    bank().save(tmp_path / "mask.safetensors")
+    assert ml.Mask.load(tmp_path / "mask.safetensors").version == "unknown"
+
+
+def test_mean_ablation_of_format_1_is_still_read(tmp_path: Path) -> None:
+    """Its values are stacked over layers: heads (layers, heads, width), MLPs (layers, width)."""
     bank(ml.Ablation()).save(tmp_path / "mask.safetensors")
     with safe_open(tmp_path / "mask.safetensors", framework="pt") as file:
-        metadata = file.metadata() | {"format": "1", "ablation": '"mean"'}
+        header = file.metadata() | {"format": "1", "ablation": '"mean"'}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     heads, mlps = torch.randn(2, 2, 3), torch.randn(2, 6)
-    save_file(tensors | {"ablation.heads": heads, "ablation.mlps": mlps}, tmp_path / "old.safetensors", metadata)
-    found = ml.Mask.load(tmp_path / "old.safetensors").ablation
-    assert found.name == "mean"
+    save_file(tensors | {"ablation.heads": heads, "ablation.mlps": mlps}, tmp_path / "old.safetensors", header)
+    ablation = ml.Mask.load(tmp_path / "old.safetensors").ablation
+    assert ablation.name == "mean"
     for layer in range(2):
-        assert torch.equal(found.heads[layer][0, 0], heads[layer])
-        assert torch.equal(found.mlps[layer][0, 0, 0], mlps[layer])
+        assert torch.equal(ablation.heads[layer][0, 0], heads[layer])
+        assert torch.equal(ablation.mlps[layer][0, 0, 0], mlps[layer])
 
 
-def test_values_that_do_not_fit_the_graph_are_refused() -> None:
-    three = ml.Ablation("mean", values("mean").heads * 2, values("mean").mlps * 2)
+def test_ablation_values_that_do_not_fit_the_graph_are_rejected() -> None:
+    four_layers = ml.Ablation("mean", ablation_of("mean").heads * 2, ablation_of("mean").mlps * 2)
     with pytest.raises(ValueError, match=r"values for 4 layers of \{2\} heads, expected 2 of 2"):
-        bank(three)
+        bank(four_layers)
 
 
-def test_select_by_count_and_by_share() -> None:
+def test_select_by_count_and_by_fraction() -> None:
     assert bank().select(s=4).tolist() == [True, False, True, False, True, True]
     assert torch.equal(bank().select(s=0.66), bank().select(s=4))
     with pytest.raises(ml.UserError, match="no mask of 2 nodes; it has 1, 4"):
@@ -96,47 +118,47 @@ def test_select_by_count_and_by_share() -> None:
         bank().select(s=4, group="x")
 
 
-def test_another_model_is_refused_and_both_are_named() -> None:
+def test_a_mask_of_another_model_is_rejected_and_both_are_named() -> None:
     bank().require(ModelId("renamed", None, "0123456789abcdef"))
     with pytest.raises(ml.UserError, match=r"some/model@main .*0123.*, not on other/model \(fingerprint ffff"):
         bank().require(ModelId("other/model", None, "ffff"))
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("good") / "mask.safetensors"
+def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("valid") / "mask.safetensors"
     bank().save(path)
     return path
 
 
 @given(keep=st.floats(0, 0.999))
-def test_a_truncated_file_is_a_clear_line(good: Path, keep: float) -> None:
-    content = good.read_bytes()
-    cut = good.with_name("cut.safetensors")
-    cut.write_bytes(content[: int(keep * len(content))])
-    with pytest.raises(ml.UserError, match="cut.safetensors") as caught:
-        ml.Mask.load(cut)
+def test_a_truncated_file_gives_one_clear_line(valid: Path, keep: float) -> None:
+    content = valid.read_bytes()
+    truncated = valid.with_name("truncated.safetensors")
+    truncated.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(ml.UserError, match="truncated.safetensors") as caught:
+        ml.Mask.load(truncated)
     assert "\n" not in str(caught.value)
 
 
-@given(place=st.floats(0, 0.999), byte=st.integers(0, 255))
-def test_an_altered_file_is_read_as_a_whole_bank_or_refused(good: Path, place: float, byte: int) -> None:
-    content = bytearray(good.read_bytes())
-    content[int(place * len(content))] = byte
-    altered = good.with_name("altered.safetensors")
+@given(position=st.floats(0, 0.999), byte=st.integers(0, 255))
+def test_an_altered_file_gives_a_valid_bank_or_a_user_error(valid: Path, position: float, byte: int) -> None:
+    content = bytearray(valid.read_bytes())
+    content[int(position * len(content))] = byte
+    altered = valid.with_name("altered.safetensors")
     altered.write_bytes(content)
-    refused, mask = "", bank()
+    message, mask = "", bank()
     try:
         mask = ml.Mask.load(altered)
-        mask.check()  # masks are read when they are asked for
+        mask.check()  # masks are read when they are selected
     except ml.UserError as error:
-        refused = str(error)
-    assert re.search(r"altered.safetensors|bank is damaged", refused) or torch.equal(
+        message = str(error)
+    assert re.search(r"altered.safetensors|bank is damaged", message) or torch.equal(
         mask.mask.sum(-1), mask.sizes[None]
     )
 
 
-def test_what_is_no_mask_file_is_a_clear_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_mask_file_gives_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "mask.safetensors"
     with pytest.raises(ml.UserError, match="cannot read the mask file"):
         ml.Mask.load(path)
@@ -144,7 +166,7 @@ def test_what_is_no_mask_file_is_a_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ml.UserError, match="cannot read the mask file"):
         ml.Mask.load(path)
     save_file({"weight": torch.ones(3)}, path)
-    with pytest.raises(ml.UserError, match="is no mask file: it has no 'format'"):
+    with pytest.raises(ml.UserError, match="is not a mask file: it has no 'format'"):
         ml.Mask.load(path)
 
 
@@ -152,13 +174,13 @@ def test_what_is_no_mask_file_is_a_clear_line(tmp_path: Path) -> None:
     ("ablation", "message"),
     [("mean", "mean ablation comes with values for 0 layers"), ("magic", "no ablation 'magic'")],
 )
-def test_an_ablation_that_does_not_add_up_is_refused(
-    tmp_path: Path, ablation: str, message: str, good: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_inconsistent_ablation_is_rejected(
+    tmp_path: Path, ablation: str, message: str, valid: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved = ml.Mask.load(good)
+    saved = ml.Mask.load(valid)
     monkeypatch.setattr(ml.Ablation, "__post_init__", lambda _: None)
-    lying = replace(saved, ablation=ml.Ablation(ablation))  # pyright: ignore[reportArgumentType]
-    lying.save(tmp_path / "mask.safetensors")
+    inconsistent = replace(saved, ablation=ml.Ablation(ablation))  # pyright: ignore[reportArgumentType]
+    inconsistent.save(tmp_path / "mask.safetensors")
     monkeypatch.undo()
     with pytest.raises(ml.UserError, match=message):
         ml.Mask.load(tmp_path / "mask.safetensors")
@@ -172,14 +194,14 @@ def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path, monkeypatch: pytest.
         ml.Mask.load(tmp_path / "mask.safetensors")
 
 
-def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_text("before")
 
-    def full(_: int) -> None:
+    def disk_full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", disk_full)
     with pytest.raises(ml.UserError, match="cannot write .*No space left on device.*make room"):
         atomic_write(path, b"after")
     assert path.read_text() == "before"

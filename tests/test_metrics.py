@@ -14,7 +14,7 @@ from masklearn.evaluation.metrics import (
 )
 
 
-def logp(*probabilities: float) -> Tensor:
+def log_of(*probabilities: float) -> Tensor:
     return torch.tensor(probabilities).log()
 
 
@@ -23,7 +23,7 @@ def random_logp(seed: int, *shape: int) -> Tensor:
 
 
 def test_distances_of_two_coins_by_hand() -> None:
-    fair, loaded = logp(0.5, 0.5), logp(1.0, 1e-30)
+    fair, loaded = log_of(0.5, 0.5), log_of(1.0, 1e-30)
     assert_close(tv_distance(fair, loaded), torch.tensor(0.5))
     # m = (3/4, 1/4): (KL(fair||m) + KL(loaded||m)) / 2 = (log(4/3)/2 + log(4/3)) / 2
     expected = (
@@ -33,7 +33,7 @@ def test_distances_of_two_coins_by_hand() -> None:
 
 
 @given(st.integers(0, 1000))
-def test_laws_of_the_distances(seed: int) -> None:
+def test_distances_stay_in_their_ranges_and_js_is_symmetric(seed: int) -> None:
     full, masked = random_logp(seed, 5, 7), random_logp(seed + 1, 2, 5, 7)
     tv, js = tv_distance(full, masked), js_divergence(full, masked)
     assert ((tv >= 0) & (tv <= 1)).all()
@@ -43,37 +43,37 @@ def test_laws_of_the_distances(seed: int) -> None:
 
 
 def test_nuclei_by_hand() -> None:
-    full = logp(0.5, 0.3, 0.15, 0.05)[None]
-    swapped_tail = logp(0.5, 0.3, 0.05, 0.15)[None, None]
-    # up to 80 % the top two tokens are the same in both; from 90 % on the third differs
+    full = log_of(0.5, 0.3, 0.15, 0.05)[None]
+    swapped_tail = log_of(0.5, 0.3, 0.05, 0.15)[None, None]
+    # up to 80 % both nuclei are the same top two tokens; from 90 % on the third differs
     assert recovered_nucleus(full, swapped_tail).item() == 80
     assert recovered_nucleus(full, full[None]).item() == 99
-    other = logp(0.1, 0.3, 0.15, 0.45)[None, None]
+    other = log_of(0.1, 0.3, 0.15, 0.45)[None, None]
     assert recovered_nucleus(full, other).item() == 0
-    wider = logp(0.4, 0.35, 0.2, 0.05)[None, None]  # 50 % takes it two tokens, the full model one
-    assert recovered_nucleus(full, wider).item() == 40  # although the nuclei at 60, 70, 90 and 99 % are equal again
+    wider = log_of(0.4, 0.35, 0.2, 0.05)[None, None]  # its nucleus of 50 % has two tokens, the full model's one
+    assert recovered_nucleus(full, wider).item() == 40  # although the nuclei of 60, 70, 90 and 99 % are equal
 
 
 @given(st.integers(0, 1000))
-def test_means_are_those_of_torchmetrics_and_do_not_depend_on_batches(seed: int) -> None:
+def test_means_agree_with_torchmetrics_and_do_not_depend_on_batches(seed: int) -> None:
     full, masked = random_logp(seed, 9, 6), random_logp(seed + 1, 3, 9, 6)
     labels = torch.tensor([0, 1, 2, -1, 4, 5, 0, -1, 2])
-    whole, parts = SubgraphMetrics(3), SubgraphMetrics(3)
+    whole, batched = SubgraphMetrics(3), SubgraphMetrics(3)
     whole.update(DistributionPair(full, masked), labels)
-    for piece in (slice(0, 4), slice(4, 5), slice(5, 9)):
-        parts.update(DistributionPair(full[piece], masked[:, piece]), labels[piece])
+    for batch in (slice(0, 4), slice(4, 5), slice(5, 9)):
+        batched.update(DistributionPair(full[batch], masked[:, batch]), labels[batch])
     found = whole.compute()
-    for name, value in parts.compute().items():
+    for name, value in batched.compute().items():
         assert_close(value, found[name])
     for k in range(3):
         assert_close(found["kl"][k].float(), torchmetrics_kl(full, masked[k], log_prob=True), atol=1e-5, rtol=1e-4)
-        known = labels >= 0
-        expected = -masked[k, known].gather(-1, labels[known, None]).mean()
+        labelled = labels >= 0
+        expected = -masked[k, labelled].gather(-1, labels[labelled, None]).mean()
         assert_close(found["cross_entropy"][k].float(), expected, atol=1e-5, rtol=1e-5)
     assert_close(found["top1"], (full.argmax(-1) == masked.argmax(-1)).double().mean(-1))
 
 
-def test_a_perfect_subgraph() -> None:
+def test_a_perfect_subgraph_has_no_distance_and_recovers_every_nucleus() -> None:
     full = random_logp(0, 4, 6)
     meter = SubgraphMetrics(1)
     meter.update(DistributionPair(full, full[None]), torch.tensor([1, 2, 3, -1]))

@@ -1,4 +1,4 @@
-"""Texts in pairs and texts with answers: the field's own files as they are, and what is asked of answers."""
+"""Pairs of texts and texts with answers: the files of other circuit tools, and the metrics of answers."""
 
 import json
 import math
@@ -14,7 +14,8 @@ from torch import Tensor
 
 import masklearn as ml
 from masklearn.data.columns import Columns, RequestedColumns, Text
-from masklearn.data.tokenization import Encoded, add_resample_texts
+from masklearn.data.resampling import add_resample_texts
+from masklearn.data.tokenization import Encoded
 from masklearn.evaluation.answer_metrics import AnswerMetrics, areas, faithfulness
 from masklearn.evaluation.bank_report import measure
 from masklearn.masking import MaskedLM
@@ -24,12 +25,12 @@ from masklearn.tiny import tasks
 NOUNS = ("dog", "cat", "bird", "king", "poet")
 
 
-def columns(row: dict[str, Any], **asked: str) -> Text:
-    return Columns.of("the file", list(row), RequestedColumns(**asked)).read(0, row)
+def read_row(row: dict[str, Any], **requested: str) -> Text:
+    return Columns.of("the file", list(row), RequestedColumns(**requested)).read(0, row)
 
 
 CLEAN, CORRUPTED = "the dog near the dogs", "the cat near the dogs"
-KNOWN: dict[str, tuple[dict[str, Any], Text]] = {
+KNOWN_FILES: dict[str, tuple[dict[str, Any], Text]] = {
     "ours": (
         {"clean": CLEAN, "corrupted": CORRUPTED, "answer": " runs", "wrong_answer": " run"},
         Text(0, CLEAN, "", CORRUPTED, (" runs",), (" run",)),
@@ -54,22 +55,22 @@ KNOWN: dict[str, tuple[dict[str, Any], Text]] = {
 }
 
 
-@pytest.mark.parametrize("name", KNOWN)
-def test_rows_of_known_files_are_read_as_they_are(name: str) -> None:
-    row, expected = KNOWN[name]
-    assert columns(row) == expected
+@pytest.mark.parametrize("name", KNOWN_FILES)
+def test_rows_of_recognised_formats_are_read_without_flags(name: str) -> None:
+    row, expected = KNOWN_FILES[name]
+    assert read_row(row) == expected
 
 
-def test_columns_are_mapped_by_flag() -> None:
+def test_flags_say_which_column_is_which() -> None:
     row = {"prompt": CLEAN, "other": CORRUPTED, "next": 3, "token_id": 8, "text": "x"}
-    asked = {"text": "prompt", "corrupted": "other", "answer": "next", "wrong": "token_id"}
-    assert columns(row, **asked) == Text(0, CLEAN, "", CORRUPTED, ("3",), (8,))
+    requested = {"text": "prompt", "corrupted": "other", "answer": "next", "wrong": "token_id"}
+    assert read_row(row, **requested) == Text(0, CLEAN, "", CORRUPTED, ("3",), (8,))
     with pytest.raises(ml.UserError, match="no column 'nxt'; it has prompt, .*--data.answer_column"):
-        columns(row, **asked | {"answer": "nxt"})
-    with pytest.raises(ml.UserError, match="row 1: 'next' holds None, which is no answer.*--data.answer_column"):
-        columns(row | {"next": None}, **asked | {"wrong": "next"})
-    with pytest.raises(ml.UserError, match="'other' holds 3, which is no text.*--data.corrupted_column"):
-        columns(row | {"other": 3}, **asked)
+        read_row(row, **requested | {"answer": "nxt"})
+    with pytest.raises(ml.UserError, match="row 1: 'next' holds None, which is not an answer.*--data.answer_column"):
+        read_row(row | {"next": None}, **requested | {"wrong": "next"})
+    with pytest.raises(ml.UserError, match="'other' holds 3, which is not text.*--data.corrupted_column"):
+        read_row(row | {"other": 3}, **requested)
 
 
 def rows(n: int = 5) -> list[dict[str, Any]]:
@@ -101,61 +102,66 @@ def test_a_batch_of_pairs_by_hand(tmp_path: Path, name: str) -> None:
     data.setup("fit")
     vocabulary = ml.load_tokenizer().get_vocab()
     batch = next(iter(data.loader("all")))
-    begin, the, near, dogs = (vocabulary[token] for token in ("<s>", "the", "near", "dogs"))
-    assert batch.input_ids.tolist() == [[begin, the, vocabulary[noun], near, the, dogs] for noun in NOUNS]
+    start, the, near, dogs = (vocabulary[token] for token in ("<s>", "the", "near", "dogs"))
+    assert batch.input_ids.tolist() == [[start, the, vocabulary[noun], near, the, dogs] for noun in NOUNS]
     assert batch.corrupted is not None and batch.answers is not None and batch.wrong is not None
-    assert batch.corrupted.tolist() == [[begin, the, vocabulary[f"{noun}s"], near, the, dogs] for noun in NOUNS]
+    assert batch.corrupted.tolist() == [[start, the, vocabulary[f"{noun}s"], near, the, dogs] for noun in NOUNS]
     right = [vocabulary["runs"], *([vocabulary["waits"]] if name == "prompts.json" else [])]
     assert batch.answers.tolist() == [sorted(right)] * 5
     assert batch.wrong.tolist() == [[vocabulary["run"]]] * 5
 
 
-def test_pairs_of_unequal_length_are_left_out_and_told(tmp_path: Path) -> None:
+def test_pairs_of_unequal_length_are_left_out_with_a_notice(tmp_path: Path) -> None:
     pairs = rows()
     pairs[1]["corrupted"] = "the cat"
     data = ml.MaskData(path=write(tmp_path / "pairs.jsonl", pairs))
     data.setup("fit")
     assert [text.row for text in data.parts["all"].encoded] == [0, 2, 3, 4]
-    (said,) = data.notices
-    assert said.startswith("1 of 5 pairs are of unequal token length and left out; the first is text 2 of 6 tokens, wi")
+    (notice,) = data.notices
+    expected = "1 of 5 pairs are left out, as their token lengths differ; the first is text 2 of 6 tokens, with 3"
+    assert notice.startswith(expected)
     for pair in pairs:
         pair["corrupted"] = "the cat"
     data = ml.MaskData(path=write(tmp_path / "bad.jsonl", pairs))
-    with pytest.raises(ml.UserError, match="no pair has as many tokens.*text 1 of 6 tokens, with 3.*corrupted_column"):
+    with pytest.raises(
+        ml.UserError, match="every pair has .* another token length.*text 1 of 6 tokens, with 3.*corrupted_column"
+    ):
         data.setup("fit")
 
 
-def test_answers_that_cannot_be_told_apart_or_are_of_another_tokenizer(tmp_path: Path) -> None:
+def test_ambiguous_answers_and_ids_of_another_tokenizer_are_ignored_with_a_notice(tmp_path: Path) -> None:
     pairs = rows()
     pairs[0]["wrong_answer"] = " runs"
     data = ml.MaskData(path=write(tmp_path / "pairs.jsonl", pairs))
     data.setup("fit")
     assert [bool(text.answers) for text in data.parts["all"].encoded] == [False, True, True, True, True]
-    assert data.notices[0].startswith("In 1 of 5 texts right and wrong answers begin with the same token")
+    assert data.notices[0].startswith("In 1 of 5 texts a right and a wrong answer begin with the same token")
     ids = [{"clean": r["clean"], "corrupted": r["corrupted"], "correct_idx": 47764, "incorrect_idx": 3} for r in rows()]
     data = ml.MaskData(path=write(tmp_path / "ids.jsonl", ids))
     data.setup("fit")
-    assert data.notices[0].startswith("Ids of answers are of another tokenizer: 47764 among them")
+    assert data.notices[0].startswith(
+        "Answers are ignored: they hold token ids of another tokenizer, for example 47764"
+    )
     assert next(iter(data.loader("all"))).answers is None
 
 
-@pytest.mark.parametrize("given", ["318.0", "[12, 13]", -4])  # the first is what pandas makes of a column with a gap
-def test_an_id_that_is_none(given: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", ["318.0", "[12, 13]", -4])  # pandas writes the first for a column with a gap
+def test_a_value_that_is_not_a_token_id_is_rejected(given: object, tmp_path: Path) -> None:
     ids = [{"clean": r["clean"], "corrupted": r["corrupted"], "correct_idx": 12, "incorrect_idx": 3} for r in rows()]
     ids[2]["correct_idx"] = given
     data = ml.MaskData(path=write(tmp_path / "ids.jsonl", ids))
-    with pytest.raises(ml.UserError, match="row 3: 'correct_idx' holds .*, which is the id of no token"):
+    with pytest.raises(ml.UserError, match="row 3: 'correct_idx' holds .*, which is not a token id"):
         data.setup("fit")
 
 
-def test_a_text_with_an_answer_is_not_cut(tmp_path: Path) -> None:
+def test_a_text_with_an_answer_is_not_truncated(tmp_path: Path) -> None:
     data = ml.MaskData(path=write(tmp_path / "pairs.jsonl", rows()), max_length=4)
     with pytest.raises(ml.UserError, match="5 texts with answers are longer .* --data.max_length 6"):
         data.setup("fit")
 
 
 @pytest.mark.parametrize(("name", "kept"), [("greater_than.csv", 1), ("ioi.csv", 1), ("stories_names.jsonl", 400)])
-def test_the_fields_own_files_are_read_as_they_are(stories: Path, name: str, kept: int) -> None:
+def test_files_of_other_circuit_tools_are_read_as_they_are(stories: Path, name: str, kept: int) -> None:
     lm = str(stories / "models" / "stories260k")
     data = ml.MaskData(path=str(SHARED / "data" / name), lm=lm, limit=400 if name.endswith("jsonl") else 100)
     data.setup("fit")
@@ -166,7 +172,7 @@ def test_the_fields_own_files_are_read_as_they_are(stories: Path, name: str, kep
         assert sum(bool(text.answers) for text in data.parts["all"].encoded) == 400 - 41
 
 
-# --- other texts in the place of pairs --------------------------------------------------------------------------------
+# --- other texts instead of corrupted ones ----------------------------------------------------------------------------
 
 
 @given(st.lists(st.lists(st.integers(3, 5), min_size=2, max_size=5), min_size=1, max_size=12), st.integers(0, 3))
@@ -188,7 +194,7 @@ def test_a_text_without_a_pair_is_resampled_from_another(ids: list[list[int]], s
             assert len(text.corrupted) == len(text.ids) and text.corrupted != text.ids
 
 
-def test_others_come_from_the_training_split(tmp_path: Path) -> None:
+def test_resampled_texts_come_from_the_training_split(tmp_path: Path) -> None:
     data = ml.MaskData(task="mixed", limit=60)
     data.setup("fit")
     train = [text.ids for text in data.parts["train"].encoded]
@@ -199,7 +205,7 @@ def test_others_come_from_the_training_split(tmp_path: Path) -> None:
             assert any(text.corrupted[: len(ids)] == ids[: len(text.ids)] for ids in train)
 
 
-def test_the_embedded_tasks_come_in_pairs_and_with_answers() -> None:
+def test_the_embedded_tasks_have_pairs_and_answers() -> None:
     for task in ("names", "agreement", "years", "copy"):
         data, tokenizer = ml.MaskData(task=task, limit=20, positions="last"), ml.load_tokenizer()  # pyright: ignore
         data.setup("fit")
@@ -213,13 +219,14 @@ def test_the_embedded_tasks_come_in_pairs_and_with_answers() -> None:
 # --- long texts -------------------------------------------------------------------------------------------------------
 
 
-def test_texts_are_packed_when_asked(tmp_path: Path) -> None:
+def test_packing_concatenates_texts_and_cuts_chunks(tmp_path: Path) -> None:
     lines = ["the dog runs .", "the cat sings .", "the bird waits near the dogs ."]
     (tmp_path / "texts.txt").write_text("\n".join(lines))
     data = ml.MaskData(path=str(tmp_path / "texts.txt"), max_length=4, pack=True)
     data.setup()
-    whole = [token for row in ml.load_tokenizer()(lines)["input_ids"] for token in row]
-    assert data.parts["all"].ids == [whole[i : i + 4] for i in range(0, len(whole), 4) if len(whole[i : i + 4]) > 1]
+    stream = [token for row in ml.load_tokenizer()(lines)["input_ids"] for token in row]
+    chunks = [stream[i : i + 4] for i in range(0, len(stream), 4)]
+    assert data.parts["all"].ids == [chunk for chunk in chunks if len(chunk) > 1]
     pairs = ml.MaskData(path=write(tmp_path / "pairs.jsonl", rows()), pack=True)
     with pytest.raises(ml.UserError, match="holds pairs or answers, which cannot be packed"):
         pairs.setup()
@@ -231,7 +238,7 @@ def test_texts_are_packed_when_asked(tmp_path: Path) -> None:
 
 
 def test_answers_by_hand() -> None:
-    """Two texts of a vocabulary of four; the third has no answer and does not count."""
+    """Two texts with a vocabulary of four tokens; a third has no answer and does not count."""
     p = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]]])
     answers, wrong = torch.tensor([[3, 1], [0, -1], [-1, -1]]), torch.tensor([[2, -1], [1, 2], [-1, -1]])
     metrics = AnswerMetrics(1)
@@ -241,23 +248,25 @@ def test_answers_by_hand() -> None:
     assert found["logit_diff"].item() == pytest.approx((first + math.log(7)) / 2)
     assert found["prob_diff"].item() == pytest.approx(((0.6 - 0.3) + (0.7 - 0.2)) / 2)
     assert found["accuracy"].item() == found["full_accuracy"].item() == 1
-    alone = AnswerMetrics(1)
-    alone.update(p.log().repeat(2, 1, 1), answers[:, :1].roll(1, 0), None)  # none of them the most probable token
-    found = alone.compute()
+    without_wrong = AnswerMetrics(1)
+    without_wrong.update(
+        p.log().repeat(2, 1, 1), answers[:, :1].roll(1, 0), None
+    )  # no right answer is the most probable token
+    found = without_wrong.compute()
     assert found["logit_diff"].isnan().all()
     assert found["accuracy"].item() == pytest.approx(0)
 
 
-def test_the_areas_are_those_of_mib() -> None:
+def test_areas_by_hand_at_the_sizes_of_mib() -> None:
     sizes = resolve_sizes("mib", 156)
     assert sizes == [1, 3, 7, 15, 31, 78]
     faithful = [0.1, 0.3, 0.2, 0.9, 1.2, 1.1]
     found = areas(sizes, faithful, 156)
-    at = torch.tensor([0, 0, 0, *faithful, 1]).double()
+    y = torch.tensor([0, 0, 0, *faithful, 1]).double()
     x = torch.tensor(MIB_FRACTIONS).double()
     assert found["over"] == "mib"
-    assert found["cpr"] == pytest.approx(torch.trapezoid(at, x).item(), abs=1e-6)
-    assert found["cmd"] == pytest.approx(torch.trapezoid((1 - at).abs(), x).item(), abs=1e-6)
+    assert found["cpr"] == pytest.approx(torch.trapezoid(y, x).item(), abs=1e-6)
+    assert found["cmd"] == pytest.approx(torch.trapezoid((1 - y).abs(), x).item(), abs=1e-6)
     other = areas([50], [1.0], 100)
     assert (other["over"], other["cpr"], other["cmd"]) == ("sizes", pytest.approx(0.75), pytest.approx(0.25))
 
@@ -269,8 +278,8 @@ def test_faithfulness_by_hand() -> None:
     assert faithfulness(row, {"logit_diff": 3.0}) is None
 
 
-def test_what_is_told_of_answers_is_what_logits_say(tmp_path: Path) -> None:
-    """Of one mask of the embedded model, under resampling from its pairs."""
+def test_answer_metrics_agree_with_whole_logits(tmp_path: Path) -> None:
+    """For two masks of the embedded model under resample ablation from its pairs."""
     data = ml.MaskData(path=write(tmp_path / "pairs.jsonl", rows()))
     data.setup("fit")
     masked_lm = MaskedLM(ml.load_lm(), ml.Ablation("resample"))
@@ -285,18 +294,18 @@ def test_what_is_told_of_answers_is_what_logits_say(tmp_path: Path) -> None:
         right, wrong = logits[:, vocabulary["runs"]], logits[:, vocabulary["run"]]
         assert row["logit_diff"] == pytest.approx((right - wrong).mean().item(), abs=1e-4)
         assert row["accuracy"] == pytest.approx((right > wrong).float().mean().item())
-        whole = masked_lm.lm(batch.input_ids).logits[:, -1].softmax(-1)
-        expected = (whole[:, vocabulary["runs"]] - whole[:, vocabulary["run"]]).mean().item()
+        full = masked_lm.lm(batch.input_ids).logits[:, -1].softmax(-1)
+        expected = (full[:, vocabulary["runs"]] - full[:, vocabulary["run"]]).mean().item()
         assert row["full_prob_diff"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_single_subgraph_is_measured_as_several_are() -> None:
-    """One mask of one group."""
+    """Metrics of one element, which torchmetrics squeezes, keep their shape."""
     data = ml.MaskData(task="names", limit=20, positions="last")
     data.setup("fit")
     masked_lm = MaskedLM(ml.load_lm())
     masks = torch.rand(2, 1, 36, generator=torch.Generator().manual_seed(0)) > 0.5
     both, by_group = measure(masked_lm, masks, data.loader("all"))
-    one, alone = measure(masked_lm, masks[:1], data.loader("all"))
-    assert one[0] == pytest.approx(both[0], abs=1e-5) and alone.shape == (2, 1, 1)
-    torch.testing.assert_close(alone, by_group[:, :1], atol=1e-5, rtol=0)
+    one, one_by_group = measure(masked_lm, masks[:1], data.loader("all"))
+    assert one[0] == pytest.approx(both[0], abs=1e-5) and one_by_group.shape == (2, 1, 1)
+    torch.testing.assert_close(one_by_group, by_group[:, :1], atol=1e-5, rtol=0)

@@ -13,7 +13,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from masklearn import evaluation
-from masklearn.ablation import KEPT, AblationName
+from masklearn.ablation import STORED_ABLATIONS, AblationName
 from masklearn.cli import study_command
 from masklearn.cli.parsing import as_user_errors
 from masklearn.cli.run_folder import RESULTS, RunFolder
@@ -242,7 +242,7 @@ def _evaluate_one(
     for remark in data.notices:
         print(remark)
     names = flags.ablations or [mask.ablation.name]
-    lacking = set(names) & KEPT - {mask.ablation.name}
+    lacking = set(names) & STORED_ABLATIONS - {mask.ablation.name}
     _require_known_texts(path, own, lacking)
     learned_on, choosing = data, set(flags.baselines) - set(UNGUIDED)
     if other and (lacking or choosing):

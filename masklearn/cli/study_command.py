@@ -119,7 +119,7 @@ def _bank(name: str, one: Evaluated) -> MaskMeasurements:
     return MaskMeasurements(
         name=name,
         mask=one.mask,
-        seen=one.recorder.seen,
+        seen=one.recorder.results,
         names=texts.names,
         contexts=contexts,
         lengths=[sum(places) / len(places) + 1 for places in scored],

@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from masklearn.data.batching import Batch, Item, Plan, SplitDataset, StepLoader, StepSampler
 from masklearn.data.columns import RequestedColumns
-from masklearn.data.positions import CUT, Positions, inputs
+from masklearn.data.positions import TRUNCATING, Positions, expand_positions
+from masklearn.data.resampling import add_resample_texts
 from masklearn.data.sources import Source, TaskName
 from masklearn.data.splits import DATASET, INPUT, Groups, group_column
-from masklearn.data.tokenization import Encoded, Encoder, add_resample_texts
+from masklearn.data.tokenization import Encoded, Encoder
 from masklearn.errors import UserError
 from masklearn.models import EMBEDDED, load_tokenizer
 
@@ -143,19 +144,19 @@ class MaskData(LightningDataModule):
         self.pad = cast(int, tokenizer.pad_token_id or 0)
         whole = self._encoded(tokenizer)
         self.token_counts = Counter(token for text in whole for token in text.ids[1:])
-        texts = inputs(self.positions, whole, self.seed)
+        texts = expand_positions(self.positions, whole, self.seed)
         groups = Groups.of_scope(self.scope, texts, self.max_groups)
         content = {text.row: " ".join(map(str, text.ids)) for text in whole}  # as read: texts may be cut to the same
         contents = [content[text.row] for text in texts]
         parts = groups.split(contents)
         if stage == "fit":
-            groups.require_parts(parts, contents, str(self.source))
+            groups.require_texts_in_every_split(parts, contents, str(self.source))
         self.groups = groups
         everything = list(range(len(texts)))
         texts = add_resample_texts(texts, parts["train"] or everything, self.seed)
         parts["selection"] = groups.selection(parts, SELECT_BY[self.positions])
         self.parts = {
-            name: SplitDataset([texts[i] for i in part], [groups.of[i] for i in part])
+            name: SplitDataset([texts[i] for i in part], [groups.of_text[i] for i in part])
             for name, part in (parts | {"all": everything}).items()
         }
 
@@ -270,7 +271,7 @@ class MaskData(LightningDataModule):
         lengths = torch.tensor([len(text.ids) for text in texts])
         index = torch.arange(input_ids.shape[1]).expand(len(texts), -1)
         real = index < lengths[:, None]
-        last = lengths[:, None] - (2 if self.positions in CUT else 1)  # behind a cut stands the token that came
+        last = lengths[:, None] - (2 if self.positions in TRUNCATING else 1)  # behind a cut stands the token that came
         scored = real if self.positions == "all" else index == last
         others = [text.corrupted for text in texts]
         corrupted = None if None in others else _padded(others, self.pad)

@@ -1,4 +1,4 @@
-"""Which next-token distributions of a text count, and where texts are cut for it."""
+"""Which next-token distributions of a text are scored, and where texts are truncated for it."""
 
 import random
 from collections.abc import Sequence
@@ -8,34 +8,38 @@ from typing import Literal
 from masklearn.data.tokenization import Encoded
 
 Positions = Literal["last", "all", "random", "each"]
-"""`last`, `all`: of the whole text. `random`: one, and the text is cut behind the token that came there. `each`: every
-one in turn, each with an input of its own, cut likewise."""
-CUT: tuple[Positions, ...] = ("random", "each")
-"""Those whose inputs end with the token that came, which the scored position does not see."""
-LEAST_READ = 2
-"""Tokens before a random position, where the text has them: a beginning token alone says nothing of a text."""
+"""`last`, `all`: of the whole text. `random`: one position; the text is truncated after the token to predict.
+`each`: every position in turn, each as an input of its own, truncated likewise."""
+TRUNCATING: tuple[Positions, ...] = ("random", "each")
+"""Modes whose inputs end with the token to predict, which the scored position does not see."""
+MIN_CONTEXT_TOKENS = 2
+"""Tokens before a random position, where the text has them: a beginning token alone carries no content."""
 
 
-def inputs(positions: Positions, texts: Sequence[Encoded], seed: int) -> list[Encoded]:
-    """The inputs that texts give.
+def expand_positions(positions: Positions, texts: Sequence[Encoded], seed: int) -> list[Encoded]:
+    """The model inputs that texts give: one each, or one for every position.
 
     Args:
-        positions: What counts.
-        texts: The texts, of two tokens or more each.
-        seed: Of the random positions; equal texts have equal ones.
+        positions: Which positions are scored.
+        texts: Texts of at least two tokens.
+        seed: Seed of the random positions; equal texts get equal positions.
     """
     if positions == "random":
-        return [_cut(text, _drawn(text.ids, seed)) for text in texts]
+        return [_truncate(text, _random_position(text.ids, seed)) for text in texts]
     if positions == "each":
-        return [replace(_cut(text, at), at=at) for text in texts for at in range(1, len(text.ids))]
+        return [
+            replace(_truncate(text, position), position=position)
+            for text in texts
+            for position in range(1, len(text.ids))
+        ]
     return list(texts)
 
 
-def _drawn(ids: list[int], seed: int) -> int:
-    return random.Random(f"{seed}/{ids}").randrange(min(LEAST_READ, len(ids) - 1), len(ids))
+def _random_position(ids: list[int], seed: int) -> int:
+    return random.Random(f"{seed}/{ids}").randrange(min(MIN_CONTEXT_TOKENS, len(ids) - 1), len(ids))
 
 
-def _cut(text: Encoded, at: int) -> Encoded:
-    """A text up to a token and with it; an answer that comes after its end is none any more."""
-    other = None if text.corrupted is None else text.corrupted[: at + 1]
-    return replace(text, ids=text.ids[: at + 1], corrupted=other, answers=(), wrong=())
+def _truncate(text: Encoded, position: int) -> Encoded:
+    """A text up to and including one token. Answers are dropped, since they follow the end of the whole text."""
+    corrupted = None if text.corrupted is None else text.corrupted[: position + 1]
+    return replace(text, ids=text.ids[: position + 1], corrupted=corrupted, answers=(), wrong=())

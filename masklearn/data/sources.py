@@ -1,4 +1,4 @@
-"""Readers: a file, the hub or the embedded generator to texts, each with the value that says which group it is of."""
+"""Sources of texts: a file, a hub dataset or the embedded generator."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -13,59 +13,75 @@ from masklearn.errors import UserError, one_line
 from masklearn.tiny import tasks
 
 TaskName = Literal["mixed", "names", "agreement", "years", "copy"]
+"""Tasks of the embedded generator."""
 
-TASK_LIMIT = 1000
-"""Texts drawn from the embedded generator where no limit is given."""
+DEFAULT_TASK_TEXTS = 1000
+"""Texts drawn from the embedded generator when no limit is given."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where texts come from: a file, a hub dataset or a task of the embedded generator, exactly one of them."""
+    """Where texts come from. Exactly one of `path`, `hub_id` and `task` is set."""
 
     path: str | None
+    """A file."""
     hub_id: str | None
+    """A dataset on the Hugging Face hub."""
     subset: str | None
+    """Configuration of the hub dataset."""
     split: str
+    """Split of the hub dataset."""
     task: TaskName | None
+    """A task of the embedded generator."""
     columns: RequestedColumns
     limit: int | None
+    """Maximum number of texts, taken from the start."""
     seed: int
+    """Seed of the embedded generator."""
 
     def __str__(self) -> str:
         return self.path or self.hub_id or f"the embedded {self.task} texts"
 
     def read(self) -> list[Text]:
-        """All texts, in order.
+        """All texts, in the order of the source.
 
         Raises:
             UserError: If there are none, or if they cannot be read.
         """
         if self.task:
             return self._generate(self.task)
-        names, rows = read_file(self.path, self.columns.possible, self.limit) if self.path else self._rows_of_hub()
+        names, rows = read_file(self.path, self.columns.readable, self.limit) if self.path else self._rows_of_hub()
         if not rows:
             raise UserError(f"{self} holds no text. Give at least one")
         columns = Columns.of(str(self), names, self.columns)
-        return [columns.read(i, row) for i, row in enumerate(rows)]
+        return [columns.read(index, row) for index, row in enumerate(rows)]
 
     def _generate(self, task: TaskName) -> list[Text]:
         if self.columns.group:
             raise UserError(f"{self} have no column {self.columns.group!r}. Give texts with columns: --data.path")
-        most = self.limit or TASK_LIMIT
+        n = self.limit or DEFAULT_TASK_TEXTS
         if task == tasks.MIXED:
-            return [Text(i, text, "") for i, text in enumerate(islice(tasks.texts(self.seed), most))]
-        prompts = islice(tasks.prompts(task, self.seed), most)
+            return [Text(index, text, "") for index, text in enumerate(islice(tasks.texts(self.seed), n))]
         return [
-            Text(i, p.text, "", p.corrupted, _next(p.answers), _next(p.wrong_answers)) for i, p in enumerate(prompts)
+            Text(
+                index,
+                prompt.text,
+                "",
+                prompt.corrupted,
+                _continuations(prompt.answers),
+                _continuations(prompt.wrong_answers),
+            )
+            for index, prompt in enumerate(islice(tasks.prompts(task, self.seed), n))
         ]
 
     def _rows_of_hub(self) -> tuple[list[str], list[Row]]:
+        """Names of all columns, and the rows; with a limit, only these rows are downloaded."""
         assert self.hub_id is not None
-        try:  # with a limit, only the rows asked for are fetched
+        try:
             rows = datasets.load_dataset(self.hub_id, self.subset, split=self.split, streaming=self.limit is not None)
             names = rows.column_names or list(next(iter(rows), {}))
-            found = rows.select_columns([name for name in names if name in self.columns.possible])
-            return names, [dict(row) for row in islice(found, self.limit)]
+            selected = rows.select_columns([name for name in names if name in self.columns.readable])
+            return names, [dict(row) for row in islice(selected, self.limit)]
         except (ValueError, OSError, RuntimeError, DatasetsError) as error:
             raise UserError(
                 f"data.dataset: cannot load {self.hub_id!r}, split {self.split!r} ({one_line(error)}). "
@@ -73,6 +89,6 @@ class Source:
             ) from error
 
 
-def _next(words: tuple[str, ...]) -> tuple[str, ...]:
-    """Words as they go on with a text."""
+def _continuations(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Words with the space that separates them from the text before."""
     return tuple(f" {word}" for word in words)

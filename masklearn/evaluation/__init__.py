@@ -1,4 +1,4 @@
-"""Masks x data x metrics to one tidy table: the one code path by which every reported number is made."""
+"""Masks x data x metrics to one tidy table: the one code path for every reported number."""
 
 from masklearn.evaluation.bank_report import describe, evaluate
 from masklearn.evaluation.measure import Row, measure, top_tokens

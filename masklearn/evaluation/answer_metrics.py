@@ -1,4 +1,4 @@
-"""Texts that have an answer: is the right one preferred, and how much of that does a subgraph keep?"""
+"""Metrics of texts that have answers: whether a subgraph prefers the right one, and how much of that it keeps."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,17 +12,23 @@ from masklearn.sizes import MIB_FRACTIONS
 
 
 class AnswerMetrics(Metric):
-    """Means over texts that have answers, for K subgraphs side by side, at the last token of each.
+    """Means over texts that have answers, for K subgraphs side by side, at the last scored position of each text.
 
-    `compute` gives tensors of shape (K,): `logit_diff`, the mean logit of the right answers' tokens minus that of the
-    wrong ones' (NaN where no text has wrong ones); `prob_diff`, the probability of all right ones minus that of all
-    wrong ones; `accuracy`, the share of texts where a right one is above all wrong ones, or, where there are none,
-    above all tokens. And the same of the full model, for all alike: `full_logit_diff` and so on.
+    `compute` returns tensors of shape (K,):
+
+    - `logit_diff`: mean logit of the right answers' tokens minus that of the wrong ones'; NaN without wrong ones;
+    - `prob_diff`: probability of all right answers minus that of all wrong ones;
+    - `accuracy`: fraction of texts where a right answer is more probable than all wrong ones or, if there are none,
+      than all tokens.
+
+    And the same of the full model, repeated K times: `full_logit_diff`, `full_prob_diff`, `full_accuracy`.
     """
 
     full_state_update = False
     texts: Tensor
+    """Number of texts with answers."""
     contrasted: Tensor
+    """Number of texts with right and wrong answers."""
 
     def __init__(self, n_masks: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -32,76 +38,78 @@ class AnswerMetrics(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, logp: Tensor, answers: Tensor, wrong: Tensor | None) -> None:
-        """Take in some texts.
+        """Add a batch of texts.
 
         Args:
-            logp: Log-probabilities after their last token, those of the full model first, shape (1 + K, texts,
-                vocabulary).
-            answers: Tokens that are right, -1 where there are no more, shape (texts, answers); texts without are left
-                out.
-            wrong: Tokens that are wrong, the same; None where there are none at all.
+            logp: Log-probabilities after the last token, the full model's first. Shape (1 + K, texts, vocabulary).
+            answers: Tokens of the right answers, filled up with -1. Shape (texts, answers). Texts without are ignored.
+            wrong: Tokens of the wrong answers, likewise; None if no text has any.
         """
         wrong = torch.full_like(answers[:, :1], -1) if wrong is None else wrong
-        asked = (answers >= 0).any(-1)
-        logp, answers, wrong = logp[:, asked], answers[asked], wrong[asked]
-        right, of_wrong = _at(logp, answers), _at(logp, wrong)  # (1 + K, texts, answers), NaN where there are none
+        has_answer = (answers >= 0).any(-1)
+        logp, answers, wrong = logp[:, has_answer], answers[has_answer], wrong[has_answer]
+        right_logp, wrong_logp = _gather(logp, answers), _gather(logp, wrong)  # (1 + K, texts, answers)
         contrasted = (wrong >= 0).any(-1)
-        difference = right.nanmean(-1) - of_wrong.nanmean(-1)
+        difference = right_logp.nanmean(-1) - wrong_logp.nanmean(-1)
         self.logit_diff += difference[:, contrasted].double().sum(-1)
-        self.prob_diff += (right.exp().nansum(-1) - of_wrong.exp().nansum(-1)).double().sum(-1)
-        rival = torch.where(contrasted, of_wrong.nan_to_num(nan=-torch.inf).amax(-1), logp.amax(-1))
-        best = right.nan_to_num(nan=-torch.inf).amax(-1)
-        self.accuracy += torch.where(contrasted, best > rival, best >= rival).double().sum(-1)
+        self.prob_diff += (right_logp.exp().nansum(-1) - wrong_logp.exp().nansum(-1)).double().sum(-1)
+        best_rival = torch.where(contrasted, wrong_logp.nan_to_num(nan=-torch.inf).amax(-1), logp.amax(-1))
+        best = right_logp.nan_to_num(nan=-torch.inf).amax(-1)
+        self.accuracy += torch.where(contrasted, best > best_rival, best >= best_rival).double().sum(-1)
         self.texts += len(answers)
         self.contrasted += contrasted.sum()
 
     def compute(self) -> dict[str, Tensor]:
+        """The means by name, see the class."""
         counts = {"logit_diff": self.contrasted, "prob_diff": self.texts, "accuracy": self.texts}
         means = {name: getattr(self, name) / count for name, count in counts.items()}
-        of_full = {f"full_{name}": mean[:1].expand(len(mean) - 1) for name, mean in means.items()}
-        return {name: mean[1:] for name, mean in means.items()} | of_full
+        full = {f"full_{name}": mean[:1].expand(len(mean) - 1) for name, mean in means.items()}
+        return {name: mean[1:] for name, mean in means.items()} | full
 
 
-def _at(logp: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probabilities of some tokens (texts, tokens), NaN at -1: shape (K, texts, tokens)."""
-    found = logp.gather(-1, tokens.clamp(min=0).expand(len(logp), -1, -1))
-    return found.masked_fill(tokens < 0, torch.nan)
+def _gather(logp: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities of tokens (texts, tokens), NaN at -1. Shape (1 + K, texts, tokens)."""
+    values = logp.gather(-1, tokens.clamp(min=0).expand(len(logp), -1, -1))
+    return values.masked_fill(tokens < 0, torch.nan)
 
 
 def faithfulness(row: dict[str, Any], empty: dict[str, Any]) -> float | None:
-    """`(m(S) - m(empty)) / (m(full) - m(empty))`, m the logit difference, or the probability difference without wrong
-    answers; None where the full model does as the empty one.
+    """`(m(S) - m(empty)) / (m(full) - m(empty))`, with the logit difference as m.
+
+    Without wrong answers, m is the probability difference. None if m(full) equals m(empty).
 
     Args:
-        row: A subgraph's metrics.
-        empty: Those of the subgraph without a node, under the same ablation.
+        row: Metrics of the subgraph S.
+        empty: Metrics of the subgraph without nodes, under the same ablation.
     """
     name = "prob_diff" if row["logit_diff"] is None else "logit_diff"
-    whole = row[f"full_{name}"] - empty[name]
-    return (row[name] - empty[name]) / whole if whole else None
+    full_effect = row[f"full_{name}"] - empty[name]
+    return (row[name] - empty[name]) / full_effect if full_effect else None
 
 
 def areas(sizes: Sequence[int], faithful: Sequence[float], n_nodes: int) -> dict[str, Any]:
-    """CPR, the area under faithfulness against the share of nodes kept, and CMD, the area between it and 1.
+    """CPR, the area under faithfulness against the fraction of nodes kept, and CMD, the area between it and 1.
 
-    By the trapezoid rule: at MIB's ten fractions, where the sizes are theirs (`--model.sizes mib`), and otherwise at
-    all sizes, from no node, whose faithfulness is 0, to every node, whose faithfulness is 1.
+    By the trapezoid rule: at MIB's ten fractions if the sizes are theirs (`--model.sizes mib`), otherwise at all sizes,
+    from no node, with faithfulness 0, to every node, with faithfulness 1. Source: Mueller et al. 2025 (arXiv
+    2504.13151).
 
     Args:
         sizes: Nodes kept.
-        faithful: The faithfulness of each.
-        n_nodes: Nodes in all.
+        faithful: Faithfulness at each size.
+        n_nodes: Nodes of the model.
 
     Returns:
-        `cpr`, `cmd`, and `over`, which is mib or sizes.
+        `cpr`, `cmd`, and `over`, which is `mib` or `sizes`.
     """
     known = {0: 0.0, **dict(zip(sizes, faithful, strict=True)), n_nodes: 1.0}
-    of_mib = [int(fraction * n_nodes) for fraction in MIB_FRACTIONS]
-    if set(of_mib) <= set(known):
-        curve = [(fraction, known[size]) for fraction, size in zip(MIB_FRACTIONS, of_mib, strict=True)]
+    mib_sizes = [int(fraction * n_nodes) for fraction in MIB_FRACTIONS]
+    at_mib = set(mib_sizes) <= set(known)
+    if at_mib:
+        curve = [(fraction, known[size]) for fraction, size in zip(MIB_FRACTIONS, mib_sizes, strict=True)]
     else:
         curve = [(size / n_nodes, known[size]) for size in sorted(known)]
-    pieces = [(x1 - x0, y0, y1) for (x0, y0), (x1, y1) in pairwise(curve)]
-    cpr = sum(width * (y0 + y1) / 2 for width, y0, y1 in pieces)
-    cmd = sum(width * (abs(1 - y0) + abs(1 - y1)) / 2 for width, y0, y1 in pieces)
-    return {"cpr": cpr, "cmd": cmd, "over": "mib" if set(of_mib) <= set(known) else "sizes"}
+    trapezoids = [(x1 - x0, y0, y1) for (x0, y0), (x1, y1) in pairwise(curve)]
+    cpr = sum(width * (y0 + y1) / 2 for width, y0, y1 in trapezoids)
+    cmd = sum(width * (abs(1 - y0) + abs(1 - y1)) / 2 for width, y0, y1 in trapezoids)
+    return {"cpr": cpr, "cmd": cmd, "over": "mib" if at_mib else "sizes"}

@@ -1,8 +1,8 @@
-"""Metrics of discrete subgraphs on some text."""
+"""Measure discrete subgraphs on text: one row of metrics for each."""
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,65 +13,119 @@ from masklearn.evaluation.metrics import DistributionPair, SubgraphMetrics, Text
 from masklearn.masking.masked_lm import MaskedLM
 from masklearn.objective import chunks, log_probabilities
 
-AT_ONCE = 8
-"""Masks that share a forward."""
+MASKS_PER_FORWARD = 8
+"""Subgraphs that share a forward pass."""
 Row = dict[str, Any]
+"""Metrics of one subgraph, or of one size, by name."""
+
+
+class ScoredPositions(NamedTuple):
+    """The scored positions of one batch, text after text."""
+
+    hidden: Tensor
+    """Last hidden states of the full model, shape (positions, width)."""
+    token: Tensor
+    """The last token that the model has read there, shape (positions)."""
+    next_token: Tensor
+    """The token that follows, or -1 where the text ends, shape (positions)."""
+    group: Tensor
+    """Index of the text's group among the masks, shape (positions)."""
+    text: Tensor
+    """Index of the text in its split, shape (positions)."""
+
+    @classmethod
+    def of(cls, masked_lm: MaskedLM, batch: Batch, group: Tensor) -> "ScoredPositions":
+        """Run the full model on a batch, whose texts have groups of these indices, shape (inputs)."""
+        next_tokens = torch.where(batch.real, batch.input_ids, -1).roll(-1, 1)
+        next_tokens[:, -1] = -1
+        n_positions = batch.scored.sum(1)
+        return cls(
+            masked_lm.full(batch.input_ids, batch.scored),
+            batch.input_ids[batch.scored],
+            next_tokens[batch.scored],
+            group.repeat_interleave(n_positions),
+            batch.text_index.repeat_interleave(n_positions),
+        )
 
 
 @torch.no_grad()
 def measure(
     masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch], by_text: TextMetrics | None = None
 ) -> tuple[list[Row], Tensor]:
-    """Metrics of discrete subgraphs on some text.
+    """Measure K subgraphs on some text.
 
     Args:
         masked_lm: The model, with the ablation to evaluate under.
-        masks: Boolean, shape (K, groups, nodes): K subgraphs for the texts of every group; of one group, for all texts.
+        masks: The subgraphs. Boolean, shape (K, groups, nodes); with a single group, its masks serve all texts.
         batches: The text.
-        by_text: Takes in what is to be known of every text by itself, if that is wanted.
+        by_text: Updated with the results of each text, if given.
 
     Returns:
-        One row of metrics for each k, over all texts alike; their meaning is `SubgraphMetrics`'s, and where texts have
-        answers, `AnswerMetrics`'s. None stands for what is not defined: a cross-entropy where no text goes on after a
-        scored position. And the KL and the TV distance of every group on its own, shape (2, K, groups).
+        One row of metrics for each subgraph, averaged over all texts: see `SubgraphMetrics`, and `AnswerMetrics` if
+        texts have answers. Undefined metrics are None, for example the cross-entropy if no token follows a scored
+        position. And the KL and the TV distance of each group, shape (2, K, groups).
     """
-    meters: list[tuple[SubgraphMetrics, AnswerMetrics]] = []
     masks = masks.to(masked_lm.device)
+    n_groups = masks.shape[1]
+    parts = masks.split(MASKS_PER_FORWARD)
+    meters = [
+        (SubgraphMetrics(len(part), n_groups).to(masks.device), AnswerMetrics(len(part)).to(masks.device))
+        for part in parts
+    ]
     for batch in (batch.to(masked_lm.device) for batch in batches):
-        full = masked_lm.full(batch.input_ids, batch.scored)
-        labels = torch.where(batch.real, batch.input_ids, -1).roll(-1, 1)
-        labels[:, -1] = -1
-        slot = batch.group if masks.shape[1] > 1 else torch.zeros_like(batch.group)
-        whose, texts = (of.repeat_interleave(batch.scored.sum(1)) for of in (slot, batch.text_index))
-        for i, begin in enumerate(range(0, len(masks), AT_ONCE)):
-            part = slice(begin, begin + AT_ONCE)
-            masked = masked_lm(batch.input_ids, batch.scored, masks[part, slot].float(), batch.corrupted)
-            if i == len(meters):
-                of_subgraphs = SubgraphMetrics(len(masked), masks.shape[1]), AnswerMetrics(len(masked))
-                meters.append((of_subgraphs[0].to(masks.device), of_subgraphs[1].to(masks.device)))
-            for piece in chunks(full, len(masked), masked_lm.unembed):
-                pair = DistributionPair(
-                    *(log_probabilities(h, masked_lm.unembed) for h in (full[piece], masked[:, piece]))
-                )
-                came = labels[batch.scored][piece]
-                meters[i][0].update(pair, came, whose[piece])
-                if by_text:
-                    text, read = texts[piece], batch.input_ids[batch.scored][piece]
-                    by_text.update(pair, came, text, read, slice(begin, begin + len(masked)))
-            if batch.answers is not None:
-                last = batch.scored.sum(1).cumsum(0) - 1  # of every text
-                logp = log_probabilities(torch.cat([full[None, last], masked[:, last]]), masked_lm.unembed)
-                meters[i][1].update(logp, batch.answers, batch.wrong)
+        group = batch.group if n_groups > 1 else torch.zeros_like(batch.group)
+        full = ScoredPositions.of(masked_lm, batch, group)
+        begin = 0
+        for part, (meter, answer_meter) in zip(parts, meters, strict=True):
+            masked = masked_lm(batch.input_ids, batch.scored, part[:, group].float(), batch.corrupted)
+            _update_meters(masked_lm, full, masked, meter, by_text, slice(begin, begin + len(part)))
+            _update_answers(masked_lm, batch, full.hidden, masked, answer_meter)
+            begin += len(part)
+    return _tabulate(meters, n_groups)
+
+
+def _update_meters(
+    masked_lm: MaskedLM,
+    full: ScoredPositions,
+    masked: Tensor,
+    meter: SubgraphMetrics,
+    by_text: TextMetrics | None,
+    subgraphs: slice,
+) -> None:
+    """Compare the subgraphs' last hidden states (K, positions, width) with the full model's, chunk by chunk."""
+    for chunk in chunks(full.hidden, len(masked), masked_lm.unembed):
+        pair = DistributionPair(
+            log_probabilities(full.hidden[chunk], masked_lm.unembed),
+            log_probabilities(masked[:, chunk], masked_lm.unembed),
+        )
+        meter.update(pair, full.next_token[chunk], full.group[chunk])
+        if by_text:
+            by_text.update(pair, full.next_token[chunk], full.text[chunk], full.token[chunk], subgraphs)
+
+
+def _update_answers(
+    masked_lm: MaskedLM, batch: Batch, full_hidden: Tensor, masked: Tensor, meter: AnswerMetrics
+) -> None:
+    """Evaluate the answers of a batch at the last scored position of each text."""
+    if batch.answers is None:
+        return
+    last = batch.scored.sum(1).cumsum(0) - 1
+    logp = log_probabilities(torch.cat([full_hidden[None, last], masked[:, last]]), masked_lm.unembed)
+    meter.update(logp, batch.answers, batch.wrong)
+
+
+def _tabulate(meters: Sequence[tuple[SubgraphMetrics, AnswerMetrics]], n_groups: int) -> tuple[list[Row], Tensor]:
+    """Rows of metrics, and KL and TV by group, of the subgraphs of all meters in a row."""
     columns: dict[str, list[float | None]] = {}
     by_group: dict[str, list[Tensor]] = {"kl_by_group": [], "tv_by_group": []}
-    for meter, of_answers in meters:
-        found = meter.compute() | (of_answers.compute() if of_answers.texts else {})
-        for name, parts in by_group.items():
-            parts.append(found.pop(name).view(-1, masks.shape[1]))  # torchmetrics squeezes what has one element
+    for meter, answer_meter in meters:
+        found = meter.compute() | (answer_meter.compute() if answer_meter.texts else {})
+        for name, tensors in by_group.items():
+            tensors.append(found.pop(name).view(-1, n_groups))  # torchmetrics squeezes results of one element
         for name, values in found.items():
             columns.setdefault(name, []).extend(map(nan_to_none, values.reshape(-1).tolist()))
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return rows, torch.stack([torch.cat(parts) for parts in by_group.values()])
+    return rows, torch.stack([torch.cat(tensors) for tensors in by_group.values()])
 
 
 @torch.no_grad()
@@ -90,10 +144,10 @@ def top_tokens(masked_lm: MaskedLM, batch: Batch, masks: Tensor, k: int) -> tupl
     batch = batch.to(masked_lm.device)
     gates = masks[:, None].float().to(masked_lm.device)
     hidden = masked_lm(batch.input_ids, batch.scored, gates, batch.corrupted)[:, -1]
-    found = log_probabilities(hidden, masked_lm.unembed).exp().topk(k)
-    return found.indices.cpu(), found.values.cpu()
+    top = log_probabilities(hidden, masked_lm.unembed).exp().topk(k)
+    return top.indices.cpu(), top.values.cpu()
 
 
 def nan_to_none(value: float) -> float | None:
-    """JSON has no NaN."""
+    """The value as JSON can hold it, which has no NaN."""
     return None if math.isnan(value) else value

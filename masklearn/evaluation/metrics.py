@@ -1,4 +1,4 @@
-"""How close a subgraph's next-token distributions are to the full model's, as torchmetrics."""
+"""Distances between the next-token distributions of subgraphs and of the full model, as torchmetrics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,48 +28,47 @@ def js_divergence(full: Tensor, masked: Tensor) -> Tensor:
 
 
 def recovered_nucleus(full: Tensor, masked: Tensor) -> Tensor:
-    """How much of the head of the distribution is in place: the percentage up to which every nucleus is recovered.
+    """The largest percentage up to which every nucleus of the distribution is recovered.
 
-    A nucleus is recovered when the smallest sets of top tokens that hold so much probability are equal, order included.
+    A nucleus is the smallest set of top tokens that holds a percentage of the probability. It is recovered if both
+    models' nuclei are equal, order included. Source: Kervadec et al. 2026 (arXiv 2605.27033).
 
     Args:
         full: The full model's log-probabilities, shape (positions, vocabulary).
         masked: The subgraphs', shape (K, positions, vocabulary).
 
     Returns:
-        One of `NUCLEI`, or 0 if they share none. Shape (K, positions).
+        One of `NUCLEI`, or 0 if no nucleus is recovered. Shape (K, positions).
     """
-    best = torch.zeros(masked.shape[:-1], device=masked.device)
-    begun = full.argmax(-1) == masked.argmax(
-        -1
-    )  # elsewhere not even the first token agrees, and nothing need be sorted
-    pair = full.expand_as(masked)[begun], masked[begun]
+    recovered = torch.zeros(masked.shape[:-1], device=masked.device)
+    top_agrees = full.argmax(-1) == masked.argmax(-1)  # elsewhere no nucleus is recovered, and nothing need be sorted
+    pair = full.expand_as(masked)[top_agrees], masked[top_agrees]
     orders = [logp.argsort(dim=-1, descending=True, stable=True) for logp in pair]
-    same = (orders[0] == orders[1]).long().cumprod(-1).sum(-1)  # ranks from the top at which the tokens agree
-    reached = torch.zeros_like(best[begun])
-    intact = torch.ones_like(reached, dtype=torch.bool)
+    n_equal = (orders[0] == orders[1]).long().cumprod(-1).sum(-1)  # leading ranks at which the tokens agree
+    percentage = torch.zeros_like(recovered[top_agrees])
+    all_recovered = torch.ones_like(percentage, dtype=torch.bool)
     for percent in NUCLEI:
-        needed, found = (_nucleus_size(logp, order, percent) for logp, order in zip(pair, orders, strict=True))
-        intact &= (needed == found) & (needed <= same)
-        reached[intact] = percent
-    best[begun] = reached
-    return best
+        full_size, masked_size = (_nucleus_size(logp, order, percent) for logp, order in zip(pair, orders, strict=True))
+        all_recovered &= (full_size == masked_size) & (full_size <= n_equal)
+        percentage[all_recovered] = percent
+    recovered[top_agrees] = percentage
+    return recovered
 
 
 def _nucleus_size(logp: Tensor, order: Tensor, percent: float) -> Tensor:
-    """How many of the top tokens it takes to hold a share of the probability."""
-    before = logp.gather(-1, order).exp().cumsum(-1)
-    return (before < percent / 100 - 1e-6).sum(-1) + 1
+    """Number of top tokens that hold a percentage of the probability."""
+    cumulative = logp.gather(-1, order).exp().cumsum(-1)
+    return (cumulative < percent / 100 - 1e-6).sum(-1) + 1
 
 
 @dataclass(frozen=True)
 class DistributionPair:
-    """Subgraphs' next-token distributions beside the full model's; each comparison is made once, whoever asks."""
+    """Next-token distributions of the full model and of subgraphs; distances are computed once, when first needed."""
 
     full: Tensor
     """Log-probabilities, shape (positions, vocabulary)."""
     masked: Tensor
-    """Those of K subgraphs, shape (K, positions, vocabulary)."""
+    """Log-probabilities of K subgraphs, shape (K, positions, vocabulary)."""
 
     @cached_property
     def kl(self) -> Tensor:
@@ -78,22 +77,22 @@ class DistributionPair:
 
     @cached_property
     def tv(self) -> Tensor:
-        """Shape (K, positions), float64."""
+        """Total variation distance, float64, shape (K, positions)."""
         return tv_distance(self.full, self.masked).double()
 
     @cached_property
     def nucleus(self) -> Tensor:
-        """See `recovered_nucleus`, which sorts the vocabulary: of a large one, most of the work."""
+        """See `recovered_nucleus`. It sorts the vocabulary: for a large one, most of the work of evaluation."""
         return recovered_nucleus(self.full, self.masked)
 
 
 class SubgraphMetrics(Metric):
     """Means over scored positions, for K subgraphs side by side. All divergences in nats.
 
-    `compute` gives tensors of shape (K,): `kl`, `tv`, `js`, `top1` (share of positions with the same most probable
-    token), `nucleus_median` (percent, see `recovered_nucleus`), `cross_entropy` of the subgraphs, and, the same for
-    all, `full_cross_entropy`. Cross-entropies are against the tokens that came, where one came. And of shape
-    (K, groups): `kl_by_group` and `tv_by_group`.
+    `compute` returns tensors of shape (K,): `kl`, `tv`, `js`, `top1` (fraction of positions with the same most probable
+    token), `nucleus_median` (percent, see `recovered_nucleus`), `cross_entropy` of the subgraphs, and the full model's
+    `full_cross_entropy`, repeated K times. Cross-entropies are means over the positions that a token follows. And of
+    shape (K, groups): `kl_by_group` and `tv_by_group`.
     """
 
     full_state_update = False
@@ -112,12 +111,12 @@ class SubgraphMetrics(Metric):
         self.add_state("labelled", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, pair: DistributionPair, labels: Tensor, group: Tensor | None = None) -> None:
-        """Take in some positions.
+        """Add a batch of positions.
 
         Args:
-            pair: The full model's and the subgraphs' distributions there.
-            labels: The token that came next, or -1 where the text ended. Shape (positions,).
-            group: Place of every position's group, shape (positions,); all are of the first by default.
+            pair: The distributions of the full model and of the subgraphs.
+            labels: The token that follows, or -1 where the text ends. Shape (positions,).
+            group: Index of every position's group, shape (positions,); 0 by default.
         """
         group, full, masked = torch.zeros_like(labels) if group is None else group, pair.full, pair.masked
         self.kl.index_add_(1, group, pair.kl)
@@ -127,18 +126,19 @@ class SubgraphMetrics(Metric):
         levels = torch.tensor((0, *NUCLEI), device=masked.device)
         self.nuclei += (pair.nucleus[..., None] == levels).sum(1)
         self.positions += torch.bincount(group, minlength=len(self.positions))
-        known = labels >= 0
-        self.labelled += known.sum()
-        at = labels[known, None]
-        self.full_cross_entropy -= full[known].gather(-1, at).double().sum()
-        self.cross_entropy -= masked[:, known].gather(-1, at.expand(len(masked), -1, -1)).double().sum((-2, -1))
+        labelled = labels >= 0
+        self.labelled += labelled.sum()
+        token = labels[labelled, None]
+        self.full_cross_entropy -= full[labelled].gather(-1, token).double().sum()
+        self.cross_entropy -= masked[:, labelled].gather(-1, token.expand(len(masked), -1, -1)).double().sum((-2, -1))
 
     def compute(self) -> dict[str, Tensor]:
+        """The means by name, see the class."""
         positions = self.positions.sum()
         means = {name: getattr(self, name).sum(-1) / positions for name in ("kl", "tv")}
         means |= {name: getattr(self, name) / positions for name in ("js", "top1")}
         for name in ("cross_entropy", "full_cross_entropy"):
-            means[name] = getattr(self, name) / self.labelled  # NaN where no position has a next token
+            means[name] = getattr(self, name) / self.labelled  # NaN if no token follows any position
         nuclei: Tensor = self.nuclei
         median = (nuclei.cumsum(-1) * 2 >= positions).long().argmax(-1)
         means["nucleus_median"] = torch.tensor((0, *NUCLEI), device=median.device)[median]
@@ -146,25 +146,30 @@ class SubgraphMetrics(Metric):
 
 
 def unigram(counts: Mapping[int, int], vocabulary: int) -> Tensor:
-    """Log-probabilities (vocabulary,) of tokens drawn as often as they were counted, float32.
+    """Log-probabilities of the unigram distribution, float32, shape (vocabulary,).
 
-    Half a count more for every token, so that none is impossible (Krichevsky and Trofimov 1981).
+    Every token gets half a count more, so that none is impossible (Krichevsky and Trofimov 1981).
+
+    Args:
+        counts: How often each token occurs in the corpus.
+        vocabulary: Number of tokens.
     """
-    found = torch.full((vocabulary,), 0.5, dtype=torch.float64)
+    frequency = torch.full((vocabulary,), 0.5, dtype=torch.float64)
     known = {token: count for token, count in counts.items() if token < vocabulary}
-    found[list(known)] += torch.tensor(list(known.values()), dtype=torch.float64)
-    return (found / found.sum()).log().float()
+    frequency[list(known)] += torch.tensor(list(known.values()), dtype=torch.float64)
+    return (frequency / frequency.sum()).log().float()
 
 
 class TextMetrics(Metric):
-    """Means over the scored positions of every text by itself, for K subgraphs side by side. In nats, but for `tv`.
+    """Means over the scored positions of each text, for K subgraphs side by side. In nats, except `tv`.
 
-    `compute` gives tensors of shape (K, texts): `kl`, `tv`, `unigram_kl` (KL from the unigram distribution to the
-    subgraph's, as `kl` is that from the full model's), and `recovered`, of one more dimension: the share of positions
-    at which each of `NUCLEI` is recovered. And of shape (texts,), of the full model alone: `entropy` of its
-    distributions, `loss` (negative log-probability of the token that came), `next_rarity` and `last_rarity` (negative
-    log-probability in the unigram distribution of the token that came, and of the last one that was read). NaN where
-    no token came.
+    `compute` returns tensors of shape (K, texts): `kl`, `tv`, `unigram_kl` (KL from the unigram distribution to the
+    subgraph's, as `kl` is from the full model's); and `recovered`, shape (K, texts, nuclei): the fraction of positions
+    at which each of `NUCLEI` is recovered.
+
+    And of the full model alone, shape (texts,): `entropy` of its distributions, `loss` (negative log-probability of the
+    token that follows), `next_rarity` and `last_rarity` (unigram surprisal, the negative log-probability in the unigram
+    distribution, of the token that follows and of the last token read). NaN if no token follows.
     """
 
     full_state_update = False
@@ -174,55 +179,71 @@ class TextMetrics(Metric):
     recovered: Tensor
     entropy: Tensor
     loss: Tensor
-    next_rarity: Tensor
-    last_rarity: Tensor
+    next_unigram_surprisal: Tensor
+    last_unigram_surprisal: Tensor
     positions: Tensor
+    """Scored positions of each text."""
     labelled: Tensor
+    """Scored positions of each text that a token follows."""
 
     def __init__(self, n_masks: int, n_texts: int, counts: Mapping[int, int], **kwargs: Any) -> None:
-        """For so many subgraphs and texts, of a corpus in which every token comes so often."""
+        """Start at zero.
+
+        Args:
+            n_masks: Number of subgraphs, K.
+            n_texts: Number of texts.
+            counts: How often each token occurs in the corpus.
+            kwargs: Arguments of `torchmetrics.Metric`.
+        """
         super().__init__(**kwargs)
         self.counts, self.unigram = counts, torch.empty(0)
         for name in ("kl", "tv", "unigram_kl"):
             self.add_state(name, torch.zeros(n_masks, n_texts, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("recovered", torch.zeros(n_masks, n_texts, len(NUCLEI)), dist_reduce_fx="sum")
-        for name in ("entropy", "loss", "next_rarity", "last_rarity", "positions", "labelled"):
+        of_text = ("entropy", "loss", "next_unigram_surprisal", "last_unigram_surprisal", "positions", "labelled")
+        for name in of_text:
             self.add_state(name, torch.zeros(n_texts, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(
         self, pair: DistributionPair, labels: Tensor, text: Tensor, read: Tensor, masks: slice = slice(None)
     ) -> None:
-        """Take in some positions.
+        """Add a batch of positions.
 
         Args:
-            pair: The distributions there of the full model, and of the subgraphs that `masks` says.
-            labels: The token that came next, or -1 where the text ended. Shape (positions,).
-            text: Place of every position's text, shape (positions,).
-            read: The token at every position, shape (positions,).
-            masks: Which of the subgraphs these are; the full model is looked at with the first.
+            pair: The distributions of the full model, and of the subgraphs in `masks`.
+            labels: The token that follows, or -1 where the text ends. Shape (positions,).
+            text: Index of every position's text, shape (positions,).
+            read: The last token read at every position, shape (positions,).
+            masks: Which of the K subgraphs these are. The full model is evaluated along with the first of them.
         """
-        full = pair.full
         if not len(self.unigram):
-            self.unigram = unigram(self.counts, full.shape[-1]).to(full.device)
+            self.unigram = unigram(self.counts, pair.full.shape[-1]).to(pair.full.device)
+        unigram_kl = kl_divergence(self.unigram, pair.masked).double()
+        recovered = pair.nucleus[..., None] >= torch.tensor(NUCLEI, device=pair.full.device)
         self.kl[masks] = self.kl[masks].index_add(1, text, pair.kl)
         self.tv[masks] = self.tv[masks].index_add(1, text, pair.tv)
-        far = kl_divergence(self.unigram, pair.masked).double()
-        self.unigram_kl[masks] = self.unigram_kl[masks].index_add(1, text, far)
-        reached = pair.nucleus[..., None] >= torch.tensor(NUCLEI, device=full.device)
-        self.recovered[masks] = self.recovered[masks].index_add(1, text, reached.float())
-        if masks.start:
-            return
+        self.unigram_kl[masks] = self.unigram_kl[masks].index_add(1, text, unigram_kl)
+        self.recovered[masks] = self.recovered[masks].index_add(1, text, recovered.float())
+        if not masks.start:
+            self._update_full(pair.full, labels, text, read)
+
+    def _update_full(self, full: Tensor, labels: Tensor, text: Tensor, read: Tensor) -> None:
+        """Add the full model's distributions (positions, vocabulary)."""
         self.positions.index_add_(0, text, torch.ones_like(text, dtype=torch.float64))
         self.entropy.index_add_(0, text, -(full.exp() * full).nan_to_num().sum(-1).double())
-        self.last_rarity.index_add_(0, text, -self.unigram[read].double())
-        came = labels >= 0
-        text, labels = text[came], labels[came]
+        self.last_unigram_surprisal.index_add_(0, text, -self.unigram[read].double())
+        labelled = labels >= 0
+        text, next_token = text[labelled], labels[labelled]
         self.labelled.index_add_(0, text, torch.ones_like(text, dtype=torch.float64))
-        self.loss.index_add_(0, text, -full[came].gather(-1, labels[:, None])[:, 0].double())
-        self.next_rarity.index_add_(0, text, -self.unigram[labels].double())
+        self.loss.index_add_(0, text, -full[labelled].gather(-1, next_token[:, None])[:, 0].double())
+        self.next_unigram_surprisal.index_add_(0, text, -self.unigram[next_token].double())
 
     def compute(self) -> dict[str, Tensor]:
-        found = {name: getattr(self, name) / self.positions for name in ("kl", "tv", "unigram_kl")}
-        found |= {"recovered": self.recovered / self.positions[:, None]}
-        found |= {name: getattr(self, name) / self.positions for name in ("entropy", "last_rarity")}
-        return found | {name: getattr(self, name) / self.labelled for name in ("loss", "next_rarity")}
+        """The means by name, see the class."""
+        means = {name: getattr(self, name) / self.positions for name in ("kl", "tv", "unigram_kl")}
+        means["recovered"] = self.recovered / self.positions[:, None]
+        means["entropy"] = self.entropy / self.positions
+        means["last_rarity"] = self.last_unigram_surprisal / self.positions
+        means["loss"] = self.loss / self.labelled
+        means["next_rarity"] = self.next_unigram_surprisal / self.labelled
+        return means

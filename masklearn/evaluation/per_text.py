@@ -1,4 +1,4 @@
-"""Results text by text, beside the means: what the study of computation density reads."""
+"""Results of each text, besides the means over all: the input of the study of computation density."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,24 +11,25 @@ from masklearn.masking.masked_lm import MaskedLM
 
 @dataclass(frozen=True)
 class PerTextResults:
-    """Some subgraphs, and what was measured of them text by text."""
+    """Subgraphs, and their metrics on each text."""
 
     masks: Tensor
     """Boolean, shape (draws, sizes, groups, nodes)."""
     texts: dict[str, Tensor]
-    """What `TextMetrics` gives, with draws and sizes in two dimensions."""
+    """The results of `TextMetrics`, with its K subgraphs as two dimensions: draws, sizes."""
 
 
 @dataclass
 class PerTextRecorder:
-    """What is to be seen text by text beside the means, and what was."""
+    """Collects the results of each text while `evaluate` runs."""
 
     n_texts: int
-    """Texts that are reported on."""
+    """Number of texts in the evaluated split."""
     counts: Mapping[int, int]
-    """How often each token comes in the corpus."""
-    seen: dict[str, PerTextResults] = field(default_factory=dict)
-    """By the name of the subgraphs: `learned`, or that of a baseline."""
+    """How often each token occurs in the corpus."""
+    results: dict[str, PerTextResults] = field(default_factory=dict)
+    """Results by kind of subgraphs: `learned`, or the name of a baseline."""
 
     def meter(self, masked_lm: MaskedLM, n_masks: int) -> TextMetrics:
+        """A fresh meter for some subgraphs, on the model's device."""
         return TextMetrics(n_masks, self.n_texts, self.counts).to(masked_lm.device)

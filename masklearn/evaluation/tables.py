@@ -6,7 +6,7 @@ from typing import Any
 
 from masklearn.evaluation.measure import Row
 
-ANSWERS = {
+ANSWER_COLUMNS = {
     "logit_diff": "logit diff",
     "full_logit_diff": "full diff",
     "prob_diff": "prob diff",
@@ -14,24 +14,26 @@ ANSWERS = {
     "full_accuracy": "full acc",
     "faithfulness": "faithful",
 }
-"""Columns that there are where texts have answers."""
+"""Titles of the columns that are shown if texts have answers, by metric."""
+AREA_RANGES = {"mib": "MIB's sizes", "sizes": "these sizes, from none to all (MIB's are --model.sizes mib)"}
+"""The sizes over which areas are taken, in words."""
 
 
-def _shown(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _column(name: str, row: Row) -> str:
-    return _shown(row[name])
+def _metric(name: str, row: Row) -> str:
+    return _number(row[name])
 
 
 def _control(name: str, row: Row) -> str:
-    found = row["controls"][name]
-    return "{kl_mean:.2f} ± {kl_std:.2f}".format(**found) if "n" in found else f"{found['kl']:.3f}"
+    control = row["controls"][name]
+    return "{kl_mean:.2f} ± {kl_std:.2f}".format(**control) if "n" in control else f"{control['kl']:.3f}"
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as a person would read them."""
+    """The rows of `evaluate` as a table."""
     columns: dict[str, Callable[[Row], str]] = {
         "s": lambda r: f"{r['s']}",
         "of all": lambda r: f"{r['fraction']:.0%}",
@@ -43,15 +45,15 @@ def table(rows: list[Row]) -> str:
         "JS": lambda r: f"{r['js']:.3f}",
         "top-1": lambda r: f"{r['top1']:.1%}",
         "nucleus": lambda r: f"{r['nucleus_median']:.0f}%",
-        **{title: partial(_column, name) for name, title in ANSWERS.items() if name in rows[0]},
-        "CE": lambda r: _shown(r["cross_entropy"]),
-        "full CE": lambda r: _shown(r["full_cross_entropy"]),
+        **{title: partial(_metric, name) for name, title in ANSWER_COLUMNS.items() if name in rows[0]},
+        "CE": lambda r: _number(r["cross_entropy"]),
+        "full CE": lambda r: _number(r["full_cross_entropy"]),
     }
-    return aligned([list(columns), *([show(row) for show in columns.values()] for row in rows)])
+    return aligned([list(columns), *([cell(row) for cell in columns.values()] for row in rows)])
 
 
 def stages_table(rows: list[Row]) -> str:
-    """What cutting cost and what polish brought back, as a person would read it; rows are a learner's `stages`."""
+    """The KL of each size after learning, discretisation and polish, as a table; `rows` are a learner's `stages`."""
     header, *_ = [["s", *(f"{name} KL" for name in row if name != "s")] for row in rows]
     return aligned([header, *([f"{v:.3f}" if name != "s" else f"{v}" for name, v in row.items()] for row in rows)])
 
@@ -63,8 +65,9 @@ def aligned(cells: list[list[str]]) -> str:
 
 
 def format_report(described: dict[str, Any]) -> str:
-    """The table of a bank, and the areas under its faithfulness where texts have answers."""
-    found = described.get("areas")
-    of_what = {"mib": "MIB's sizes", "sizes": "these sizes, from none to all (MIB's are --model.sizes mib)"}
-    last = "\n\nCPR {cpr:.3f}, CMD {cmd:.3f} over {of}".format(**found, of=of_what[found["over"]]) if found else ""
-    return table(described["sizes"]) + last
+    """The content of `metrics.json` as a table, and the areas under the faithfulness if texts have answers."""
+    areas = described.get("areas")
+    suffix = ""
+    if areas:
+        suffix = "\n\nCPR {cpr:.3f}, CMD {cmd:.3f} over {sizes}".format(**areas, sizes=AREA_RANGES[areas["over"]])
+    return table(described["sizes"]) + suffix

@@ -5,7 +5,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from importlib.resources import files
 from itertools import groupby
 from typing import Any
@@ -19,6 +18,7 @@ from masklearn.density import Study
 from masklearn.density.findings import RULES
 from masklearn.report.glossary import RESULTS, Result
 from masklearn.report.style import StudyFigure, svg, visible
+from masklearn.version import masklearn_version
 
 MOST_ROWS = 1000
 """Rows of a table on the page; the files have them all."""
@@ -64,7 +64,7 @@ def page(study: Study, drawn: Sequence[StudyFigure], config: dict[str, dict[str,
         banks=study.tables["banks"].set_index("bank").map(_cell).T,
         sections=[_section(result, study, drawn) for result in RESULTS],
         settings=settings,
-        version=version("masklearn"),
+        version=masklearn_version(),
     )
 
 

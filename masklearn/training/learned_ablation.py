@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from masklearn.ablation import KEPT, Ablation, AblationName
+from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.data import Batch, MaskData, SplitName
 from masklearn.masking import MaskedLM, ablation_from_means
 from masklearn.objective import chunked_kl
@@ -113,7 +113,7 @@ def fit_ablation(name: AblationName, masked_lm: MaskedLM, masks: Tensor, data: M
     def split(part: SplitName) -> Iterable[Batch]:
         return (batch.to(masked_lm.device) for batch in data.loader(part))
 
-    if name not in KEPT:
+    if name not in STORED_ABLATIONS:
         return Ablation(name)
     if name != "learned":
         return means(masked_lm, split("train"), name == "mean-positional")
