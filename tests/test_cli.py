@@ -162,7 +162,7 @@ def test_a_mask_for_another_model_is_refused(run: Run, tmp_path: Path, capsys: p
 def test_a_second_run_is_refused_and_changes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run.folder)
     assert train([*SMALL, "--run.dir", str(run.folder)]) == 2
-    assert "already holds a run. Choose another --run.dir, or go on with it" in one_line(capsys)
+    assert "already holds a run. Choose another --run.dir, or resume it" in one_line(capsys)
     assert contents(run.folder) == before
 
 

@@ -97,7 +97,7 @@ class RunFolder:
         present = [name for name in (CONFIG_FILE, MASK_FILE, METRICS_FILE, CHECKPOINT_FOLDER) if (self / name).exists()]
         if CONFIG_FILE in present:
             raise UserError(
-                f"{self.path} already holds a run. Choose another --run.dir, or go on with it: {self.resume_command}"
+                f"{self.path} already holds a run. Choose another --run.dir, or resume it: {self.resume_command}"
             )
         if present:
             raise UserError(f"{self.path} already holds {present[0]}, which is kept. Choose another --run.dir")
