@@ -1,9 +1,9 @@
-"""Small models and texts that every test may use; nothing is fetched."""
+"""Small models and texts for all tests; nothing is downloaded."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the cores by files
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest runs one file on each core
 os.environ.pop("WANDB_MODE", None)
 os.environ.pop("WANDB_API_KEY", None)
 os.environ["NETRC"] = os.environ["WANDB_CONFIG_DIR"] = os.devnull  # nobody is logged in
@@ -33,11 +33,11 @@ SMALL = [
     *("--model.budget", "lagrangian", "--model.family", "independent", "--model.lr", "0.8"),
     *("--model.steps", "60", "--model.sizes", "[4, 0.5, 30]"),
 ]
-"""A run in seconds that has everything there is to track."""
+"""Flags of a run that takes seconds and logs every metric there is."""
 
 
 def tiny_llama(seed: int = 0, layers: int = 3) -> PreTrainedModel:
-    """Grouped KV, and a head width that is not hidden / heads."""
+    """A model with grouped key-value heads, and a head width other than hidden size / heads."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=layers, num_attention_heads=4,
@@ -48,7 +48,7 @@ def tiny_llama(seed: int = 0, layers: int = 3) -> PreTrainedModel:
 
 
 def tiny_gpt2(seed: int = 0) -> PreTrainedModel:
-    """Conv1D, biases everywhere, learned positions."""
+    """A model with Conv1D, random biases and learned positions."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=50, n_embd=24, n_layer=3, n_head=4, n_positions=64, initializer_range=0.3,
@@ -78,13 +78,13 @@ def tokens() -> Tensor:
 
 @pytest.fixture
 def everywhere(tokens: Tensor) -> Tensor:
-    """Every position scored."""
+    """All positions scored, shape (rows, seq)."""
     return torch.ones_like(tokens, dtype=torch.bool)
 
 
 @pytest.fixture
 def stories() -> Path:
-    """The pretrained model and its texts that stand beside a checkout of the project."""
+    """The folder beside a checkout that holds a pretrained model and its texts; the test is skipped without it."""
     if not SHARED.is_dir():
         pytest.skip("no ../shared beside this checkout: its pretrained model and texts are not part of the project")
     return SHARED
@@ -92,17 +92,20 @@ def stories() -> Path:
 
 @dataclass
 class Run:
+    """A finished run: its folder and what it printed."""
+
     folder: Path
     output: str
 
     @property
     def metrics(self) -> dict[str, Any]:
+        """The content of `metrics.json`."""
         return json.loads((self.folder / "metrics.json").read_text())
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One whole run, as a person starts it."""
+    """A run of `train.py` in a process of its own, shared by all tests of a session."""
     folder = tmp_path_factory.mktemp("runs") / "a run"
     command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--run.dir", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -111,36 +114,35 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def refused(action: Callable[[], object]) -> str:
-    """What a user is told of a mistake that an action meets."""
+    """The message of the user error that an action raises."""
     with pytest.raises(UserError) as caught:
         action()
     return str(caught.value)
 
 
 GROUPS = [7, 3, 9]
-"""Groups of a run that a judge knows, in this order."""
+"""Groups of a run that a scorer is made for, in this order."""
 
 
 def texts() -> list[Batch]:
     """Four texts of three groups, of different lengths, in two batches."""
     generator = torch.Generator().manual_seed(0)
-    lengths, groups = [[6, 4], [5, 3]], [[3, 7], [9, 3]]
     batches = []
-    for i, (long, group) in enumerate(zip(lengths, groups, strict=True)):
-        ids = torch.randint(3, 50, (2, max(long)), generator=generator)
-        real = torch.arange(max(long)) < torch.tensor(long)[:, None]
+    for i, (lengths, group) in enumerate([([6, 4], [3, 7]), ([5, 3], [9, 3])]):
+        ids = torch.randint(3, 50, (2, max(lengths)), generator=generator)
+        real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         batches.append(Batch(ids, real, real, torch.tensor([2 * i, 2 * i + 1]), torch.tensor(group)))
     return batches
 
 
 def by_hand(masked_lm: MaskedLM, mask: Tensor, group: int) -> float:
-    """The mean KL of a mask over a group's scored positions, text by text, with whole logits."""
-    found = []
+    """The mean KL of a mask over a group's scored positions, one text at a time, from all logits at once."""
+    kl = []
     for batch in texts():
-        for ids, real, own in zip(batch.input_ids, batch.real, batch.group.tolist(), strict=True):
-            if own == group:
+        for ids, real, group_of_text in zip(batch.input_ids, batch.real, batch.group.tolist(), strict=True):
+            if group_of_text == group:
                 ids, everywhere = ids[real][None], torch.ones(1, int(real.sum()), dtype=torch.bool)
                 full = masked_lm.unembed(masked_lm.full(ids, everywhere)).log_softmax(-1)
                 masked = masked_lm.unembed(masked_lm(ids, everywhere, mask.float()[None, None])[0]).log_softmax(-1)
-                found.append(kl_divergence(full, masked))
-    return torch.cat(found).mean().item()
+                kl.append(kl_divergence(full, masked))
+    return torch.cat(kl).mean().item()

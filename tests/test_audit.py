@@ -1,4 +1,4 @@
-"""The check for known vulnerabilities, before indexes that know some, none, or do not answer."""
+"""The check for known vulnerabilities, with a fake pip-audit that finds some, none, or fails."""
 
 import json
 import os
@@ -15,25 +15,25 @@ UNKNOWN = {"name": "wandb", "skip_reason": "Dependency not found on PyPI"}
 
 
 @pytest.mark.parametrize(
-    ("says", "code", "line"),
+    ("report", "code", "line"),
     [
         ({"dependencies": [SAFE, UNKNOWN]}, 0, "1 of 2 packages checked for known vulnerabilities, 0 found"),
         ({"dependencies": [SAFE, BAD]}, 1, "pyyaml 5.3: PYSEC-2021-142, mended in 5.4"),
         (None, 0, "Not checked for known vulnerabilities: ConnectionError: pypi.org"),
     ],
 )
-def test_what_is_known_fails_and_what_is_not_is_said(says: object, code: int, line: str, tmp_path: Path) -> None:
-    """pip-audit ends with 1 both where something is found and where nothing could be asked."""
-    stand_in = tmp_path / "pip-audit"
-    answer = f"echo '{json.dumps(says)}'; exit {code}" if says else "echo 'ConnectionError: pypi.org' >&2; exit 1"
-    stand_in.write_text(f"#!/bin/sh\n{answer}\n")
-    stand_in.chmod(0o755)
+def test_only_known_vulnerabilities_fail_the_check(report: object, code: int, line: str, tmp_path: Path) -> None:
+    """pip-audit exits with 1 both if it finds something and if its index does not answer."""
+    fake = tmp_path / "pip-audit"
+    script = f"echo '{json.dumps(report)}'; exit {code}" if report else "echo 'ConnectionError: pypi.org' >&2; exit 1"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
     done = audit(f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert (done.returncode, done.stderr) == (code, "")
     assert line in done.stdout.splitlines()
 
 
-def test_without_pip_audit_it_says_so(tmp_path: Path) -> None:
+def test_without_pip_audit_the_check_says_so(tmp_path: Path) -> None:
     done = audit(str(tmp_path))
     assert (done.returncode, done.stdout.strip()) == (
         0,
@@ -42,6 +42,7 @@ def test_without_pip_audit_it_says_so(tmp_path: Path) -> None:
 
 
 def audit(path: str) -> subprocess.CompletedProcess[str]:
+    """Run the check with this PATH."""
     return subprocess.run(
         [sys.executable, ".ci/audit.py"], cwd=ROOT, env={"PATH": path}, capture_output=True, text=True, check=False
     )

@@ -1,3 +1,5 @@
+"""The commands from the command line: runs, evaluations, resuming, and one line for every mistake."""
+
 import json
 import re
 import shutil
@@ -14,19 +16,20 @@ import yaml
 from conftest import ROOT, SMALL, Run
 
 import masklearn as ml
-from masklearn.cli import evaluate, evaluate_command, train
+from masklearn.cli import evaluate, train
+from masklearn.cli.evaluation_texts import choose_settings
 from masklearn.cli.parsing import explain
 from masklearn.training import learner
 
 
 @pytest.fixture(autouse=True)
-def at_a_door(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.chdir(tmp_path)
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """What a user reads after a mistake."""
+    """The one line that a user reads after a mistake."""
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -34,13 +37,14 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, by its path in the folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_what_it_promises(run: Run) -> None:
+def test_a_run_writes_every_file_of_the_contract(run: Run) -> None:
     for name in ("config.yaml", "mask.safetensors", "metrics.json", "checkpoints/last.ckpt", "figures/masks.png"):
         assert (run.folder / name).stat().st_size > 0
     assert (run.folder / "checkpoints/last.ckpt").stat().st_size < 200_000
@@ -50,7 +54,7 @@ def test_a_run_leaves_what_it_promises(run: Run) -> None:
     assert config["model"]["steps"] == 60
 
 
-def test_the_table_tells_what_was_measured(run: Run) -> None:
+def test_the_printed_table_shows_the_measured_values(run: Run) -> None:
     sizes = run.metrics["sizes"]
     assert [row["s"] for row in sizes] == [4, 18, 30]
     for row in sizes:
@@ -58,7 +62,7 @@ def test_the_table_tells_what_was_measured(run: Run) -> None:
         assert row["fraction"] == row["s"] / 36
         assert row["controls"]["random"]["n"] >= 5
         assert f"{row['kl']:.3f}" in run.output
-        assert row["cross_entropy"] is None  # a name is asked for; the text ends before it
+        assert row["cross_entropy"] is None  # the scored token is a name, and the text ends before it
     assert sizes[2]["kl"] < sizes[2]["controls"]["random"]["kl_mean"]
     assert run.metrics["seconds"] > 0
     assert run.metrics["model"]["n_nodes"] == 36
@@ -67,11 +71,8 @@ def test_the_table_tells_what_was_measured(run: Run) -> None:
     assert "NaN" not in (run.folder / "metrics.json").read_text()
 
 
-def test_the_way_is_followed_to_its_end(run: Run) -> None:
-    for bar, steps in (
-        ("Epoch 0", 60),
-        ("Polish", 9),
-    ):  # each of three masks alone, on the way down and on the way back
+def test_progress_bars_reach_their_end(run: Run) -> None:
+    for bar, steps in (("Epoch 0", 60), ("Polish", 9)):  # three masks: each alone, then downwards, then upwards
         assert re.search(rf"{bar}: 100%.* {steps}/{steps} ", run.output)
     assert "Validation" not in run.output
 
@@ -86,14 +87,15 @@ def test_the_mask_can_be_used_from_python(run: Run) -> None:
 
 
 def test_evaluation_reproduces_the_numbers_from_the_mask_file_alone(run: Run, tmp_path: Path) -> None:
-    copy = shutil.copy(run.folder / "mask.safetensors", tmp_path / "elsewhere.safetensors")
+    copy = shutil.copy(run.folder / "mask.safetensors", tmp_path / "copy.safetensors")
     assert evaluate(["--mask", str(copy), "--out", str(tmp_path / "out")]) == 0
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["sizes"]
-    for row, expected in zip(found, run.metrics["sizes"], strict=True):
+    rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["sizes"]
+    for row, expected in zip(rows, run.metrics["sizes"], strict=True):
         assert flat(row) == pytest.approx(flat(expected), abs=1e-5)
 
 
 def flat(row: dict) -> dict:
+    """The numbers of a row, those of the random control among them."""
     return {
         key: value
         for key, value in (row | row["controls"]["random"]).items()
@@ -106,33 +108,33 @@ def test_evaluation_on_other_data_and_of_several_masks(run: Run, tmp_path: Path,
     texts.write_text("\n".join(f"the {noun} near the dogs" for noun in ("dog", "cat", "bird", "king", "poet")))
     mask = str(run.folder / "mask.safetensors")
     assert evaluate(["--mask", mask, "--mask", mask, "--data.path", str(texts), "--out", str(tmp_path)]) == 0
-    one, other = json.loads((tmp_path / "metrics.json").read_text())
-    assert one == other
-    assert one["sizes"] != run.metrics["sizes"]
-    assert "all texts of" in one["text"]
-    assert "5 in number" in one["text"]
+    first, second = json.loads((tmp_path / "metrics.json").read_text())
+    assert first == second
+    assert first["sizes"] != run.metrics["sizes"]
+    assert "all texts of" in first["text"]
+    assert "5 in number" in first["text"]
     assert capsys.readouterr().out.count("random KL") == 2
 
 
-def test_baselines_stand_beside_and_choose_on_what_the_mask_was_learned_on(
+def test_baselines_are_chosen_on_the_texts_that_the_mask_was_learned_on(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """So the same subgraphs are held against the mask's own texts and against others."""
+    """So the same subgraphs are evaluated on the mask's own texts and on others."""
     mask, names = str(run.folder / "mask.safetensors"), ["norm", "integrated-gradients", "random-matched"]
     flags = ["--mask", mask, "--baselines", json.dumps(names)]
     assert evaluate([*flags, "--out", str(tmp_path / "own")]) == 0
     assert "integrated-gradients KL" in capsys.readouterr().out
     assert evaluate([*flags, "--data.task", "copy", "--data.limit", "20", "--out", str(tmp_path / "other")]) == 0
     own, other = (json.loads((tmp_path / name / "metrics.json").read_text())["sizes"] for name in ("own", "other"))
-    for row, elsewhere in zip(own, other, strict=True):
-        assert list(row["controls"]) == list(elsewhere["controls"]) == names
-        assert row["controls"]["norm"]["kl"] != elsewhere["controls"]["norm"]["kl"]
+    for row, other_row in zip(own, other, strict=True):
+        assert list(row["controls"]) == list(other_row["controls"]) == names
+        assert row["controls"]["norm"]["kl"] != other_row["controls"]["norm"]["kl"]
         assert row["controls"]["random-matched"]["n"] == 10
         assert row["kl"] < row["controls"]["random-matched"]["kl_mean"]
     assert own[1]["kl"] < own[1]["controls"]["norm"]["kl"]
 
 
-def test_a_baseline_that_cannot_be(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_baseline_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     mask = str(run.folder / "mask.safetensors")
     assert evaluate(["--mask", mask, "--baselines", "[gredy]"]) == 2
     assert "greedy-forward" in one_line(capsys)
@@ -160,11 +162,11 @@ def test_a_mask_for_another_model_is_refused(run: Run, tmp_path: Path, capsys: p
 def test_a_second_run_is_refused_and_changes_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run.folder)
     assert train([*SMALL, "--run.dir", str(run.folder)]) == 2
-    assert "already holds a run. Choose another --run.dir, or go on with it" in one_line(capsys)
+    assert "already holds a run. Choose another --run.dir, or resume it" in one_line(capsys)
     assert contents(run.folder) == before
 
 
-def test_a_finished_run_is_told_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_a_finished_run_prints_its_results(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run.folder)
     assert train(["--config", str(run.folder / "config.yaml"), "--run.resume", "true"]) == 0
     assert "This run is finished" in capsys.readouterr().out
@@ -189,8 +191,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
         assert state["state_dict"]["bank.log_odds"].isfinite().all()
 
 
-def test_a_killed_run_goes_on_to_the_same_mask(run: Run, tmp_path: Path) -> None:
-    """Killed at once when its first checkpoint is there, moved, and gone on with from elsewhere."""
+def test_a_killed_run_resumes_to_the_same_mask(run: Run, tmp_path: Path) -> None:
+    """Killed as soon as its first checkpoint exists, moved to another folder, and resumed there."""
     command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--run.dir", "killed", "--trainer.logger", "false"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not Path("killed/checkpoints/last.ckpt").exists():
@@ -199,23 +201,23 @@ def test_a_killed_run_goes_on_to_the_same_mask(run: Run, tmp_path: Path) -> None
     process.kill()
     process.wait()
     assert not Path("killed/mask.safetensors").exists()
-    folder = tmp_path / "elsewhere" / "moved"
+    folder = tmp_path / "other folder" / "moved"
     shutil.copytree("killed", folder)
     assert train(["--config", str(folder / "config.yaml"), "--run.resume", "true"]) == 0
-    resumed, whole = (ml.Mask.load(path / "mask.safetensors") for path in (folder, run.folder))
-    assert torch.equal(resumed.scores, whole.scores)
-    assert torch.equal(resumed.mask, whole.mask)
+    resumed, uninterrupted = (ml.Mask.load(path / "mask.safetensors") for path in (folder, run.folder))
+    assert torch.equal(resumed.scores, uninterrupted.scores)
+    assert torch.equal(resumed.mask, uninterrupted.mask)
     assert not (folder / "wandb").exists()
 
 
-def test_a_run_is_not_gone_on_with_under_other_settings(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_not_resumed_under_other_settings(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert train([*SMALL, "--model.steps", "70", "--run.dir", str(run.folder), "--run.resume", "true"]) == 2
     message = one_line(capsys)
-    assert "was begun with model.steps 60, not 70" in message
+    assert "was started with model.steps 60, not 70" in message
     assert f"python train.py --config '{run.folder / 'config.yaml'}' --run.resume true" in message
 
 
-def test_what_lies_in_a_folder_is_kept(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_files_in_a_folder_are_kept(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mask.safetensors").write_text("precious")
     assert train([*SMALL, "--run.dir", "mine"]) == 2
@@ -223,15 +225,15 @@ def test_what_lies_in_a_folder_is_kept(run: Run, tmp_path: Path, capsys: pytest.
     assert contents(tmp_path / "mine") == {"mask.safetensors": b"precious"}
     before = contents(run.folder)
     assert evaluate(["--mask", str(run.folder / "mask.safetensors"), "--out", str(run.folder)]) == 2
-    assert "metrics.json is there already, and kept" in one_line(capsys)
+    assert "metrics.json already exists and is kept" in one_line(capsys)
     assert contents(run.folder) == before
 
 
-def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(["--run.dir", str(tmp_path / "x"), "--run.resume", "true"]) == 2
     assert "there is no run in" in one_line(capsys)
     assert train(["--run.resume", "true"]) == 2
-    assert "run.resume needs the run to go on with" in one_line(capsys)
+    assert "run.resume needs the run to resume" in one_line(capsys)
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
@@ -265,8 +267,8 @@ def test_nothing_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["--model.temperature", "[1, 0]"], "model.temperature"),
         (["--model.lr", ".nan"], "model.lr is nan"),
         (["--data.path", "varied.txt", "--model.lm", "./short"], "reads at most 3"),
-        (["--trainer.devices", "2"], "trainer.devices is 2; a run takes one device"),
-        (["--trainer.num_nodes", "2"], "trainer.num_nodes is 2; a run takes one device"),
+        (["--trainer.devices", "2"], "trainer.devices is 2; a run uses one device"),
+        (["--trainer.num_nodes", "2"], "trainer.num_nodes is 2; a run uses one device"),
         (
             ["--trainer.val_check_interval", "7", "--model.steps", "6"],
             "trainer.val_check_interval is 7, but the run has 6",
@@ -314,46 +316,56 @@ def test_a_damaged_mask_file_is_one_line(
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--data.max_length", "24"], "--data.max_length would hold out other texts than those that were when "),
-        (["--data.limit", "20", "--data.positions", "all"], "--data.limit would hold out other texts"),
-        (["--dtype", "bfloat16"], "was learned in float32, and bfloat16 makes other weights. Leave --dtype out"),
+        (["--data.max_length", "24"], "--data.max_length would change which texts are held out of those that "),
+        (["--data.limit", "20", "--data.positions", "all"], "--data.limit would change which texts are held out"),
+        (["--dtype", "bfloat16"], "was learned in float32; the weights differ in bfloat16. Leave --dtype out"),
     ],
 )
-def test_an_evaluation_that_would_not_be_what_it_says(
+def test_flags_that_change_the_held_out_texts_or_the_weights_are_refused(
     flags: list[str], line: str, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate(["--mask", str(run.folder / "mask.safetensors"), *flags]) == 2
     assert line in one_line(capsys)
 
 
-def test_which_texts_an_evaluation_is_of() -> None:
-    own = {"path": "texts.jsonl", "dataset": None, "task": None, "split": "train", "limit": 90, "max_length": 128}
-    of_hub = own | {"path": None, "dataset": "some/texts"}
-    for given, asked, expected, other in (
-        (own, {}, own, False),
-        (own, {"positions": "last", "batch_size": 4}, own | {"positions": "last", "batch_size": 4}, False),
-        (own, {"path": str(Path.cwd() / "texts.jsonl")}, own | {"path": str(Path.cwd() / "texts.jsonl")}, False),
-        (own, {"task": "copy"}, {"max_length": 128, "task": "copy"}, True),
-        (own, {"path": "~/texts.jsonl"}, {"max_length": 128, "path": "~/texts.jsonl"}, True),
-        (of_hub, {"split": "test"}, {key: of_hub[key] for key in of_hub if key != "limit"} | {"split": "test"}, True),
+def test_settings_of_the_texts_are_those_of_the_run_unless_flags_change_them() -> None:
+    learned_on = {
+        "path": "texts.jsonl",
+        "dataset": None,
+        "task": None,
+        "split": "train",
+        "limit": 90,
+        "max_length": 128,
+    }
+    from_hub = learned_on | {"path": None, "dataset": "some/texts"}
+    harmless, same_path = {"positions": "last", "batch_size": 4}, {"path": str(Path.cwd() / "texts.jsonl")}
+    hub_test = {key: value for key, value in from_hub.items() if key != "limit"} | {"split": "test"}
+    for own, requested, expected, are_others in (
+        (learned_on, {}, learned_on, False),
+        (learned_on, harmless, learned_on | harmless, False),
+        (learned_on, same_path, learned_on | same_path, False),
+        (learned_on, {"task": "copy"}, {"max_length": 128, "task": "copy"}, True),
+        (learned_on, {"path": "~/texts.jsonl"}, {"max_length": 128, "path": "~/texts.jsonl"}, True),
+        (from_hub, {"split": "test"}, hub_test, True),
     ):
-        assert evaluate_command._settings("mask", given, asked, free=False) == (expected, other)
-    assert evaluate_command._settings("mask", own, {"limit": 9}, free=True) == (own | {"limit": 9}, False)
+        assert choose_settings("mask", own, requested, any_split=False) == (expected, are_others)
+    expected = learned_on | {"limit": 9}
+    assert choose_settings("mask", learned_on, {"limit": 9}, any_split=True) == (expected, False)
 
 
-def test_a_mistyped_flag_of_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistyped_evaluation_flag_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(["--mask", "x", "--data.pth", "y"]) == 2
     assert "no flag or key data.pth. Did you mean data.path?" in one_line(capsys)
     assert evaluate([]) == 2
     assert "mask" in one_line(capsys)
 
 
-def test_what_is_not_understood_is_passed_on_in_one_line() -> None:
+def test_other_messages_of_the_parser_are_passed_on_in_one_line() -> None:
     assert explain("Some\n  - odd complaint.", ["a"]) == "Some odd complaint. See --help"
 
 
 @pytest.mark.parametrize(
-    ("door", "flag", "line"),
+    ("entry_point", "flag", "line"),
     [
         (
             train,
@@ -364,10 +376,11 @@ def test_what_is_not_understood_is_passed_on_in_one_line() -> None:
         (evaluate, "--baselines", "baselines is projectd; choose from random, random-matched, inverse, norm, "),
     ],
 )
-def test_a_name_that_is_none_is_answered_with_those_there_are(
-    door: Callable[[list[str]], int], flag: str, line: str, capsys: pytest.CaptureFixture[str]
+def test_an_unknown_name_is_answered_with_the_names_to_choose_from(
+    entry_point: Callable[[list[str]], int], flag: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert door(["--mask", "m", flag, "projectd"] if door is evaluate else [flag, "projectd"]) == 2
+    needed = ["--mask", "m"] if entry_point is evaluate else []
+    assert entry_point([*needed, flag, "projectd"]) == 2
     assert f"error: {line}" in capsys.readouterr().err
 
 
@@ -378,17 +391,16 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         train(["--help"])
     assert stop.value.code == 0
-    text = re.sub(r"\s+", " ", capsys.readouterr().out).partition("override it.")[2]  # behind the usage
+    text = re.sub(r"\s+", " ", capsys.readouterr().out).partition("override it.")[2]  # after the usage
     with pytest.raises(SystemExit):
         train(["--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
-    for room in ("model", "data", "run"):
-        for key in config[room]:
-            if room != "data" or key not in ("lm", "revision", "trust_remote_code"):  # taken from model.*
-                format_report = re.findall(rf"--{room}\.{key}\+? \S.*?(?= --|$)", text)
-                assert any(re.search(r" [A-Z].+\((type|default|required)", words) for words in format_report), (
-                    f"{room}.{key}"
-                )
+    for section in ("model", "data", "run"):
+        for key in config[section]:
+            if section != "data" or key not in ("lm", "revision", "trust_remote_code"):  # taken from model.*
+                flag = f"{section}.{key}"
+                explanations = re.findall(rf"--{flag}\+? \S.*?(?= --|$)", text)
+                assert any(re.search(r" [A-Z].+\((type|default|required)", words) for words in explanations), flag
 
 
 def test_the_printed_config_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:

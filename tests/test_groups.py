@@ -50,7 +50,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, str(ROOT / "train.py"), *INPUTS, "--run.dir", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "12, each learned and reported on by itself" in done.stdout
+    assert "12 texts, each learned and evaluated by itself" in done.stdout
     assert "for each of 12 groups, 4 at a time" in done.stdout
     assert "done=8/12" in done.stdout and "per_s=" in done.stdout
     return folder
@@ -80,7 +80,7 @@ def test_evaluation_of_groups_reproduces_the_run(traced: Path, tmp_path: Path, c
     found, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (Path("out"), traced))
     assert found["groups"] == expected["groups"] and found["sizes"] == expected["sizes"]
     assert evaluate(["--mask", mask, "--data.task", "copy"]) == 2
-    assert "holds masks of single texts, and these are others" in capsys.readouterr().err
+    assert "holds per-input masks, which cannot be evaluated on other texts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("blocks_done", [0, 1])

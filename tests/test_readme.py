@@ -1,4 +1,4 @@
-"""What the README and the configs say can be done is done here, in small."""
+"""The commands, code and configs of the README run, on small data."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from masklearn.tiny import MODEL_FOLDER, tasks
 
 README = (ROOT / "README.md").read_text()
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-IN_SMALL = ["--model.steps", "4", "--model.polish", "0", "--data.limit", "20", "--trainer.logger", "false"]
+SMALL_RUN = ["--model.steps", "4", "--model.polish", "0", "--data.limit", "20", "--trainer.logger", "false"]
 
 
 def blocks(language: str) -> list[str]:
@@ -25,13 +25,13 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     lines = "\n".join(blocks("bash")).replace("&&", "\n").splitlines()
-    found = [shlex.split(line)[1:] for line in lines if line.strip().startswith("python ")]
-    return [command for command in found if "--help" not in command]
+    python = [shlex.split(line)[1:] for line in lines if line.strip().startswith("python ")]
+    return [command for command in python if "--help" not in command]
 
 
 @pytest.fixture
-def desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which the README's commands find what they name."""
+def work_folder(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the README's commands name."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     shutil.copytree(run.folder, tmp_path / "runs" / "my-run")
     (tmp_path / "PATH_OR_HUB_ID").symlink_to(MODEL_FOLDER)
@@ -54,16 +54,16 @@ def desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_every_command_of_the_readme_runs(command: list[str], desk: Path) -> None:
-    door, *args = command
-    if door == "train.py":
-        assert train([*args, *([] if "--run.resume" in args else IN_SMALL)]) == 0
+def test_every_command_of_the_readme_runs(command: list[str], work_folder: Path) -> None:
+    script, *args = command
+    if script == "train.py":
+        assert train([*args, *([] if "--run.resume" in args else SMALL_RUN)]) == 0
     else:
-        assert door == "evaluate.py"
+        assert script == "evaluate.py"
         assert evaluate(args) == 0
 
 
-def test_the_python_of_the_readme_runs(desk: Path) -> None:
+def test_the_python_of_the_readme_runs(work_folder: Path) -> None:
     names: dict = {}
     for code in blocks("python"):
         exec(code, names)
@@ -72,30 +72,33 @@ def test_the_python_of_the_readme_runs(desk: Path) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
-def test_every_config_runs(config: Path, desk: Path) -> None:
-    own = config.name in ("stories.yaml", "inputs.yaml")
-    needs = ["--model.lm", str(MODEL_FOLDER), "--data.path", "prompts.jsonl"] if own else []
-    assert train(["--config", str(config), *needs, *IN_SMALL, "--run.dir", "small"]) == 0
-    asked, written = yaml.safe_load(config.read_text()), yaml.safe_load((desk / "small" / "config.yaml").read_text())
-    assert written["model"]["sizes"] == asked["model"]["sizes"]
+def test_every_config_runs(config: Path, work_folder: Path) -> None:
+    needs_model = config.name in ("stories.yaml", "inputs.yaml")
+    flags = ["--model.lm", str(MODEL_FOLDER), "--data.path", "prompts.jsonl"] if needs_model else []
+    assert train(["--config", str(config), *flags, *SMALL_RUN, "--run.dir", "small"]) == 0
+    given, written = (
+        yaml.safe_load(config.read_text()),
+        yaml.safe_load((work_folder / "small" / "config.yaml").read_text()),
+    )
+    assert written["model"]["sizes"] == given["model"]["sizes"]
     assert f"--config configs/{config.name}" in config.read_text()
 
 
-def test_defaults_in_the_readme_are_the_defaults(capsys: pytest.CaptureFixture[str], desk: Path) -> None:
+def test_defaults_in_the_readme_are_the_defaults(capsys: pytest.CaptureFixture[str], work_folder: Path) -> None:
     with pytest.raises(SystemExit):
         train(["--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
     for flag, default in re.findall(r"^\| `--(\w+\.\w+)` \|.*\| `([^`]+)` \|$", README, flags=re.M):
-        room, key = flag.split(".")
-        if flag not in ("run.dir", "data.task"):  # settled when the run begins
-            assert config[room][key] == yaml.safe_load(default), flag
+        section, key = flag.split(".")
+        if flag not in ("run.dir", "data.task"):  # set when the run starts
+            assert config[section][key] == yaml.safe_load(default), flag
 
 
 def test_the_real_model_with_real_texts(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     model, texts = stories / "models" / "stories260k", stories / "data" / "stories.jsonl"
     args = ["--model.lm", str(model), "--data.path", str(texts), "--model.sizes", "[5,9,15,22,30]"]
-    assert train([*args, *IN_SMALL, "--run.dir", str(tmp_path / "run")]) == 0
+    assert train([*args, *SMALL_RUN, "--run.dir", str(tmp_path / "run")]) == 0
     sizes = json.loads((tmp_path / "run" / "metrics.json").read_text())["sizes"]
     assert [row["s"] for row in sizes] == [5, 9, 15, 22, 30]
     assert all(row["full_cross_entropy"] < 2 for row in sizes)  # a model that knows its texts

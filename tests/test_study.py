@@ -1,4 +1,4 @@
-"""Masks of single texts to the study, through the doors."""
+"""From per-input masks to the density study, through the command line."""
 
 # pyright: reportGeneralTypeIssues=false
 # (by pandas' own annotations a comparison may be anything)
@@ -17,7 +17,8 @@ from wandb_file import OfflineRun
 
 import masklearn as ml
 from masklearn import evaluation
-from masklearn.cli import evaluate, study_command, train
+from masklearn.cli import evaluate, train
+from masklearn.cli.study_banks import seconds_of_learning
 from masklearn.data import Batch
 from masklearn.evaluation.metrics import TextMetrics, unigram
 from masklearn.masking import MaskedLM
@@ -28,7 +29,9 @@ SIZES = ["--model.sizes", "[1, 3, 9, 20, 35]"]
 
 
 @dataclass
-class Made:
+class FinishedStudy:
+    """Two runs and their study, in a folder."""
+
     folder: Path
     output: str
 
@@ -37,13 +40,14 @@ class Made:
 
 
 def learn(folder: Path, *flags: str) -> str:
+    """Train in a folder; the mask file."""
     assert train([*QUICK, *SIZES, *flags, "--run.dir", str(folder)]) == 0
     return str(folder / "mask.safetensors")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A bank of some texts and one of every position of a text, and their study, as a person makes it."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
+    """A bank of several texts and one of every position of a text, and their study, as a user makes it."""
     folder = tmp_path_factory.mktemp("studies")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py"])
@@ -57,24 +61,24 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         code = evaluate([*(flag for mask in masks for flag in ("--mask", mask)), "--out", str(folder / "study")])
         capture.undo()
     assert code == 0, lines
-    return Made(folder, "\n".join(lines))
+    return FinishedStudy(folder, "\n".join(lines))
 
 
-def test_the_study_leaves_what_it_promises(made: Made) -> None:
-    study = made.folder / "study"
+def test_a_study_writes_page_figures_metrics_and_tables(finished: FinishedStudy) -> None:
+    study = finished.folder / "study"
     assert (study / "report.html").stat().st_size > 100_000
     assert {path.suffix for path in (study / "figures").iterdir()} == {".png", ".pdf"}
     assert len(json.loads((study / "metrics.json").read_text())) == 2
     table = pd.read_parquet(study / "tables" / "inputs_by_size.parquet")
     assert set(table["kind"]) == {"learned", "random", "random-matched", "norm", "inverse"}
     assert len(table[table["bank"] == "one"]) == 5 * 5 * 8
-    assert f"{study / 'report.html'}" in made.output
+    assert f"{study / 'report.html'}" in finished.output
 
 
-def test_its_means_are_those_of_the_evaluation(made: Made) -> None:
-    """One number, one path: with one position an input, the mean over inputs is the mean over positions."""
-    sizes = json.loads((made.folder / "study" / "metrics.json").read_text())[0]["sizes"]
-    curve = made.table("curve").set_index(["bank", "kind", "s"])
+def test_the_studys_means_are_those_of_the_evaluation(finished: FinishedStudy) -> None:
+    """With one scored position in every input, the mean over inputs is the mean over positions."""
+    sizes = json.loads((finished.folder / "study" / "metrics.json").read_text())[0]["sizes"]
+    curve = finished.table("curve").set_index(["bank", "kind", "s"])
     for row in sizes:
         for name in ("kl", "tv"):
             assert curve.loc[("one", "learned", row["s"]), name] == pytest.approx(row[name])
@@ -83,18 +87,18 @@ def test_its_means_are_those_of_the_evaluation(made: Made) -> None:
             assert curve.loc[("one", "random", row["s"]), name] == pytest.approx(expected)
 
 
-def test_densities_can_be_worked_out_from_the_tables(made: Made) -> None:
-    inputs = pd.read_parquet(made.folder / "study" / "tables" / "inputs.parquet").set_index(["bank", "input"])
-    by_size = pd.read_parquet(made.folder / "study" / "tables" / "inputs_by_size.parquet")
-    own = by_size[(by_size["bank"] == "one") & (by_size["kind"] == "learned") & (by_size["input"] == "3")]
-    points = [*zip(own["fraction"].map(math.log10), own["tv"], strict=True), (0.0, 0.0)]
+def test_densities_can_be_computed_from_the_tables(finished: FinishedStudy) -> None:
+    inputs = pd.read_parquet(finished.folder / "study" / "tables" / "inputs.parquet").set_index(["bank", "input"])
+    by_size = pd.read_parquet(finished.folder / "study" / "tables" / "inputs_by_size.parquet")
+    rows = by_size[(by_size["bank"] == "one") & (by_size["kind"] == "learned") & (by_size["input"] == "3")]
+    points = [*zip(rows["fraction"].map(math.log10), rows["tv"], strict=True), (0.0, 0.0)]
     area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points))
     assert inputs.loc[("one", "3"), "density_learned"] == pytest.approx(area)
 
 
-def test_what_is_said_of_an_input_is_so(made: Made) -> None:
-    """Context, entropies, loss and rarity of each, from the model and the language themselves."""
-    inputs = pd.read_parquet(made.folder / "study" / "tables" / "inputs.parquet")
+def test_the_properties_of_an_input_agree_with_model_and_language(finished: FinishedStudy) -> None:
+    """Context, entropies, loss and unigram surprisal of every input, recomputed."""
+    inputs = pd.read_parquet(finished.folder / "study" / "tables" / "inputs.parquet")
     lm, tokenizer = ml.load_lm(), ml.load_tokenizer()
     for _, row in inputs[inputs["bank"] == "one"].iterrows():
         ids = tokenizer(row["context_text"], return_tensors="pt", return_token_type_ids=False)
@@ -108,25 +112,25 @@ def test_what_is_said_of_an_input_is_so(made: Made) -> None:
         assert row["next_rarity"] > 0
 
 
-def test_banks_over_different_inputs_are_held_against_each_other_where_that_can_be(made: Made) -> None:
-    pair, *others = made.table("across").to_dict("records")
+def test_banks_over_different_inputs_are_compared_on_common_inputs(finished: FinishedStudy) -> None:
+    pair, *others = finished.table("across").to_dict("records")
     assert [row["kind"] for row in (pair, *others)] == ["learned", "norm", "random-matched"]
     assert pair["same_model"] and pair["n"] < 4
     assert "in common: one has 8 of the embedded mixed texts and words has" in pair["note"]
-    overlap = made.table("overlap")
+    overlap = finished.table("overlap")
     assert ((overlap["overlap"] >= 0) & (overlap["overlap"] <= 1 + 1e-9)).all()
 
 
-def test_every_token_of_a_text_has_its_density(made: Made) -> None:
-    words = made.table("by_token")
+def test_every_token_of_a_text_has_a_density(finished: FinishedStudy) -> None:
+    words = finished.table("by_token")
     assert words["at"].tolist() == list(range(1, len(words) + 1))
     assert "".join(words["token"]).split() == next(tasks.texts()).split()
     assert words["density"].notna().all()
 
 
-def test_the_thought_of_the_full_model_is_the_full_models(made: Made) -> None:
-    thoughts = made.table("thoughts")
-    inputs = pd.read_parquet(made.folder / "study" / "tables" / "inputs.parquet").set_index(["bank", "input"])
+def test_the_top_tokens_of_the_full_model_are_the_models_own(finished: FinishedStudy) -> None:
+    thoughts = finished.table("thoughts")
+    inputs = pd.read_parquet(finished.folder / "study" / "tables" / "inputs.parquet").set_index(["bank", "input"])
     shown = thoughts[(thoughts["bank"] == "one") & (thoughts["s"] == 36)].groupby("kind").get_group("learned")
     text = inputs.loc[("one", str(shown["input"].iloc[0])), "context_text"]
     lm, tokenizer = ml.load_lm(), ml.load_tokenizer()
@@ -136,8 +140,8 @@ def test_the_thought_of_the_full_model_is_the_full_models(made: Made) -> None:
     assert [token.strip() for token in shown["token"]] == [tokenizer.decode([i]).strip() for i in top.indices]
 
 
-def test_the_study_goes_to_wandb(made: Made) -> None:
-    (folder,) = (made.folder / "study" / "wandb").glob("offline-run-*")
+def test_a_study_is_logged_to_wandb(finished: FinishedStudy) -> None:
+    (folder,) = (finished.folder / "study" / "wandb").glob("offline-run-*")
     run = OfflineRun.read(folder)
     for name in ("curve", "findings", "relations", "inputs"):
         (path,) = run.column(f"study/{name}/path")
@@ -159,7 +163,7 @@ def positions(kind: str, **settings: object) -> ml.MaskData:
     return data
 
 
-def test_a_random_position_is_one_of_its_text_and_the_token_that_came_is_kept() -> None:
+def test_a_random_position_is_one_of_its_text_and_the_next_token_is_kept() -> None:
     whole, cut = positions("all").parts["all"], positions("random")
     texts = cut.parts["all"]
     lengths = set()
@@ -176,8 +180,8 @@ def test_a_random_position_is_one_of_its_text_and_the_token_that_came_is_kept() 
 
 def test_each_position_of_a_text_is_an_input() -> None:
     whole, cut = positions("all").parts["all"], positions("each").parts["all"]
-    own = [(name, ids) for name, ids in zip(cut.names, cut.ids, strict=True) if name.startswith("0:")]
-    assert own == [(f"0:{at}", whole.ids[0][: at + 1]) for at in range(1, len(whole.ids[0]))]
+    first_text = [(name, ids) for name, ids in zip(cut.names, cut.ids, strict=True) if name.startswith("0:")]
+    assert first_text == [(f"0:{at}", whole.ids[0][: at + 1]) for at in range(1, len(whole.ids[0]))]
     assert len(set(cut.names)) == len(cut.names)
 
 
@@ -185,34 +189,37 @@ def test_inputs_of_one_text_are_never_split() -> None:
     data = ml.MaskData(positions="each", limit=30)
     data.prepare_data()
     data.setup()
-    of = {part: {name.split(":")[0] for name in data.parts[part].names} for part in ("train", "validation", "test")}
-    assert not of["train"] & of["test"] and not of["train"] & of["validation"] and not of["validation"] & of["test"]
+    splits = ("train", "validation", "test")
+    train, validation, test = ({name.split(":")[0] for name in data.parts[split].names} for split in splits)
+    assert not train & test and not train & validation and not validation & test
 
 
-# --- metrics of single texts ------------------------------------------------------------------------------------------
+# --- metrics of every text --------------------------------------------------------------------------------------------
 
 
-def test_the_unigram_is_what_was_counted_and_leaves_nothing_out() -> None:
-    found = unigram({1: 3, 2: 1, 9: 5}, 4).exp()  # a token that the model does not have is left out
-    assert found.tolist() == pytest.approx([0.5 / 6, 3.5 / 6, 1.5 / 6, 0.5 / 6])
+def test_the_unigram_is_the_smoothed_share_of_counted_tokens() -> None:
+    probabilities = unigram({1: 3, 2: 1, 9: 5}, 4).exp()  # a token outside the vocabulary is ignored
+    assert probabilities.tolist() == pytest.approx([0.5 / 6, 3.5 / 6, 1.5 / 6, 0.5 / 6])
 
 
-def test_metrics_of_texts_add_up_to_those_of_all(masked_lm: MaskedLM, tokens: torch.Tensor) -> None:
-    """Whatever the masks and however they are batched, means weighted by positions are the means of all."""
+def test_means_over_texts_weighted_by_positions_are_the_means_over_positions(
+    masked_lm: MaskedLM, tokens: torch.Tensor
+) -> None:
+    """For any masks."""
     scored = torch.ones_like(tokens, dtype=torch.bool)
     scored[1, 3:] = False
-    place = torch.tensor([1, 0])
-    batch = Batch(tokens, torch.ones_like(scored), scored, place, torch.zeros(2, dtype=torch.long))
+    text_index = torch.tensor([1, 0])
+    batch = Batch(tokens, torch.ones_like(scored), scored, text_index, torch.zeros(2, dtype=torch.long))
     generator = torch.Generator().manual_seed(0)
     masks = torch.rand(11, 1, masked_lm.graph.n_nodes, generator=generator) > 0.5
     meter = TextMetrics(11, 2, {3: 1})
     rows, _ = evaluation.measure(masked_lm, masks, [batch], meter)
-    found, weight = meter.compute(), torch.tensor([3, tokens.shape[1]]) / (3 + tokens.shape[1])
+    by_text, weight = meter.compute(), torch.tensor([3, tokens.shape[1]]) / (3 + tokens.shape[1])
     for name in ("kl", "tv"):
-        together = (found[name] * weight).sum(-1)
-        assert together.tolist() == pytest.approx([row[name] for row in rows], rel=1e-5)
-    labelled = torch.tensor([3, tokens.shape[1] - 1]) / (2 + tokens.shape[1])
-    assert (found["loss"] * labelled).sum().item() == pytest.approx(rows[0]["full_cross_entropy"], rel=1e-5)
+        mean = (by_text[name] * weight).sum(-1)
+        assert mean.tolist() == pytest.approx([row[name] for row in rows], rel=1e-5)
+    loss_weight = torch.tensor([3, tokens.shape[1] - 1]) / (2 + tokens.shape[1])  # no token follows the last position
+    assert (by_text["loss"] * loss_weight).sum().item() == pytest.approx(rows[0]["full_cross_entropy"], rel=1e-5)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -221,15 +228,15 @@ def test_metrics_of_texts_add_up_to_those_of_all(masked_lm: MaskedLM, tokens: to
 @pytest.mark.parametrize(
     ("results", "expected"), [('{"seconds": 3}', {"learning": 3.0}), ("[{}]", {}), ("{", {}), (None, {})]
 )
-def test_how_long_learning_took_is_said_where_it_is_known(
+def test_the_seconds_of_learning_are_read_from_the_runs_metrics(
     results: str | None, expected: dict[str, float], tmp_path: Path
 ) -> None:
     if results is not None:
         (tmp_path / "metrics.json").write_text(results)
-    assert study_command._seconds_of_learning(tmp_path / "mask.safetensors") == expected
+    assert seconds_of_learning(tmp_path / "mask.safetensors") == expected
 
 
-def test_one_input_two_sizes_and_no_label(
+def test_a_study_of_one_input_and_two_sizes_notes_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
@@ -237,28 +244,28 @@ def test_one_input_two_sizes_and_no_label(
     assert train([*QUICK, *flags, "--run.dir", str(tmp_path / "one")]) == 0
     out = tmp_path / "study"
     assert evaluate(["--mask", str(tmp_path / "one/mask.safetensors"), "--out", str(out), "--track", "false"]) == 0
-    format_report = capsys.readouterr().out
-    assert "2 of the 3 sizes that an area or a phase takes (2, 9): no density" in format_report
-    assert "a single input" in format_report
-    assert "no token comes after a scored position; score them with --data.positions random" in format_report
+    output = capsys.readouterr().out
+    assert "2 of the 3 sizes that an area or a phase takes (2, 9): no density" in output
+    assert "a single input" in output
+    assert "no token comes after a scored position; score them with --data.positions random" in output
     assert ">nan<" not in (out / "report.html").read_text().lower()
     assert not (out / "wandb").exists()
 
 
-def test_without_matplotlib_there_are_tables(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_without_matplotlib_a_study_writes_tables_alone(
+    finished: FinishedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("masklearn.cli.drawing.find_spec", lambda name: None)
-    mask = str(made.folder / "one" / "mask.safetensors")
+    mask = str(finished.folder / "one" / "mask.safetensors")
     assert evaluate(["--mask", mask, "--out", str(tmp_path / "out"), "--track", "false"]) == 0
     assert "No figures drawn: they need matplotlib" in capsys.readouterr().out
     assert (tmp_path / "out" / "tables" / "curve.csv").is_file()
     assert not (tmp_path / "out" / "report.html").exists()
 
 
-def test_a_study_is_not_written_over(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (made.folder / "study" / "report.html").read_bytes()
-    mask = str(made.folder / "one" / "mask.safetensors")
-    assert evaluate(["--mask", mask, "--out", str(made.folder / "study")]) == 2
-    assert "is there already, and kept. Choose another --out" in capsys.readouterr().err
-    assert (made.folder / "study" / "report.html").read_bytes() == before
+def test_a_study_is_not_overwritten(finished: FinishedStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished.folder / "study" / "report.html").read_bytes()
+    mask = str(finished.folder / "one" / "mask.safetensors")
+    assert evaluate(["--mask", mask, "--out", str(finished.folder / "study")]) == 2
+    assert "already exists and is kept. Choose another --out" in capsys.readouterr().err
+    assert (finished.folder / "study" / "report.html").read_bytes() == before

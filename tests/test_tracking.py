@@ -1,5 +1,6 @@
+"""What a run logs to Weights & Biases, read back from the disk."""
+
 import json
-import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,31 +11,32 @@ from conftest import Run
 from wandb_file import OfflineRun
 
 import masklearn as ml
-from masklearn import tracking
+from masklearn import report, tracking
+from masklearn.tracking import logger
 
 SIZES = (4, 18, 30)
 
 
 @pytest.fixture(scope="module")
 def tracked(run: Run) -> OfflineRun:
-    """What the run has left on disk for W&B, read back."""
+    """The offline W&B run, read back."""
     (folder,) = (run.folder / "wandb").glob("offline-run-*")
     return OfflineRun.read(folder)
 
 
-def test_the_config_is_all_that_was_asked_for(tracked: OfflineRun) -> None:
+def test_the_config_holds_all_settings(tracked: OfflineRun) -> None:
     assert tracked.config["model"]["steps"] == 60
     assert tracked.config["data"]["task"] == "names"
     assert tracked.config["trainer"]["devices"] == 1
 
 
 @pytest.mark.parametrize("name", ["kl", "open", "budget_error", "multiplier"])
-def test_every_step_is_there_for_every_size(tracked: OfflineRun, name: str) -> None:
+def test_every_step_is_logged_for_every_size(tracked: OfflineRun, name: str) -> None:
     for size in SIZES:
         assert len(tracked.column(f"train/{name}/s={size}")) == 60
 
 
-def test_the_schedule_is_there(tracked: OfflineRun) -> None:
+def test_the_schedule_is_logged(tracked: OfflineRun) -> None:
     temperatures, rates = tracked.column("train/temperature"), tracked.column("train/lr")
     assert (temperatures[0], temperatures[-1]) == (1.0, 0.5)
     assert rates[0] > rates[-1] > 0
@@ -45,44 +47,42 @@ def test_the_schedule_is_there(tracked: OfflineRun) -> None:
         assert len(tracked.column(f"val/kl/s={size}")) >= 1
 
 
-def test_gates_are_there_as_histograms(tracked: OfflineRun) -> None:
+def test_gates_are_logged_as_histograms(tracked: OfflineRun) -> None:
     for size in SIZES:
         histograms = tracked.column(f"gates/s={size}/values")
         assert len(histograms) == 3  # after the first step, at step 50, at the end
         assert all(sum(histogram) == 36 for histogram in histograms)
 
 
-def test_the_table_of_results_is_there(tracked: OfflineRun, run: Run) -> None:
+def test_the_table_of_results_is_logged(tracked: OfflineRun, run: Run) -> None:
     (path,) = tracked.column("results/path")
     table = json.loads((tracked.files / path).read_text())
     kl = table["columns"].index("kl")
     assert [row[kl] for row in table["data"]] == pytest.approx([row["kl"] for row in run.metrics["sizes"]])
 
 
-def test_the_nodes_of_every_mask_are_there_as_table_and_picture(tracked: OfflineRun, run: Run) -> None:
+def test_the_nodes_of_every_mask_are_logged_as_table_and_map(tracked: OfflineRun, run: Run) -> None:
     (path,) = tracked.column("nodes/path")
     table = json.loads((tracked.files / path).read_text())
     mask = ml.Mask.load(run.folder / "mask.safetensors")
     assert [row[0] for row in table["data"]] == list(mask.graph.names)
     assert torch.equal(torch.tensor([row[3:] for row in table["data"]]).T, mask.mask[0])
-    for size, kept in zip(SIZES, mask.mask[0], strict=True):
+    for size, share in zip(SIZES, mask.share(), strict=True):
         (path,) = tracked.column(f"masks/s={size}/path")
-        cells = re.findall(r'fill-opacity="(.*?)"><title>(.*?)<', (tracked.files / path).read_text())
-        open_nodes = {name for opacity, name in cells if float(opacity) == 1}
-        assert open_nodes == {name for name, keep in zip(mask.graph.names, kept, strict=True) if keep}
+        assert (tracked.files / path).read_text() == report.node_map_svg(mask.graph, share)
     for name in ("figures/masks", "figures/curve"):
         (picture,) = tracked.column(f"{name}/path")
         assert (tracked.files / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_summary_is_there(tracked: OfflineRun, run: Run) -> None:
+def test_the_summary_holds_the_metrics_of_every_size(tracked: OfflineRun, run: Run) -> None:
     for row in run.metrics["sizes"]:
         assert tracked.summary[f"test/kl/s={row['s']}"] == pytest.approx(row["kl"])
         assert tracked.summary[f"test/controls/random/kl_mean/s={row['s']}"] > 0
 
 
-def test_the_mask_file_is_there_as_an_artifact(tracked: OfflineRun, run: Run) -> None:
-    (artifact,) = (a for a in tracked.artifacts if a.type == "mask")
+def test_the_mask_file_is_logged_as_an_artifact(tracked: OfflineRun, run: Run) -> None:
+    (artifact,) = (artifact for artifact in tracked.artifacts if artifact.type == "mask")
     assert artifact.name == "mask-embedded"
     metadata = json.loads(artifact.metadata)
     assert metadata["sizes"] == list(SIZES)
@@ -92,32 +92,32 @@ def test_the_mask_file_is_there_as_an_artifact(tracked: OfflineRun, run: Run) ->
     assert Path(entry.local_path) == run.folder / "mask.safetensors"
 
 
-def test_where_the_run_lies_and_how_to_send_it_is_one_line(run: Run) -> None:
+def test_one_line_says_where_the_run_is_stored_and_how_to_send_it(run: Run) -> None:
     (line,) = (line for line in run.output.splitlines() if line.startswith("W&B"))
     (folder,) = (run.folder / "wandb").glob("offline-run-*")
-    assert line == f"W&B: no login found, so the run lies in {folder}. Send it with: wandb sync '{folder}'"
+    assert line == f"W&B: no login found, so the run is stored in {folder}. Send it with: wandb sync '{folder}'"
 
 
-def test_what_may_not_be_on_the_disk_yet_is_kept_and_logged_again(
+def test_metrics_that_may_not_be_on_the_disk_are_saved_and_logged_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a minute of it: W&B writes in a process of its own, which a busy machine may keep waiting."""
-    now, kept = 0.0, {}
-    monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=lambda: now))
-    for name in ("killed", "gone-on-with"):
+    """Those of half a minute: W&B writes in a process of its own, which a busy machine may delay."""
+    now, saved = 0.0, {}
+    monkeypatch.setattr(logger, "time", SimpleNamespace(monotonic=lambda: now))
+    for name in ("killed", "resumed"):
         tracker, _ = tracking.logger_for(tmp_path / name, {})
-        again = tracking.RelogCallback(tracker)
-        if kept:
-            again.load_state_dict(kept)
+        callback = tracking.RelogCallback(tracker)
+        if saved:
+            callback.load_state_dict(saved)
         else:
-            for step, now in enumerate((0.0, 15.0, 31.0, 45.0)):  # noqa: B007 (the clock's time)
+            for step, now in enumerate((0.0, 15.0, 31.0, 45.0)):  # noqa: B007 (the clock reads it)
                 tracker.log_metrics({"kl": float(step)}, step)
-        kept = again.state_dict()
-        tracking.finish(tracker)
-    assert [step for step, _ in kept["rows"]] == [1, 2, 3]
-    (folder,) = (tmp_path / "gone-on-with" / "wandb").glob("offline-run-*")
-    found, tries = [], 60
-    while not found and (tries := tries - 1):  # W&B's process may still be writing
+        saved = callback.state_dict()
+        tracker.finish()
+    assert [step for step, _ in saved["rows"]] == [1, 2, 3]
+    (folder,) = (tmp_path / "resumed" / "wandb").glob("offline-run-*")
+    logged, tries = [], 60
+    while not logged and (tries := tries - 1):  # W&B's process may still be writing
         time.sleep(0.5)
-        found = OfflineRun.read(folder).column("kl")
-    assert found == [1.0, 2.0, 3.0]
+        logged = OfflineRun.read(folder).column("kl")
+    assert logged == [1.0, 2.0, 3.0]

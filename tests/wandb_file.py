@@ -1,4 +1,4 @@
-"""Reads what an offline W&B run has written: a LevelDB log of protobuf records."""
+"""Reads the file of an offline W&B run: a LevelDB log of protobuf records."""
 
 import json
 from collections.abc import Iterator
@@ -8,12 +8,15 @@ from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import Record
 
-BLOCK, HEADER = 32768, 7
+BLOCK_BYTES, HEADER_BYTES = 32768, 7
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+"""Kinds of chunks: a whole record, or the first, a middle or the last chunk of one."""
 
 
 @dataclass
 class OfflineRun:
+    """What an offline run has logged."""
+
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -40,6 +43,7 @@ class OfflineRun:
         return run
 
     def column(self, key: str) -> list[Any]:
+        """The logged values of a key, in order."""
         return [row[key] for row in self.history if key in row]
 
 
@@ -48,17 +52,17 @@ def _key(item: Any) -> str:
 
 
 def _records(log: bytes) -> Iterator[bytes]:
-    place, parts = HEADER, []  # the file begins with a header of its own
-    while place + HEADER <= len(log):
-        left = BLOCK - place % BLOCK
-        if left < HEADER:
-            place += left
+    offset, chunks = HEADER_BYTES, []  # the file starts with a header of its own
+    while offset + HEADER_BYTES <= len(log):
+        left = BLOCK_BYTES - offset % BLOCK_BYTES
+        if left < HEADER_BYTES:
+            offset += left
             continue
-        length, kind = int.from_bytes(log[place + 4 : place + 6], "little"), log[place + 6]
+        length, kind = int.from_bytes(log[offset + 4 : offset + 6], "little"), log[offset + 6]
         if kind == 0:
             return
-        parts.append(log[place + HEADER : place + HEADER + length])
-        place += HEADER + length
+        chunks.append(log[offset + HEADER_BYTES : offset + HEADER_BYTES + length])
+        offset += HEADER_BYTES + length
         if kind in (FULL, LAST):
-            yield b"".join(parts)
-            parts = []
+            yield b"".join(chunks)
+            chunks = []

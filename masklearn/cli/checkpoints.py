@@ -1,4 +1,4 @@
-"""A run's checkpoints: whole on the disk or not there, checked before they are used, and the one before kept."""
+"""A run's checkpoints: written atomically, verified before use, and the previous one is kept."""
 
 import io
 import zipfile
@@ -12,57 +12,72 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from masklearn.files import atomic_write
 
-FOLDER = Path("checkpoints")
-LAST, BEFORE = FOLDER / "last.ckpt", FOLDER / "before.ckpt"
-REQUEUED = "hpc_ckpt_*.ckpt"
-"""What Lightning's SLURM plugin leaves in a run's folder when a job is put back into the queue."""
+CHECKPOINT_FOLDER = Path("checkpoints")
+LAST_CHECKPOINT = CHECKPOINT_FOLDER / "last.ckpt"
+PREVIOUS_CHECKPOINT = CHECKPOINT_FOLDER / "before.ckpt"
+REQUEUE_PATTERN = "hpc_ckpt_*.ckpt"
+"""Checkpoints that Lightning's SLURM plugin saves in a run's folder when a job is requeued."""
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint aside, flushes it and puts it in place; the one that was there becomes `before.ckpt`."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints atomically. A new `last.ckpt` turns the old one into `before.ckpt`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Save a checkpoint.
+
+        Raises:
+            UserError: If it cannot be written; the old checkpoint is untouched.
+        """
         content = io.BytesIO()
         torch.save(checkpoint, content)
         path = Path(path)
-        atomic_write(path, content.getvalue(), keep=path.with_name(BEFORE.name) if path.name == LAST.name else None)
+        is_last = path.name == LAST_CHECKPOINT.name
+        atomic_write(path, content.getvalue(), keep=path.with_name(PREVIOUS_CHECKPOINT.name) if is_last else None)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        return super().load_checkpoint(path, map_location, weights_only=True)  # whoever asks: nothing in it is run
+        """Load a checkpoint; whatever the caller asks for, no code in it is run."""
+        return super().load_checkpoint(path, map_location, weights_only=True)
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Saves where a step is over and done with, the look at the validation split that falls on it included."""
+    """Saves when a step is complete, including the validation that falls on it."""
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Too early: the validation is still to come, and a run that goes on would leave it out."""
+        """Do nothing: validation follows, and a run resumed from here would leave it out."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # what loggers call the step; Lightning guesses it anew when a run goes on, and is one off after some stops
+        """Save the state after the previous step, if a checkpoint is due."""
+        # the step that loggers see; Lightning recomputes it when a run is resumed, and is one off after some stops
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         super().on_train_batch_end(trainer, pl_module, None, batch, batch_idx)
 
 
-def step_of(path: Path) -> int | None:
-    """The step of a checkpoint; None if it is damaged: every part of the file carries a checksum."""
+def checkpoint_step(path: Path) -> int | None:
+    """The step of a checkpoint; None if the file is damaged, which its checksums show."""
     try:
-        with zipfile.ZipFile(path) as parts:
-            if parts.testzip():
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():
                 return None
         return int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
-    except Exception:  # damaged files raise whatever they like
+    except Exception:  # damaged files raise errors of any kind
         return None
 
 
-def newest_sound(folder: Path) -> tuple[Path | None, str]:
-    """The checkpoint of a run's folder to go on from, and what there is to say about it, if anything."""
-    present = [path for path in (folder / LAST, folder / BEFORE, *sorted(folder.glob(REQUEUED))) if path.is_file()]
-    steps = {path: step_of(path) for path in present}
-    sound = {path: step for path, step in steps.items() if step is not None}
-    chosen = max(sound, key=lambda path: sound[path], default=None)
-    damaged = ", ".join(str(path) for path in present if path not in sound)
+def newest_intact(folder: Path) -> tuple[Path | None, str]:
+    """The checkpoint to resume a run from.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        The newest checkpoint that is not damaged, None if there is none; and a notice if any is damaged.
+    """
+    candidates = (folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT, *sorted(folder.glob(REQUEUE_PATTERN)))
+    steps = {path: checkpoint_step(path) for path in candidates if path.is_file()}
+    intact = {path: step for path, step in steps.items() if step is not None}
+    newest = max(intact, key=lambda path: intact[path], default=None)
+    damaged = ", ".join(str(path) for path in steps if path not in intact)
     if not damaged:
-        return chosen, ""
-    return chosen, f"{damaged} is damaged; going on from " + (
-        f"{chosen}, at step {sound[chosen]}" if chosen else "the beginning, as there is no other"
-    )
+        return newest, ""
+    resumed = f"resuming from {newest}, at step {intact[newest]}" if newest else "starting over, as there is no other"
+    return newest, f"{damaged} is damaged; {resumed}"

@@ -1,11 +1,59 @@
-"""Whether there is what it takes to draw."""
+"""Figures, if matplotlib is installed. It takes a second to import, so it is imported only to draw."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from masklearn.density import Study
+from masklearn.evaluation import Row
+from masklearn.mask_file import Mask
 
 
 def can_draw() -> bool:
-    """Whether figures can be drawn; says how to get what lacks if not."""
+    """Whether figures can be drawn; if not, print how to get what is missing."""
     if find_spec("matplotlib"):
         return True
     print("No figures drawn: they need matplotlib. Get it with: pip install -c constraints.txt -e '.[report]'")
     return False
+
+
+def draw_run(folder: Path, mask: Mask, rows: Sequence[Row]) -> list[Path]:
+    """Draw a run's figures into a folder.
+
+    Args:
+        folder: Where the figures go.
+        mask: The masks learned.
+        rows: One per size, as in `metrics.json`.
+
+    Returns:
+        The PNG files.
+    """
+    from masklearn import report
+
+    return report.write_figures(folder, mask, rows)
+
+
+def node_maps(mask: Mask) -> dict[str, str]:
+    """The node map of every size as SVG, by the name under which it is logged: `masks/s=8`."""
+    from masklearn import report
+
+    shares = zip(mask.sizes.tolist(), mask.share(), strict=True)
+    return {f"masks/s={s}": report.node_map_svg(mask.graph, share) for s, share in shares}
+
+
+def draw_study(folder: Path, study: Study, config: dict[str, dict[str, Any]]) -> tuple[list[Path], Path]:
+    """Draw a study's figures and its page into a folder.
+
+    Args:
+        folder: The study's folder.
+        study: The study.
+        config: The settings under which every bank was learned, by the bank's name.
+
+    Returns:
+        The PNG files, and the page.
+    """
+    from masklearn import report
+    from masklearn.report.study import REPORT
+
+    return report.write_study(folder, study, config), folder / REPORT

@@ -1,4 +1,4 @@
-"""Flags that were mistyped, to one clear line."""
+"""Command lines and config files: what is mistyped or harmful becomes one clear line."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,17 +11,20 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from masklearn.errors import UserError, nearest, one_line
 
-LARGEST, MOST = 2**20, 10_000
-"""Bytes of a config file, and values in it with every alias written out."""
-OURS = ("lightning.pytorch.", "pytorch_lightning.", "masklearn.")
-"""Where the classes of a config may come from: naming a class imports its module."""
-CHOICE = re.compile(r'"(?P<key>[\w.]+)": .*?Literal\[(?P<names>[^]]*)\].*[Vv]alue: (?P<given>.+)')
-"""The parser's complaint of a value that is none of some names."""
+MAX_CONFIG_BYTES = 2**20
+MAX_CONFIG_VALUES = 10_000
+"""Values in a config file, with every alias expanded."""
+ALLOWED_MODULES = ("lightning.pytorch.", "pytorch_lightning.", "masklearn.")
+"""Where the classes that a config names may come from: naming a class imports its module."""
+INVALID_CHOICE = re.compile(r'"(?P<key>[\w.]+)": .*?Literal\[(?P<names>[^]]*)\].*[Vv]alue: (?P<given>.+)')
+"""The parser's message about a value that is not one of the names allowed."""
+DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+"""A string that may name code."""
 
 
 @contextmanager
 def as_user_errors(parser: ArgumentParser) -> Iterator[None]:
-    """Turn the parser's complaints into ours."""
+    """Turn the parser's errors into user errors of one line."""
     try:
         yield
     except ArgumentError as error:
@@ -29,95 +32,121 @@ def as_user_errors(parser: ArgumentParser) -> Iterator[None]:
 
 
 def explain(message: str, known: Iterable[str]) -> str:
-    """The parser's complaint in one line, with the nearest known key where a key was not known."""
+    """A parser's message in one line, with the nearest known key if a key is unknown, or the names to choose from.
+
+    Args:
+        message: The parser's message.
+        known: All keys of the parser.
+    """
     text = " ".join(line.strip(" -") for line in message.splitlines() if line.strip())
     flag = re.search(r"unrecognized arguments: (?:--)?([^\s=]+)", text)
     key = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
-    if not flag and not key:
-        text = re.sub(r"<class '(\w+)'>|typing\.|^Parser key ", r"\1", text)
-        choice = CHOICE.fullmatch(text)
-        if choice and {*re.findall(r"Expected an? (\w+)", text)} <= {"Literal", "list", "NoneType"}:
-            names, given = re.findall(r"'([^']+)'", choice["names"]), choice["given"].strip("[]")
-            match = nearest(given, names)
-            meant = f". Did you mean {match}?" if match else ""
-            return f"{choice['key']} is {choice['given']}; choose from {', '.join(names)}{meant}"
-        return f"{text.rstrip('. ')}. See --help"
-    unknown = flag.group(1) if flag else ".".join(key.groups())  # pyright: ignore[reportOptionalMemberAccess]
-    match = nearest(unknown, known)
-    return f"there is no flag or key {unknown}. " + (
-        f"Did you mean {match}?" if match else "See --help for all of them"
-    )
+    if flag:
+        return _unknown_key(flag[1], known)
+    if key:
+        return _unknown_key(".".join(key.groups()), known)
+    text = re.sub(r"<class '(\w+)'>|typing\.|^Parser key ", r"\1", text)
+    choice = INVALID_CHOICE.fullmatch(text)
+    if choice and {*re.findall(r"Expected an? (\w+)", text)} <= {"Literal", "list", "NoneType"}:
+        names = re.findall(r"'([^']+)'", choice["names"])
+        suggestion = _suggestion(choice["given"].strip("[]"), names)
+        return f"{choice['key']} is {choice['given']}; choose from {', '.join(names)}" + (
+            f". {suggestion}" if suggestion else ""
+        )
+    return f"{text.rstrip('. ')}. See --help"
+
+
+def _unknown_key(name: str, known: Iterable[str]) -> str:
+    return f"there is no flag or key {name}. {_suggestion(name, known) or 'See --help for all of them'}"
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    match = nearest(name, known)
+    return f"Did you mean {match}?" if match else ""
 
 
 def require_harmless_configs(args: Sequence[str]) -> None:
-    """Refuse config files that unfold to more than a config holds, or name code to import that is not Lightning's.
+    """Refuse config files that expand to too many values, or that name code to import other than Lightning's or ours.
 
     Args:
         args: The command line.
 
     Raises:
-        UserError: Names the file, the place in it, and what would do.
+        UserError: Names the file, the line, and what to do instead.
     """
-    given = [after for flag, after in pairwise([*args, ""]) if flag == "--config"]
-    for path in given + [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]:
-        if Path(path).is_file():
-            _require_harmless(Path(path))
+    paths = [value for flag, value in pairwise([*args, ""]) if flag == "--config"]
+    paths += [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
+    for path in map(Path, paths):
+        if path.is_file():
+            _require_harmless(path)
 
 
 def _require_harmless(path: Path) -> None:
-    if path.stat().st_size > LARGEST:
-        raise UserError(f"{path} has {path.stat().st_size} bytes, more than a config holds. Give --config a YAML file")
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
-        place = getattr(error, "context_mark", None) or getattr(error, "problem_mark", None)
-        where = f", line {place.line + 1}, column {place.column + 1}" if place else ""
-        problem = getattr(error, "problem", None) or one_line(error)
-        raise UserError(f"{path}{where}: this is no YAML ({problem}). See --print_config for what is") from error
-    if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path} holds no settings. See --print_config for how they are written")
-    if _unfolded(root, {}) > MOST:
-        raise UserError(f"{path} unfolds to more than {MOST} values. Write its aliases (&, *) out, or leave them out")
-    _require_once(path, root)
+    root = _read_yaml(path)
+    if _expanded_size(root, {}) > MAX_CONFIG_VALUES:
+        raise UserError(
+            f"{path} expands to more than {MAX_CONFIG_VALUES} values. Write its aliases (&, *) out, or leave them out"
+        )
+    _require_unique_keys(path, root)
     for key, value in root.value:
         if key.value == "trainer":
             _require_known_code(path, value)
 
 
-def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
-    """Values below a node, those of an alias counted wherever it stands; infinite where one holds itself."""
+def _read_yaml(path: Path) -> yaml.MappingNode:
+    """The syntax tree of a config file, from which nothing has been constructed.
+
+    Raises:
+        UserError: If the file is too large, is not YAML, or is not a mapping.
+    """
+    size = path.stat().st_size
+    if size > MAX_CONFIG_BYTES:
+        raise UserError(f"{path} has {size} bytes, too many for a config file. Give --config a YAML file")
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
+        mark = getattr(error, "context_mark", None) or getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or one_line(error)
+        raise UserError(f"{path}{where}: this is not YAML ({problem}). See --print_config for an example") from error
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{path} holds no settings. See --print_config for an example")
+    return root
+
+
+def _expanded_size(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values below a node, those of an alias counted wherever it occurs; infinite if an alias contains itself."""
     if id(node) not in known:
         known[id(node)] = float("inf")
-        children = [child for entry in node.value for child in (entry if isinstance(entry, tuple) else (entry,))]
-        known[id(node)] = 1 + sum(
-            _unfolded(child, known) for child in (children if isinstance(node, yaml.CollectionNode) else ())
-        )
+        entries = node.value if isinstance(node, yaml.CollectionNode) else ()
+        children = [child for entry in entries for child in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_expanded_size(child, known) for child in children)
     return known[id(node)]
 
 
-def _require_once(path: Path, node: yaml.Node) -> None:
-    """Refuse a key that stands twice: one of its values would be lost without a word."""
-    met: dict[str, int] = {}
+def _require_unique_keys(path: Path, node: yaml.Node) -> None:
+    """Refuse a key that occurs twice: YAML would silently drop one of its values."""
+    lines: dict[str, int] = {}
     for entry in node.value if isinstance(node, yaml.CollectionNode) else ():
         if not isinstance(entry, tuple):
-            _require_once(path, entry)
+            _require_unique_keys(path, entry)
             continue
         key, value = entry
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            raise UserError(f"{path}, line {line}: a key that is no word. See --print_config for how they are written")
-        if key.value in met:
-            raise UserError(f"{path}, line {line}: {key.value} stands in line {met[key.value]} already. Drop one")
-        met[key.value] = line
-        _require_once(path, value)
+            raise UserError(f"{path}, line {line}: this key is not a word. See --print_config for an example")
+        if key.value in lines:
+            raise UserError(f"{path}, line {line}: {key.value} is already set in line {lines[key.value]}. Drop one")
+        lines[key.value] = line
+        _require_unique_keys(path, value)
 
 
 def _require_known_code(path: Path, node: yaml.Node) -> None:
     if isinstance(node, yaml.ScalarNode):
-        if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", node.value) and not node.value.startswith(OURS):
+        if DOTTED_NAME.fullmatch(node.value) and not node.value.startswith(ALLOWED_MODULES):
             raise UserError(
                 f"{path}, line {node.start_mark.line + 1}: {node.value} names code that is not Lightning's, and "
-                f"a config runs no other. Give classes of {OURS[0].rstrip('.')}, or use Python for your own"
+                f"a config runs no other. Give classes of {ALLOWED_MODULES[0].rstrip('.')}, or use Python for your own"
             )
         return
     for entry in node.value:
@@ -125,21 +154,21 @@ def _require_known_code(path: Path, node: yaml.Node) -> None:
             _require_known_code(path, child)
 
 
-def require_complete(given: object, default: object, place: str = "") -> None:
-    """Refuse null where a setting has a default that is not: it would not be the default, but nothing.
+def require_complete(given: object, default: object, name: str = "") -> None:
+    """Refuse null for a setting whose default is not null: it would mean no value, rather than the default.
 
     Args:
-        given: Settings as they were given, nested.
-        default: Those by default.
-        place: The key of both.
+        given: The settings as given, nested.
+        default: The default settings.
+        name: The key of both.
 
     Raises:
         UserError: Names the key.
     """
     if isinstance(default, dict):
         if not isinstance(given, dict):
-            raise UserError(f"{place} is {given!r}, but it holds settings of its own. See --print_config")
+            raise UserError(f"{name} is {given!r}, but it holds settings of its own. See --print_config")
         for key, value in default.items():
-            require_complete(given.get(key), value, f"{place}.{key}" if place else key)
+            require_complete(given.get(key), value, f"{name}.{key}" if name else key)
     elif given is None and default is not None:
-        raise UserError(f"{place} is null. Leave it out for {default}, or give it a value")
+        raise UserError(f"{name} is null. Leave it out for {default}, or give it a value")

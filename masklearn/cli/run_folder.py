@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what lies in it, and how a stopped run is gone on with."""
+"""A run's folder: what it contains, which process may write to it, and how a stopped run is resumed."""
 
 import json
 import shlex
@@ -9,120 +9,122 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from masklearn.cli.checkpoints import FOLDER
+from masklearn.cli.checkpoints import CHECKPOINT_FOLDER
 from masklearn.errors import UserError, one_line
 from masklearn.files import TEMP_PATTERN, atomic_write
 
-CONFIG, MASK, RESULTS, LOCK = "config.yaml", "mask.safetensors", "metrics.json", ".lock"
-BLOCKS = FOLDER / "blocks"
-OURS = (Path(), FOLDER, BLOCKS, Path("figures"), Path("tables"))
-"""Where files are written."""
-
-
-class RunFlags:
-    """Where everything of a run goes.
-
-    Args:
-        dir: Folder of the run; runs/<config>-<time> by default.
-        resume: Go on with the run in that folder, from its last checkpoint.
-    """
-
-    def __init__(self, dir: str | None = None, resume: bool = False) -> None:
-        self.dir, self.resume = dir, resume
+CONFIG_FILE, MASK_FILE, METRICS_FILE = "config.yaml", "mask.safetensors", "metrics.json"
+LOCK_FILE = ".lock"
+FIGURES_FOLDER, TABLES_FOLDER = Path("figures"), Path("tables")
+BLOCKS_FOLDER = CHECKPOINT_FOLDER / "blocks"
+"""Masks of finished blocks, until the mask file holds all of them."""
+WRITTEN_FOLDERS = (Path(), CHECKPOINT_FOLDER, BLOCKS_FOLDER, FIGURES_FOLDER, TABLES_FOLDER)
+"""Folders, relative to the run's, that a run or a study writes files to."""
 
 
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run or of one evaluation.
+
+    Args:
+        path: The folder; it need not exist.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lock = FileLock(path / LOCK)
+        self.lock = FileLock(path / LOCK_FILE)
 
     def __truediv__(self, name: str | Path) -> Path:
         return self.path / name
 
     @property
-    def how_to_resume(self) -> str:
-        return f"python train.py --config {shlex.quote(str(self / CONFIG))} --run.resume true"
+    def resume_command(self) -> str:
+        """The command line that resumes this run."""
+        return f"python train.py --config {shlex.quote(str(self / CONFIG_FILE))} --run.resume true"
 
     def results(self) -> dict[str, Any] | None:
-        """What a run that has come to its end has measured."""
-        results = self / RESULTS
-        try:
-            return json.loads(results.read_text()) if results.is_file() else None
-        except ValueError as error:
-            raise UserError(
-                f"{results} is damaged ({one_line(error)}). Remove it, and go on: {self.how_to_resume}"
-            ) from error
-
-    def hold(self, flag: str = "--run.dir") -> None:
-        """Keep other runs out of the folder for as long as this process lives, and clear what a killed one left aside.
-
-        Args:
-            flag: What names another folder.
+        """The content of `metrics.json`; None if the run has not finished.
 
         Raises:
-            UserError: If a run is at work in it.
+            UserError: If the file is damaged.
+        """
+        file = self / METRICS_FILE
+        try:
+            return json.loads(file.read_text()) if file.is_file() else None
+        except ValueError as error:
+            raise UserError(
+                f"{file} is damaged ({one_line(error)}). Remove it. Go on with: {self.resume_command}"
+            ) from error
+
+    def acquire(self, flag: str = "--run.dir") -> None:
+        """Keep other runs out of the folder while this process lives, and remove temporary files of killed ones.
+
+        Args:
+            flag: The flag that chooses another folder, for messages.
+
+        Raises:
+            UserError: If another run is using the folder, or if it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(
-                f"a run is at work in {self.path}. Wait for it, stop it, or choose another {flag}"
+                f"another run is using {self.path}. Wait for it, stop it, or choose another {flag}"
             ) from error
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {one_line(error)}. Choose another {flag}") from error
-        for place in OURS:
-            for part in (self.path / place).glob(TEMP_PATTERN):
+        for folder in WRITTEN_FOLDERS:
+            for file in (self.path / folder).glob(TEMP_PATTERN):
                 with suppress(OSError):
-                    part.unlink()
+                    file.unlink()
 
     def release(self) -> None:
-        """Let other runs in."""
+        """Allow other runs to use the folder."""
         self.lock.release()
 
     def claim(self, config: str) -> None:
-        """Make the folder a new run's own, by writing its config.
+        """Acquire the folder for a new run and write the run's config.
 
         Raises:
-            UserError: If it holds a run, or parts of one, or cannot be written.
+            UserError: If it holds a run, or files of one, or cannot be written.
         """
         self._require_free()
-        self.hold()
-        self._require_free()  # somebody may have been quicker
-        atomic_write(self / CONFIG, config.encode())
+        self.acquire()
+        self._require_free()  # another run may have been faster
+        atomic_write(self / CONFIG_FILE, config.encode())
 
     def _require_free(self) -> None:
-        held = [name for name in (CONFIG, MASK, RESULTS, FOLDER) if (self / name).exists()]
-        if CONFIG in held:
+        present = [name for name in (CONFIG_FILE, MASK_FILE, METRICS_FILE, CHECKPOINT_FOLDER) if (self / name).exists()]
+        if CONFIG_FILE in present:
             raise UserError(
-                f"{self.path} already holds a run. Choose another --run.dir, or go on with it: {self.how_to_resume}"
+                f"{self.path} already holds a run. Choose another --run.dir, or resume it: {self.resume_command}"
             )
-        if held:
-            raise UserError(f"{self.path} already holds {held[0]}, which is kept. Choose another --run.dir")
+        if present:
+            raise UserError(f"{self.path} already holds {present[0]}, which is kept. Choose another --run.dir")
 
-    def require_same(self, asked: dict[str, Any]) -> None:
-        """Refuse to go on with a run under other settings than it was begun with.
+    def require_same_settings(self, requested: dict[str, Any]) -> None:
+        """Refuse to resume a run under settings other than those it was started with.
 
         Args:
-            asked: The settings asked for now.
+            requested: The settings of this command.
 
         Raises:
             UserError: If there is no run, or if a setting of model or data differs; names the first that does.
         """
-        config = self / CONFIG
+        config = self / CONFIG_FILE
         if not config.is_file():
-            raise UserError(f"run.resume: there is no run in {self.path}. Give its --config {CONFIG}, or its --run.dir")
+            raise UserError(
+                f"run.resume: there is no run in {self.path}. Give its --config {CONFIG_FILE}, or its --run.dir"
+            )
         try:
-            begun = yaml.safe_load(config.read_text())
+            started_with = yaml.safe_load(config.read_text())
         except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"{config} is damaged: {one_line(error)}. Begin anew in another --run.dir") from error
-        for room in ("model", "data"):
-            for key, value in begun.get(room, {}).items():
-                now = asked[room].get(key)
+            raise UserError(f"{config} is damaged: {one_line(error)}. Start a new run in another --run.dir") from error
+        for section in ("model", "data"):
+            for key, value in started_with.get(section, {}).items():
+                now = requested[section].get(key)
                 if now != value:
                     raise UserError(
-                        f"run.resume: the run in {self.path} was begun with {room}.{key} {value}, not {now}. "
-                        f"Go on with: {self.how_to_resume}"
+                        f"run.resume: the run in {self.path} was started with {section}.{key} {value}, not {now}. "
+                        f"Go on with: {self.resume_command}"
                     )

@@ -1,4 +1,4 @@
-"""How a run is stopped: by Ctrl-C, by SIGTERM, or by a cluster that puts its job back into the queue."""
+"""How a run is stopped: by Ctrl-C, by SIGTERM, or by a cluster that requeues its job."""
 
 import signal
 import threading
@@ -9,13 +9,13 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-REQUEUE = signal.SIGUSR1
-"""What SLURM is asked to send ahead of the end: `#SBATCH --signal=SIGUSR1@90`."""
+REQUEUE_SIGNAL = signal.SIGUSR1
+"""What SLURM sends before the time limit, with `#SBATCH --signal=SIGUSR1@90`."""
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM interrupts as Ctrl-C does; where nothing is at stake, a second Ctrl-C quits at once."""
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does; a second signal ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -25,51 +25,59 @@ def interruptible() -> Iterator[None]:
             signal.signal(each, signal.SIG_DFL)  # the next one ends the process
         raise KeyboardInterrupt
 
-    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    previous = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for each, handler in before.items():
+        for each, handler in previous.items():
             signal.signal(each, handler)
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop, and a whole step is behind it."""
+    """The run was asked to stop, and the step it was in is complete."""
 
 
 class StopBetweenSteps(Callback):
-    """Lets a step be finished before a run stops, so that what is saved is a state that the whole run passes through.
+    """Stops a run only between two steps, so that the saved state is one that an uninterrupted run passes through.
 
-    A second Ctrl-C quits at once. Lightning's own handler of a requeue signal is called when the step is over.
+    A second Ctrl-C quits at once. Lightning's own handler of a requeue signal is called after the step.
     """
 
     def __init__(self) -> None:
-        self.asked: str | None = None
-        """What asked the run to stop."""
+        self.stop_signal: str | None = None
+        """The name of the signal that asked the run to stop."""
         self.requeue: Callable[[int, FrameType | None], Any] | None = None
+        """Lightning's handler of the requeue signal, on a SLURM cluster."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning has put its handlers in place by now, and takes away all when the run is over."""
+        """Install the handlers; Lightning has installed its own before, and removes all of them after the run."""
         if threading.current_thread() is not threading.main_thread():
             return
-        signal.signal(signal.SIGINT, self._stop)
-        signal.signal(signal.SIGTERM, self._stop)
-        plugin = signal.getsignal(REQUEUE)
-        if callable(plugin):
-            self.requeue = plugin
-            signal.signal(REQUEUE, self._stop)
+        signal.signal(signal.SIGINT, self._request_stop)
+        signal.signal(signal.SIGTERM, self._request_stop)
+        handler = signal.getsignal(REQUEUE_SIGNAL)
+        if callable(handler):
+            self.requeue = handler
+            signal.signal(REQUEUE_SIGNAL, self._request_stop)
 
-    def _stop(self, signum: int, frame: FrameType | None) -> None:
-        first, self.asked = self.asked is None, self.asked or signal.Signals(signum).name
+    def _request_stop(self, signum: int, frame: FrameType | None) -> None:
+        is_first = self.stop_signal is None
+        self.stop_signal = self.stop_signal or signal.Signals(signum).name
         if signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            if first:
-                print("\nStopping when this step is done; Ctrl-C again quits at once", flush=True)
+            if is_first:
+                print("\nStopping after this step; Ctrl-C again quits at once", flush=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.asked:
+        """Stop here if a signal has asked for it.
+
+        Raises:
+            Stopped: If so.
+        """
+        if self.stop_signal:
             raise Stopped
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.asked == REQUEUE.name and self.requeue:
-            self.requeue(REQUEUE, None)
+        """Requeue the job if the requeue signal stopped it."""
+        if self.stop_signal == REQUEUE_SIGNAL.name and self.requeue:
+            self.requeue(REQUEUE_SIGNAL, None)

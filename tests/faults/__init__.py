@@ -1,6 +1,6 @@
-"""Does to runs what happens to runs, and says what was lost: `PYTHONPATH=tests python -m faults --out faults.md`.
+"""Injects faults into whole runs and reports what was lost: `PYTHONPATH=tests python -m faults --out faults.md`.
 
-Runs are processes of their own, forked so that none imports anew, on the embedded model. Each is killed, stopped,
-starved or lied to, gone on with as a user would, and held against a run that was left alone: mask.safetensors byte for
-byte, metrics.json (but for the seconds) and the W&B history step by step.
+Every run is a forked process on the embedded model. A fault kills it, stops it, or takes away its disk or its network.
+The run is then resumed as a user would, and compared with an undisturbed run: mask.safetensors byte for byte,
+metrics.json except for the seconds, and the W&B history step by step.
 """

@@ -1,4 +1,4 @@
-"""What all faults need: a run that was left alone, folders, and what a run has come to."""
+"""What all faults need: an undisturbed run, folders for others, and their comparison."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from typing import Any
 
 from wandb_file import OfflineRun
 
-from faults.processes import Ended, whole
+from faults.processes import Ended, run_to_end
 
 SHARED = [
     *("--data.task", "names", "--data.positions", "last", "--data.limit", "40", "--data.batch_size", "4"),
@@ -22,124 +22,132 @@ SINGLE = [
     *("--data.task", "names", "--data.positions", "last", "--data.limit", "9", "--model.scope", "input"),
     *("--model.block", "3", "--model.steps", "40", "--model.sizes", "[4, 0.5, 30]", "--model.polish", "1"),
 ]
-"""A run of three blocks of texts, each text with masks of its own."""
-NOTHING, FIFTY = "nothing", "up to 50 steps of computing"
+"""A run of three blocks of texts, each text with its own masks."""
+NOTHING, UP_TO_50_STEPS = "nothing", "up to 50 steps of computing"
+"""What a fault may cost, as the table says it."""
 
 
 @dataclass
 class Fault:
-    """What was done, how often, and what came of it."""
+    """A fault, how many trials there were, and their outcome."""
 
     name: str
     lost: str = NOTHING
-    tried: int = 0
-    held: int = 0
-    wrong: list[str] = field(default_factory=list)
+    trials: int = 0
+    passed: int = 0
+    problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def scorer(self, *troubles: str) -> None:
-        """Count one trial; it held if there is no trouble."""
-        self.tried += 1
-        found = [trouble for trouble in troubles if trouble]
-        self.held += not found
-        self.wrong += found
-        print(f"  {self.name}, {self.tried}: {'; '.join(found) or 'held'}", flush=True)
+    def record(self, *problems: str) -> None:
+        """Count one trial; it passed if no problem is given, empty strings aside."""
+        self.trials += 1
+        present = [problem for problem in problems if problem]
+        self.passed += not present
+        self.problems += present
+        print(f"  {self.name}, {self.trials}: {'; '.join(present) or 'held'}", flush=True)
 
-    def note(self, format_report: str) -> None:
-        """Something measured on the way."""
-        self.notes.append(format_report)
-        print(f"  {self.name}: {format_report}", flush=True)
+    def note(self, line: str) -> None:
+        """Keep and print a measurement."""
+        self.notes.append(line)
+        print(f"  {self.name}: {line}", flush=True)
 
     def row(self) -> str:
-        wrong = f" ({'; '.join(sorted(set(self.wrong)))})" if self.wrong else ""
-        return f"| {self.name} | {self.tried} | {self.held}{wrong} | {self.lost} |"
+        """The fault's row of the table."""
+        problems = f" ({'; '.join(sorted(set(self.problems)))})" if self.problems else ""
+        return f"| {self.name} | {self.trials} | {self.passed}{problems} | {self.lost} |"
 
 
 class Bench:
-    """A run that was left alone, and room for others that are not."""
+    """An undisturbed run, and folders for runs with faults.
+
+    Args:
+        work: Folder for all runs.
+        seed: Seed of the random moments.
+        flags: Flags of every run.
+    """
 
     def __init__(self, work: Path, seed: int, flags: list[str]) -> None:
         self.work, self.random, self.flags = work, random.Random(seed), flags
-        self.reference, self.n = work / "reference", 0
-        self.alone = whole([*flags, "--run.dir", str(self.reference)])
-        assert self.alone.code == 0, self.alone.err
+        self.reference, self.n_folders = work / "reference", 0
+        self.undisturbed = run_to_end([*flags, "--run.dir", str(self.reference)])
+        assert self.undisturbed.code == 0, self.undisturbed.err
 
     @property
     def seconds(self) -> float:
-        """What a whole run takes."""
-        return self.alone.seconds
+        """Duration of the undisturbed run."""
+        return self.undisturbed.seconds
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """A folder for a run, that goes again."""
-        self.n += 1
-        path = self.work / f"run-{self.n}"
+        """A folder for a run, removed afterwards."""
+        self.n_folders += 1
+        path = self.work / f"run-{self.n_folders}"
         yield path
         shutil.rmtree(path, ignore_errors=True)
 
     def moment(self, first: float, last: float) -> float:
-        """Seconds into a run, at random between two shares of a whole one."""
+        """A random time into a run in seconds, between two shares of the undisturbed run's duration."""
         return self.random.uniform(first, last) * self.seconds
 
-    def begin(self, folder: Path) -> list[str]:
-        """How a user begins a run in a folder."""
+    def start_flags(self, folder: Path) -> list[str]:
+        """The command line that starts a run in a folder."""
         return [*self.flags, "--run.dir", str(folder)]
 
-    def again(self, folder: Path) -> list[str]:
-        """How a user goes on with the run in a folder, or begins it."""
+    def resume_flags(self, folder: Path) -> list[str]:
+        """The command line that resumes the run in a folder, or starts it if there is none."""
         config = folder / "config.yaml"
-        return ["--config", str(config), "--run.resume", "true"] if config.is_file() else self.begin(folder)
+        return ["--config", str(config), "--run.resume", "true"] if config.is_file() else self.start_flags(folder)
 
     def finish(self, folder: Path, tracked: bool = True) -> list[str]:
-        """Go on with a run to its end; in what that differs from the one left alone."""
-        ended = whole(self.again(folder))
+        """Resume a run to its end; its differences from the undisturbed run."""
+        ended = run_to_end(self.resume_flags(folder))
         return [failed(ended)] if ended.code else self.differences(folder, tracked)
 
     def differences(self, folder: Path, tracked: bool = True) -> list[str]:
-        """In what a finished run differs from the one left alone.
+        """The differences of a finished run from the undisturbed one, in words.
 
         Args:
-            folder: The run's.
-            tracked: Whether its W&B history is to be the same.
+            folder: The run's folder.
+            tracked: Whether its W&B history must be the same.
         """
         if not (folder / "metrics.json").is_file():
             return ["no metrics.json"]
-        found = []
-        ours, theirs = ((path / "mask.safetensors").read_bytes() for path in (folder, self.reference))
-        if ours != theirs:
-            found.append("other bytes of mask.safetensors")
-        measured = [
+        differences = []
+        mask, expected_mask = ((path / "mask.safetensors").read_bytes() for path in (folder, self.reference))
+        if mask != expected_mask:
+            differences.append("other bytes of mask.safetensors")
+        metrics, expected_metrics = (
             json.loads((path / "metrics.json").read_text()) | {"seconds": 0} for path in (folder, self.reference)
-        ]
-        if measured[0] != measured[1]:
-            found.append("other metrics")
-        if tracked and (differs := _apart(history(folder), history(self.reference))):
-            found.append(f"another W&B history: {differs}")
-        return found + [f"left {path.name}" for path in folder.rglob("*.part")]
+        )
+        if metrics != expected_metrics:
+            differences.append("other metrics")
+        if tracked and (words := _history_differences(history(folder), history(self.reference))):
+            differences.append(f"another W&B history: {words}")
+        return differences + [f"left {path.name}" for path in folder.rglob("*.part")]
 
 
 def failed(ended: Ended) -> str:
-    """An end that was not to be, in words."""
+    """An unexpected end of a process, in words."""
     return f"exit code {ended.code}: {ended.err[-300:]!r}"
 
 
-def _apart(format_report: dict[tuple[int, str], Any], expected: dict[tuple[int, str], Any]) -> str:
-    """In what two histories differ, in words; empty if they do not."""
-    kinds = {
-        "lacking": [at for at in expected if at not in format_report],
-        "too many": [at for at in format_report if at not in expected],
-        "other": [at for at in expected if at in format_report and format_report[at] != expected[at]],
+def _history_differences(logged: dict[tuple[int, str], Any], expected: dict[tuple[int, str], Any]) -> str:
+    """The differences of two histories in words; empty if there are none."""
+    differences = {
+        "missing": [key for key in expected if key not in logged],
+        "extra": [key for key in logged if key not in expected],
+        "different": [key for key in expected if key in logged and logged[key] != expected[key]],
     }
     return ", ".join(
-        f"{len(found)} {kind} such as {found[0]} and {found[-1]}" for kind, found in kinds.items() if found
+        f"{len(keys)} {kind} such as {keys[0]} and {keys[-1]}" for kind, keys in differences.items() if keys
     )
 
 
 def history(folder: Path) -> dict[tuple[int, str], Any]:
-    """What all parts of a run have told W&B, by step and name; where a file lies in W&B's own folders is left out."""
-    format_report: dict[tuple[int, str], Any] = {}
-    for part in sorted((folder / "wandb").glob("*run-*-*")):
-        for row in OfflineRun.read(part).history if list(part.glob("*.wandb")) else ():
+    """What a run has logged to all of its W&B runs, by step and name; without the paths of W&B's own files."""
+    logged: dict[tuple[int, str], Any] = {}
+    for wandb_run in sorted((folder / "wandb").glob("*run-*-*")):
+        for row in OfflineRun.read(wandb_run).history if list(wandb_run.glob("*.wandb")) else ():
             step = row.get("trainer/global_step", -1)
-            format_report |= {(step, k): v for k, v in row.items() if not k.startswith("_") and not k.endswith("path")}
-    return format_report
+            logged |= {(step, k): v for k, v in row.items() if not k.startswith("_") and not k.endswith("path")}
+    return logged

@@ -1,4 +1,4 @@
-"""Runs as processes of their own, forked so that none imports anew."""
+"""Runs as forked processes, which need not import anything again."""
 
 import os
 import re
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 from masklearn import cli
 
-QUIET = {"NETRC": os.devnull, "WANDB_CONFIG_DIR": os.devnull}
-"""Nobody is logged in."""
-LONGEST = 1200
-"""Seconds after which a run is taken to hang, and killed."""
-Door = Callable[[list[str]], int]
+NO_LOGIN = {"NETRC": os.devnull, "WANDB_CONFIG_DIR": os.devnull}
+"""Environment in which W&B finds no login."""
+TIMEOUT = 1200
+"""Seconds after which a run is killed, as it hangs."""
+EntryPoint = Callable[[list[str]], int]
 
 
 @dataclass
 class Ended:
-    """What has become of a process."""
+    """A process that has ended."""
 
     code: int
     out: str
@@ -30,18 +30,24 @@ class Ended:
 
     @property
     def one_line(self) -> bool:
-        """Whether it ended as a mistake does: code 2 and one line, behind what W&B and the progress bar may say."""
-        said = [line for line in re.split(r"[\r\n]+", self.err) if line.startswith(("error: ", "Traceback"))]
-        return self.code == 2 and len(said) == 1 and said[0].startswith("error: ")
+        """Whether it ended with code 2 and one error line; W&B and the progress bar may print others."""
+        errors = [line for line in re.split(r"[\r\n]+", self.err) if line.startswith(("error: ", "Traceback"))]
+        return self.code == 2 and len(errors) == 1 and errors[0].startswith("error: ")
 
 
 class Process:
-    """A run, as a person starts it, but for the imports."""
+    """A run as a user starts it, except that nothing is imported again.
 
-    def __init__(self, args: list[str], door: Door, environment: dict[str, str]) -> None:
-        self.out, self.err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115  (they live as long as this does)
+    Args:
+        args: The command line.
+        entry_point: `cli.train` or `cli.evaluate`.
+        environment: Environment variables to set.
+    """
+
+    def __init__(self, args: list[str], entry_point: EntryPoint, environment: dict[str, str]) -> None:
+        self.out, self.err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115  (open as long as this object)
         self.code: int | None = None
-        self.began = time.monotonic()
+        self.start_time = time.monotonic()
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid:
@@ -50,11 +56,11 @@ class Process:
         try:
             for name in [name for name in os.environ if name.startswith(("WANDB", "SLURM"))]:
                 del os.environ[name]
-            os.environ |= QUIET | environment
+            os.environ |= NO_LOGIN | environment
             os.dup2(self.out.fileno(), 1)
             os.dup2(self.err.fileno(), 2)
             sys.argv = ["train.py"]
-            code = door(args)
+            code = entry_point(args)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -63,49 +69,51 @@ class Process:
             os._exit(code)
 
     def poll(self) -> int | None:
-        """Its exit code, or minus the signal that ended it; None while it runs."""
+        """The exit code, or minus the signal that ended the process; None while it runs."""
         if self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.code = os.waitstatus_to_exitcode(status) if pid else None
         return self.code
 
     def send_signal(self, signum: int) -> None:
+        """Send a signal, if the process is alive."""
         if self.poll() is None:
             os.kill(self.pid, signum)
 
     def kill(self) -> bool:
-        """Kill it; whether it was alive."""
-        alive = self.poll() is None
+        """Kill the process; whether it was alive."""
+        was_alive = self.poll() is None
         self.send_signal(signal.SIGKILL)
-        return alive
+        return was_alive
 
-    def said(self) -> str:
+    def output(self) -> str:
+        """What the process has printed so far."""
         return os.pread(self.out.fileno(), 2**24, 0).decode()
 
 
-def start(args: list[str], door: Door = cli.train, **environment: str) -> Process:
-    """Begin a run."""
-    return Process(args, door, environment)
+def start(args: list[str], entry_point: EntryPoint = cli.train, **environment: str) -> Process:
+    """Start a run."""
+    return Process(args, entry_point, environment)
 
 
 def end(process: Process) -> Ended:
-    """Wait for its end."""
+    """Wait until a process ends."""
     while process.poll() is None:
-        if time.monotonic() - process.began > LONGEST:
+        if time.monotonic() - process.start_time > TIMEOUT:
             process.kill()
         time.sleep(0.02)
     assert process.code is not None
     err = os.pread(process.err.fileno(), 2**24, 0).decode()
-    return Ended(process.code, process.said(), err, time.monotonic() - process.began)
+    return Ended(process.code, process.output(), err, time.monotonic() - process.start_time)
 
 
-def whole(args: list[str], door: Door = cli.train, **environment: str) -> Ended:
-    """A run from its beginning to its end."""
-    return end(start(args, door, **environment))
+def run_to_end(args: list[str], entry_point: EntryPoint = cli.train, **environment: str) -> Ended:
+    """Start a run and wait until it ends."""
+    return end(start(args, entry_point, **environment))
 
 
 def wait_for(condition: Callable[[], bool], process: Process) -> bool:
-    """Whether a condition came true while a process ran."""
+    """Wait until a condition is true or a process ends; whether the condition is true."""
     while process.poll() is None:
         if condition():
             return True
@@ -114,6 +122,6 @@ def wait_for(condition: Callable[[], bool], process: Process) -> bool:
 
 
 def let_run(process: Process, seconds: float) -> None:
-    """Wait so long, or until it ends."""
+    """Wait for a time, or until the process ends."""
     until = time.monotonic() + seconds
     wait_for(lambda: time.monotonic() > until, process)

@@ -1,4 +1,4 @@
-"""A W&B server of our own: as much of one as a run talks to, in a process that can be frozen or killed."""
+"""A fake W&B server: as much as a run needs, in a process that can be frozen or killed."""
 
 import gzip
 import json
@@ -10,14 +10,15 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-KEY = "a" * 40
+API_KEY = "a" * 40
+"""A key of valid form."""
 
 
 class Server:
-    """Answers as W&B does, or as it does to an expired key.
+    """Answers as W&B does to a valid key, or to an expired one.
 
     Args:
-        expired: Whether every key is.
+        expired: Whether every key has expired.
     """
 
     def __init__(self, expired: bool = False) -> None:
@@ -33,11 +34,11 @@ class Server:
         self.alive = True
 
     def freeze(self) -> None:
-        """Connections are still taken, and nothing is answered."""
+        """Stop answering; connections are still accepted."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def drop(self) -> None:
-        """Nothing listens any more."""
+        """Stop listening."""
         if self.alive:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -45,8 +46,8 @@ class Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a run that is logged in here."""
-        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY}
+        """Environment variables of a run that is logged in to this server."""
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": API_KEY}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -59,13 +60,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.expired:
             self._answer(401, {"error": "user is not logged in"})
         else:
-            self._answer(200, self._said(json.loads(body)) if self.path == "/graphql" else {})
+            self._answer(200, self._graphql(json.loads(body)) if self.path == "/graphql" else {})
 
     do_GET = do_PUT = do_POST  # noqa: N815
 
-    def _said(self, asked: dict[str, Any]) -> dict[str, Any]:
-        operation = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
-        variables = asked.get("variables") or {}
+    def _graphql(self, request: dict[str, Any]) -> dict[str, Any]:
+        operation = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
+        variables = request.get("variables") or {}
         return {"data": answer(operation[1] if operation else "", variables, f"http://{self.headers['Host']}")}
 
     def _answer(self, code: int, content: dict[str, Any]) -> None:
@@ -77,15 +78,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def handle(self) -> None:
-        with suppress(ConnectionError):  # whoever asked has gone
+        with suppress(ConnectionError):  # the client has gone
             super().handle()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 def answer(operation: str, variables: dict[str, Any], url: str) -> dict[str, Any]:
-    """What W&B says to a GraphQL operation."""
+    """W&B's answer to a GraphQL operation."""
     entity = {"id": "1", "name": "somebody"}
     if operation == "Viewer":
         return {

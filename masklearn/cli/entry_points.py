@@ -1,0 +1,92 @@
+"""The entry points: they run a command and turn a user's mistake into one line and exit code 2."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+
+import datasets
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from transformers.utils import logging as transformers_logging
+
+from masklearn.cli.evaluate_command import run_evaluation
+from masklearn.cli.stopping import interruptible
+from masklearn.cli.train_command import run_training
+from masklearn.errors import UserError, one_line
+
+MAX_MESSAGE_LENGTH = 1000
+"""Characters of a message that are printed; the middle of a longer one is left out."""
+SILENCED_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*LeafSpec.*",
+    ".*Checkpoint directory.*exists.*",
+    ".*in eval mode.*",
+    ".*dirpath has changed.*",
+)
+"""Patterns of warnings of other libraries that users can do nothing about."""
+
+
+def train(args: list[str] | None = None) -> int:
+    """Run `python train.py`.
+
+    Args:
+        args: The command line; that of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    return _exit_code(run_training, args)
+
+
+def evaluate(args: list[str] | None = None) -> int:
+    """Run `python evaluate.py`.
+
+    Args:
+        args: The command line; that of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    return _exit_code(run_evaluation, args)
+
+
+def _exit_code(command: Callable[[list[str] | None], None], args: list[str] | None) -> int:
+    """Run a command: 0, or 2 after one line that says what went wrong."""
+    _silence_libraries()
+    try:
+        with interruptible():
+            command(args)
+    except UserError as error:
+        message = str(error)
+    except MisconfigurationException as error:
+        message = f"trainer: {one_line(error)}"
+    except torch.OutOfMemoryError as error:
+        message = f"out of memory ({one_line(error)}). Try a smaller --data.batch_size, or --model.dtype bfloat16"
+    except KeyboardInterrupt:
+        message = "stopped"
+    else:
+        return 0
+    print(f"error: {printable(message)}", file=sys.stderr)
+    return 2
+
+
+def printable(message: str) -> str:
+    """A message as one line of bounded length, without control characters that a quoted file may contain."""
+    line = "".join(letter if letter.isprintable() else " " for letter in message)
+    if len(line) <= MAX_MESSAGE_LENGTH:
+        return line
+    return f"{line[: MAX_MESSAGE_LENGTH // 2]} ... {line[-MAX_MESSAGE_LENGTH // 2 :]}"
+
+
+def _silence_libraries() -> None:
+    """Silence the messages of other libraries, so that users see ours."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports every retry
+    logging.raiseExceptions = False  # on a full disk, W&B's log prints a traceback for every line it cannot write
+    for message in SILENCED_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()

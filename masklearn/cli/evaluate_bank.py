@@ -1,0 +1,160 @@
+"""The evaluation of one mask file: its model, its texts, its baselines, and its metrics under every ablation."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from masklearn import evaluation
+from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
+from masklearn.cli.evaluate_flags import EvaluateFlags
+from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, load_texts
+from masklearn.data import MaskData, SplitName
+from masklearn.errors import UserError
+from masklearn.mask_file import Mask, ModelId
+from masklearn.masking import MaskedLM
+from masklearn.models import DTypeName, load_lm
+from masklearn.selection.baselines import UNGUIDED
+from masklearn.selection.scorer import MaskScorer
+from masklearn.training.learned_ablation import fit_ablation
+
+LoadTexts = Callable[[dict[str, Any]], MaskData]
+"""Settings of texts to the texts."""
+
+
+@dataclass(frozen=True)
+class EvaluatedBank:
+    """One bank after its evaluation under one ablation, with what a study needs."""
+
+    path: Path
+    mask: Mask
+    """The masks of the groups that have texts."""
+    data: MaskData
+    split: SplitName
+    masked_lm: MaskedLM
+    ablation: Ablation
+    """The one it was evaluated under."""
+    recorder: evaluation.PerTextRecorder
+    seconds: float
+
+
+def evaluate_bank(
+    path: str, bank: Mask, flags: EvaluateFlags, requested: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[EvaluatedBank]]:
+    """Evaluate a mask file under every ablation asked for.
+
+    Args:
+        path: The mask file.
+        bank: Its content.
+        flags: What to evaluate.
+        requested: The `--data.*` flags given.
+
+    Returns:
+        The content of `metrics.json` under each ablation; and, for a study, the evaluated banks.
+
+    Raises:
+        UserError: If the model, the texts or the mask file are not valid or do not fit together.
+    """
+    start = time.monotonic()
+    texts = evaluation_texts(path, bank, requested, flags.part)
+    masked_lm, model = load_model(path, bank, flags)
+    load = partial(
+        load_texts, bank=bank, masked_lm=masked_lm, model=model, scope=texts.scope,
+        trust_remote_code=flags.trusted["trust_remote_code"],
+    )  # fmt: skip
+    data = load(texts.settings)
+    mask = bank.of(data.groups.names)
+    for notice in data.notices:
+        print(notice)
+    ablations = flags.ablations or [mask.ablation.name]
+    learned_on = _training_data(path, mask, texts, data, load, flags, ablations)
+    scorer = _baseline_scorer(masked_lm, mask, learned_on, flags) if _needs_scorer(flags) else None
+    results, evaluated = [], []
+    for name in ablations:
+        masked_lm.ablation = _ablation(name, bank, masked_lm, learned_on)
+        recorder = evaluation.PerTextRecorder(len(data.parts[texts.split]), data.token_counts) if flags.study else None
+        batches = data.loader(texts.split, by_length=True)
+        rows, by_group = evaluation.evaluate(masked_lm, mask, batches, flags.baselines, scorer, recorder)
+        description = evaluation.describe(mask, rows, by_group, texts.settings)
+        results.append(description | {"ablation": name, "text": _describe_texts(data, texts.split, name)})
+        if recorder:
+            seconds, ablation = time.monotonic() - start, masked_lm.ablation
+            evaluated.append(EvaluatedBank(Path(path), mask, data, texts.split, masked_lm, ablation, recorder, seconds))
+    return results, evaluated
+
+
+def load_model(path: str, bank: Mask, flags: EvaluateFlags) -> tuple[MaskedLM, ModelId]:
+    """Load the model of a mask file, or the one given in its place if that is the same.
+
+    Raises:
+        UserError: If it is another model or another precision, or if the masks do not fit it.
+    """
+    name, revision = flags.lm or bank.model.lm, None if flags.lm else bank.model.revision
+    learned_in = bank.config.get("model", {}).get("dtype", flags.dtype or "float32")
+    dtype = flags.dtype or learned_in
+    if dtype not in get_args(DTypeName):
+        raise UserError(f"{path} names a precision that does not exist, {dtype!r}. Give one with --dtype float32")
+    if dtype != learned_in and learned_in in get_args(DTypeName):
+        raise UserError(f"{path} was learned in {learned_in}; the weights differ in {dtype}. Leave --dtype out")
+    lm = load_lm(name, revision, dtype, "cuda" if torch.cuda.is_available() else "cpu", **flags.trusted)
+    bank.check()
+    masked_lm = MaskedLM(lm, bank.ablation.to(lm.device))
+    model = ModelId(name, revision, masked_lm.layout.fingerprint)
+    bank.require(model)
+    return masked_lm, model
+
+
+def _needs_scorer(flags: EvaluateFlags) -> bool:
+    return not set(flags.baselines) <= set(UNGUIDED)
+
+
+def _training_data(
+    path: str,
+    mask: Mask,
+    texts: EvaluationTexts,
+    data: MaskData,
+    load: LoadTexts,
+    flags: EvaluateFlags,
+    ablations: Sequence[AblationName],
+) -> MaskData:
+    """The data that the masks were learned on, if baselines or ablations need it; otherwise the data at hand.
+
+    Raises:
+        UserError: If it is needed and cannot be loaded, or if the mask file does not name it.
+    """
+    missing = " and ".join(sorted(set(ablations) & STORED_ABLATIONS - {mask.ablation.name}))
+    if missing and not texts.learned_on:
+        raise UserError(
+            f"{path} has no values for {missing} ablation, and does not say what it was learned on, so they cannot be "
+            "computed. Evaluate it under an ablation that needs none: zero or resample"
+        )
+    if not texts.are_others or not (missing or _needs_scorer(flags)):
+        return data
+    try:
+        return load(texts.learned_on)
+    except UserError as error:
+        what = f"values for {missing} ablation" if missing else "baselines"
+        raise UserError(f"{path}: {what} are computed on the texts that it was learned on: {error}") from error
+
+
+def _baseline_scorer(masked_lm: MaskedLM, mask: Mask, learned_on: MaskData, flags: EvaluateFlags) -> MaskScorer:
+    """The scorer with which baselines choose their subgraphs, on training texts of the mask's run."""
+    index = {name: i for i, name in enumerate(learned_on.groups.names)}
+    groups = [index[name] for name in mask.groups]
+    print(f"Choosing baselines on up to {flags.baseline_texts} training texts: {', '.join(flags.baselines)}")
+    return MaskScorer(masked_lm, learned_on.loader("train", groups, most=flags.baseline_texts), groups)
+
+
+def _ablation(name: AblationName, bank: Mask, masked_lm: MaskedLM, learned_on: MaskData) -> Ablation:
+    """An ablation with its values: the mask file's, or computed on the texts that the masks were learned on."""
+    if name == bank.ablation.name:
+        return bank.ablation.to(masked_lm.device)
+    return fit_ablation(name, masked_lm, bank.of(learned_on.groups.names).mask, learned_on)
+
+
+def _describe_texts(data: MaskData, split: SplitName, ablation: str) -> str:
+    return f"{split} texts of {data.source}, {len(data.parts[split])} in number, under {ablation} ablation"

@@ -1,0 +1,85 @@
+"""The flags of `python evaluate.py`."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from masklearn.ablation import AblationName
+from masklearn.data import SplitName
+from masklearn.errors import UserError
+from masklearn.mask_file import Mask
+from masklearn.models import DTypeName
+from masklearn.selection.baselines import CONTROLS, Baseline
+
+STUDY_BASELINES: tuple[Baseline, ...] = (*CONTROLS, "norm", "inverse")
+"""Baselines that a study needs."""
+
+
+class EvaluateFlags:
+    """Mask files to evaluate, and the texts, ablations and baselines to evaluate them with.
+
+    Args:
+        mask: Mask file; may be given several times.
+        lm: Model to evaluate on, if it has moved since the masks were learned.
+        dtype: Precision of the weights; that of the mask's run by default.
+        part: Split to evaluate on: test, validation, train or all. By default the test split of the mask's own data,
+            and all texts of other data.
+        ablation: What closed nodes emit: zero, mean, mean-positional, resample or learned; or a list of them, for one
+            table. That of the mask's run by default. Values that the mask file lacks are computed on the training
+            texts of the mask's run.
+        baselines: Other methods of choosing subgraphs of the same sizes, to compare with: random, random-matched (as
+            many heads and MLPs), inverse (all other nodes), norm, attribution, integrated-gradients, single-ablation,
+            greedy, greedy-forward, swap, exhaustive (up to 20 nodes). random and random-matched by default. Methods
+            that need texts use the training texts of the mask's run. Searches take long: greedy evaluates every text
+            about n_nodes^2 / 2 times.
+        baseline_texts: Texts of every group that baselines use, at most.
+        study: Make the study of computation density of these masks: tables, figures and report.html in --out. By
+            default if all masks are per-input masks.
+        seed: Seed of the study's bootstrap resamples and permutations.
+        track: Log the study to Weights & Biases.
+        out: Folder to write metrics.json to; by default runs/study-<time> for a study, and none otherwise.
+        allow_pickle: Also read weights that are not safetensors; such a file can run code when it is read.
+        trust_remote_code: Run the Python files that come with the model. Never taken from a mask file.
+
+    Raises:
+        UserError: If `baseline_texts` is below 1.
+    """
+
+    def __init__(
+        self,
+        mask: list[str],
+        lm: str | None = None,
+        dtype: DTypeName | None = None,
+        part: SplitName | None = None,
+        ablation: AblationName | list[AblationName] | None = None,
+        baselines: list[Baseline] | None = None,
+        baseline_texts: int = 64,
+        study: bool | None = None,
+        seed: int = 0,
+        track: bool = True,
+        out: str | None = None,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.mask, self.lm, self.out = mask, lm, out
+        self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+        self.ablations: list[AblationName] | None = [ablation] if isinstance(ablation, str) else ablation
+        self.study, self.seed, self.track = study, seed, track
+        self.baselines: Sequence[Baseline] = baselines or CONTROLS
+        self.baseline_texts = baseline_texts
+        if baseline_texts < 1:
+            raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")
+        self.dtype: DTypeName | None = dtype
+        self.part: SplitName | None = part
+
+    def settle(self, masks: Sequence[Mask]) -> None:
+        """Decide whether there is a study, and if so, which baselines it needs and which folder it goes to.
+
+        Args:
+            masks: The masks to evaluate.
+        """
+        if self.study is None:
+            self.study = all(mask.config.get("model", {}).get("scope") == "input" for mask in masks)
+        if self.study:
+            self.baselines = list(dict.fromkeys([*self.baselines, *STUDY_BASELINES]))
+            self.out = self.out or str(Path("runs") / f"study-{time.strftime('%Y%m%d-%H%M%S')}")

@@ -1,0 +1,135 @@
+"""Which texts masks are evaluated on: those of the mask's run, unless flags choose others."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from masklearn.cli.parsing import as_user_errors
+from masklearn.data import MaskData, SplitName
+from masklearn.errors import UserError
+from masklearn.mask_file import Mask, ModelId
+from masklearn.masking import MaskedLM
+
+SOURCE_KEYS = ("path", "dataset", "task")
+SOURCE_OPTIONS = ("subset", "split", "limit")
+"""Settings that belong to one source, and are dropped with it."""
+SELECTION_KEYS = ("subset", "split", "text_column")
+"""Settings that select other texts from the same source."""
+HARMLESS_KEYS = ("positions", "batch_size", "workers")
+"""Settings that change neither the texts nor how they are split."""
+MODEL_KEYS = ("lm", "revision", "scope", "max_groups", "trust_remote_code")
+"""Settings of the data that are taken from the model's."""
+
+
+@dataclass(frozen=True)
+class EvaluationTexts:
+    """The texts to evaluate one mask file on."""
+
+    settings: dict[str, Any]
+    """Settings of `MaskData`."""
+    learned_on: dict[str, Any]
+    """Those of the mask's run; empty if the mask file has none."""
+    are_others: bool
+    """Whether the texts are others than those of the mask's run."""
+    split: SplitName
+    scope: str
+
+
+def evaluation_texts(path: str, bank: Mask, requested: dict[str, Any], split: SplitName | None) -> EvaluationTexts:
+    """Choose the texts to evaluate a mask file on.
+
+    Args:
+        path: The mask file.
+        bank: Its content.
+        requested: The `--data.*` flags given.
+        split: The split asked for, if any.
+
+    Raises:
+        UserError: If the mask file holds settings that are not valid, or cannot be evaluated on the texts requested.
+    """
+    learned_on = settings_learned_on(path, bank)
+    scope = bank.config.get("model", {}).get("scope", "dataset")
+    if not isinstance(scope, str):
+        raise UserError(f"{path} names a scope that does not exist, {scope!r}")
+    any_split = scope == "input" or split in ("train", "all")
+    settings, are_others = choose_settings(path, learned_on, requested, any_split)
+    if are_others and scope == "input":
+        raise UserError(f"{path} holds per-input masks, which cannot be evaluated on other texts. Leave out --data.*")
+    return EvaluationTexts(settings, learned_on, are_others, split or ("all" if are_others else "test"), scope)
+
+
+def settings_learned_on(path: str, bank: Mask) -> dict[str, Any]:
+    """The settings of the texts of a mask's run, validated as if a user had given them.
+
+    Raises:
+        UserError: If they are not valid.
+    """
+    settings = {key: value for key, value in bank.config.get("data", {}).items() if key not in MODEL_KEYS}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(MaskData, "data", skip=set(MODEL_KEYS))
+    try:
+        with as_user_errors(parser):
+            parsed = parser.parse_object({"data": {"positions": bank.positions} | settings}).as_dict()["data"]
+            return {key: parsed[key] for key in settings}
+    except UserError as error:
+        raise UserError(f"{path} holds settings of its texts that are not valid: {error}") from error
+
+
+def choose_settings(
+    path: str, learned_on: dict[str, Any], requested: dict[str, Any], any_split: bool
+) -> tuple[dict[str, Any], bool]:
+    """The settings of the texts to evaluate on, and whether these are others than those of the mask's run.
+
+    Args:
+        path: The mask file.
+        learned_on: Settings of the mask's run.
+        requested: The `--data.*` flags given.
+        any_split: Whether it does not matter which texts are held out.
+
+    Raises:
+        UserError: If the flags change which texts of the mask's run are held out.
+    """
+    changed = {key for key, value in requested.items() if _resolved(key, value) != _resolved(key, learned_on.get(key))}
+    if changed & set(SOURCE_KEYS):
+        dropped = (*SOURCE_KEYS, *SOURCE_OPTIONS)
+        return {key: value for key, value in learned_on.items() if key not in dropped} | requested, True
+    if changed & set(SELECTION_KEYS):
+        return {key: value for key, value in learned_on.items() if key != "limit"} | requested, True
+    if changed - set(HARMLESS_KEYS) and learned_on and not any_split:
+        flags = ", ".join(f"--data.{key}" for key in sorted(changed - set(HARMLESS_KEYS)))
+        raise UserError(
+            f"{flags} would change which texts are held out of those that {path} was learned on. Drop it, or "
+            "evaluate on all texts, training texts included: --part all"
+        )
+    return learned_on | requested, False
+
+
+def _resolved(key: str, value: Any) -> Any:
+    """A setting in a form that can be compared: a path as an absolute one."""
+    return Path(value).expanduser().resolve() if key == "path" and value else value
+
+
+def load_texts(
+    settings: dict[str, Any], bank: Mask, masked_lm: MaskedLM, model: ModelId, scope: str, trust_remote_code: bool
+) -> MaskData:
+    """Read, tokenise and split texts.
+
+    Args:
+        settings: Settings of `MaskData`, without those taken from the model's.
+        bank: The mask file's content; its groups limit those of the texts.
+        masked_lm: The model.
+        model: Where the model, and so the tokenizer, is loaded from.
+        scope: What shares its masks.
+        trust_remote_code: Whether to run code that comes with the tokenizer.
+
+    Raises:
+        UserError: If the texts cannot be read, or do not fit the model or the scope.
+    """
+    settings = {"positions": bank.positions, "trust_remote_code": trust_remote_code} | settings
+    data = MaskData(**settings, lm=model.lm, revision=model.revision, scope=scope, max_groups=len(bank.groups))
+    data.prepare_data()
+    data.setup()
+    data.require_context(masked_lm.context)
+    return data

@@ -1,0 +1,69 @@
+"""What a finished run writes and prints: masks, metrics, figures, W&B results, tables."""
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from masklearn import evaluation
+from masklearn.cli.checkpoints import REQUEUE_PATTERN
+from masklearn.cli.drawing import can_draw, draw_run, node_maps
+from masklearn.cli.run_folder import BLOCKS_FOLDER, FIGURES_FOLDER, MASK_FILE, METRICS_FILE, RunFolder
+from masklearn.data import MaskData
+from masklearn.files import atomic_write
+from masklearn.mask_file import Mask
+from masklearn.training.learner import MaskLearner
+
+if TYPE_CHECKING:
+    from masklearn.tracking import Tracker
+
+
+def mask_config(requested: dict[str, Any]) -> dict[str, Any]:
+    """The settings that masks depend on: without the run's folder and the number of worker processes.
+
+    Args:
+        requested: All settings of the run, by section.
+    """
+    data = {key: value for key, value in requested["data"].items() if key != "workers"}
+    return {section: values for section, values in requested.items() if section != "run"} | {"data": data}
+
+
+def write_results(folder: RunFolder, mask: Mask, description: dict[str, Any], tracker: "Tracker | None") -> None:
+    """Write and log the results of a run, and remove what was kept to resume it.
+
+    Args:
+        folder: The run's folder.
+        mask: The masks learned.
+        description: The content of `metrics.json`.
+        tracker: The run's logger, if it is tracked.
+    """
+    rows = description["sizes"]
+    mask = mask.with_metrics(rows)
+    mask_file, metrics_file = folder / MASK_FILE, folder / METRICS_FILE
+    figures = draw_run(folder / FIGURES_FOLDER, mask, rows) if can_draw() else []
+    mask.save(mask_file)
+    if tracker:
+        from masklearn import tracking  # imports wandb, which takes a second
+
+        maps = node_maps(mask) if figures else {}
+        tracking.log_results(tracker, mask, rows, mask_file, figures, maps)
+        tracker.finish()
+    atomic_write(metrics_file, json.dumps(description, indent=2).encode())  # last: it marks a run as finished
+    shutil.rmtree(folder / BLOCKS_FOLDER, ignore_errors=True)  # the mask file holds all of them
+    for checkpoint in folder.path.glob(REQUEUE_PATTERN):
+        checkpoint.unlink()
+    written = ", ".join(str(path) for path in (mask_file, metrics_file, *figures))
+    print(f"\nWritten after {description['seconds']:.0f} s: {written}")
+
+
+def print_results(learner: MaskLearner, data: MaskData, description: dict[str, Any]) -> None:
+    """Print the KL of every stage from gates to masks, and the metrics on the test texts."""
+    selection = "the selection texts" if data.groups.held_out else "their own texts"
+    stages = evaluation.stages_table(learner.stages)
+    print(f"\nFrom gates to masks, KL on {selection} in nats per scored token:\n\n{stages}")
+    title = evaluated_texts(data).capitalize()
+    print(f"\n{title} texts, divergences in nats per scored token:\n\n{evaluation.format_report(description)}")
+
+
+def evaluated_texts(data: MaskData) -> str:
+    """What the texts of the test split are, in words: held out, unless every text has masks of its own."""
+    return "held-out" if data.groups.held_out else "their own"

@@ -1,0 +1,117 @@
+"""From an evaluated bank to what a study takes of it: measurements of every input, and one input's top tokens."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from masklearn import evaluation
+from masklearn.cli.evaluate_bank import EvaluatedBank
+from masklearn.cli.run_folder import MASK_FILE, METRICS_FILE
+from masklearn.data import MaskData
+from masklearn.data.batching import Item
+from masklearn.density import MaskMeasurements, TopTokens
+from masklearn.density.curves import densities
+from masklearn.density.measurements import SHOWN, true_entropies
+from masklearn.models import load_tokenizer
+
+N_TOP_TOKENS = 6
+"""Tokens shown of a distribution."""
+
+
+def bank_names(evaluated: Sequence[EvaluatedBank]) -> list[str]:
+    """A unique name for every bank: that of its run's folder, with the ablation if it was learned under another one."""
+    names = []
+    for bank in evaluated:
+        name = bank.path.resolve().parent.name if bank.path.name == MASK_FILE else bank.path.stem
+        is_learned_under = bank.ablation.name == bank.mask.ablation.name
+        names.append(name if is_learned_under else f"{name} under {bank.ablation.name}")
+    total, n_before = Counter(names), Counter[str]()
+    unique = []
+    for name in names:
+        n_before[name] += 1
+        unique.append(f"{name} ({n_before[name]})" if total[name] > 1 else name)
+    return unique
+
+
+def measurements(name: str, bank: EvaluatedBank) -> MaskMeasurements:
+    """What was measured of a bank's inputs, with their contexts and tokens as text.
+
+    Args:
+        name: The bank's name in the study.
+        bank: The bank.
+    """
+    data, texts = bank.data, bank.data.parts[bank.split]
+    tokenizer = load_tokenizer(data.lm, data.revision, data.trust_remote_code)
+    scored = [_scored_positions(data, texts[i]) for i in range(len(texts))]
+    context_ids = [ids[: positions[-1] + 1] for ids, positions in zip(texts.ids, scored, strict=True)]
+    context_tokens = [tokenizer.convert_ids_to_tokens(ids) for ids in context_ids]
+    language_is_known = data.source.task is not None
+    return MaskMeasurements(
+        name=name,
+        mask=bank.mask,
+        seen=bank.recorder.results,
+        names=texts.names,
+        contexts=tokenizer.batch_decode(context_ids, skip_special_tokens=True),
+        lengths=[sum(positions) / len(positions) + 1 for positions in scored],
+        groups=texts.groups,
+        source=str(data.source),
+        tokens=[_token_text(tokenizer, ids[-2], ids[-1]) for ids in texts.ids],
+        true_entropy=[true_entropies(*pair) for pair in zip(context_tokens, scored, strict=True)]
+        if language_is_known
+        else [],
+        seconds=seconds_of_learning(bank.path) | {"evaluation": bank.seconds},
+    )
+
+
+def seconds_of_learning(mask_file: Path) -> dict[str, float]:
+    """How long a run took, from the results beside its mask file; empty if they are missing or damaged."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if mask_file.name == MASK_FILE:
+            return {"learning": float(json.loads(mask_file.with_name(METRICS_FILE).read_text())["seconds"])}
+    return {}
+
+
+def _scored_positions(data: MaskData, item: Item) -> list[int]:
+    (scored,) = data.collate([item]).scored
+    return scored.nonzero().flatten().tolist()
+
+
+def _token_text(tokenizer: PreTrainedTokenizerBase, previous: int, token: int) -> str:
+    """A token's text after another token: many tokenizers drop the leading space of a token decoded alone."""
+    alone, both = str(tokenizer.decode([previous])), str(tokenizer.decode([previous, token]))
+    return both.removeprefix(alone) if both.startswith(alone) else str(tokenizer.decode([token]))
+
+
+def top_tokens(measured: MaskMeasurements, bank: EvaluatedBank) -> TopTokens:
+    """The top next tokens for one example input: the one of median density, or the first if there are no densities.
+
+    Args:
+        measured: The bank's measurements.
+        bank: The bank; its model is left with the ablation that the bank was evaluated under.
+    """
+    order = densities(measured).argsort(kind="stable")
+    example = int(order[(len(order) - 1) // 2])
+    data = bank.data
+    tokenizer = load_tokenizer(data.lm, data.revision, data.trust_remote_code)
+    batch = data.collate([data.parts[bank.split][example]])
+    last = int(batch.input_ids[batch.scored][-1])
+    bank.masked_lm.ablation = bank.ablation
+    group = measured.groups[example] if len(measured.mask.groups) > 1 else 0
+    has_full_model = measured.sizes[-1] == measured.n_nodes
+    tokens = {}
+    for kind in (kind for kind in SHOWN if kind in measured.kinds):
+        masks = measured.seen[kind].masks[0][:, group]  # (sizes, nodes)
+        if not has_full_model:
+            masks = torch.cat([masks, torch.ones_like(masks[:1])])
+        ids, probabilities = evaluation.top_tokens(bank.masked_lm, batch, masks, N_TOP_TOKENS)
+        tokens[kind] = [
+            [(_token_text(tokenizer, last, token), round(p, 6)) for token, p in zip(*pair, strict=True)]
+            for pair in zip(ids.tolist(), probabilities.tolist(), strict=True)
+        ]
+    sizes = [*measured.sizes, *([] if has_full_model else [measured.n_nodes])]
+    return TopTokens(measured.names[example], measured.contexts[example], sizes, tokens)

@@ -1,0 +1,176 @@
+"""The command line of `python train.py`: Lightning's, with a run's folder and the settings that depend on others."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from lightning import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from masklearn.cli.checkpoints import CHECKPOINT_FOLDER, LAST_CHECKPOINT, StepCheckpoint
+from masklearn.cli.parsing import as_user_errors, require_complete, require_harmless_configs
+from masklearn.cli.progress import Progress
+from masklearn.cli.run_flags import RunFlags
+from masklearn.cli.run_folder import CONFIG_FILE, RunFolder
+from masklearn.cli.stopping import StopBetweenSteps
+from masklearn.cli.trainer_flags import require_supported_flags, set_validation_interval, trainer_defaults
+from masklearn.data import MaskData
+from masklearn.errors import UserError, one_line
+from masklearn.training.learner import SHARED_STEPS, MaskLearner
+
+if TYPE_CHECKING:
+    from masklearn.tracking import Tracker
+
+DESCRIPTION = """Learn which attention heads and MLPs of a frozen language model are needed.
+Every flag is also a key of a YAML file: see --print_config. Flags after --config override it."""
+CHECKPOINT_INTERVAL = 50
+"""Steps between two checkpoints; a kill loses at most these."""
+LINKED_FLAGS = ("lm", "revision", "scope", "max_groups", "trust_remote_code")
+"""Flags of the model that the data takes over."""
+
+
+class TrainCLI(LightningCLI):
+    """Lightning's command line over a `MaskLearner`, a `MaskData` and the trainer, without subcommands.
+
+    Args:
+        args: The command line; that of the process by default.
+
+    Raises:
+        UserError: If a flag is unknown, or its value is not valid.
+    """
+
+    resume: bool
+    """Whether to resume the run in the folder."""
+    folder: RunFolder
+    requested_yaml: str
+    """The settings as given, before those that depend on others are set: what `config.yaml` holds."""
+    requested: dict[str, Any]
+    """The same, parsed."""
+    tracked: bool
+    """Whether to log to W&B."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        self.stop = StopBetweenSteps()
+        self.tracker: Tracker | None = None
+        super().__init__(
+            MaskLearner,
+            MaskData,
+            args=args,
+            run=False,
+            auto_configure_optimizers=False,
+            save_config_callback=None,  # a run writes config.yaml itself, when all settings have proved valid
+            seed_everything_default=False,
+            parser_kwargs={
+                "prog": "train.py",
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                "description": DESCRIPTION,
+            },
+            trainer_defaults=trainer_defaults(),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run's flags, and let the data take over flags of the model."""
+        parser.add_class_arguments(RunFlags, "run")
+        for flag in LINKED_FLAGS:
+            parser.link_arguments(f"model.{flag}", f"data.{flag}")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line, after its config files have been checked."""
+        require_harmless_configs(sys.argv[1:] if args is None else args)
+        with as_user_errors(parser):
+            super().parse_arguments(parser, args)
+        given = self.config.as_dict()
+        for section, default in parser.get_defaults(skip_validation=True).as_dict().items():
+            if section in ("model", "data", "trainer", "run"):
+                require_complete(given.get(section), default, section)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Create the trainer, or say in one line what is wrong with its flags."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, KeyError, ImportError) as error:
+            raise UserError(f"trainer: {one_line(error)}") from error
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"seed_everything: {one_line(error)}") from error
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the folder, keep the settings as given, and then set those that depend on others."""
+        self._settle_folder()
+        require_supported_flags(self.config.trainer)
+        requested = self.config.clone()
+        requested.run.resume = False
+        self.requested_yaml = self.parser.dump(requested, skip_unset=False)
+        self.requested = yaml.safe_load(self.requested_yaml)
+        self._settle_trainer()
+
+    def _settle_folder(self) -> None:
+        """Decide which folder the run uses and whether it is resumed."""
+        run = self.config.run
+        self.resume = bool(run.resume) or _is_requeued(run.dir)
+        config_file = Path(str(self.config.config[-1])) if self.config.config else None
+        if self.resume and config_file and _belongs_to_run(config_file, run.dir):
+            run.dir = str(config_file.parent)  # wherever the folder has been moved to
+        if run.dir == "":
+            raise UserError("run.dir is empty. Leave it out, or name a folder")
+        if run.dir is None:
+            if self.resume:
+                raise UserError(
+                    f"run.resume needs the run to resume. Give its --config .../{CONFIG_FILE}, or its --run.dir"
+                )
+            name = config_file.stem if config_file else "default"
+            run.dir = str(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        self.folder = RunFolder(Path(run.dir))
+
+    def _settle_trainer(self) -> None:
+        """Set the trainer's flags that depend on other settings, and its callbacks."""
+        trainer, model = self.config.trainer, self.config.model
+        self.tracked = trainer.logger in (None, True)
+        if self.tracked:
+            trainer.logger = False  # created later, when all settings have proved valid
+        trainer.default_root_dir = str(self.folder.path)
+        if model.scope != "dataset":
+            trainer.limit_val_batches = 0  # every block would need a validation split of its own
+        else:
+            set_validation_interval(trainer, model.steps or SHARED_STEPS[0])
+        self.trainer_defaults["callbacks"] = self._callbacks()
+
+    def _callbacks(self) -> list[Callback]:
+        trainer, callbacks = self.config.trainer, list[Callback]()
+        if trainer.enable_checkpointing is not False:
+            checkpoint = StepCheckpoint(
+                str(self.folder / CHECKPOINT_FOLDER),
+                filename=LAST_CHECKPOINT.stem,
+                every_n_train_steps=CHECKPOINT_INTERVAL,
+                enable_version_counter=False,
+                save_on_exception=True,
+            )
+            callbacks.append(checkpoint)
+        if trainer.enable_progress_bar is not False:
+            callbacks.append(Progress())
+        return [*callbacks, self.stop]
+
+
+def _belongs_to_run(config_file: Path, folder: str | None) -> bool:
+    """Whether a config given to resume a run is the one in that run's folder, which may have been moved.
+
+    A file of that name is not if a run exists in the folder it names, and no checkpoints are beside the file; nor if it
+    names no folder.
+    """
+    if config_file.name != CONFIG_FILE or folder is None:
+        return False
+    return not (Path(folder) / CONFIG_FILE).is_file() or (config_file.parent / CHECKPOINT_FOLDER).is_dir()
+
+
+def _is_requeued(folder: str | None) -> bool:
+    """Whether this is a requeued SLURM job, which starts again with its original command."""
+    if not folder or os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        return False
+    return (Path(folder) / CONFIG_FILE).is_file()

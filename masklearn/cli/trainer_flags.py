@@ -1,0 +1,78 @@
+"""The `--trainer.*` flags: which of Lightning's a run supports, and those that depend on other settings."""
+
+from typing import Any
+
+import torch
+
+from masklearn.errors import UserError
+
+VALIDATION_INTERVAL = 50
+"""Steps between two evaluations on the validation split, unless `--trainer.val_check_interval` says otherwise."""
+UNSUPPORTED_TRAINER_FLAGS = {
+    "precision": "Choose the precision of the frozen model with --model.dtype; gates stay float32",
+    "accumulate_grad_batches": "Choose the texts of a step with --data.batch_size",
+    "max_epochs": "Choose the number of steps with --model.steps",
+    "limit_train_batches": "Choose the number of steps with --model.steps",
+    "fast_dev_run": "For a quick look, use --model.steps 10 --data.limit 30",
+}
+"""Lightning's flags that conflict with how a run works, and what to use instead."""
+NEUTRAL_VALUES = (None, 1, False, "32", 32, "32-true")
+"""Values of those flags that change nothing."""
+SINGLE_DEVICE_VALUES = {"devices": (1, "1", [0]), "num_nodes": (1,)}
+NO_LIMIT = {"max_steps": "-1", "max_time": "null"}
+"""Lightning's flags that limit a run, and the values that lift the limit."""
+
+
+def trainer_defaults() -> dict[str, Any]:
+    """Defaults of the trainer's flags, where a run's differ from Lightning's."""
+    return {
+        "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
+        "devices": 1,
+        "max_epochs": 1,  # a run is one pass over the steps of all blocks
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+    }
+
+
+def require_supported_flags(trainer: Any) -> None:
+    """Refuse trainer flags that conflict with how a run works.
+
+    Args:
+        trainer: The trainer's section of the config.
+
+    Raises:
+        UserError: Names the flag and what to use instead.
+    """
+    for flag, alternative in UNSUPPORTED_TRAINER_FLAGS.items():
+        if trainer[flag] is True or trainer[flag] not in NEUTRAL_VALUES:
+            raise UserError(f"trainer.{flag} is {trainer[flag]}, but masklearn sets it itself. {alternative}")
+    for flag, values in SINGLE_DEVICE_VALUES.items():
+        if trainer[flag] not in values:
+            raise UserError(
+                f"trainer.{flag} is {trainer[flag]}; a run uses one device. Start one run for each device instead"
+            )
+
+
+def set_validation_interval(trainer: Any, steps: int) -> None:
+    """Set the interval between validations, or check the one given.
+
+    Args:
+        trainer: The trainer's section of the config; changed in place.
+        steps: Optimiser steps of the run.
+
+    Raises:
+        UserError: If the interval given is longer than the run, which Lightning would notice only later.
+    """
+    interval = trainer.val_check_interval
+    if interval is None:
+        trainer.val_check_interval = max(1, min(VALIDATION_INTERVAL, steps))
+    elif isinstance(interval, int) and interval > steps and trainer.check_val_every_n_epoch is not None:
+        raise UserError(
+            f"trainer.val_check_interval is {interval}, but the run has {steps} steps. Choose at most {steps}"
+        )
+
+
+def flags_without_limits(trainer: dict[str, Any]) -> str:
+    """Flags to add to a command that resumes a run, so that the limits in the run's config no longer stop it."""
+    return "".join(f" --trainer.{flag} {none}" for flag, none in NO_LIMIT.items() if trainer[flag] not in (None, -1))

@@ -1,0 +1,50 @@
+"""A density study as a W&B run of its own."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import wandb
+from wandb import Run
+
+from masklearn.tracking.logger import Tracker
+from masklearn.tracking.wandb_run import describe_location, project_name, run_starter, start_run
+
+MAX_TABLE_ROWS = 10_000
+"""Rows of a table that W&B shows; longer tables are cut."""
+
+
+def log_study(folder: Path, config: dict[str, Any], tables: Mapping[str, pd.DataFrame], figures: Iterable[Path]) -> str:
+    """Log a study as a run of its own: its tables, its figures and its findings.
+
+    Args:
+        folder: The study's folder, into which W&B writes.
+        config: The settings of the study.
+        tables: Tables by name; the first `MAX_TABLE_ROWS` rows of each are logged.
+        figures: PNG files.
+
+    Returns:
+        One line that says where the W&B run is.
+    """
+    start = run_starter(folder, config, job_type="study")
+    run, reason = start_run(start)
+    location = describe_location(run, reason)
+    tracker = Tracker(run, start, project=project_name(), save_dir=folder)
+    tracker.safely(lambda: _log_study(tracker.run, tables, figures))
+    tracker.finish()
+    return location
+
+
+def _log_study(run: Run, tables: Mapping[str, pd.DataFrame], figures: Iterable[Path]) -> None:
+    logged: dict[str, Any] = {f"study/{name}": _wandb_table(table) for name, table in tables.items() if len(table)}
+    run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
+    for row in tables["findings"].to_dict("records"):
+        run.summary[f"finding/{row['finding']}/{row['bank']}"] = row["verdict"]
+    for row in tables["phases"].to_dict("records"):
+        run.summary[f"phase/{row['what']}/{row['bank']}"] = row["s"]
+
+
+def _wandb_table(table: pd.DataFrame) -> wandb.Table:
+    rows = table.head(MAX_TABLE_ROWS).astype(object)
+    return wandb.Table(dataframe=rows.where(rows.notna(), None))
