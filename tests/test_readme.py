@@ -1,94 +1,48 @@
-"""What the README and the configs say can be done is done here, in small."""
+"""The README is short, its table of flags is true, and the configs run, in small."""
 
 import json
 import re
-import shlex
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, Run
+from conftest import ROOT
+from documents import DOCUMENTS, IN_SMALL, README
 
-from masklearn.cli import evaluate, train
-from masklearn.tiny import MODEL, tasks
+from masklearn.cli import train
+from masklearn.tiny import MODEL
 
-README = (ROOT / "README.md").read_text()
+pytest_plugins = ["documents"]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-IN_SMALL = ["--model.steps", "4", "--model.polish", "0", "--data.limit", "20", "--trainer.logger", "false"]
+MAX_WORDS = 1000
+"""Words of the README, as `wc -w` counts them."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
-
-
-def commands() -> list[list[str]]:
-    lines = "\n".join(blocks("bash")).replace("&&", "\n").splitlines()
-    found = [shlex.split(line)[1:] for line in lines if line.strip().startswith("python ")]
-    return [command for command in found if "--help" not in command]
-
-
-@pytest.fixture
-def desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which the README's commands find what they name."""
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    shutil.copytree(run.folder, tmp_path / "runs" / "my-run")
-    (tmp_path / "PATH_OR_HUB_ID").symlink_to(MODEL)
-    for name, seed in (("prompts.jsonl", 1), ("other.jsonl", 2)):
-        texts = [text for text, _ in zip(tasks.texts(seed), range(30), strict=False)]
-        (tmp_path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    pairs = [
-        {
-            "clean": p.text,
-            "corrupted": p.corrupted,
-            "answer": f" {p.answers[0]}",
-            "wrong_answer": f" {p.wrong_answers[0]}",
-        }
-        for p, _ in zip(tasks.prompts("names", 1), range(30), strict=False)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    return tmp_path
-
-
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_every_command_of_the_readme_runs(command: list[str], desk: Path) -> None:
-    door, *args = command
-    if door == "train.py":
-        assert train([*args, *([] if "--run.resume" in args else IN_SMALL)]) == 0
-    else:
-        assert door == "evaluate.py"
-        assert evaluate(args) == 0
-
-
-def test_the_python_of_the_readme_runs(desk: Path) -> None:
-    names: dict = {}
-    for code in blocks("python"):
-        exec(code, names)
-    assert names["logits"].shape[:2] == names["tokens"]["input_ids"].shape
-    assert names["bank"][0].select(s=18).sum() == 18
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").split()) <= MAX_WORDS
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
 def test_every_config_runs(config: Path, desk: Path) -> None:
-    own = config.name in ("stories.yaml", "inputs.yaml")
-    needs = ["--model.lm", str(MODEL), "--data.path", "prompts.jsonl"] if own else []
-    assert train(["--config", str(config), *needs, *IN_SMALL, "--run.dir", "small"]) == 0
-    asked, written = yaml.safe_load(config.read_text()), yaml.safe_load((desk / "small" / "config.yaml").read_text())
-    assert written["model"]["sizes"] == asked["model"]["sizes"]
+    needs_model = config.name in ("stories.yaml", "inputs.yaml")
+    model = ["--model.lm", str(MODEL), "--data.path", "prompts.jsonl"] if needs_model else []
+    assert train(["--config", str(config), *model, *IN_SMALL, "--run.dir", "small"]) == 0
+    requested, written = yaml.safe_load(config.read_text()), yaml.safe_load((desk / "small/config.yaml").read_text())
+    assert written["model"]["sizes"] == requested["model"]["sizes"]
     assert f"--config configs/{config.name}" in config.read_text()
 
 
-def test_defaults_in_the_readme_are_the_defaults(capsys: pytest.CaptureFixture[str], desk: Path) -> None:
+def test_defaults_in_the_tables_of_flags_are_the_defaults(capsys: pytest.CaptureFixture[str], desk: Path) -> None:
     with pytest.raises(SystemExit):
         train(["--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
-    for flag, default in re.findall(r"^\| `--(\w+\.\w+)` \|.*\| `([^`]+)` \|$", README, flags=re.M):
-        room, key = flag.split(".")
-        if flag not in ("run.dir", "data.task"):  # settled when the run begins
-            assert config[room][key] == yaml.safe_load(default), flag
+    text = "\n".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    found = re.findall(r"^\| `--(\w+)\.(\w+)` \|.*\| `([^`]+)` \|$", text, flags=re.M)
+    assert ("model", "polish", "4") in found
+    for section, key, default in found:
+        if (section, key) != ("run", "dir"):  # set when the run begins
+            assert config[section][key] == yaml.safe_load(default), f"--{section}.{key}"
 
 
 def test_the_real_model_with_real_texts(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
