@@ -26,7 +26,6 @@ autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 add_module_names = False
 default_role = "code"  # docstrings have names in single backticks
-python_maximum_signature_line_length = 100
 napoleon_numpy_docstring = False
 
 html_theme = "furo"

@@ -113,13 +113,13 @@ def picture() -> str:
 
 
 def _line(start: tuple[float, float, float], end: tuple[float, float, float]) -> str:
-    """A curve from the bottom of one box to the top of another, or beside it on the same floor."""
+    """A curve from the bottom of one box to the top of another, or to its bottom on the same floor."""
     style = 'fill="none" stroke="#7a8794" stroke-width="1.3" marker-end="url(#tip)"'
     (x0, y0, size0), (x1, y1, size1) = start, end
     if y0 == y1:
-        way = 1 if x1 > x0 else -1
-        middle = y0 + BOX / 2
-        return f'<path d="M{x0 + way * size0 / 2:.1f} {middle:.1f} L{x1 - way * size1 / 2:.1f} {middle:.1f}" {style}/>'
+        bottom, dip = y0 + BOX, y0 + BOX + 8 + abs(x1 - x0) / 25
+        x0, x1 = x0 - size0 / 6, x1 + size1 / 6
+        return f'<path d="M{x0:.1f} {bottom} C{x0:.1f} {dip:.1f} {x1:.1f} {dip:.1f} {x1:.1f} {bottom}" {style}/>'
     y0 += BOX
     bend = (y1 - y0) / 2
     return (

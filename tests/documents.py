@@ -23,16 +23,14 @@ def blocks(document: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.S)
 
 
-def commands(document: Path) -> list[list[str]]:
-    """The calls of `train.py` and `evaluate.py` in a document, each once, as arguments."""
+def commands(document: Path, scripts: tuple[str, ...] = ("train.py", "evaluate.py")) -> list[list[str]]:
+    """The calls of some scripts in a document, each once, as arguments; by default of the two entry points."""
     shell = "\n".join(blocks(document, "bash")).replace("\\\n", " ").replace("&&", "\n")
-    found = [shlex.split(line)[1:] for line in shell.splitlines() if line.strip().startswith("python ")]
-    entry_points = [command for command in found if command[0] in ("train.py", "evaluate.py")]
-    return [list(command) for command in dict.fromkeys(map(tuple, entry_points))]
+    found = [shlex.split(line, comments=True)[1:] for line in shell.splitlines() if line.strip().startswith("python ")]
+    return [list(command) for command in dict.fromkeys(map(tuple, found)) if command[0].startswith(scripts)]
 
 
-@pytest.fixture
-def desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
+def lay_out_desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the models, texts and runs that the documents name."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     shutil.copytree(run.folder, tmp_path / "runs" / "my-run")

@@ -1,40 +1,60 @@
 """The documentation holds: its commands and Python run, in small, and what it says of the code is true of the code."""
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import draw_architecture as architecture
 import pytest
 import torch
-from conftest import ROOT
-from documents import DOCUMENTS, IN_SMALL, blocks, commands
+from conftest import ROOT, Run
+from documents import DOCUMENTS, IN_SMALL, blocks, commands, lay_out_desk
+from jsonargparse import auto_cli
 
 from masklearn.cli import evaluate, train
+from masklearn.tiny import train as trainer
 
-sys.path.insert(0, str(ROOT / "docs"))
-
-import draw_architecture as architecture
-
-pytest_plugins = ["documents"]
+PAGES = [*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", ROOT / "benchmarks" / "README.md"]
 COMMANDS = [
     pytest.param(command, id=f"{document.stem}: {' '.join(command)}")
     for document in DOCUMENTS
     for command in commands(document)
-    if "--mask" not in command or "runs/my-run/mask.safetensors" in command
+]
+OTHER_COMMANDS = [
+    pytest.param(command, id=f"{document.stem}: {' '.join(command)}")
+    for document in PAGES
+    for command in commands(document, ("-m", "benchmarks/"))
 ]
 WITH_PYTHON = [document for document in DOCUMENTS if blocks(document, "python")]
-PAGES = [*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", ROOT / "benchmarks" / "README.md"]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return lay_out_desk(tmp_path, run, monkeypatch)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_documents_runs(command: list[str], desk: Path) -> None:
     entry_point, *args = command
     if entry_point == "evaluate.py":
+        for mask in (Path(arg) for arg in args if arg.endswith("mask.safetensors")):
+            if not mask.parent.is_dir():
+                shutil.copytree(desk / "runs" / "my-run", mask.parent)
         assert evaluate(args) == 0
     else:
         assert train([*args, *([] if "--run.resume" in args else IN_SMALL)]) == 0
+
+
+@pytest.mark.parametrize("command", OTHER_COMMANDS)
+def test_flags_of_other_scripts_exist(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    script = ROOT / command[0]
+    main = trainer.train if command[0] == "-m" else runpy.run_path(str(script))["main"]
+    with pytest.raises(SystemExit) as done:
+        auto_cli(main, args=[*command[2 if command[0] == "-m" else 1 :], "--print_config"])
+    assert done.value.code == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("document", WITH_PYTHON, ids=lambda path: path.name)

@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
-from documents import DOCUMENTS, IN_SMALL, README
+from conftest import ROOT, Run
+from documents import DOCUMENTS, IN_SMALL, README, lay_out_desk
 
 from masklearn.cli import train
 from masklearn.tiny import MODEL
 
-pytest_plugins = ["documents"]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 MAX_WORDS = 1000
 """Words of the README, as `wc -w` counts them."""
+
+
+@pytest.fixture
+def desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return lay_out_desk(tmp_path, run, monkeypatch)
 
 
 def test_the_readme_is_short() -> None:
