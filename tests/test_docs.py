@@ -16,11 +16,7 @@ from masklearn.cli import evaluate, train
 from masklearn.tiny import train as trainer
 
 PAGES = [*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", ROOT / "benchmarks" / "README.md"]
-COMMANDS = [
-    pytest.param(command, id=f"{document.stem}: {' '.join(command)}")
-    for document in DOCUMENTS
-    for command in commands(document)
-]
+COMMANDS = {" ".join(command): command for document in DOCUMENTS for command in commands(document)}
 OTHER_COMMANDS = [
     pytest.param(command, id=f"{document.stem}: {' '.join(command)}")
     for document in PAGES
@@ -34,7 +30,7 @@ def desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     return lay_out_desk(tmp_path, run, monkeypatch)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_every_command_of_the_documents_runs(command: list[str], desk: Path) -> None:
     entry_point, *args = command
     if entry_point == "evaluate.py":
