@@ -236,11 +236,12 @@ def test_transformer_lens_gives_the_same_logits(family: Family) -> None:
     assert_close(found, bridge.run_with_hooks(input_ids, fwd_hooks=hooks), atol=MAX_LOGIT_ERROR, rtol=0)
 
 
-def test_the_readme_and_docs_list_every_family() -> None:
-    readme, docs = ((ROOT / name).read_text() for name in ("README.md", "docs/families.md"))
+def test_the_tables_for_readers_name_every_family() -> None:
+    docs = (ROOT / "docs" / "families.md").read_text()
     for family in FAMILIES:
         assert f"| {family.name} | `{family.hub_id}` |" in docs
-        assert re.search(rf"\| {family.model_type} \| `\S+/\S+` \|", readme), family
-    assert len(re.findall(r"\| \S+ \| `\S+/\S+` (?=\|)", readme)) == len({family.model_type for family in FAMILIES})
+    n_types = len({family.model_type for family in FAMILIES})
+    assert f"[{n_types} families]" in (ROOT / "README.md").read_text()
+    assert f"supports {n_types} model types" in docs
     for model_type, _, message in REFUSED:
         assert re.search(rf"^\| {model_type} \| model.lm: .*{message}", docs, flags=re.M), model_type
