@@ -54,7 +54,7 @@ class Run:
 
     def scorer(self, part: SplitName, most: int | None = None) -> MaskScorer:
         groups = range(len(self.mask.groups))
-        return MaskScorer(self.learner.masked_lm, self.data.loader(part, groups, most=most), groups)
+        return MaskScorer(self.learner.masked_lm, self.data.loader(part, groups, max_texts=most), groups)
 
     def others(self, name: Baseline, scorer: MaskScorer) -> tuple[Tensor, float]:
         """Subgraphs chosen in another way, shape (draws, sizes, groups, nodes), and the seconds that took."""

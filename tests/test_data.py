@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import masklearn as ml
-from masklearn.data import Plan
+from masklearn.data import BlockPlan
 from masklearn.data.batching import SplitDataset, StepSampler
 from masklearn.data.columns import Text
 from masklearn.data.splits import Groups
@@ -103,7 +103,7 @@ def test_equal_texts_of_different_groups_fall_together(rows: list[tuple[str, str
 
 def sampler(lengths: list[int], batch_size: int, steps: int, seed: int = 0, first: int = 0) -> StepSampler:
     """All texts of one group."""
-    return StepSampler([range(len(lengths))], lengths, Plan([[0]], steps), batch_size, seed, first)
+    return StepSampler([range(len(lengths))], lengths, BlockPlan([[0]], steps, batch_size), seed, first)
 
 
 @given(
@@ -126,7 +126,7 @@ def test_a_step_sees_the_same_inputs_wherever_the_run_began(
 
 def test_every_step_of_a_block_has_texts_of_each_of_its_groups_and_of_no_other() -> None:
     members = [[0], [1, 2, 3, 4], [5, 6]]
-    steps = list(StepSampler(members, [1] * 7, Plan([[0, 1], [2]], 4), 2, seed=0))
+    steps = list(StepSampler(members, [1] * 7, BlockPlan([[0, 1], [2]], 4, batch_size=2), seed=0))
     assert len(steps) == 8
     for step in steps[:4]:
         assert step[0] == 0 and len(step) == 3 and set(step[1:]) < {1, 2, 3, 4}
@@ -154,7 +154,7 @@ def test_scopes_by_hand(tmp_path: Path) -> None:
         data = ml.MaskData(path=path, scope=scope, batch_size=2)
         data.setup("fit")
         parts = [len(data.parts[part]) for part in ("train", "validation", "test")]
-        found[scope] = data.groups.names, parts, data.texts_per_step()
+        found[scope] = data.groups.names, parts, data.texts_per_group
         assert list(data.parts["all"].groups) == data.groups.of
     assert found == {
         "dataset": (("dataset",), [10, 1, 1], 2),
@@ -166,10 +166,10 @@ def test_scopes_by_hand(tmp_path: Path) -> None:
 def test_blocks_are_even_and_the_longest_texts_come_first(tmp_path: Path) -> None:
     data = ml.MaskData(path=str(write(tmp_path / "t.jsonl", [*TEXTS[:4], "dog", TEXTS[4] + " dog dog"])), scope="input")
     data.setup()
-    plan = data.planned(block=4, steps=10)
+    plan = data.block_plan(groups_per_block=4, steps=10)
     assert [len(block) for block in plan.blocks] == [3, 3]
     assert plan.blocks[0][0] == 5 and plan.blocks[1][-1] == 4
-    assert plan.total == 20 and plan.at(13) == (1, 3)
+    assert plan.total_steps == 20 and plan.at(13) == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -287,8 +287,8 @@ def test_some_texts_are_taken_from_all_of_a_file(tmp_path: Path) -> None:
     data = ml.MaskData(path=str(path), scope="column:group")
     data.setup()
     for most in (1, 7, 40, None):
-        places = torch.cat([batch.text_index for batch in data.loader("train", most=most)])
-        for members in data.members:
+        places = torch.cat([batch.text_index for batch in data.loader("train", max_texts=most)])
+        for members in data.train_indices_by_group:
             taken = [i for i, place in enumerate(members) if place in places]
             assert len(taken) == min(most or len(members), len(members))
             gaps = {after - before for before, after in pairwise(taken)}

@@ -198,7 +198,7 @@ def test_what_fits_into_memory_is_named_and_used_to_the_end_of_the_run(
     masked_lm = MaskedLM(ml.load_lm())
     data = ml.MaskData(task="names", limit=int(flags[flags.index("--data.limit") + 1]))
     data.setup()
-    free = (rows_that_fit + 0.5) * memory.bytes_per_row(masked_lm, data.longest) / memory.SHARE
+    free = (rows_that_fit + 0.5) * memory.bytes_per_row(masked_lm, data.longest_text) / memory.ACTIVATION_SHARE
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(free))
     assert train([*flags, "--model.steps", "55", "--trainer.max_steps", "51", "--run.dir", "run"]) == 2
     format_report = capsys.readouterr()

@@ -307,4 +307,4 @@ def _scorer(masked_lm: MaskedLM, mask: Mask, learned_on: MaskData, flags: Evalua
     place = {name: i for i, name in enumerate(learned_on.groups.names)}
     groups = [place[name] for name in mask.groups]
     print(f"Choosing other subgraphs by up to {flags.baseline_texts} training texts: {', '.join(flags.baselines)}")
-    return MaskScorer(masked_lm, learned_on.loader("train", groups, most=flags.baseline_texts), groups)
+    return MaskScorer(masked_lm, learned_on.loader("train", groups, max_texts=flags.baseline_texts), groups)

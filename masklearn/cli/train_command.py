@@ -28,7 +28,8 @@ from masklearn.errors import NonFiniteLoss, UserError, one_line
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
 from masklearn.training.block_store import BlockStore
-from masklearn.training.learner import SHARED_STEPS, MaskLearner
+from masklearn.training.learner import MaskLearner
+from masklearn.training.settings import SHARED_STEPS
 
 if TYPE_CHECKING:
     from masklearn.tracking import Tracker
@@ -49,7 +50,7 @@ class Progress(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics = {name: value for name, value in metrics.items() if name != "v_num"}
         assert isinstance(pl_module, MaskLearner)
-        n_groups = sum(map(len, pl_module.plan.blocks))
+        n_groups = pl_module.plan.n_groups
         if n_groups == 1:
             return metrics
         done = sum(map(len, pl_module.plan.blocks[: trainer.global_step // pl_module.plan.steps]))
@@ -149,7 +150,7 @@ class TrainCLI(LightningCLI):
         if config.model.scope != "dataset":
             config.trainer.limit_val_batches = 0  # there are as many blocks to watch as there are validation splits
         else:
-            _settle_validation(config.trainer, config.model.steps or SHARED_STEPS[0])
+            _settle_validation(config.trainer, config.model.steps or SHARED_STEPS)
         self.stop = StopBetweenSteps()
         self.tracker: Tracker | None = None
         checkpoint = StepCheckpoint(
@@ -249,7 +250,7 @@ def _run(cli: TrainCLI) -> None:
     logger = _start_tracking(cli)
     print("\n".join([_introduction(learner, data), *data.notices, *([remark] if remark else [])]), flush=True)
     _fit(cli)
-    swapping = ", and swapping their nodes where that lowers the KL" if learner.polish_rounds else ""
+    swapping = ", and swapping their nodes where that lowers the KL" if learner.settings.polish else ""
     print(f"Cutting masks{swapping}", flush=True)
     if trainer.progress_bar_callback:
         learner.bar = partial(Tqdm, desc="Polish", unit="mask", file=sys.stdout)  # as the trainer's bars
@@ -283,9 +284,9 @@ def _fit(cli: TrainCLI) -> None:
     except NonFiniteLoss as error:
         kept = f". The last good state is kept in {folder / LAST}" if (folder / LAST).is_file() else ""
         raise NonFiniteLoss(f"{error}{kept}") from error
-    if trainer.global_step < learner.plan.total:  # and no checkpoint now: Lightning takes the run for finished
+    if trainer.global_step < learner.plan.total_steps:  # and no checkpoint now: Lightning takes the run for finished
         raise UserError(
-            f"stopped at step {trainer.global_step} of {learner.plan.total}, as a trainer flag asked. "
+            f"stopped at step {trainer.global_step} of {learner.plan.total_steps}, as a trainer flag asked. "
             f"Go on without it from the last checkpoint: {folder.how_to_resume}{_unlimited(cli.asked['trainer'])}"
         )
     trainer.save_checkpoint(folder / LAST)
@@ -324,7 +325,8 @@ def _which(data: MaskData) -> str:
 
 def _introduction(learner: MaskLearner, data: MaskData) -> str:
     graph, parts, names = learner.graph, data.parts, data.groups.names
-    lines = [f"Model: {learner.lm}, {graph.n_nodes} nodes = {graph.n_layers} layers x ({graph.n_heads} heads + 1 MLP)"]
+    nodes = f"{graph.n_nodes} nodes = {graph.n_layers} layers x ({graph.n_heads} heads + 1 MLP)"
+    lines = [f"Model: {learner.settings.lm}, {nodes}"]
     if data.groups.held_out:
         lines.append(
             f"Text: {data.source}, {len(parts['train'])} to learn on, {len(parts['validation'])} to watch, "
@@ -332,9 +334,9 @@ def _introduction(learner: MaskLearner, data: MaskData) -> str:
         )
     else:
         lines.append(f"Text: {data.source}, {len(parts['all'])}, each learned and reported on by itself")
-    shared = f" for each of {len(names)} groups, {learner.block} at a time," if len(names) > 1 else ""
+    shared = f" for each of {len(names)} groups, {learner.plan.groups_per_block} at a time," if len(names) > 1 else ""
     sizes = ", ".join(map(str, learner.sizes))
-    return "\n".join([*lines, f"Learning the best {sizes} nodes{shared} under {learner.ablation_name} ablation"])
+    return "\n".join([*lines, f"Learning the best {sizes} nodes{shared} under {learner.settings.ablation} ablation"])
 
 
 def _write_results(folder: RunFolder, mask: Mask, described: dict[str, Any], logger: "Tracker | None") -> None:
