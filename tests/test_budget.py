@@ -12,20 +12,20 @@ from masklearn.training.budget import Lagrangian, Projected
 from masklearn.training.schedule import Schedule
 
 
-def test_price_by_hand() -> None:
-    price = Lagrangian(1, 2, n_nodes=40)  # rho = 1
-    price.multiplier[:] = torch.tensor([[0.5, 0.0]])
+def test_penalty_by_hand() -> None:
+    budget = Lagrangian(1, 2, n_nodes=40)  # rho = 1
+    budget.multiplier[:] = torch.tensor([[0.5, 0.0]])
     # 0.5 * 2 + 2^2 / 2 = 3, and 0 * -1 + 1 / 2
-    assert price(torch.tensor([[2.0, -1.0]])).tolist() == [[3.0, 0.5]]
+    assert budget(torch.tensor([[2.0, -1.0]])).tolist() == [[3.0, 0.5]]
     log_odds = torch.tensor([9.0, -1.0])
-    price.after_step(log_odds, torch.tensor([[2.0, -1.0]]), penalty_scale=1.0, bound=4.0)
+    budget.after_step(log_odds, torch.tensor([[2.0, -1.0]]), penalty_scale=1.0, logit_clip=4.0)
     assert log_odds.tolist() == [4.0, -1.0]
-    torch.testing.assert_close(price.multiplier, torch.tensor([[0.54, -0.02]]))
+    torch.testing.assert_close(budget.multiplier, torch.tensor([[0.54, -0.02]]))
 
 
-def test_sizes_are_counts_or_shares() -> None:
+def test_sizes_are_counts_or_fractions() -> None:
     assert resolve_sizes([30, 0.25, 8, 1.0], 36) == [1, 8, 9, 30]
-    assert resolve_sizes([0.001], 36) == [1]  # a share of at least one node
+    assert resolve_sizes([0.001], 36) == [1]  # a fraction keeps at least one node
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_sizes_are_counts_or_shares() -> None:
         ([8.5], "asks for 8.5 nodes"),
     ],
 )
-def test_sizes_that_make_no_sense_are_refused(sizes: list[float], message: str) -> None:
+def test_invalid_sizes_are_refused(sizes: list[float], message: str) -> None:
     with pytest.raises(ml.UserError, match=message):
         resolve_sizes(sizes, 36)
 
@@ -64,31 +64,31 @@ def test_the_target_shrinks_from_all_nodes_to_the_size(steps: int, n_nodes: int,
     lr=st.floats(0.3, 1.0),
     seed=st.integers(0, 100),
 )
-def test_every_size_arrives(n_nodes: int, share: float, lr: float, seed: int) -> None:
-    """Within half a node, on a divergence that falls off with the worth of the nodes that are open."""
+def test_a_lagrangian_budget_reaches_every_size(n_nodes: int, share: float, lr: float, seed: int) -> None:
+    """Within half a node, on a synthetic KL: the summed importance of the closed nodes."""
     torch.manual_seed(seed)
     sizes = torch.tensor([max(1, round(share * n_nodes))])
-    worth = torch.rand(n_nodes).pow(4)
-    bank, price, schedule = GateBank(1, 1, n_nodes), Lagrangian(1, 1, n_nodes), Schedule(200, (1.0, 0.5))
+    importance = torch.rand(n_nodes).pow(4)
+    bank, budget, schedule = GateBank(1, 1, n_nodes), Lagrangian(1, 1, n_nodes), Schedule(200, (1.0, 0.5))
     optimizer = torch.optim.Adam(bank.parameters(), lr=lr, betas=(0.8, 0.95))
     for step in range(schedule.steps):
         optimizer.param_groups[0]["lr"] = lr * schedule.lr_factor_at(step)
         closed = 1 - sample(bank.log_odds.expand(8, 1, -1), schedule.temperature_at(step))
-        kl = (closed * worth).sum(-1).mean() * 10 / worth.sum()
+        kl = (closed * importance).sum(-1).mean() * 10 / importance.sum()
         error = open_probability(bank.log_odds).sum(-1) - schedule.target_at(step, sizes, n_nodes)
         penalty_scale = schedule.penalty_scale_at(step)
-        loss = (kl + 0.003).log() + price(error, penalty_scale).sum()
+        loss = (kl + 0.003).log() + budget(error, penalty_scale).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        price.after_step(bank.log_odds.data, error.detach(), penalty_scale, schedule.logit_clip_at(step, n_nodes))
+        budget.after_step(bank.log_odds.data, error.detach(), penalty_scale, schedule.logit_clip_at(step, n_nodes))
     assert open_probability(bank.log_odds).sum().item() == pytest.approx(sizes.item(), abs=0.5)
 
 
-def test_a_shift_by_hand() -> None:
-    # two gates that differ by nothing share one open gate evenly: log-odds 0
-    settled = Projected().adjust_log_odds(torch.tensor([[[3.0, 3.0]]]), torch.tensor([1]))
-    torch.testing.assert_close(settled, torch.zeros(1, 1, 2), atol=1e-5, rtol=0)
+def test_a_projected_budget_by_hand() -> None:
+    # two equal gates that expect one open gate are each open with probability 1/2: log-odds 0
+    adjusted = Projected().adjust_log_odds(torch.tensor([[[3.0, 3.0]]]), torch.tensor([1]))
+    torch.testing.assert_close(adjusted, torch.zeros(1, 1, 2), atol=1e-5, rtol=0)
 
 
 @given(
@@ -99,9 +99,9 @@ def test_a_shift_by_hand() -> None:
 def test_shifted_gates_expect_the_target_and_keep_their_order(scores: list[float], share: float, seed: int) -> None:
     log_odds = torch.tensor(scores)
     target = torch.tensor([max(1.0, share * len(scores) - 0.5)])
-    settled = Projected().adjust_log_odds(log_odds[None], target)
-    assert open_probability(settled).sum(-1).item() == pytest.approx(target.item(), abs=1e-3)
-    assert (settled[0][log_odds.argsort()].diff() >= 0).all()
+    adjusted = Projected().adjust_log_odds(log_odds[None], target)
+    assert open_probability(adjusted).sum(-1).item() == pytest.approx(target.item(), abs=1e-3)
+    assert (adjusted[0][log_odds.argsort()].diff() >= 0).all()
 
 
 def test_the_gradient_of_the_shift_is_right() -> None:
@@ -134,6 +134,6 @@ def test_log_spaced_sizes_by_hand() -> None:
 
 
 @pytest.mark.parametrize("sizes", ["log:", "log:0", "log:-3", "log:1.5", "lin:12", "12"])
-def test_words_that_are_no_sizes(sizes: str) -> None:
+def test_invalid_words_for_sizes_are_refused(sizes: str) -> None:
     with pytest.raises(ml.UserError, match="give numbers, for example .*, log:12 for 12 log-spaced sizes, or mib"):
         resolve_sizes(sizes, 45)

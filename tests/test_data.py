@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import masklearn as ml
-from masklearn.data import Plan
+from masklearn.data import BlockPlan
 from masklearn.data.batching import SplitDataset, StepSampler
 from masklearn.data.columns import Text
 from masklearn.data.splits import Groups
@@ -104,8 +104,8 @@ def test_equal_texts_of_different_groups_are_in_the_same_split(rows: list[tuple[
 
 
 def sampler(lengths: list[int], batch_size: int, steps: int, seed: int = 0, first: int = 0) -> StepSampler:
-    """A sampler for texts of these lengths, all of one group."""
-    return StepSampler([range(len(lengths))], lengths, Plan([[0]], steps), batch_size, seed, first)
+    """All texts of one group."""
+    return StepSampler([range(len(lengths))], lengths, BlockPlan([[0]], steps, batch_size), seed, first)
 
 
 @given(
@@ -128,7 +128,7 @@ def test_a_step_sees_the_same_inputs_wherever_the_run_resumed(
 
 def test_every_step_of_a_block_has_texts_of_all_its_groups_and_no_others() -> None:
     members = [[0], [1, 2, 3, 4], [5, 6]]
-    steps = list(StepSampler(members, [1] * 7, Plan([[0, 1], [2]], 4), 2, seed=0))
+    steps = list(StepSampler(members, [1] * 7, BlockPlan([[0, 1], [2]], 4, batch_size=2), seed=0))
     assert len(steps) == 8
     for step in steps[:4]:
         assert step[0] == 0 and len(step) == 3 and set(step[1:]) < {1, 2, 3, 4}
@@ -156,8 +156,8 @@ def test_scopes_by_hand(tmp_path: Path) -> None:
     for scope in ("dataset", "input", "column:lang"):
         data = ml.MaskData(path=path, scope=scope, batch_size=2)
         data.setup("fit")
-        lengths = [len(data.parts[split]) for split in ("train", "validation", "test")]
-        by_scope[scope] = data.groups.names, lengths, data.texts_per_step()
+        parts = [len(data.parts[part]) for part in ("train", "validation", "test")]
+        by_scope[scope] = data.groups.names, parts, data.texts_per_group
         assert list(data.parts["all"].groups) == data.groups.of_text
     assert by_scope == {
         "dataset": (("dataset",), [10, 1, 1], 2),
@@ -169,10 +169,10 @@ def test_scopes_by_hand(tmp_path: Path) -> None:
 def test_blocks_are_even_and_the_longest_texts_come_first(tmp_path: Path) -> None:
     data = ml.MaskData(path=str(write(tmp_path / "t.jsonl", [*TEXTS[:4], "dog", TEXTS[4] + " dog dog"])), scope="input")
     data.setup()
-    plan = data.planned(block=4, steps=10)
+    plan = data.block_plan(groups_per_block=4, steps=10)
     assert [len(block) for block in plan.blocks] == [3, 3]
     assert plan.blocks[0][0] == 5 and plan.blocks[1][-1] == 4
-    assert plan.total == 20 and plan.at(13) == (1, 3)
+    assert plan.total_steps == 20 and plan.at(13) == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -288,9 +288,9 @@ def test_a_limited_number_of_texts_is_spread_over_the_file(tmp_path: Path) -> No
     data = ml.MaskData(path=str(path), scope="column:group")
     data.setup()
     for most in (1, 7, 40, None):
-        indices = torch.cat([batch.text_index for batch in data.loader("train", most=most)])
-        for members in data.members:
-            taken = [i for i, index in enumerate(members) if index in indices]
+        places = torch.cat([batch.text_index for batch in data.loader("train", max_texts=most)])
+        for members in data.train_indices_by_group:
+            taken = [i for i, place in enumerate(members) if place in places]
             assert len(taken) == min(most or len(members), len(members))
             gaps = {after - before for before, after in pairwise(taken)}
             assert taken[0] == 0 and (len(taken) == 1 or max(gaps) - min(gaps) <= 1)

@@ -1,4 +1,4 @@
-"""Many masks in one run: every text's own, or one for each value of a column."""
+"""Many masks in one run: for every text its own, or for every value of a column."""
 
 import gc
 import json
@@ -38,15 +38,15 @@ SHARED = ["--data.task", "names", "--data.limit", "40", "--trainer.logger", "fal
 
 
 @pytest.fixture(autouse=True)
-def at_a_door(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def clean_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run over twelve texts, four at a time, as a person starts it."""
-    folder = tmp_path_factory.mktemp("traced") / "run"
+def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with masks for each of twelve texts, four at a time, started from the command line."""
+    folder = tmp_path_factory.mktemp("text_run") / "run"
     command = [sys.executable, str(ROOT / "train.py"), *INPUTS, "--run.dir", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -56,8 +56,11 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_text_has_its_own_masks(traced: Path) -> None:
-    mask, metrics = ml.Mask.load(traced / "mask.safetensors"), json.loads((traced / "metrics.json").read_text())
+def test_every_text_has_its_own_masks(text_run: Path) -> None:
+    mask, metrics = (
+        ml.Mask.load(text_run / "mask.safetensors"),
+        json.loads((text_run / "metrics.json").read_text()),
+    )
     assert mask.groups == tuple(map(str, range(12)))
     assert mask.sizes.tolist() == [1, 2, 6, 14, 35]
     assert mask.scores.shape == (12, 1, 36)
@@ -65,26 +68,26 @@ def test_every_text_has_its_own_masks(traced: Path) -> None:
     data = ml.MaskData(task="names", positions="last", limit=12, scope="input")
     data.setup()
     kl = MaskScorer(MaskedLM(ml.load_lm()), data.loader("all"), range(12))(mask.mask.transpose(0, 1))
-    format_report = torch.tensor([metrics["groups"][str(i)]["kl"] for i in range(12)])
-    torch.testing.assert_close(format_report, kl.T, atol=1e-5, rtol=1e-4)
+    reported = torch.tensor([metrics["groups"][str(i)]["kl"] for i in range(12)])
+    torch.testing.assert_close(reported, kl.T, atol=1e-5, rtol=1e-4)
     for i, row in enumerate(metrics["sizes"]):
         assert row["kl"] == pytest.approx(kl[i].mean().item(), abs=1e-5)
         assert row["heads"] + row["mlps"] == pytest.approx(row["s"])
         assert row["kl"] < row["controls"]["random"]["kl_mean"]
-    assert not (traced / "checkpoints" / "blocks").exists()  # all is in the mask file
+    assert not (text_run / "checkpoints" / "blocks").exists()  # the mask file holds all masks
 
 
-def test_evaluation_of_groups_reproduces_the_run(traced: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    mask = str(traced / "mask.safetensors")
+def test_evaluation_of_groups_reproduces_the_run(text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    mask = str(text_run / "mask.safetensors")
     assert evaluate(["--mask", mask, "--out", "out", "--study", "false"]) == 0
-    found, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (Path("out"), traced))
+    found, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (Path("out"), text_run))
     assert found["groups"] == expected["groups"] and found["sizes"] == expected["sizes"]
     assert evaluate(["--mask", mask, "--data.task", "copy"]) == 2
     assert "holds per-input masks, which cannot be evaluated on other texts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("blocks_done", [0, 1])
-def test_a_kill_loses_a_block_at_most_and_changes_nothing(blocks_done: int, traced: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_masks(blocks_done: int, text_run: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), *INPUTS, "--run.dir", "killed"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     blocks = Path("killed/checkpoints/blocks")
@@ -96,7 +99,7 @@ def test_a_kill_loses_a_block_at_most_and_changes_nothing(blocks_done: int, trac
     process.wait()
     assert not Path("killed/mask.safetensors").exists()
     assert train(["--config", "killed/config.yaml", "--run.resume", "true"]) == 0
-    resumed, whole = (ml.Mask.load(folder / "mask.safetensors") for folder in (Path("killed"), traced))
+    resumed, whole = (ml.Mask.load(folder / "mask.safetensors") for folder in (Path("killed"), text_run))
     assert torch.equal(resumed.mask, whole.mask) and torch.equal(resumed.scores, whole.scores)
 
 
@@ -123,23 +126,25 @@ def test_a_mask_for_every_value_of_a_column(tmp_path: Path) -> None:
     assert evaluate(["--mask", "swapped.safetensors", "--out", "other"]) == 0
     others = json.loads(Path("other/metrics.json").read_text())["groups"]
     for name, kl in each.items():
-        assert kl[1] < others[name]["kl"][1] / 2  # a task's own nodes serve it better than the other's
+        assert kl[1] < others[name]["kl"][1] / 2  # a task's own masks fit it better than the other task's
     lines = Path(path).read_text().splitlines(keepends=True)
     Path("one.jsonl").write_text("".join(line for line in lines if '"copy"' in line))
     flags = ["--data.path", "one.jsonl", "--baselines", "[norm]", "--ablation", "mean-positional", "--out", "fewer"]
-    assert evaluate(["--mask", "run/mask.safetensors", *flags]) == 0  # values and rivals are found on both tasks' texts
+    assert evaluate(["--mask", "run/mask.safetensors", *flags]) == 0  # fitted on the texts of both tasks
     fewer = json.loads(Path("fewer/metrics.json").read_text())
     assert set(fewer["sizes"][0]["controls"]) == {"norm"} and fewer["data"]["path"] == "one.jsonl"
 
 
-def test_an_error_at_a_blocks_first_step_leaves_the_block_before_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_first_step_of_a_block_leaves_the_previous_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     flags = [*INPUTS, "--data.limit", "2", "--model.block", "1", "--model.steps", "6", "--model.polish", "0"]
     flags += ["--trainer.enable_progress_bar", "false"]
     assert train([*flags, "--run.dir", "alone"]) == 0
     step = ml.MaskLearner.training_step
 
     def failing(learner: ml.MaskLearner, *args: Any) -> torch.Tensor:
-        if learner.global_step == 6:  # its gates are new, and those of the block before are gone
+        if learner.global_step == 6:  # the gates of the block before are already replaced by new ones
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(learner, *args)
 
@@ -147,17 +152,17 @@ def test_an_error_at_a_blocks_first_step_leaves_the_block_before_as_it_was(monke
         patched.setattr(ml.MaskLearner, "training_step", failing)
         assert train([*flags, "--run.dir", "failed"]) == 2
     assert train(["--config", "failed/config.yaml", "--run.resume", "true"]) == 0
-    alone, gone_on = (ml.Mask.load(f"{folder}/mask.safetensors") for folder in ("alone", "failed"))
-    assert torch.equal(alone.mask, gone_on.mask) and torch.equal(alone.scores, gone_on.scores)
+    uninterrupted, resumed = (ml.Mask.load(f"{folder}/mask.safetensors") for folder in ("alone", "failed"))
+    assert torch.equal(uninterrupted.mask, resumed.mask) and torch.equal(uninterrupted.scores, resumed.scores)
 
 
-def test_what_a_group_without_texts_has_is_not_known() -> None:
+def test_metrics_of_a_group_without_texts_are_none() -> None:
     own = torch.tensor([[[0.5, torch.nan]], [[0.25, torch.nan]]])  # KL and TV of one size and two groups
     found = evaluation.describe(bank(2, 1, ml.NodeGraph(2, 3)), [{"faithfulness": None}], own, {})
     assert found["groups"] == {"text 0": {"kl": [0.5], "tv": [0.25]}, "text 1": {"kl": [None], "tv": [None]}}
 
 
-def test_restarts_are_no_worse(tmp_path: Path) -> None:
+def test_more_restarts_give_better_masks(tmp_path: Path) -> None:
     kl = {}
     for restarts in ("1", "4"):
         flags = [*INPUTS, "--model.restarts", restarts, "--model.polish", "0", "--data.limit", "6"]
@@ -167,7 +172,7 @@ def test_restarts_are_no_worse(tmp_path: Path) -> None:
     assert sum(kl["4"]) < sum(kl["1"])
 
 
-def test_too_many_groups_are_asked_about_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_many_groups_need_to_be_confirmed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(f'{{"text": "the dog {word}", "id": {i}}}\n' for i, word in enumerate(("runs", "waits"))))
     flags = ["--data.path", str(path), "--model.scope", "column:id", "--model.steps", "2", "--trainer.logger", "false"]
@@ -181,50 +186,55 @@ def test_too_many_groups_are_asked_about_first(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    ("flags", "rows_that_fit", "remark", "room"),
+    ("flags", "fitting_rows", "notice", "step_shape"),
     [
-        ([*INPUTS, "--model.block", "12"], 3, "Memory holds 3 groups at a time, not 12: so many are used", (3, 16)),
-        (SHARED, 12, "Memory holds 3 texts a step, not --data.batch_size 16: so many are used", (1, 3)),
-        (SHARED, 1, "in 4 rows needs about 0.0 GiB, and 0.0 are free. If memory runs out, lower", (1, 1)),
+        (
+            [*INPUTS, "--model.block", "12"],
+            3,
+            "fits 3 groups at a time instead of 12; the run learns 3",
+            (3, 16),
+        ),
+        (SHARED, 12, "Memory fits 3 texts per step instead of --data.batch_size 16; the run takes 3", (1, 3)),
+        (SHARED, 1, "in 4 rows needs about 0.0 GiB, but only 0.0 GiB are free. If memory runs out, lower", (1, 1)),
     ],
 )
-def test_what_fits_into_memory_is_named_and_used_to_the_end_of_the_run(
+def test_the_step_shape_that_fits_memory_is_reported_and_kept_to_the_end_of_the_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     flags: list[str],
-    rows_that_fit: int,
-    remark: str,
-    room: tuple[int, int],
+    fitting_rows: int,
+    notice: str,
+    step_shape: tuple[int, int],
 ) -> None:
     masked_lm = MaskedLM(ml.load_lm())
     data = ml.MaskData(task="names", limit=int(flags[flags.index("--data.limit") + 1]))
     data.setup()
-    free = (rows_that_fit + 0.5) * memory.bytes_per_row(masked_lm, data.longest) / memory.SHARE
+    free = (fitting_rows + 0.5) * memory.bytes_per_row(masked_lm, data.longest_text) / memory.ACTIVATION_SHARE
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(free))
     assert train([*flags, "--model.steps", "55", "--trainer.max_steps", "51", "--run.dir", "run"]) == 2
-    format_report = capsys.readouterr()
-    assert remark in format_report.out and "--run.resume true --trainer.max_steps -1" in format_report.err
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**40)  # a run goes on as it was begun
+    printed = capsys.readouterr()
+    assert notice in printed.out and "--run.resume true --trainer.max_steps -1" in printed.err
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**40)  # a resumed run keeps its first step shape
     assert train(["--config", "run/config.yaml", "--trainer.max_steps", "-1", "--run.resume", "true"]) == 0
-    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["room"] == room
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["step_shape"] == step_shape
 
 
 def test_memory_of_a_row_grows_with_its_tokens() -> None:
     masked_lm = MaskedLM(tiny_llama())
     short, long = (memory.bytes_per_row(masked_lm, tokens) for tokens in (10, 40))
     assert 2 * short < long < 8 * short
-    assert short > 10 * 24 * 4 * 3  # at least one activation a layer
+    assert short > 10 * 24 * 4 * 3  # at least one activation per layer
 
 
-def test_measuring_a_row_holds_on_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_a_row_leaves_no_tensor_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     masked_lm, made = MaskedLM(tiny_llama()), list[weakref.ref[torch.Tensor]]()
     ones = torch.ones
 
-    def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def recording_ones(*args: Any, **kwargs: Any) -> torch.Tensor:
         made.append(weakref.ref(tensor := ones(*args, **kwargs)))
         return tensor
 
-    monkeypatch.setattr(torch, "ones", watched)
+    monkeypatch.setattr(torch, "ones", recording_ones)
     memory.bytes_per_row(masked_lm, 5)
     gc.collect()
     assert made
@@ -242,7 +252,7 @@ def bank(n_groups: int, n_sizes: int, graph: ml.NodeGraph) -> ml.Mask:
     return ml.Mask(mask, scores, sizes, graph, ModelId("m", None, "f"), tuple(f"text {i}" for i in range(n_groups)))
 
 
-def test_a_bank_is_read_where_it_is_asked_and_nowhere_else(tmp_path: Path) -> None:
+def test_reading_one_input_of_a_bank_leaves_the_rest_on_disk(tmp_path: Path) -> None:
     """Ten thousand inputs, twelve sizes and 1,056 nodes are 160 MB; one input's masks are kilobytes."""
     file = tmp_path / "mask.safetensors"
     bank(10_000, 12, ml.NodeGraph(32, 32)).save(file)
@@ -256,13 +266,13 @@ def test_a_bank_is_read_where_it_is_asked_and_nowhere_else(tmp_path: Path) -> No
 
 
 @given(group=st.integers(-9, 8), s=st.integers(1, 4))
-def test_groups_are_found_by_name_and_by_place(group: int, s: int) -> None:
+def test_groups_are_selected_by_name_or_index(group: int, s: int) -> None:
     mask = bank(9, 4, ml.NodeGraph(2, 3))
     assert torch.equal(mask[group].select(s), mask.mask[group, s - 1])
     assert torch.equal(mask.select(s, f"text {group % 9}"), mask.mask[group, s - 1])
 
 
-def test_what_a_bank_has_not(tmp_path: Path) -> None:
+def test_groups_and_sizes_that_a_bank_lacks_are_refused(tmp_path: Path) -> None:
     mask = bank(12, 4, ml.NodeGraph(2, 3))
     with pytest.raises(ml.UserError, match="no group 'x'; it has text 0, .* and 2 more"):
         mask["x"]
@@ -276,7 +286,7 @@ def test_what_a_bank_has_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_blocks_come_back_in_the_order_of_the_groups(tmp_path: Path, on_disk: bool) -> None:
+def test_gathered_blocks_are_in_the_order_of_the_groups(tmp_path: Path, on_disk: bool) -> None:
     store, whole = BlockStore(tmp_path / "blocks" if on_disk else None), bank(5, 2, ml.NodeGraph(2, 3))
     for block, groups in enumerate(([4, 0], [2, 3, 1])):
         assert block not in store
@@ -286,34 +296,34 @@ def test_blocks_come_back_in_the_order_of_the_groups(tmp_path: Path, on_disk: bo
     assert torch.equal(found["mask"], whole.mask) and torch.equal(found["scores"], whole.scores)
 
 
-def test_a_polish_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+def test_a_stopped_polish_resumes_from_its_last_whole_step(tmp_path: Path) -> None:
     store, steps = BlockStore(tmp_path), visit_order(2, swap_all=True, from_all=False, from_none=False)
 
-    def come_to(begun: int, stop: int | None = None) -> tuple[list[Step], list[float]]:
-        """Set a node a step, and count; the steps made, and the counts."""
+    def run_polish(initial: int, stop: int | None = None) -> tuple[list[Step], list[float]]:
+        """Open one node per step and count the steps in `kl`. Returns the steps made and the counts."""
         masks, kl, made = torch.zeros(2, 1, 5, dtype=torch.bool), torch.zeros(2, 1), []
-        masks[:, :, 4] = bool(begun)
+        masks[:, :, 4] = bool(initial)
         for step in store.resume_polish("polish-0", steps, masks, kl):
             if len(made) == stop:
-                break  # half way through a step
+                break  # in the middle of a step
             masks[step.size_index, 0, steps.index(step)] = True
             kl[step.size_index] += 1
             made.append(step)
         assert (masks[:, 0, :4].sum() == 4) == (stop is None)
         return made, kl.flatten().tolist()
 
-    assert come_to(0, stop=2) == (steps[:2], [1, 1])
-    assert come_to(0, stop=1) == (steps[2:3], [2, 1])
-    assert come_to(0) == (steps[3:], [2, 2])
-    assert come_to(0) == ([], [2, 2])  # killed before its block was put
-    assert come_to(1, stop=3) == (steps[:3], [2, 1])  # from other masks: another polish
+    assert run_polish(0, stop=2) == (steps[:2], [1, 1])
+    assert run_polish(0, stop=1) == (steps[2:3], [2, 1])
+    assert run_polish(0) == (steps[3:], [2, 2])
+    assert run_polish(0) == ([], [2, 2])  # killed before its block was stored
+    assert run_polish(1, stop=3) == (steps[:3], [2, 1])  # other initial masks: the polish starts again
     file = tmp_path / "polish-0.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x07")
-    assert come_to(1) == (steps, [2, 2])
+    assert run_polish(1) == (steps, [2, 2])
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:40], lambda content: content[:-1] + b"\x07", None])
-def test_a_block_that_is_lost_is_missed_before_the_run_goes_on(
+def test_a_run_with_a_lost_block_refuses_to_resume(
     damage: Callable[[bytes], bytes] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*INPUTS, "--data.limit", "15", "--model.steps", "60", "--trainer.enable_progress_bar", "false"]

@@ -13,6 +13,7 @@ import masklearn as ml
 from masklearn.masking import MaskedLM
 from masklearn.selection import polish as polish_module
 from masklearn.selection.scorer import MaskScorer
+from masklearn.training import block_learner, blocks
 from masklearn.training import learner as learner_module
 from masklearn.training.block_store import BlockStore
 from masklearn.training.learned_ablation import LearnedConstants
@@ -34,7 +35,7 @@ def learn(folder: Path, data: dict | None = None, lm: str = "embedded", **settin
     return learner
 
 
-def test_frozen_means_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_leaves_the_model_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[PreTrainedModel] = []
 
     def load(*args: object, **kwargs: object) -> PreTrainedModel:
@@ -42,7 +43,7 @@ def test_frozen_means_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         loaded.append(copy.deepcopy(loaded[0]))
         return loaded[0]
 
-    monkeypatch.setattr(learner_module, "load_lm", load)
+    monkeypatch.setattr(block_learner, "load_lm", load)
     learner = learn(tmp_path, steps=3)
     after, before = loaded
     for (name, now), (_, then) in zip(after.state_dict().items(), before.state_dict().items(), strict=True):
@@ -64,7 +65,7 @@ PLANTED = {"a0.h1", "m0", "a2.h3", "m3"}
 
 
 def planted(folder: Path) -> str:
-    """The embedded model, in which all but four nodes add nothing, in a folder."""
+    """Save the embedded model with all but four nodes set to zero, and return its folder."""
     lm = ml.load_lm()
     layout = MaskedLM(lm).layout
     for node in layout.graph.nodes:
@@ -84,7 +85,7 @@ def planted(folder: Path) -> str:
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("ablation", ["zero", "mean"])
 def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str, method: dict) -> None:
-    """A model in which all but four nodes add nothing: they are the best subgraph of four nodes, and a perfect one."""
+    """All but four nodes of the model are zero, so these four are the best subgraph of four nodes, with a KL of 0."""
     lm = planted(tmp_path / "lm")
     data = {"positions": "all", "batch_size": 8}
     learner = learn(
@@ -103,7 +104,7 @@ def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str, method: di
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
-def test_expected_sizes_arrive(tmp_path: Path, method: dict) -> None:
+def test_expected_sizes_end_at_the_requested_ones(tmp_path: Path, method: dict) -> None:
     sizes = [1, 4, 18, 30, 35]
     learner = learn(tmp_path, {"task": "mixed", "batch_size": 4}, sizes=sizes, steps=120, polish=0, **method)
     for size, expected in zip(learner.sizes, learner.open_probabilities()[0].sum(-1).tolist(), strict=True):
@@ -115,59 +116,59 @@ def test_expected_sizes_arrive(tmp_path: Path, method: dict) -> None:
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, method: dict) -> None:
     whole = learn(tmp_path / "whole", steps=7, **method)
 
-    part = ml.MaskLearner(steps=7, **method)
+    killed = ml.MaskLearner(steps=7, **method)
     data = {"task": "names", "limit": 40}
-    first = trainer(7, tmp_path / "part", limit_train_batches=7)
+    first = trainer(7, tmp_path / "killed", limit_train_batches=7)
 
     def kill(*_: object) -> None:
-        if part.global_step == 4:
-            raise KeyError("killed")
+        if killed.global_step == 4:
+            raise KeyError
 
-    part.on_train_batch_end = kill
+    killed.on_train_batch_end = kill
     with pytest.raises(KeyError):
-        first.fit(part, datamodule=ml.MaskData(**data))
+        first.fit(killed, datamodule=ml.MaskData(**data))
     resumed = ml.MaskLearner(steps=7, **method)
-    trainer(7, tmp_path / "part").fit(
-        resumed, datamodule=ml.MaskData(**data), ckpt_path=tmp_path / "part" / "last.ckpt", weights_only=True
+    trainer(7, tmp_path / "killed").fit(
+        resumed, datamodule=ml.MaskData(**data), ckpt_path=tmp_path / "killed" / "last.ckpt", weights_only=True
     )
     assert resumed.global_step == 7
     for name, value in whole.budget.state_dict().items() | whole.bank.state_dict().items():
         assert torch.equal((resumed.bank.state_dict() | resumed.budget.state_dict())[name], value)
 
 
-@pytest.mark.parametrize(("ablation", "sizes"), [("zero", [4, 9]), ("learned", [9])])  # the latter is polished twice
-def test_a_polish_that_is_stopped_goes_on_where_it_was(
+@pytest.mark.parametrize(("ablation", "sizes"), [("zero", [4, 9]), ("learned", [9])])  # learned: polished twice
+def test_a_stopped_polish_resumes_at_its_next_step(
     ablation: str, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = learn(tmp_path, {"limit": 12, "positions": "last"}, steps=6, sizes=sizes, polish=1, ablation=ablation)
-    resize, done, stops, patience = polish_module.resize, [], 0, None
+    resize, done, stops, stop_after = polish_module.resize, [], 0, None
 
-    def impatient(scorer: MaskScorer, mask: Tensor, *args: Any) -> Any:
+    def interrupted(scorer: MaskScorer, mask: Tensor, *args: Any) -> Any:
         nonlocal stops
-        if len(done) == patience and not stops:
+        if len(done) == stop_after and not stops:
             stops += 1
             raise KeyboardInterrupt
         done.append(len(mask))
         return resize(scorer, mask, *args)
 
-    monkeypatch.setattr(polish_module, "resize", impatient)
+    monkeypatch.setattr(polish_module, "resize", interrupted)
     monkeypatch.setattr(LearnedConstants, "refit", lambda *_: None)
-    alone, stages = learner.discretize(), learner.stages
-    assert len(done) == 4  # each size on the way down and on the way back
-    learner.store, patience = BlockStore(tmp_path / "blocks"), 3
+    uninterrupted, stages = learner.discretize(), learner.stages
+    assert len(done) == 4  # each size on the way down and on the way up
+    learner.store, stop_after = BlockStore(tmp_path / "blocks"), 3
     done.clear()
     with pytest.raises(KeyboardInterrupt):
         learner.discretize()
-    gone_on = learner.discretize()
-    assert len(done) == 4  # no step was made twice, but the one that was stopped in
-    assert torch.equal(gone_on.mask, alone.mask) and learner.stages == stages
+    resumed = learner.discretize()
+    assert len(done) == 4  # only the step that was interrupted is repeated
+    assert torch.equal(resumed.mask, uninterrupted.mask) and learner.stages == stages
 
 
-def test_a_learner_goes_back_to_where_it_learned(tmp_path: Path) -> None:
-    """Lightning leaves it on the CPU when a fit is over."""
+def test_discretize_runs_on_the_device_of_the_training(tmp_path: Path) -> None:
+    """Lightning moves the learner to the CPU when a fit is over."""
     learner = learn(tmp_path, {"limit": 12}, steps=2, ablation="learned", polish=0)
     learner.trainer.strategy._root_device = torch.device("meta")
-    with pytest.raises(RuntimeError, match="meta"):  # nothing can be computed there
+    with pytest.raises(RuntimeError, match="meta"):  # nothing can be computed on this device
         learner.discretize()
     assert {tensor.device.type for tensor in learner.parameters()} == {"meta"}
     assert learner.constants is not None
@@ -175,12 +176,34 @@ def test_a_learner_goes_back_to_where_it_learned(tmp_path: Path) -> None:
     assert {value.device.type for value in (*ablation.heads, *ablation.mlps)} == {"meta"}
 
 
-def test_full_targets_are_the_same_kept_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_full_targets_equal_recomputed_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = learn(tmp_path, steps=3)
-    monkeypatch.setattr(learner_module, "CACHE_BYTES", 1000)
-    again = learn(tmp_path, steps=3)
-    assert kept._targets and not again._targets
-    torch.testing.assert_close(kept.bank.log_odds, again.bank.log_odds, atol=1e-4, rtol=0)
+    monkeypatch.setattr(blocks, "MAX_TARGET_BYTES", 1000)
+    recomputed = learn(tmp_path, steps=3)
+    assert kept._full_targets and not recomputed._full_targets
+    torch.testing.assert_close(kept.bank.log_odds, recomputed.bank.log_odds, atol=1e-4, rtol=0)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    learn(tmp_path, steps=2)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    state["room"] = state.pop("step_shape")
+    torch.save(state, tmp_path / "old.ckpt")
+    learner, data = ml.MaskLearner(steps=4), ml.MaskData(task="names", limit=40)
+    with pytest.raises(ml.UserError, match="earlier version of masklearn wrote the checkpoint.*--run.dir"):
+        trainer(4, tmp_path / "resumed").fit(
+            learner, datamodule=data, ckpt_path=tmp_path / "old.ckpt", weights_only=True
+        )
+
+
+def test_learner_and_data_hold_the_same_plan(tmp_path: Path) -> None:
+    learner, data = ml.MaskLearner(scope="input", block=3, steps=2), ml.MaskData(task="names", limit=7, scope="input")
+    data.setup("fit")
+    learner.load()
+    assert learner.plan_blocks(data) == ""
+    assert learner.plan is data.plan
+    assert sorted(map(len, learner.plan.blocks)) == [2, 2, 3]
+    assert learner.plan.n_groups == 7 and learner.plan.total_steps == 6 and learner.plan.step_shape == (3, 16)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +238,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
-def test_a_learner_needs_its_own_kind_of_data(tmp_path: Path) -> None:
+def test_a_learner_accepts_no_data_but_mask_data(tmp_path: Path) -> None:
     with pytest.raises(ml.UserError, match="MaskData"):
         trainer(1, tmp_path).fit(ml.MaskLearner(), train_dataloaders=[1])
 
@@ -225,6 +248,6 @@ def test_smaller_subgraphs_lie_inside_larger_ones(tmp_path: Path) -> None:
     assert not (masks[:-1] & ~masks[1:]).any()
 
 
-def test_a_penalty_on_nested_sizes_is_refused() -> None:
+def test_a_lagrangian_budget_of_nested_sizes_is_refused() -> None:
     with pytest.raises(ml.UserError, match="every size gates of its own. Add --model.family independent"):
         ml.MaskLearner(budget="lagrangian")

@@ -146,7 +146,7 @@ def _baseline_scorer(masked_lm: MaskedLM, mask: Mask, learned_on: MaskData, flag
     index = {name: i for i, name in enumerate(learned_on.groups.names)}
     groups = [index[name] for name in mask.groups]
     print(f"Choosing baselines on up to {flags.baseline_texts} training texts: {', '.join(flags.baselines)}")
-    return MaskScorer(masked_lm, learned_on.loader("train", groups, most=flags.baseline_texts), groups)
+    return MaskScorer(masked_lm, learned_on.loader("train", groups, max_texts=flags.baseline_texts), groups)
 
 
 def _ablation(name: AblationName, bank: Mask, masked_lm: MaskedLM, learned_on: MaskData) -> Ablation:

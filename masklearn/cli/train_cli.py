@@ -19,7 +19,8 @@ from masklearn.cli.stopping import StopBetweenSteps
 from masklearn.cli.trainer_flags import require_supported_flags, set_validation_interval, trainer_defaults
 from masklearn.data import MaskData
 from masklearn.errors import UserError, one_line
-from masklearn.training.learner import SHARED_STEPS, MaskLearner
+from masklearn.training.learner import MaskLearner
+from masklearn.training.settings import SHARED_STEPS
 
 if TYPE_CHECKING:
     from masklearn.tracking import Tracker
@@ -139,7 +140,7 @@ class TrainCLI(LightningCLI):
         if model.scope != "dataset":
             trainer.limit_val_batches = 0  # every block would need a validation split of its own
         else:
-            set_validation_interval(trainer, model.steps or SHARED_STEPS[0])
+            set_validation_interval(trainer, model.steps or SHARED_STEPS)
         self.trainer_defaults["callbacks"] = self._callbacks()
 
     def _callbacks(self) -> list[Callback]:

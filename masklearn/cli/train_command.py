@@ -98,15 +98,16 @@ def _start_tracking(cli: TrainCLI) -> None:
 def _introduction(learner: MaskLearner, data: MaskData) -> str:
     """Model, texts and sizes of the run, a line each."""
     graph, splits, n_groups = learner.graph, data.parts, len(data.groups.names)
-    model = f"Model: {learner.lm}, {graph.n_nodes} nodes = {graph.n_layers} layers x ({graph.n_heads} heads + 1 MLP)"
+    nodes = f"{graph.n_nodes} nodes = {graph.n_layers} layers x ({graph.n_heads} heads + 1 MLP)"
+    model = f"Model: {learner.settings.lm}, {nodes}"
     if data.groups.held_out:
         counts = [f"{len(splits[name])} {name}" for name in ("train", "validation", "test")]
         texts = f"Text: {data.source}, {', '.join(counts)}"
     else:
         texts = f"Text: {data.source}, {len(splits['all'])} texts, each learned and evaluated by itself"
-    groups = f" for each of {n_groups} groups, {learner.block} at a time," if n_groups > 1 else ""
+    groups = f" for each of {n_groups} groups, {learner.plan.groups_per_block} at a time," if n_groups > 1 else ""
     sizes = ", ".join(map(str, learner.sizes))
-    return f"{model}\n{texts}\nLearning the best {sizes} nodes{groups} under {learner.ablation_name} ablation"
+    return f"{model}\n{texts}\nLearning the best {sizes} nodes{groups} under {learner.settings.ablation} ablation"
 
 
 def _fit(cli: TrainCLI) -> None:
@@ -128,9 +129,11 @@ def _fit(cli: TrainCLI) -> None:
         raise NonFiniteLoss(
             f"{error}. The last good state is kept in {last}" if last.is_file() else str(error)
         ) from error
-    if trainer.global_step < learner.plan.total:  # no checkpoint is saved now: Lightning considers the run finished
+    if (
+        trainer.global_step < learner.plan.total_steps
+    ):  # no checkpoint is saved now: Lightning considers the run finished
         raise UserError(
-            f"stopped at step {trainer.global_step} of {learner.plan.total}, as a trainer flag requires. Resume "
+            f"stopped at step {trainer.global_step} of {learner.plan.total_steps}, as a trainer flag requires. Resume "
             "without it from the last checkpoint. Go on with: "
             f"{folder.resume_command}{flags_without_limits(cli.requested['trainer'])}"
         )
@@ -142,7 +145,7 @@ def _fit(cli: TrainCLI) -> None:
 def _discretize(cli: TrainCLI) -> Mask:
     """Discrete masks from the trained gates, with the settings they depend on."""
     learner = cli.model
-    polish = ", then polishing them (node swaps that lower the KL)" if learner.polish_rounds else ""
+    polish = ", then polishing them (node swaps that lower the KL)" if learner.settings.polish else ""
     print(f"Discretising masks{polish}", flush=True)
     if cli.trainer.progress_bar_callback:
         learner.bar = partial(Tqdm, desc="Polish", unit="mask", file=sys.stdout)  # as the trainer's bars

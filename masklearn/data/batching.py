@@ -1,4 +1,4 @@
-"""Which texts every training step sees, as a function of seed and step alone."""
+"""Batches, and which texts every training step uses: a function of seed and step alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from masklearn.data.positions import TRUNCATING, Positions
 from masklearn.data.tokenization import Encoded
 
 
@@ -15,41 +17,74 @@ class Batch(NamedTuple):
     """Some inputs, padded on the right to one length."""
 
     input_ids: Tensor
-    """Shape (inputs, tokens)."""
+    """Token ids, shape (inputs, tokens)."""
     real: Tensor
     """False at padding. Boolean, shape (inputs, tokens)."""
     scored: Tensor
     """Which next-token distributions count. Boolean, shape (inputs, tokens)."""
     text_index: Tensor
-    """Place of every input in its split. Shape (inputs)."""
+    """Index of every input in its split, shape (inputs,)."""
     group: Tensor
-    """Place of the group whose masks every input is run under. Shape (inputs)."""
+    """Index of the group whose masks apply to every input, shape (inputs,)."""
     corrupted: Tensor | None = None
-    """What closed nodes are resampled from, if there is anything. Shape (inputs, tokens)."""
+    """Token ids of the texts from which closed nodes are resampled, if there are any. Shape (inputs, tokens)."""
     answers: Tensor | None = None
-    """Tokens that are right after every input, and -1 where there are no more. Shape (inputs, answers)."""
+    """Correct next tokens of every input, filled up with -1. Shape (inputs, answers)."""
     wrong: Tensor | None = None
-    """Tokens that are wrong there. Shape (inputs, answers)."""
+    """Wrong next tokens of every input, filled up with -1. Shape (inputs, answers)."""
 
     def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
         return self._make(tensor if tensor is None else tensor.to(device) for tensor in self)
 
     def select(self, kept: Tensor) -> "Batch":
-        """Some of the inputs, by a boolean mask of shape (inputs)."""
+        """The inputs for which a boolean mask of shape (inputs,) is true."""
         return self._make(tensor if tensor is None else tensor[kept] for tensor in self)
 
 
 class Item(NamedTuple):
     """One text of a split."""
 
-    place: int
+    text_index: int
+    """Index in the split."""
     text: Encoded
     group: int
+    """Index of its group."""
+
+
+def collate(items: Sequence[Item], positions: Positions, pad_id: int) -> Batch:
+    """Pad some texts to one length, and mark the positions that are scored."""
+    indices, texts, groups = zip(*items, strict=True)
+    input_ids = _padded([text.ids for text in texts], pad_id)
+    lengths = torch.tensor([len(text.ids) for text in texts])
+    position = torch.arange(input_ids.shape[1]).expand(len(texts), -1)
+    real = position < lengths[:, None]
+    last = lengths[:, None] - (2 if positions in TRUNCATING else 1)  # cut inputs end with the token to predict
+    corrupted = [text.corrupted for text in texts]
+    answers, wrong = (
+        _padded(rows, -1) if any(rows) else None
+        for rows in ([text.answers for text in texts], [text.wrong for text in texts])
+    )
+    return Batch(
+        input_ids,
+        real,
+        scored=real if positions == "all" else position == last,
+        text_index=torch.tensor(indices),
+        group=torch.tensor(groups),
+        corrupted=None if None in corrupted else _padded(corrupted, pad_id),
+        answers=answers,
+        wrong=wrong,
+    )
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Rows of integers, filled up on the right to the longest: shape (rows, longest)."""
+    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=fill)
 
 
 @dataclass(frozen=True)
 class SplitDataset(Dataset[Item]):
-    """Every text of one split in tokens, and its group."""
+    """The tokenised texts of one split, and the group of each."""
 
     encoded: Sequence[Encoded]
     groups: Sequence[int]
@@ -67,91 +102,119 @@ class SplitDataset(Dataset[Item]):
 
     @property
     def names(self) -> list[str]:
-        """What every input is called in its source."""
+        """Name of every input in its source."""
         return [text.name for text in self.encoded]
 
-    def members(self, n_groups: int) -> list[list[int]]:
-        """Places of the texts of every group."""
-        members: list[list[int]] = [[] for _ in range(n_groups)]
-        for place, group in enumerate(self.groups):
-            members[group].append(place)
-        return members
+    def indices_by_group(self, n_groups: int) -> list[list[int]]:
+        """Indices of the texts of every group."""
+        indices: list[list[int]] = [[] for _ in range(n_groups)]
+        for index, group in enumerate(self.groups):
+            indices[group].append(index)
+        return indices
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which groups are learned together: block after block, each for so many steps."""
+class BlockPlan:
+    """Which groups are learned together: one block after the other, each for the same number of steps."""
 
     blocks: Sequence[Sequence[int]]
+    """Indices of the groups of every block."""
     steps: int
     """Optimiser steps of every block."""
+    batch_size: int
+    """Texts of every group in a step, at most."""
 
     @property
-    def total(self) -> int:
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
         return len(self.blocks) * self.steps
 
+    @property
+    def n_groups(self) -> int:
+        """Groups of the whole run."""
+        return sum(map(len, self.blocks))
+
+    @property
+    def groups_per_block(self) -> int:
+        """Groups of the largest block."""
+        return max(map(len, self.blocks))
+
+    @property
+    def step_shape(self) -> tuple[int, int]:
+        """Groups of a block, and texts of each group in a step: what fixes a step's memory."""
+        return self.groups_per_block, self.batch_size
+
     def at(self, step: int) -> tuple[int, int]:
-        """The block that a step of the run falls into, and which of its own steps it is; past the end, the last."""
-        return divmod(min(step, self.total - 1), self.steps)
+        """The block to which a step of the run belongs, and the step's number in it; past the end, the last of both."""
+        return divmod(min(step, self.total_steps - 1), self.steps)
 
 
 class StepSampler(Sampler[list[int]]):
-    """The texts of every training step: of each group of the block at hand, up to `batch_size`.
+    """The texts of every training step: up to `plan.batch_size` of each group of the current block.
 
-    So a run that goes on at step n sees what it would have seen. Epoch after epoch each text of a group comes once (but
-    for a last, smaller batch, which is dropped), and texts of like length share a batch, so that little is padding.
+    A run that resumes at step n gets the texts that it would have got without the interruption. In every epoch of a
+    group each of its texts comes once, except those of a last, smaller batch, which is dropped. Texts of similar length
+    share a batch, to save padding.
+
+    Args:
+        indices_by_group: Indices of every group's texts.
+        lengths: Tokens of every text, by index.
+        plan: The blocks and their steps.
+        seed: Seed of the order of the texts.
+        first_step: The step of the run to begin with.
     """
 
     WINDOW = 8
-    """Batches among which texts are sorted by length."""
+    """Texts are sorted by length within windows of this many batches."""
 
     def __init__(
         self,
-        members: Sequence[Sequence[int]],
+        indices_by_group: Sequence[Sequence[int]],
         lengths: Sequence[int],
-        plan: Plan,
-        batch_size: int,
+        plan: BlockPlan,
         seed: int,
         first_step: int = 0,
     ) -> None:
-        self.members, self.lengths, self.plan = members, lengths, plan
-        self.batch_size, self.seed, self.first_step = batch_size, seed, first_step
+        self.indices_by_group, self.lengths, self.plan = indices_by_group, lengths, plan
+        self.seed, self.first_step = seed, first_step
         self._epochs: dict[int, tuple[int, list[list[int]]]] = {}
+        """The current epoch of every group: its number and its batches."""
 
     def __len__(self) -> int:
-        """All steps of the run, those before the first included: Lightning counts them as done when it resumes."""
-        return self.plan.total
+        """All steps of the run, with those before `first_step`: Lightning counts them as done when it resumes."""
+        return self.plan.total_steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.first_step, self.plan.total):
-            block, inner = self.plan.at(step)
-            if not inner:
+        for step in range(self.first_step, self.plan.total_steps):
+            block, block_step = self.plan.at(step)
+            if block_step == 0:
                 self._epochs.clear()
-            yield [place for group in self.plan.blocks[block] for place in self._batch(group, inner)]
+            yield [index for group in self.plan.blocks[block] for index in self._batch(group, block_step)]
 
-    def _batch(self, group: int, step: int) -> Sequence[int]:
-        places = self.members[group]
-        if len(places) <= self.batch_size:
-            return places
-        epoch, index = divmod(step, len(places) // self.batch_size)
-        known, batches = self._epochs.get(group, (-1, []))
-        if known != epoch:
-            batches = self._epoch(group, epoch)
+    def _batch(self, group: int, block_step: int) -> Sequence[int]:
+        """Indices of a group's texts in a step of its block."""
+        indices, size = self.indices_by_group[group], self.plan.batch_size
+        if len(indices) <= size:
+            return indices
+        epoch, batch = divmod(block_step, len(indices) // size)
+        cached_epoch, batches = self._epochs.get(group, (-1, []))
+        if cached_epoch != epoch:
+            batches = self._epoch_batches(group, epoch)
             self._epochs[group] = epoch, batches
-        return batches[index]
+        return batches[batch]
 
-    def _epoch(self, group: int, epoch: int) -> list[list[int]]:
-        places = self.members[group]
+    def _epoch_batches(self, group: int, epoch: int) -> list[list[int]]:
+        """The batches of one epoch of a group, in random order."""
+        indices, size = self.indices_by_group[group], self.plan.batch_size
         generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + epoch) * 1_000_003 + group) % 2**63)
-        order = [places[i] for i in torch.randperm(len(places), generator=generator).tolist()]
-        whole = len(order) - len(order) % self.batch_size
-        window = self.WINDOW * self.batch_size
+        order = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
+        end, window = len(order) - len(order) % size, self.WINDOW * size
         by_length = [
-            i
-            for begin in range(0, whole, window)
-            for i in sorted(order[begin : min(begin + window, whole)], key=self.lengths.__getitem__)
+            index
+            for start in range(0, end, window)
+            for index in sorted(order[start : min(start + window, end)], key=self.lengths.__getitem__)
         ]
-        batches = [by_length[begin : begin + self.batch_size] for begin in range(0, whole, self.batch_size)]
+        batches = [by_length[start : start + size] for start in range(0, end, size)]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
@@ -159,7 +222,8 @@ class StepLoader(DataLoader[Any]):
     """A loader that Lightning may resume in the middle: its state is the trainer's step, which Lightning keeps."""
 
     def state_dict(self) -> dict[str, Any]:
+        """Empty: the trainer's step is all the state there is."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load: the sampler was made for the step at which the run goes on."""
+        """Load nothing: the sampler already starts at the step at which the run resumes."""

@@ -1,20 +1,17 @@
-"""The data module: texts to token ids, groups and splits, and those to batches."""
+"""The data module: reads texts, tokenises and splits them, and makes batches of them."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any, Literal, cast
 
-import torch
 from lightning import LightningDataModule
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
-from masklearn.data.batching import Batch, Item, Plan, SplitDataset, StepLoader, StepSampler
+from masklearn.data.batching import Batch, BlockPlan, Item, SplitDataset, StepLoader, StepSampler, collate
 from masklearn.data.columns import RequestedColumns
-from masklearn.data.positions import TRUNCATING, Positions, expand_positions
+from masklearn.data.positions import Positions, expand_positions
 from masklearn.data.resampling import add_resample_texts
 from masklearn.data.sources import Source, TaskName
 from masklearn.data.splits import DATASET, INPUT, Groups, group_column
@@ -23,39 +20,41 @@ from masklearn.errors import UserError
 from masklearn.models import EMBEDDED, load_tokenizer
 
 SplitName = Literal["train", "validation", "selection", "test", "all"]
-SELECT_BY: dict[Positions, int] = {"all": 64, "last": 256, "random": 256, "each": 256}
-"""Inputs of each group, at least, by which discrete masks are selected, if there are so many."""
+"""The splits, and two sets drawn from them: the texts on which discrete masks are selected, and all texts."""
+MIN_SELECTION_INPUTS: dict[Positions, int] = {"all": 64, "last": 256, "random": 256, "each": 256}
+"""Inputs of each group on which discrete masks are selected, at least; fewer only where the group has fewer."""
 
 
 class MaskData(LightningDataModule):
     """Texts from a file, the hub or the embedded generator, tokenised for a model and split by content.
 
     Args:
-        path: Text file: .jsonl, .json, .csv or .parquet with a text column, or .txt with a text a line.
+        path: Text file: .jsonl, .json, .csv or .parquet with a text column, or .txt with one text per line.
         dataset: Hugging Face hub id of a dataset, in place of a file.
-        subset: Configuration of the hub dataset, where it has several.
-        split: Split of the hub dataset to take texts from; masklearn's own splits are made within it.
-        task: Task of the embedded generator, in place of a file; mixed where nothing is given.
-        text_column: Column that holds the texts; by default text, or clean.
-        corrupted_column: Column that holds the other text of every pair, from which closed nodes are resampled; by
-            default corrupted or corrupt, where there is one. Pairs of unequal token length are left out.
-        answer_column: Column that holds what is right after the text: a text, several, or ids of tokens in a column
-            called ..._idx. By default answer, answers, correct_idx or label, where there are pairs.
-        wrong_answer_column: The same for what is wrong there; by default wrong_answer, wrong_answers or incorrect_idx.
-        max_length: Tokens after which a text is cut.
-        pack: Put the texts in a row and cut that into pieces of max_length tokens, instead of cutting every text.
+        subset: Configuration of the hub dataset, if it has several.
+        split: Split of the hub dataset to read; masklearn makes its own train, validation and test splits within it.
+        task: Task of the embedded generator, in place of a file; mixed if no source is given.
+        text_column: Column with the texts; by default text, or clean.
+        corrupted_column: Column with the corrupted text of every pair, from which closed nodes are resampled; by
+            default corrupted or corrupt, if there is one. Pairs of unequal token length are left out.
+        answer_column: Column with the correct continuation of the text: one text, several, or token ids in a column
+            named ..._idx. By default answer, answers, correct_idx or label, if the texts come in pairs.
+        wrong_answer_column: Column with wrong continuations, in the same form; by default wrong_answer, wrong_answers
+            or incorrect_idx.
+        max_length: Longest text, in tokens; longer texts are cut there.
+        pack: Concatenate the texts and cut the result into pieces of max_length tokens, instead of cutting every text.
         positions: Next-token distributions that count: the last one of every text, all, random (one of every text,
-            drawn by the seed; the text is cut there), or each (every text gives an input for each of its tokens).
-        batch_size: Texts per step and group; each is run under several masks.
-        limit: Texts to use at most, from the start; all of a file by default, 1000 of the embedded generator.
+            drawn with the seed; the text is cut there), or each (every token of a text makes one input).
+        batch_size: Texts of each group in a step; every text is run under several masks.
+        limit: Use only this many texts, from the start; by default all of a file, and 1000 of the embedded generator.
         skip_short: Leave out texts of fewer than two tokens, instead of stopping at the first.
         seed: Seed of the embedded generator, of random positions and of the order of the training texts.
         lm: Model whose tokenizer is used.
         revision: Revision of that model.
-        scope: What shares its masks: see the model's scope.
-        max_groups: Groups that a column may make: see the model's max_groups.
+        scope: Which texts share masks: see the model's scope.
+        max_groups: Most groups that a column may make: see the model's max_groups.
         trust_remote_code: Run the code that comes with the tokenizer: see the model's trust_remote_code.
-        workers: Processes that put batches together ahead of time; how many changes nothing but the time.
+        workers: Processes that prepare batches ahead of time; their number changes the time and nothing else.
     """
 
     def __init__(
@@ -90,164 +89,184 @@ class MaskData(LightningDataModule):
         self.lm, self.revision, self.trust_remote_code = lm, revision, trust_remote_code
         self.workers = workers
         self.scope, self.max_groups = scope, max_groups
+        task = self._default_task(path, dataset, task)
         columns = RequestedColumns(
             text_column, corrupted_column, answer_column, wrong_answer_column, group_column(scope)
         )
-        self.source = self._source(path, dataset, task, subset, split, columns, limit)
-        self.plan: Plan | None = None
-        """What is learned together; everything at once, as long as nobody says otherwise."""
+        self.source = Source(path, dataset, subset, split, task, columns, limit, seed)
+        self.plan: BlockPlan | None = None
+        """Which groups are learned together; without a plan all of them are."""
         self.token_counts: Counter[int] = Counter()
-        """How often every token comes in the texts, their first ones left out, as nothing predicts them."""
+        """Occurrences of every token in the texts. First tokens are not counted, since nothing predicts them."""
         self.parts: dict[str, SplitDataset] = {}
-        self.pad = 0
+        """The texts by `SplitName`; empty before `setup`."""
+        self.pad_id = 0
         self.notices: list[str] = []
-        """What there is to say about the texts, if anything."""
-        for flag, value, least in (
-            ("batch_size", batch_size, 1),
-            ("max_length", max_length, 2),
-            ("limit", limit, 1),
-            ("workers", workers, 0),
-        ):
-            if value is not None and value < least:
-                raise UserError(f"data.{flag} is {value}; it must be at least {least}")
+        """Remarks for the user on the texts that were read."""
+        minimums = {"batch_size": (batch_size, 1), "max_length": (max_length, 2), "limit": (limit, 1)}
+        for flag, (value, minimum) in (minimums | {"workers": (workers, 0)}).items():
+            if value is not None and value < minimum:
+                raise UserError(f"data.{flag} is {value}; it must be at least {minimum}")
 
-    def _source(
-        self,
-        path: str | None,
-        dataset: str | None,
-        task: TaskName | None,
-        subset: str | None,
-        split: str,
-        columns: RequestedColumns,
-        limit: int | None,
-    ) -> Source:
+    def _default_task(self, path: str | None, dataset: str | None, task: TaskName | None) -> TaskName | None:
+        """The task of the embedded generator: the one given, or mixed if no source of texts is given.
+
+        Raises:
+            UserError: If several sources are given, none for a model that needs one, or a source cannot be packed.
+        """
         given = [name for name, value in {"path": path, "dataset": dataset, "task": task}.items() if value]
         if len(given) > 1:
             raise UserError(
-                f"data.{given[0]} and data.{given[1]} are both given; texts come from one. Drop one of them"
+                f"data.{given[0]} and data.{given[1]} are both given, but texts come from one source. Drop one of them"
             )
         if not given and self.lm != EMBEDDED:
             raise UserError(f"model.lm is {self.lm}, but no text is given for it. Add --data.path or --data.dataset")
-        task = task if given else "mixed"
         if self.pack and self.scope == INPUT:
-            raise UserError("data.pack makes other texts of those given, so none of them has masks of its own. Drop it")
-        return Source(path, dataset, subset, split, task, columns, limit, self.seed)
+            raise UserError(
+                "data.pack cuts the texts into other pieces, so with --model.scope input no given text has masks of "
+                "its own. Drop --data.pack"
+            )
+        return task if given else "mixed"
 
     def prepare_data(self) -> None:
+        """Download the hub dataset, if there is one: Lightning calls this in one process only."""
         if self.source.hub_id:
-            self.source.read()  # one process fetches; nothing is kept
+            self.source.read()
 
     def setup(self, stage: str | None = None) -> None:
+        """Read, tokenise, group and split the texts, once.
+
+        Raises:
+            UserError: If the texts cannot be used, or at stage "fit" if a group has no text in one of the splits.
+        """
         if self.parts:
             return
         tokenizer = load_tokenizer(self.lm, self.revision, self.trust_remote_code)
-        self.pad = cast(int, tokenizer.pad_token_id or 0)
+        self.pad_id = cast(int, tokenizer.pad_token_id or 0)
         whole = self._encoded(tokenizer)
         self.token_counts = Counter(token for text in whole for token in text.ids[1:])
         texts = expand_positions(self.positions, whole, self.seed)
-        groups = Groups.of_scope(self.scope, texts, self.max_groups)
-        content = {text.row: " ".join(map(str, text.ids)) for text in whole}  # as read: texts may be cut to the same
+        self.groups = Groups.of_scope(self.scope, texts, self.max_groups)
+        # the split depends on the whole texts: different ones may be equal once they are cut at a scored position
+        content = {text.row: " ".join(map(str, text.ids)) for text in whole}
         contents = [content[text.row] for text in texts]
-        parts = groups.split(contents)
+        indices = self.groups.split(contents)
         if stage == "fit":
-            groups.require_texts_in_every_split(parts, contents, str(self.source))
-        self.groups = groups
+            self.groups.require_texts_in_every_split(indices, contents, str(self.source))
         everything = list(range(len(texts)))
-        texts = add_resample_texts(texts, parts["train"] or everything, self.seed)
-        parts["selection"] = groups.selection(parts, SELECT_BY[self.positions])
+        texts = add_resample_texts(texts, indices["train"] or everything, self.seed)
+        indices["selection"] = self.groups.selection(indices, MIN_SELECTION_INPUTS[self.positions])
+        indices["all"] = everything
         self.parts = {
-            name: SplitDataset([texts[i] for i in part], [groups.of_text[i] for i in part])
-            for name, part in (parts | {"all": everything}).items()
+            name: SplitDataset([texts[i] for i in chosen], [self.groups.of_text[i] for i in chosen])
+            for name, chosen in indices.items()
         }
 
     @property
-    def longest(self) -> int:
+    def longest_text(self) -> int:
         """Tokens of the longest text."""
         return max(map(len, self.parts["all"].ids))
 
     def require_context(self, context: int | None) -> None:
-        """Refuse texts that are longer than a model can read.
+        """Refuse texts that are longer than a model's context.
+
+        Args:
+            context: Tokens that the model reads at most; None if unknown.
 
         Raises:
-            UserError: If there are any; names both lengths.
+            UserError: If a text is longer; names both lengths.
         """
-        if context is not None and self.longest > context:
+        if context is not None and self.longest_text > context:
             raise UserError(
-                f"data.max_length lets a text of {self.longest} tokens through, but {self.lm} reads at most {context}. "
+                f"data.max_length admits a text of {self.longest_text} tokens, but {self.lm} reads at most {context}. "
                 f"Lower it: --data.max_length {context}"
             )
 
-    def texts_per_step(self) -> int:
-        """Texts that a group gives to a step, at most."""
-        return min(self.batch_size, max(map(len, self.members)))
+    @property
+    def texts_per_group(self) -> int:
+        """Texts of each group in a step, at most: `batch_size`, or fewer if no group has as many."""
+        return min(self.batch_size, max(map(len, self.train_indices_by_group)))
 
     @property
-    def members(self) -> list[list[int]]:
-        """Places in the training split of every group's texts."""
-        return self.parts["train"].members(len(self.groups.names))
+    def train_indices_by_group(self) -> list[list[int]]:
+        """Indices in the training split of every group's texts."""
+        return self.parts["train"].indices_by_group(len(self.groups.names))
 
-    def planned(self, block: int, steps: int) -> Plan:
-        """Blocks of up to so many groups, as even as can be, each learned for so many steps.
+    def block_plan(self, groups_per_block: int, steps: int, batch_size: int | None = None) -> BlockPlan:
+        """Plan blocks of equal size as far as possible.
 
-        Groups of texts of like length share a block, so that little is padding. The longest come first: what does not
-        fit into memory shows at once, and time left is rather over- than underestimated.
+        Groups of texts of similar length share a block, to save padding. The longest come first: a block that does not
+        fit into memory then fails at once, and the time left is over- rather than underestimated.
+
+        Args:
+            groups_per_block: Groups in a block, at most.
+            steps: Optimiser steps of every block.
+            batch_size: Texts of each group in a step; by default `batch_size` of this module.
         """
-        longest = {g: max(len(self.parts["train"].ids[i]) for i in texts) for g, texts in enumerate(self.members)}
+        ids = self.parts["train"].ids
+        longest = {g: max(len(ids[i]) for i in texts) for g, texts in enumerate(self.train_indices_by_group)}
         order = sorted(longest, key=lambda group: -longest[group])
-        n_blocks = -(-len(order) // block)
+        n_blocks = -(-len(order) // groups_per_block)
         bounds = [len(order) * i // n_blocks for i in range(n_blocks + 1)]
-        return Plan([order[begin:end] for begin, end in pairwise(bounds)], steps)
+        return BlockPlan([order[start:end] for start, end in pairwise(bounds)], steps, batch_size or self.batch_size)
+
+    def use_plan(self, plan: BlockPlan) -> None:
+        """Serve the training texts by a plan, and as many texts at a time as it says."""
+        self.plan, self.batch_size = plan, plan.batch_size
 
     def loader(
         self,
-        part: SplitName,
+        split: SplitName,
         groups: Collection[int] | None = None,
         batch_size: int | None = None,
-        most: int | None = None,
+        max_texts: int | None = None,
         by_length: bool = False,
     ) -> DataLoader[Any]:
-        """The texts of a split in order.
+        """The texts of a split, in order.
 
         Args:
-            part: The split.
-            groups: Groups whose texts are wanted; all by default.
-            batch_size: Texts at a time; `data.batch_size` by default.
-            most: Texts of a group at most, evenly spread over its own: files are often sorted.
-            by_length: Shorter texts before longer ones, so that little is padding, for whom the order is all one.
+            split: The split.
+            groups: Only the texts of these groups; by default of all.
+            batch_size: Texts in a batch; by default `batch_size` of this module.
+            max_texts: Texts of each group, at most; evenly spread over the group, since files are often sorted.
+            by_length: Sort the texts by length, shortest first, to save padding.
 
         Raises:
-            UserError: If it has none.
+            UserError: If the split has no texts.
         """
-        texts = self.parts[part]
+        texts = self.parts[split]
         if not len(texts):
-            raise UserError(f"{self.source} holds too few texts for a {part} split")
-        members = texts.members(len(self.groups.names))
-        chosen = members if groups is None else [members[group] for group in set(groups)]
-        wanted = sorted(place for places in chosen for place in _spread(places, most))
+            raise UserError(f"{self.source} holds too few texts for a {split} split")
+        by_group = texts.indices_by_group(len(self.groups.names))
+        chosen = by_group if groups is None else [by_group[group] for group in set(groups)]
+        indices = sorted(index for of_group in chosen for index in _spread(of_group, max_texts))
         if by_length:
-            lengths = [len(row) for row in texts.ids]
-            wanted.sort(key=lambda place: lengths[place])
-        return DataLoader(Subset(texts, wanted), batch_size=batch_size or self.batch_size, collate_fn=self.collate)
+            lengths = [len(ids) for ids in texts.ids]
+            indices.sort(key=lengths.__getitem__)
+        return DataLoader(Subset(texts, indices), batch_size=batch_size or self.batch_size, collate_fn=self.collate)
 
     def train_dataloader(self) -> DataLoader[Any]:
+        """The texts of every step from the trainer's step on."""
         assert self.trainer is not None
         texts = self.parts["train"]
-        plan = self.plan or self.planned(len(self.groups.names), self.trainer.max_steps)
-        lengths = [len(row) for row in texts.ids]
-        sampler = StepSampler(self.members, lengths, plan, self.batch_size, self.seed, self.trainer.global_step)
+        plan = self.plan or self.block_plan(len(self.groups.names), self.trainer.max_steps)
+        lengths = [len(ids) for ids in texts.ids]
+        sampler = StepSampler(self.train_indices_by_group, lengths, plan, self.seed, self.trainer.global_step)
         return StepLoader(texts, batch_sampler=sampler, collate_fn=self.collate, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
+        """The validation split."""
         return self.loader("validation")
 
     def test_dataloader(self) -> DataLoader[Any]:
+        """The test split."""
         return self.loader("test")
 
     def _encoded(self, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-        """The texts in tokens, those of fewer than two left out.
+        """The tokenised texts, without those of fewer than two tokens.
 
         Raises:
-            UserError: If there are such and it was not said to leave them out, or if the texts cannot be used.
+            UserError: If there are such texts and `skip_short` is off, or if the texts cannot be used.
         """
         texts = self.source.read()
         encoder = Encoder(tokenizer, str(self.source), self.lm, self.max_length)
@@ -265,29 +284,12 @@ class MaskData(LightningDataModule):
         return kept
 
     def collate(self, items: list[Item]) -> Batch:
-        """Pad some texts to one length."""
-        places, texts, groups = zip(*items, strict=True)
-        input_ids = _padded([text.ids for text in texts], self.pad)
-        lengths = torch.tensor([len(text.ids) for text in texts])
-        index = torch.arange(input_ids.shape[1]).expand(len(texts), -1)
-        real = index < lengths[:, None]
-        last = lengths[:, None] - (2 if self.positions in TRUNCATING else 1)  # behind a cut stands the token that came
-        scored = real if self.positions == "all" else index == last
-        others = [text.corrupted for text in texts]
-        corrupted = None if None in others else _padded(others, self.pad)
-        answers, wrong = (
-            _padded(rows, -1) if any(rows) else None
-            for rows in ([text.answers for text in texts], [text.wrong for text in texts])
-        )
-        return Batch(input_ids, real, scored, torch.tensor(places), torch.tensor(groups), corrupted, answers, wrong)
+        """Pad some texts to one length, and mark the scored positions."""
+        return collate(items, self.positions, self.pad_id)
 
 
-def _spread(places: Sequence[int], most: int | None) -> Sequence[int]:
-    if most is None or len(places) <= most:
-        return places
-    return [places[i * len(places) // most] for i in range(most)]
-
-
-def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Rows of numbers, filled up on the right to the longest: (rows, numbers)."""
-    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=fill)
+def _spread(indices: Sequence[int], n: int | None) -> Sequence[int]:
+    """At most `n` of the indices, evenly spread over them; all if `n` is None."""
+    if n is None or len(indices) <= n:
+        return indices
+    return [indices[i * len(indices) // n] for i in range(n)]

@@ -1,1 +1,1 @@
-"""Gradient descent on the gates: the learner, its schedule and budget, and the blocks of groups that fit memory."""
+"""Training: gradient descent on the gates of one block of groups after the other."""

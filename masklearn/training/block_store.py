@@ -1,9 +1,10 @@
-"""What a run has found so far: the masks of finished blocks, and how far the polish of others has come."""
+"""What a run has finished so far: the masks of its blocks, and the progress of the polish under way."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,116 +13,127 @@ from torch import Tensor
 
 from masklearn.errors import UserError, one_line
 from masklearn.files import atomic_write
-from masklearn.selection.polish import Step
 
-CHECKSUM = "sha256"
-"""Where a file has the checksum of its tensors."""
-UNREADABLE = (OSError, KeyError, ValueError, SafetensorError)
-"""What comes of a file that is gone or damaged."""
+CHECKSUM_KEY = "sha256"
+"""Metadata key of the checksum of a file's tensors."""
+READ_ERRORS = (OSError, KeyError, ValueError, SafetensorError)
+"""Errors of reading a file that is missing or damaged."""
+Step = TypeVar("Step")
+"""A step of a polish; the store counts steps and looks into none."""
 ProgressBar = Callable[[Sequence[Step]], Iterable[Step]]
-"""Passes on what it is given, as a progress bar does."""
+"""Passes on the steps that it is given, and shows how many are done."""
 
 
 class BlockStore:
-    """Masks of blocks, each in a file of its own; and how far polish has come, after each of its steps.
+    """The masks of finished blocks, one file each, and one file for the progress of each polish.
 
     Args:
-        folder: Where the files go; None keeps them in memory.
+        folder: Folder of the files; None keeps the blocks in memory, and no progress.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self.held: dict[int, dict[str, Tensor]] = {}
+        self._in_memory: dict[int, dict[str, Tensor]] = {}
 
     def _file(self, block: int) -> Path | None:
         return self.folder / f"block-{block:06d}.safetensors" if self.folder else None
 
     def __contains__(self, block: int) -> bool:
         file = self._file(block)
-        return file.is_file() if file else block in self.held
+        return file.is_file() if file else block in self._in_memory
 
     def put(self, block: int, groups: Sequence[int], tensors: dict[str, Tensor]) -> None:
-        """Keep what was found of some groups of the run: tensors by name, groups first in each."""
+        """Store the results of a block.
+
+        Args:
+            block: The block.
+            groups: Indices of its groups in the run.
+            tensors: Results by name; the first dimension of each counts the groups.
+        """
         tensors = {"groups": torch.tensor(list(groups)), **tensors}
         file = self._file(block)
         if file:
             _write(file, tensors)
         else:
-            self.held[block] = {name: tensor.cpu() for name, tensor in tensors.items()}
+            self._in_memory[block] = {name: tensor.cpu() for name, tensor in tensors.items()}
 
     def get(self, block: int) -> dict[str, Tensor]:
-        """What was kept of a block.
+        """The results of a block, and the indices of its groups as `groups`.
 
         Raises:
-            UserError: If its file is gone or damaged.
+            UserError: If its file is missing or damaged.
         """
         file = self._file(block)
         try:
-            return _read(file) if file else self.held[block]
-        except UNREADABLE as error:
+            return _read(file) if file else self._in_memory[block]
+        except READ_ERRORS as error:
             raise UserError(
-                f"a finished block of the run, {file or block}, cannot be read: {one_line(error)}. Put it back from a "
-                "copy, or begin anew in another folder: --run.dir"
+                f"a finished block of the run, {file or block}, cannot be read: {one_line(error)}. Restore it from a "
+                "copy, or start the run again in another folder: --run.dir"
             ) from error
 
     def require(self, n_blocks: int) -> None:
-        """Refuse to go on, after so many blocks, if one of them is lost.
+        """Refuse to resume if one of the first `n_blocks` blocks is lost.
 
         Raises:
-            UserError: If a block's file is gone or damaged.
+            UserError: If a block's file is missing or damaged.
         """
         for block in range(n_blocks):
             self.get(block)
 
     def gather(self, n_blocks: int) -> dict[str, Tensor]:
-        """What was kept, of all groups in their order.
+        """The results of the first `n_blocks` blocks, concatenated in the order of the groups.
 
         Raises:
-            UserError: If a block's file is gone or damaged.
+            UserError: If a block's file is missing or damaged.
         """
         blocks = [self.get(block) for block in range(n_blocks)]
         order = torch.cat([block["groups"] for block in blocks]).argsort()
         return {name: torch.cat([block[name] for block in blocks])[order] for name in blocks[0] if name != "groups"}
 
     def resume_polish(
-        self, polish: str, steps: Sequence[Step], masks: Tensor, kl: Tensor, bar: ProgressBar = iter
+        self, name: str, steps: Sequence[Step], masks: Tensor, kl: Tensor, bar: ProgressBar = iter
     ) -> Iterator[Step]:
-        """The steps of a polish that a process which was stopped did not come to.
+        """The steps of a polish that are left to do; the progress is written after each.
+
+        If an earlier process was stopped in the polish of the same name, begun from the same masks, `masks` and `kl`
+        are set to their state after its last whole step.
 
         Args:
-            polish: Its name.
+            name: Name of the polish.
             steps: All of its steps.
-            masks: What they change, in place; as the other process left it, if that began with the same.
-            kl: KL of the masks, in step with them.
-            bar: Shows how far it has come.
+            masks: The masks, which the steps change in place.
+            kl: KL of the masks, which the steps change in place.
+            bar: Shows the progress.
         """
         if not self.folder:
             yield from bar(steps)
             return
-        file, done, begun = self.folder / f"{polish}.safetensors", 0, masks.cpu().clone()
-        with suppress(*UNREADABLE):  # then it begins anew
-            kept = _read(file)
-            if kept["begun"].equal(begun):
-                done = int(kept["done"])
-                masks.copy_(kept["masks"])
-                kl.copy_(kept["kl"])
-        for number, step in enumerate(bar(steps[done:]), done + 1):
+        file, n_done, initial = self.folder / f"{name}.safetensors", 0, masks.cpu().clone()
+        with suppress(*READ_ERRORS):  # without a readable file the polish starts at its first step
+            saved = _read(file)
+            if saved["initial"].equal(initial):
+                n_done = int(saved["done"])
+                masks.copy_(saved["masks"])
+                kl.copy_(saved["kl"])
+        for number, step in enumerate(bar(steps[n_done:]), n_done + 1):
             yield step
-            _write(file, {"begun": begun, "done": torch.tensor(number), "masks": masks, "kl": kl})
+            _write(file, {"initial": initial, "done": torch.tensor(number), "masks": masks, "kl": kl})
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors and their checksum; a kill leaves the old file or the new one."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    atomic_write(file, save(tensors, {CHECKSUM: _checksum(tensors)}))
+    atomic_write(file, save(tensors, {CHECKSUM_KEY: _checksum(tensors)}))
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """What was written; one of the `UNREADABLE` is raised if it is gone or damaged."""
+    """The tensors of a file; raises one of the `READ_ERRORS` if it is missing or damaged."""
     with safe_open(file, "pt") as content:
-        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (no mapping)
-        stated = (content.metadata() or {}).get(CHECKSUM)
-    if stated != _checksum(tensors):
-        raise ValueError("its checksum is another one")
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (not a mapping)
+        expected = (content.metadata() or {}).get(CHECKSUM_KEY)
+    if expected != _checksum(tensors):
+        raise ValueError("its checksum does not match its content")
     return tensors
 
 

@@ -1,4 +1,4 @@
-"""The budget: which sizes are asked for, and the force that drives the expected number of open gates to them."""
+"""The budget: keeps the expected number of open gates of every mask at its target size."""
 
 import torch
 from torch import Tensor, nn
@@ -8,49 +8,73 @@ class Budget(nn.Module):
     """Drives the expected number of open gates of every mask to its target."""
 
     def adjust_log_odds(self, log_odds: Tensor, target: Tensor) -> Tensor:
-        """The log-odds to draw with, of the same shape (groups, sizes, nodes), given targets of shape (sizes,)."""
+        """The log-odds from which gates are drawn.
+
+        Args:
+            log_odds: The bank's log-odds, shape (groups, sizes, nodes).
+            target: Target sizes in nodes, shape (sizes,).
+
+        Returns:
+            Adjusted log-odds of the same shape, differentiable in the bank's.
+        """
         raise NotImplementedError
 
     def forward(self, error: Tensor, penalty_scale: float = 1.0) -> Tensor:
-        """Price of every mask, in nats, of errors in nodes, both of shape (groups, sizes)."""
+        """Penalty of every mask.
+
+        Args:
+            error: Expected minus target number of open gates, shape (groups, sizes).
+            penalty_scale: Factor on the penalty's stiffness, see `Schedule.penalty_scale_at`.
+
+        Returns:
+            Nats, of the same shape.
+        """
         raise NotImplementedError
 
-    def after_step(self, log_odds: Tensor, error: Tensor, penalty_scale: float, bound: float) -> None:
-        """What follows each step of the gates, in place."""
+    def after_step(self, log_odds: Tensor, error: Tensor, penalty_scale: float, logit_clip: float) -> None:
+        """Update the budget, and `log_odds` in place, after an optimiser step of the gates.
+
+        Args:
+            log_odds: The bank's log-odds.
+            error: The error at this step, see `forward`.
+            penalty_scale: See `forward`.
+            logit_clip: Largest absolute log-odds allowed, see `Schedule.logit_clip_at`.
+        """
         raise NotImplementedError
 
     def reset(self) -> None:
-        """Forget what was learned of the masks so far."""
+        """Forget what was learned on earlier masks."""
         raise NotImplementedError
 
 
 class Projected(Budget):
-    """All log-odds of a mask are shifted alike, so that the expected number of open gates *is* the target at any step.
+    """Shifts all log-odds of a mask by the same amount, so that the expected size *is* the target at every step.
 
-    Since only differences count, one score vector can serve every size at once: the `nested` family.
+    Only differences between log-odds count, so one score vector can serve every size at once: the `nested` family.
     """
 
     def adjust_log_odds(self, log_odds: Tensor, target: Tensor) -> Tensor:
         shift = _shift(log_odds.detach().double(), target.double())
         shifted = log_odds - shift.to(log_odds.dtype).unsqueeze(-1)
-        # One Newton step more: it moves nothing, but its gradient is the shift's, by the implicit function theorem.
+        # One more Newton step. It changes no value, but by the implicit function theorem its gradient is the shift's.
         open_now = shifted.sigmoid()
         slope = (open_now * (1 - open_now)).sum(-1).detach().clamp_min(1e-6)
         return shifted - ((open_now.sum(-1) - target) / slope).unsqueeze(-1)
 
     def forward(self, error: Tensor, penalty_scale: float = 1.0) -> Tensor:
+        """No penalty: the shift leaves no error."""
         del penalty_scale
         return torch.zeros_like(error)
 
-    def after_step(self, log_odds: Tensor, error: Tensor, penalty_scale: float, bound: float) -> None:
-        """Nothing: the next shift sees to it."""
+    def after_step(self, log_odds: Tensor, error: Tensor, penalty_scale: float, logit_clip: float) -> None:
+        """Nothing to update: the next shift restores the target."""
 
     def reset(self) -> None:
-        """Nothing is remembered."""
+        """Nothing to forget."""
 
 
 def _shift(log_odds: Tensor, target: Tensor) -> Tensor:
-    """By how much to lower log-odds (..., nodes) for their sigmoids to sum to targets (...), by bisection."""
+    """How far to lower log-odds (..., nodes) so that their sigmoids sum to the targets (...), by bisection."""
     low, high = log_odds.amin(-1) - 20.0, log_odds.amax(-1) + 20.0
     target = target.expand_as(low)
     for _ in range(50):
@@ -61,14 +85,17 @@ def _shift(log_odds: Tensor, target: Tensor) -> Tensor:
 
 
 class Lagrangian(Budget):
-    """`multiplier * error + rho / 2 * error^2`, where error = expected - target number of open gates.
+    """The penalty `multiplier * error + penalty_scale * rho / 2 * error^2`: an augmented Lagrangian of error = 0.
 
-    The augmented Lagrangian of the constraint error = 0: the quadratic part holds the size near its target from the
-    first step, and the multiplier, climbing by gradient ascent, takes away what error is left. A node is worth the less
-    the more there are, so `rho` falls with their number; `stiffness` is a factor on it.
+    The quadratic term holds the size near its target from the first step. The multiplier climbs by gradient ascent and
+    removes the error that is left. The more nodes a model has, the less each is worth, so `rho` falls with their
+    number.
     """
 
-    PENALTY_WEIGHT, MULTIPLIER_LR = 40.0, 0.02
+    PENALTY_WEIGHT = 40.0
+    """`rho` times the number of nodes."""
+    MULTIPLIER_LR = 0.02
+    """Learning rate of the multipliers, as a factor on `rho`."""
 
     def __init__(self, n_groups: int, n_sizes: int, n_nodes: int) -> None:
         super().__init__()
@@ -77,6 +104,7 @@ class Lagrangian(Budget):
         self.register_buffer("multiplier", torch.zeros(n_groups, n_sizes))
 
     def adjust_log_odds(self, log_odds: Tensor, target: Tensor) -> Tensor:
+        """The log-odds as they are: the penalty alone moves them to the target."""
         del target
         return log_odds
 
@@ -84,10 +112,11 @@ class Lagrangian(Budget):
         return self.multiplier * error + penalty_scale * self.rho / 2 * error.square()
 
     @torch.no_grad()
-    def after_step(self, log_odds: Tensor, error: Tensor, penalty_scale: float, bound: float) -> None:
-        """The multipliers climb, and no gate gets too certain to follow."""
+    def after_step(self, log_odds: Tensor, error: Tensor, penalty_scale: float, logit_clip: float) -> None:
+        """Raise the multipliers by the error, and clip the log-odds so that every gate can still follow."""
         self.multiplier += self.MULTIPLIER_LR * penalty_scale * self.rho * error
-        log_odds.clamp_(-bound, bound)
+        log_odds.clamp_(-logit_clip, logit_clip)
 
     def reset(self) -> None:
+        """Set the multipliers to 0."""
         self.multiplier.zero_()

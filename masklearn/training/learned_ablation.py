@@ -1,9 +1,9 @@
-"""Learned ablation: a constant for every node, trained where the node is closed, and once more for masks that are cut.
+"""Learned ablation: a constant for every node, trained along with the gates and refitted for the discrete masks.
 
 Source: Li and Janson 2024, "Optimal ablation for interpretability" (arXiv:2409.09951).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 
@@ -18,27 +18,27 @@ from masklearn.selection.scorer import MaskScorer
 from masklearn.training.rows import assign_masks, mean_by_mask
 
 CONSTANTS_LR = 0.02
-"""Learning rate of constants, in standard deviations of a node's output a step."""
-REFIT_STEPS, REFIT_ROWS = 200, 4
-"""Steps for masks that are cut, and rows of a text in each."""
+"""Learning rate of the constants, in standard deviations of a node's output."""
+REFIT_STEPS, REFIT_ROWS_PER_TEXT = 200, 4
+"""Optimiser steps of the refit for discrete masks, and most rows of a text in each step."""
 LOG_KL_EPS = 0.003
-"""Nats added to a KL before its logarithm is taken, so that a mask that is good enough stops pulling."""
+"""Nats added to a KL before taking its logarithm, so that a mask that is good enough stops pulling."""
 
-Batches = Callable[[], Iterable[Batch]]
-"""The texts of a split, from the start."""
+BatchSource = Callable[[], Iterable[Batch]]
+"""Starts a new pass over the texts of a split."""
 
 
-class _Fixed(nn.Module):
-    """Tensors that move with a module and are no part of its state."""
+class BufferList(nn.Module):
+    """Tensors that move with a module but are not part of its state."""
 
-    def __init__(self, values: Iterable[Tensor]) -> None:
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
-        for i, value in enumerate(values):
-            self.register_buffer(str(i), value, persistent=False)
+        for i, tensor in enumerate(tensors):
+            self.register_buffer(str(i), tensor, persistent=False)
 
 
 class LearnedConstants(nn.Module):
-    """What every node emits when closed: its mean, and from there as many of its standard deviations as are learned.
+    """The constant output of every closed node: its mean plus a learned multiple of its standard deviation.
 
     Args:
         masked_lm: The model.
@@ -48,84 +48,88 @@ class LearnedConstants(nn.Module):
     def __init__(self, masked_lm: MaskedLM, batches: Iterable[Batch]) -> None:
         super().__init__()
         heads, mlps = masked_lm.activation_stats((batch.input_ids, batch.real) for batch in batches)
-        start = ablation_from_means("learned", heads, mlps)
-        self.n_layers = len(start.heads)
-        self.start = _Fixed((*start.heads, *start.mlps))
-        self.spread = _Fixed(seen.std() for seen in (*heads, *mlps))
-        self.shifts = nn.ParameterList(torch.zeros_like(value) for value in self.start.buffers())
+        means = ablation_from_means("learned", heads, mlps)
+        self.n_layers = len(means.heads)
+        self.means = BufferList((*means.heads, *means.mlps))
+        self.stds = BufferList(stats.std() for stats in (*heads, *mlps))
+        self.shifts = nn.ParameterList(torch.zeros_like(mean) for mean in self.means.buffers())
 
     def forward(self) -> Ablation:
-        """The ablation as it is now, differentiable in what is learned."""
-        each = zip(self.start.buffers(), self.spread.buffers(), self.shifts, strict=True)
-        values = [start + spread * shift for start, spread, shift in each]
+        """The current ablation, differentiable in the learned shifts."""
+        per_node_kind = zip(self.means.buffers(), self.stds.buffers(), self.shifts, strict=True)
+        values = [mean + std * shift for mean, std, shift in per_node_kind]
         return Ablation("learned", tuple(values[: self.n_layers]), tuple(values[self.n_layers :]))
 
-    def refit(self, masked_lm: MaskedLM, masks: Tensor, train: Batches, selection: Batches) -> Ablation:
-        """Train the constants on for discrete masks, and keep what is better on the texts that select.
+    def refit(self, masked_lm: MaskedLM, masks: Tensor, train: BatchSource, selection: BatchSource) -> Ablation:
+        """Train the constants further for discrete masks; keep the better of old and new on the selection texts.
 
         Args:
-            masked_lm: The model; left with the ablation that is returned.
+            masked_lm: The model; it is left with the ablation that is returned.
             masks: Boolean, shape (groups, sizes, nodes).
             train: The training split.
-            selection: Texts by which discrete masks are selected.
+            selection: The texts on which discrete masks are selected.
         """
-        found: list[tuple[float, Ablation]] = []
-        for learn in (False, True):
-            if learn:
-                self._learn(masked_lm, masks, train)
-            masked_lm.ablation = self().detach()
-            scorer = MaskScorer(masked_lm, selection(), range(len(masks)))
-            kl = scorer(masks.transpose(0, 1).to(masked_lm.device))
-            found.append(((kl + LOG_KL_EPS).log().mean().item(), masked_lm.ablation))
-        masked_lm.ablation = min(found, key=lambda one: one[0])[1]
+        before = self._evaluate(masked_lm, masks, selection)
+        self._train(masked_lm, masks, train)
+        after = self._evaluate(masked_lm, masks, selection)
+        masked_lm.ablation = min(before, after, key=lambda pair: pair[0])[1]
         return masked_lm.ablation
 
-    def _learn(self, masked_lm: MaskedLM, masks: Tensor, train: Batches) -> None:
+    def _evaluate(self, masked_lm: MaskedLM, masks: Tensor, selection: BatchSource) -> tuple[float, Ablation]:
+        """Mean log KL of the masks under the current constants, and these constants."""
+        masked_lm.ablation = self().detach()
+        scorer = MaskScorer(masked_lm, selection(), range(len(masks)))
+        kl = scorer(masks.transpose(0, 1).to(masked_lm.device))
+        return (kl + LOG_KL_EPS).log().mean().item(), masked_lm.ablation
+
+    def _train(self, masked_lm: MaskedLM, masks: Tensor, train: BatchSource) -> None:
+        """Minimise the log KL of the masks on the training split."""
         gates = masks.float().flatten(0, 1).to(masked_lm.device)
         n_sizes, generator = masks.shape[1], torch.Generator().manual_seed(0)
         optimizer = torch.optim.Adam(self.parameters(), lr=CONSTANTS_LR)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, REFIT_STEPS)
-        for batch in islice(_again_and_again(train), REFIT_STEPS):
+        for batch in islice(_cycle(train), REFIT_STEPS):
             offsets = torch.rand(batch.group.shape, generator=generator)
-            rows = assign_masks(batch.group.cpu(), n_sizes, min(REFIT_ROWS, n_sizes), offsets).to(masked_lm.device)
-            batch = batch.to(masked_lm.device)
+            mask_ids = assign_masks(batch.group.cpu(), n_sizes, min(REFIT_ROWS_PER_TEXT, n_sizes), offsets)
+            mask_ids, batch = mask_ids.to(masked_lm.device), batch.to(masked_lm.device)
             masked_lm.ablation = self()
-            masked = masked_lm(batch.input_ids, batch.scored, gates[rows])
+            masked = masked_lm(batch.input_ids, batch.scored, gates[mask_ids])
             kl = chunked_kl(masked_lm.full(batch.input_ids, batch.scored), masked, masked_lm.unembed)
-            whose = rows.repeat_interleave(batch.scored.sum(1), dim=1)
-            mean, count = mean_by_mask(kl, whose, len(gates))
+            mask_id_per_position = mask_ids.repeat_interleave(batch.scored.sum(1), dim=1)
+            kl, count = mean_by_mask(kl, mask_id_per_position, len(gates))
             optimizer.zero_grad()
-            (mean[count > 0] + LOG_KL_EPS).log().sum().backward()
+            (kl[count > 0] + LOG_KL_EPS).log().sum().backward()
             optimizer.step()
             schedule.step()
 
 
 def fit_ablation(name: AblationName, masked_lm: MaskedLM, masks: Tensor, data: MaskData) -> Ablation:
-    """What closed nodes emit under an ablation, found on the training split of some texts.
+    """Find the values of an ablation on the training split.
 
     Args:
         name: The ablation.
-        masked_lm: The model; its ablation changes where values are learned.
-        masks: For which constants are learned, boolean, shape (groups, sizes, nodes).
-        data: The texts, of as many groups, set up.
+        masked_lm: The model; its ablation changes if values are learned.
+        masks: The masks for which constants are learned, boolean, shape (groups, sizes, nodes).
+        data: The texts, set up, with as many groups as there are masks.
     """
 
-    def split(part: SplitName) -> Iterable[Batch]:
-        return (batch.to(masked_lm.device) for batch in data.loader(part))
+    def batches(split: SplitName) -> Iterable[Batch]:
+        return (batch.to(masked_lm.device) for batch in data.loader(split))
 
     if name not in STORED_ABLATIONS:
         return Ablation(name)
     if name != "learned":
-        return means(masked_lm, split("train"), name == "mean-positional")
-    constants = LearnedConstants(masked_lm, split("train"))
-    return constants.refit(masked_lm, masks, partial(split, "train"), partial(split, "selection"))
+        return mean_ablation(name, masked_lm, batches("train"))
+    constants = LearnedConstants(masked_lm, batches("train"))
+    return constants.refit(masked_lm, masks, partial(batches, "train"), partial(batches, "selection"))
 
 
-def _again_and_again(batches: Batches) -> Iterable[Batch]:
+def mean_ablation(name: AblationName, masked_lm: MaskedLM, batches: Iterable[Batch]) -> Ablation:
+    """The ablation `mean` or `mean-positional` on some texts, see `MaskedLM.activation_stats`."""
+    return masked_lm.mean_ablation(((batch.input_ids, batch.real) for batch in batches), name == "mean-positional")
+
+
+def _cycle(batches: BatchSource) -> Iterator[Batch]:
+    """Pass over the texts again and again; nothing is kept in between."""
     while True:
         yield from batches()
-
-
-def means(masked_lm: MaskedLM, batches: Iterable[Batch], positional: bool) -> Ablation:
-    """The mean ablation on some texts, see `MaskedLM.observed`."""
-    return masked_lm.mean_ablation(((batch.input_ids, batch.real) for batch in batches), positional)

@@ -1,4 +1,4 @@
-"""How many rows a training step has room for: measured on one row, held against what is free."""
+"""How many rows of a training step fit into memory: the memory of one row, compared with what is free."""
 
 import psutil
 import torch
@@ -6,57 +6,68 @@ from torch import Tensor
 
 from masklearn.masking import MaskedLM
 
-SHARE = 0.6
-"""Of the free memory that a step's activations may take; the rest is for logits, gradients and everybody else."""
+ACTIVATION_SHARE = 0.6
+"""Share of the free memory that the activations of a step may take; logits, gradients and other processes need the
+rest."""
 
 
-def fit_to_memory(masked_lm: MaskedLM, tokens: int, texts: int, rows: int, wanted: int) -> tuple[int, int, str]:
-    """How many groups can be learned together, and from how many texts a step.
+def fit_to_memory(
+    masked_lm: MaskedLM, n_tokens: int, texts_per_group: int, rows_per_text: int, requested_groups: int
+) -> tuple[int, int, str]:
+    """How many groups a step can learn together, and on how many texts of each.
+
+    The number of groups is reduced first: the remaining groups are learned later at no loss, whereas fewer texts make
+    every step noisier.
 
     Args:
         masked_lm: The model.
-        tokens: Tokens of the longest text.
-        texts: Texts that a group gives to a step, if there is room.
-        rows: Rows of a text.
-        wanted: Groups to learn together, if there is room.
+        n_tokens: Tokens of the longest text.
+        texts_per_group: Requested texts of each group in a step.
+        rows_per_text: Rows of each text.
+        requested_groups: Requested groups to learn together.
 
     Returns:
-        The groups and the texts of each, at least 1, and a remark for the user if they are not those wanted. Groups
-        make room first: they are learned one after the other all the same, whereas fewer texts are a noisier step.
+        The groups and the texts of each, both at least 1, and a notice for the user if they differ from the request.
     """
-    free, needed = free_bytes(masked_lm.device), rows * bytes_per_row(masked_lm, tokens)
-    fit = int(SHARE * free / needed)
-    if fit >= wanted * texts:
-        return wanted, texts, ""
-    if fit >= texts:
-        return fit // texts, texts, f"Memory holds {fit // texts} groups at a time, not {wanted}: so many are used"
-    remark = f"Memory holds {max(1, fit)} texts a step, not --data.batch_size {texts}: so many are used"
-    if not fit:
-        remark = (
-            f"A text of {tokens} tokens in {rows} rows needs about {needed / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} are free. If memory runs out, lower --data.max_length or --model.draws"
+    free, needed = free_bytes(masked_lm.device), rows_per_text * bytes_per_row(masked_lm, n_tokens)
+    fitting_texts = int(ACTIVATION_SHARE * free / needed)
+    if fitting_texts >= requested_groups * texts_per_group:
+        return requested_groups, texts_per_group, ""
+    if fitting_texts >= texts_per_group:
+        n_groups = fitting_texts // texts_per_group
+        notice = f"Memory fits {n_groups} groups at a time instead of {requested_groups}; the run learns {n_groups}"
+        return n_groups, texts_per_group, notice
+    if fitting_texts:
+        notice = (
+            f"Memory fits {fitting_texts} texts per step instead of --data.batch_size {texts_per_group}; "
+            f"the run takes {fitting_texts}"
         )
-    return 1, max(1, fit), remark
+        return 1, fitting_texts, notice
+    notice = (
+        f"A text of {n_tokens} tokens in {rows_per_text} rows needs about {needed / 2**30:.1f} GiB, but only "
+        f"{free / 2**30:.1f} GiB are free. If memory runs out, lower --data.max_length or --model.draws"
+    )
+    return 1, 1, notice
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device now."""
+    """Bytes of memory that are free on a device now."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def bytes_per_row(masked_lm: MaskedLM, tokens: int) -> int:
-    """What the forward of one row keeps for the backward, weights left out."""
+def bytes_per_row(masked_lm: MaskedLM, n_tokens: int) -> int:
+    """Bytes that the forward pass of one row keeps for the backward pass, without the weights; at least 1."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in masked_lm.lm.parameters()}
-    kept: dict[int, int] = {}
+    saved_bytes: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would hold the graph that holds it, for ever
+            saved_bytes[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # the graph would hold the tensor itself, which holds the graph, and neither is freed
 
-    input_ids = torch.zeros(1, tokens, dtype=torch.long, device=masked_lm.device)
+    input_ids = torch.zeros(1, n_tokens, dtype=torch.long, device=masked_lm.device)
     gates = torch.ones(1, 1, masked_lm.graph.n_nodes, device=masked_lm.device, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         masked_lm(input_ids, torch.ones_like(input_ids, dtype=torch.bool), gates, input_ids)
-    return max(1, sum(kept.values()))
+    return max(1, sum(saved_bytes.values()))

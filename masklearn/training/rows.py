@@ -1,44 +1,71 @@
-"""Rows: which mask every (text, draw) pair is run under, and back from rows to masks.
+"""Rows: the mask that every (text, draw) pair is run under, and back from rows to masks.
 
-A mask's index is that of its (group, size) pair, size running fastest. Sizes, inputs, groups, restarts and draws of the
-noise are all rows of one batch.
+The bank has a gate vector for every group, restart and size; `mask_id` counts them in this order, the size fastest.
+Inputs, restarts and draws of the noise are all rows of one batch.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def assign_masks(slots: Tensor, n_sizes: int, draws: int, offsets: Tensor) -> Tensor:
-    """Spread the draws of every text over the sizes: evenly, and over the steps each size equally often.
-
-    With fewer draws than sizes a text meets some of them, spaced evenly (systematic sampling); with as many, each once.
-
-    Args:
-        slots: Place of every text's group, shape (..., inputs).
-        n_sizes: Masks of a group.
-        draws: Rows of a text.
-        offsets: Where each text begins, uniform in [0, 1), of the shape of slots.
-
-    Returns:
-        Index of the mask of every row, shape (draws, ..., inputs).
-    """
-    draw = torch.arange(draws, device=slots.device).view(-1, *(1 for _ in slots.shape))
-    size = ((draw + offsets) * n_sizes / draws).long().clamp(max=n_sizes - 1)
-    return slots * n_sizes + size
-
-
-def mean_by_mask(values: Tensor, masks: Tensor, n_masks: int) -> tuple[Tensor, Tensor]:
-    """Mean of some values of every mask.
+def draw_rows(
+    group_indices: Sequence[int], n_restarts: int, n_sizes: int, n_draws: int, n_nodes: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Draw the masks that every text of a step is run under, and the noise of their gates.
 
     Args:
-        values: One of each row and position, shape (rows, positions).
-        masks: Whose they are, integers of the same shape.
-        n_masks: How many masks there are.
+        group_indices: Index in the block of every text's group.
+        n_restarts: Restarts of every mask; each is run on every text.
+        n_sizes: Sizes of every group.
+        n_draws: Gate vectors drawn for each text and restart, spread over the sizes.
+        n_nodes: Nodes of the model.
+        seed: Seed of this step's draws.
 
     Returns:
-        The means, 0 for a mask without values; and how many values each has. Both of shape (masks,).
+        The mask ids, shape (rows, inputs), and uniform noise in [0, 1), shape (rows, inputs, nodes).
     """
-    masks = masks.flatten()
-    total = torch.zeros(n_masks, dtype=values.dtype, device=values.device).index_add(0, masks, values.flatten())
-    count = torch.bincount(masks, minlength=n_masks)
+    generator = torch.Generator().manual_seed(seed)
+    bank_indices = torch.tensor(group_indices) * n_restarts + torch.arange(n_restarts)[:, None]  # (restarts, inputs)
+    offsets = torch.rand(bank_indices.shape, generator=generator)
+    mask_ids = assign_masks(bank_indices, n_sizes, n_draws, offsets).flatten(0, 1)
+    noise = torch.rand((*mask_ids.shape, n_nodes), generator=generator)
+    return mask_ids, noise
+
+
+def assign_masks(bank_indices: Tensor, n_sizes: int, n_draws: int, offsets: Tensor) -> Tensor:
+    """Spread the draws of every text evenly over the sizes; over many steps each size is drawn equally often.
+
+    With fewer draws than sizes, a text meets some of the sizes, evenly spaced (systematic sampling); with as many
+    draws, each size once.
+
+    Args:
+        bank_indices: Index in the bank of every text's group (and restart), shape (..., inputs).
+        n_sizes: Masks of each group.
+        n_draws: Rows of each text.
+        offsets: Start of every text's sequence of sizes, uniform in [0, 1), of the shape of `bank_indices`.
+
+    Returns:
+        The mask id of every row, shape (draws, ..., inputs).
+    """
+    draw = torch.arange(n_draws, device=bank_indices.device).view(-1, *(1 for _ in bank_indices.shape))
+    size_index = ((draw + offsets) * n_sizes / n_draws).long().clamp(max=n_sizes - 1)
+    return bank_indices * n_sizes + size_index
+
+
+def mean_by_mask(values: Tensor, mask_ids: Tensor, n_masks: int) -> tuple[Tensor, Tensor]:
+    """Mean of the values of every mask.
+
+    Args:
+        values: One value for each row and position, shape (rows, positions).
+        mask_ids: The mask that each value belongs to, integers of the same shape.
+        n_masks: Number of masks.
+
+    Returns:
+        The means, 0 for a mask without values, and the number of values of each; both of shape (masks,).
+    """
+    mask_ids = mask_ids.flatten()
+    total = torch.zeros(n_masks, dtype=values.dtype, device=values.device).index_add(0, mask_ids, values.flatten())
+    count = torch.bincount(mask_ids, minlength=n_masks)
     return total / count.clamp_min(1), count

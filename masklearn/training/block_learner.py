@@ -1,0 +1,254 @@
+"""The base of the learner: groups are learned in blocks, one after the other, and a stopped run can resume in any."""
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from masklearn.ablation import Ablation
+from masklearn.data import Batch, BlockPlan, MaskData
+from masklearn.errors import UserError
+from masklearn.gates import GateBank
+from masklearn.graph import NodeGraph
+from masklearn.mask_file import Mask, ModelId
+from masklearn.masking import MaskedLM
+from masklearn.models import load_lm
+from masklearn.selection.discretization import STAGES
+from masklearn.sizes import resolve_sizes
+from masklearn.training.block_store import BlockStore, ProgressBar
+from masklearn.training.blocks import BlockFinisher, choose_step_shape, full_targets
+from masklearn.training.budget import Lagrangian, Projected
+from masklearn.training.learned_ablation import LearnedConstants, mean_ablation
+from masklearn.training.settings import LearnerSettings
+
+
+class BlockLearner(LightningModule):
+    """Loads the model, plans the blocks, begins and finishes each, and gathers the masks; subclasses learn the gates.
+
+    Args:
+        settings: All settings of the run.
+    """
+
+    def __init__(self, settings: LearnerSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.schedule = settings.schedule()
+        self.strict_loading = False  # checkpoints leave the language model out
+        self.size_counts: Tensor
+        """The sizes in nodes, ascending, shape (sizes,)."""
+        self.constants: LearnedConstants | None = None
+        """Outputs of closed nodes, if the ablation is learned."""
+        self.store = BlockStore()
+        """Holds the masks of finished blocks: in memory, unless it is replaced by one with a folder."""
+        self.bar: ProgressBar = iter
+        """Shows the progress of the polish in `discretize`."""
+        self.stages: list[dict[str, float]] = []
+        """For every size the KL at each of the `STAGES` from gates to masks, in nats, mean over groups; on the texts on
+        which masks are selected."""
+        self._loaded = False
+        self._plan: BlockPlan | None = None
+        self._prepared_block: int | None = None
+        self._full_targets: dict[int, Tensor] = {}
+        """The full targets of the prepared block, if they are kept, by index of the text."""
+
+    # --- before training ----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        self.prepare(self._data)
+
+    def prepare(self, data: MaskData) -> None:
+        """Load the model and plan the blocks, if that is still to do, and fit the ablation to the training split.
+
+        Args:
+            data: The texts, set up.
+
+        Raises:
+            UserError: If the model cannot be loaded, or the texts do not fit it.
+        """
+        if not self._loaded:
+            self.load()
+        if self._plan is None or data.plan is not self._plan:
+            self.plan_blocks(data)
+        self._fit_ablation(data)
+
+    def load(self) -> None:
+        """Load the model and resolve the sizes.
+
+        Raises:
+            UserError: If the model cannot be loaded or masked, or a size does not fit it.
+        """
+        settings = self.settings
+        resampled = Ablation("resample") if settings.ablation == "resample" else Ablation()
+        lm = load_lm(
+            settings.lm,
+            settings.revision,
+            settings.dtype,
+            allow_pickle=settings.allow_pickle,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        self.masked_lm = MaskedLM(lm, resampled)
+        self.sizes = resolve_sizes(settings.sizes, self.graph.n_nodes)
+        self.schedule = settings.schedule(self.graph.n_nodes)
+        self.register_buffer("size_counts", torch.tensor(self.sizes), persistent=False)
+        self._loaded = True
+
+    def plan_blocks(self, data: MaskData, step_shape: tuple[int, int] | None = None) -> str:
+        """Plan which groups are learned together, hand the plan to the data, and create the gates of one block.
+
+        Args:
+            data: The texts, set up.
+            step_shape: Groups of a block, and texts of each in a step; by default as requested, or what memory fits.
+
+        Returns:
+            A notice for the user if memory limits the blocks, otherwise an empty string.
+
+        Raises:
+            UserError: If the texts do not fit the model or the scope.
+        """
+        settings = self.settings
+        if data.scope != settings.scope:
+            raise UserError(
+                f"the learner's scope is {settings.scope}, but the data's is {data.scope}. Give both the same"
+            )
+        data.require_context(self.masked_lm.context)
+        notice = ""
+        if step_shape is None:
+            step_shape, notice = choose_step_shape(self.masked_lm, data, settings.rows_per_text, settings.block)
+        groups_per_block, batch_size = step_shape
+        self._plan = data.block_plan(groups_per_block, self.schedule.steps, batch_size)
+        data.use_plan(self._plan)
+        self._prepared_block = None
+        n_groups = self._plan.groups_per_block * settings.restarts
+        n_sizes, n_nodes = len(self.sizes), self.graph.n_nodes
+        self.bank = GateBank(n_groups, 1 if settings.family == "nested" else n_sizes, n_nodes)
+        self.budget = Projected() if settings.budget == "projected" else Lagrangian(n_groups, n_sizes, n_nodes)
+        return notice
+
+    def _fit_ablation(self, data: MaskData) -> None:
+        """Compute the means or create the constants of closed nodes, on the training split."""
+        batches = (batch.to(self.masked_lm.device) for batch in data.loader("train"))
+        if self.settings.ablation == "learned":
+            self.constants = LearnedConstants(self.masked_lm, batches)
+        elif self.settings.ablation.startswith("mean"):
+            self.masked_lm.ablation = mean_ablation(self.settings.ablation, self.masked_lm, batches)
+
+    @property
+    def _data(self) -> MaskData:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, MaskData):
+            raise UserError("a MaskLearner learns on a MaskData: trainer.fit(learner, datamodule=MaskData(...))")
+        return data
+
+    @property
+    def plan(self) -> BlockPlan:
+        """The blocks of the run."""
+        assert self._plan is not None, "plan_blocks has not been called"
+        return self._plan
+
+    @property
+    def graph(self) -> NodeGraph:
+        """The nodes of the model."""
+        return self.masked_lm.graph
+
+    # --- one block after the other ------------------------------------------------------------------------------------
+
+    @property
+    def block_step(self) -> int:
+        """Number of the current step in its block."""
+        return self.plan.at(self.global_step)[1]
+
+    def on_fit_start(self) -> None:
+        self._detach_ablation()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        block, step = self.plan.at(self.global_step)
+        if step == 0:
+            self._finish_blocks_before(block)
+            self._reset()
+        if block != self._prepared_block:  # a new block, or a run that resumes within one
+            self._full_targets = full_targets(self.masked_lm, self._data.loader("train", self.plan.blocks[block]))
+            self._prepared_block = block
+
+    def _finish_blocks_before(self, block: int, bar: ProgressBar = iter) -> None:
+        """Store the masks of the block before this one, whose gates the bank still holds, unless they are stored.
+
+        The first step of the next block calls this, and for the last block `discretize`, not the last step of the block
+        itself: callbacks save the checkpoint of a finished block before, so a run killed during the polish loses no
+        step. It resumes with the block's gates in the bank and comes here again.
+        """
+        if block > 0 and block - 1 not in self.store:
+            log_odds = self._adjusted(self.size_counts).detach()
+            self._finisher.finish(block - 1, self.bank, log_odds, self.size_counts, bar)
+
+    @property
+    def _finisher(self) -> BlockFinisher:
+        return BlockFinisher(self.masked_lm, self._data, self.plan, self.store, self.settings)
+
+    def _adjusted(self, sizes: Tensor) -> Tensor:
+        """The bank's log-odds, adjusted to expect these sizes, shape (groups x restarts, sizes, nodes)."""
+        return self.budget.adjust_log_odds(self.bank.log_odds.expand(-1, len(self.sizes), -1), sizes)
+
+    def _reset(self) -> None:
+        """Start a block with new gates; nothing is left of the optimiser's state."""
+        self.bank.reset()
+        self.budget.reset()
+        for optimizer in self.trainer.optimizers:
+            optimizer.state.clear()
+
+    def _detach_ablation(self) -> None:
+        """Let closed nodes emit the constants learned so far, without gradients."""
+        if self.constants is not None:
+            self.masked_lm.ablation = self.constants().detach()
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the frozen weights; add the step shape, which depends on the memory at the start of the run."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith("masked_lm.")}
+        checkpoint["step_shape"] = self.plan.step_shape
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Plan the blocks as they were when the run began, and check that the finished ones are there.
+
+        Raises:
+            UserError: If another version wrote the checkpoint, or a finished block is missing or damaged.
+        """
+        if "step_shape" not in checkpoint:
+            raise UserError(
+                "an earlier version of masklearn wrote the checkpoint, and this one cannot resume it. Finish the run "
+                "with that version, or start it again in another folder: --run.dir"
+            )
+        if checkpoint["step_shape"] != self.plan.step_shape:
+            self.plan_blocks(self._data, checkpoint["step_shape"])
+        block, step = self.plan.at(checkpoint["global_step"])
+        self.store.require(block if step or block - 1 in self.store else block - 1)  # see _finish_blocks_before
+
+    # --- the result ---------------------------------------------------------------------------------------------------
+
+    def discretize(self) -> Mask:
+        """The learned masks, with exactly `s` nodes each; also sets `stages`.
+
+        Learned constants are trained further for these masks, and the masks polished once more under the new constants.
+
+        Raises:
+            UserError: If the masks of a block are missing or damaged.
+        """
+        self.to(self.trainer.strategy.root_device)  # Lightning leaves models on the CPU when a fit is over
+        self._finish_blocks_before(len(self.plan.blocks), self.bar)
+        found = self._finisher.gather()
+        if self.constants is not None:
+            found = self._finisher.refit(found, self.constants, self.bar)
+        by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
+        self.stages = [{"s": size, **dict(zip(STAGES, kl, strict=True))} for size, kl in by_size]
+        return Mask(
+            mask=found.mask,
+            scores=found.scores,
+            sizes=torch.tensor(self.sizes),
+            graph=self.graph,
+            model=ModelId(self.settings.lm, self.settings.revision, self.masked_lm.layout.fingerprint),
+            groups=self._data.groups.names,
+            ablation=self.masked_lm.ablation,
+            positions=self._data.positions,
+        )

@@ -1,0 +1,120 @@
+"""Blocks of groups: how many groups share a step, what is computed once for a block, and how its masks are finished."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from masklearn.data import Batch, BlockPlan, MaskData
+from masklearn.gates import GateBank
+from masklearn.masking import MaskedLM
+from masklearn.selection.discretization import DiscretizedMasks, discretize, repolish
+from masklearn.selection.polish import StepTracker
+from masklearn.selection.scorer import MaskScorer
+from masklearn.training.block_store import BlockStore, ProgressBar
+from masklearn.training.learned_ablation import LearnedConstants
+from masklearn.training.memory import fit_to_memory
+from masklearn.training.settings import LearnerSettings
+
+DEFAULT_TEXTS_PER_STEP = 64
+"""By default so many groups share a step that it has this many texts."""
+MAX_SELECTION_TEXTS = 256
+"""Most texts of a group on which discrete masks are selected."""
+MAX_TARGET_BYTES = 2**30
+"""The full targets of a block are kept if they take no more memory than this."""
+
+
+def choose_step_shape(
+    masked_lm: MaskedLM, data: MaskData, rows_per_text: int, requested_groups: int | None
+) -> tuple[tuple[int, int], str]:
+    """Choose how many groups a step learns together, and on how many texts of each: as requested, or what memory fits.
+
+    Args:
+        masked_lm: The model.
+        data: The texts, set up.
+        rows_per_text: Rows of each text in a step.
+        requested_groups: Groups to learn together; None for the default.
+
+    Returns:
+        The groups and the texts of each, at most; and a notice for the user if memory limits them.
+    """
+    texts = data.texts_per_group
+    requested = min(requested_groups or max(1, DEFAULT_TEXTS_PER_STEP // texts), len(data.groups.names))
+    groups, fitting_texts, notice = fit_to_memory(masked_lm, data.longest_text, texts, rows_per_text, requested)
+    return (groups, fitting_texts if fitting_texts < texts else data.batch_size), notice
+
+
+def full_targets(masked_lm: MaskedLM, batches: Iterable[Batch]) -> dict[int, Tensor]:
+    """The full model's hidden states at the scored positions of every text, if they are small enough to keep.
+
+    Returns:
+        Tensors of shape (positions, width) by index of the text in its split; none at all if they would take more than
+        `MAX_TARGET_BYTES`.
+    """
+    targets: dict[int, Tensor] = {}
+    for batch in batches:
+        batch = batch.to(masked_lm.device)
+        full = masked_lm.full(batch.input_ids, batch.scored)
+        targets |= dict(zip(batch.text_index.tolist(), full.split(batch.scored.sum(1).tolist()), strict=True))
+        if len(targets) * full.nbytes / len(batch.text_index) > MAX_TARGET_BYTES:
+            return {}
+    return targets
+
+
+@dataclass(frozen=True)
+class BlockFinisher:
+    """Makes discrete masks of a block's learned gates and stores them; at the end of a run it gathers all blocks."""
+
+    masked_lm: MaskedLM
+    data: MaskData
+    plan: BlockPlan
+    store: BlockStore
+    settings: LearnerSettings
+
+    def finish(self, block: int, bank: GateBank, log_odds: Tensor, sizes: Tensor, bar: ProgressBar) -> None:
+        """Discretise and polish the masks of a block, and store them.
+
+        Args:
+            block: The block, whose gates the bank holds.
+            bank: The gates.
+            log_odds: The bank's log-odds, adjusted to every size, shape (groups x restarts, sizes, nodes).
+            sizes: Nodes to keep, ascending, shape (sizes,).
+            bar: Shows the progress of the polish.
+        """
+        groups = self.plan.blocks[block]
+        restarts, temperature, rounds = self.settings.restarts, self.settings.temperature[1], self.settings.polish
+        scorer, tracker = self._scorer(groups), self._tracker(f"polish-{block}", bar)
+        found = discretize(bank, log_odds, sizes, scorer, restarts, temperature, rounds, self._thorough, tracker)
+        self.store.put(block, groups, vars(found))
+
+    def gather(self) -> DiscretizedMasks:
+        """The masks of all groups.
+
+        Raises:
+            UserError: If a block is missing or damaged.
+        """
+        return DiscretizedMasks(**self.store.gather(len(self.plan.blocks)))
+
+    def refit(self, found: DiscretizedMasks, constants: LearnedConstants, bar: ProgressBar) -> DiscretizedMasks:
+        """Train learned constants further for the masks of all groups, and polish the masks under the new ones."""
+        train, selection = (partial(self.data.loader, split) for split in ("train", "selection"))
+        constants.refit(self.masked_lm, found.mask, train, selection)
+        if not self.settings.polish:
+            return found
+        scorer, tracker = self._scorer(range(len(found.mask))), self._tracker("polish-again", bar)
+        return repolish(found, scorer, self.settings.polish, self._thorough, tracker)
+
+    def _scorer(self, groups: Sequence[int]) -> MaskScorer:
+        """Scores masks of some groups on their selection texts, as many texts at a time as a training step has rows."""
+        n_texts = self.data.texts_per_group * self.settings.rows_per_text * self.plan.groups_per_block
+        return MaskScorer(self.masked_lm, self.data.loader("selection", groups, n_texts, MAX_SELECTION_TEXTS), groups)
+
+    @property
+    def _thorough(self) -> bool:
+        """Shared masks are worth a longer polish, whose progress is stored, than the masks of single texts."""
+        return not self.settings.per_input
+
+    def _tracker(self, polish: str, bar: ProgressBar) -> StepTracker:
+        """Follows a polish on the progress bar, and stores its progress if it is a long one."""
+        return partial(self.store.resume_polish, polish, bar=bar) if self._thorough else lambda steps, *_: bar(steps)

@@ -1,0 +1,102 @@
+"""The settings of a `MaskLearner`: their checks, and the defaults that depend on other settings."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from masklearn.ablation import AblationName
+from masklearn.errors import UserError
+from masklearn.gates import GateName
+from masklearn.models import DTypeName
+from masklearn.selection.polish import LARGE_GRAPH_NODES
+from masklearn.training.schedule import Schedule
+
+FamilyName = Literal["nested", "independent"]
+"""One score vector for every size, or gates of its own for each size."""
+BudgetName = Literal["projected", "lagrangian"]
+"""How the expected size is driven to its target, see `training.budget`."""
+MAX_COUNT = 10**9
+"""Largest value of a setting that counts something; it only excludes typing errors."""
+SHARED_STEPS, SHARED_DRAWS = 300, 4
+"""Steps, and draws per text and step, where texts share masks."""
+PER_INPUT_STEPS, PER_INPUT_DRAWS = 40, 1
+"""The same where every text has its own masks, and polish finds more than further steps do."""
+PER_INPUT_STEPS_LARGE_GRAPH = 80
+"""Steps where every text has its own masks and the model has `LARGE_GRAPH_NODES` nodes or more."""
+DEFAULT_LR: dict[GateName, float] = {"hard-concrete": 0.4, "mean-field": 0.8}
+"""Learning rate of the log-odds by kind of gate."""
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """The settings of a `MaskLearner`, which explains them. None stands for a default that depends on other settings.
+
+    Raises:
+        UserError: If a value is out of range, or family and budget do not go together.
+    """
+
+    lm: str
+    revision: str | None
+    dtype: DTypeName
+    allow_pickle: bool
+    trust_remote_code: bool
+    sizes: Sequence[int | float] | str
+    scope: str
+    max_groups: int | None
+    ablation: AblationName
+    family: FamilyName
+    budget: BudgetName
+    steps: int | None
+    draws: int | None
+    restarts: int
+    block: int | None
+    polish: int
+    gates: GateName | None
+    lr: float | None
+    temperature: tuple[float, float]
+    seed: int
+
+    def __post_init__(self) -> None:
+        for flag in ("steps", "draws", "restarts", "block", "polish", "max_groups"):
+            value, minimum = getattr(self, flag), 0 if flag == "polish" else 1
+            if value is not None and not minimum <= value <= MAX_COUNT:
+                raise UserError(f"model.{flag} is {value}; it must be at least {minimum} and at most {MAX_COUNT}")
+        for flag, value in {"lr": self.lr, "temperature": min(self.temperature)}.items():
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"model.{flag} is {value}; it must be positive")
+        if self.budget == "lagrangian" and self.family == "nested":
+            raise UserError(
+                "model.budget lagrangian gives every size gates of its own. Add --model.family independent, "
+                "or choose --model.budget projected"
+            )
+
+    @property
+    def per_input(self) -> bool:
+        """Whether every text has its own masks."""
+        return self.scope == "input"
+
+    @property
+    def gate_kind(self) -> GateName:
+        """The kind of gate: as given, or the default of the scope."""
+        return self.gates or ("mean-field" if self.per_input else "hard-concrete")
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the log-odds: as given, or the default of the kind of gate."""
+        return self.lr or DEFAULT_LR[self.gate_kind]
+
+    @property
+    def draws_per_text(self) -> int:
+        """Gate vectors drawn for each text, restart and step: as given, or the default of the scope."""
+        return self.draws or (PER_INPUT_DRAWS if self.per_input else SHARED_DRAWS)
+
+    @property
+    def rows_per_text(self) -> int:
+        """Rows of each text in a step."""
+        return self.draws_per_text * self.restarts
+
+    def schedule(self, n_nodes: int = 0) -> Schedule:
+        """The schedule of a block, for a model of `n_nodes` nodes, or 0 before the model is loaded."""
+        per_input = PER_INPUT_STEPS_LARGE_GRAPH if n_nodes >= LARGE_GRAPH_NODES else PER_INPUT_STEPS
+        return Schedule(self.steps or (per_input if self.per_input else SHARED_STEPS), self.temperature)
