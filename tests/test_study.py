@@ -112,7 +112,7 @@ def test_banks_over_different_inputs_are_held_against_each_other_where_that_can_
     pair, *others = made.table("across").to_dict("records")
     assert [row["kind"] for row in (pair, *others)] == ["learned", "norm", "random-matched"]
     assert pair["same_model"] and pair["n"] < 4
-    assert "in common: one has 8 of the embedded mixed texts and words has" in pair["note"]
+    assert "shared): one has 8 inputs from the embedded mixed texts, words has" in pair["note"]
     overlap = made.table("overlap")
     assert ((overlap["overlap"] >= 0) & (overlap["overlap"] <= 1 + 1e-9)).all()
 
@@ -238,9 +238,9 @@ def test_one_input_two_sizes_and_no_label(
     out = tmp_path / "study"
     assert evaluate(["--mask", str(tmp_path / "one/mask.safetensors"), "--out", str(out), "--track", "false"]) == 0
     format_report = capsys.readouterr().out
-    assert "2 of the 3 sizes that an area or a phase takes (2, 9): no density" in format_report
+    assert "has 2 sizes (2, 9), and densities and phases need 3: no density" in format_report
     assert "a single input" in format_report
-    assert "no token comes after a scored position; score them with --data.positions random" in format_report
+    assert "no token follows a scored position; use --data.positions random" in format_report
     assert ">nan<" not in (out / "report.html").read_text().lower()
     assert not (out / "wandb").exists()
 

@@ -10,12 +10,13 @@ import yaml
 from filelock import FileLock, Timeout
 
 from masklearn.cli.checkpoints import FOLDER
+from masklearn.density.study_folder import FIGURES_FOLDER, TABLES_FOLDER
 from masklearn.errors import UserError, one_line
 from masklearn.files import TEMP_PATTERN, atomic_write
 
 CONFIG, MASK, RESULTS, LOCK = "config.yaml", "mask.safetensors", "metrics.json", ".lock"
 BLOCKS = FOLDER / "blocks"
-OURS = (Path(), FOLDER, BLOCKS, Path("figures"), Path("tables"))
+OURS = (Path(), FOLDER, BLOCKS, Path(FIGURES_FOLDER), Path(TABLES_FOLDER))
 """Where files are written."""
 
 

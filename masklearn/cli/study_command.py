@@ -20,7 +20,8 @@ from masklearn.data import MaskData, SplitName
 from masklearn.data.batching import Item
 from masklearn.density import MaskMeasurements, TopTokens
 from masklearn.density.curves import densities
-from masklearn.density.measurements import SHOWN, true_entropies
+from masklearn.density.measurements import COMPARED_KINDS, mean_true_entropy
+from masklearn.density.study_folder import REPORT_FILE, TABLES_FOLDER
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 TOP = 6
 """Tokens shown of a distribution."""
-REPORT, TABLES = "report.html", "tables"
 LARGE = ("inputs_by_size", "inputs")
 """Tables of a row or more for every input, which go to parquet; the others are CSV."""
 
@@ -72,7 +72,7 @@ def write(evaluated: Sequence[Evaluated], flags: "EvaluateFlags") -> None:
     for name, table in study.tables.items():
         large = name in LARGE
         content = table.to_parquet(index=False) if large else table.to_csv(index=False).encode()
-        atomic_write(out / TABLES / f"{name}.{'parquet' if large else 'csv'}", content or b"")
+        atomic_write(out / TABLES_FOLDER / f"{name}.{'parquet' if large else 'csv'}", content or b"")
     print(study.tables["findings"].to_string(index=False))
     for note in study.notes:
         print(f"Note: {note}")
@@ -82,7 +82,7 @@ def write(evaluated: Sequence[Evaluated], flags: "EvaluateFlags") -> None:
 
         config = {bank.name: bank.mask.config for bank in banks}
         figures = report.write_study(out, study, config)
-    where = out / (REPORT if figures else TABLES)
+    where = out / (REPORT_FILE if figures else TABLES_FOLDER)
     print(f"Study made in {time.monotonic() - began:.0f} s: {where}", flush=True)
     if flags.track:
         from masklearn import tracking  # only when asked for: importing wandb takes a while
@@ -119,14 +119,14 @@ def _bank(name: str, one: Evaluated) -> MaskMeasurements:
     return MaskMeasurements(
         name=name,
         mask=one.mask,
-        seen=one.recorder.seen,
+        results=one.recorder.seen,
         names=texts.names,
         contexts=contexts,
         lengths=[sum(places) / len(places) + 1 for places in scored],
-        groups=texts.groups,
+        group_index=texts.groups,
         source=str(data.source),
         tokens=[_piece(tokenizer, ids[-2], ids[-1]) for ids in texts.ids],
-        true_entropy=[true_entropies(w, places) for w, places in zip(words, scored, strict=True)] if known else [],
+        true_entropy=[mean_true_entropy(w, places) for w, places in zip(words, scored, strict=True)] if known else [],
         seconds=seconds,
     )
 
@@ -161,8 +161,8 @@ def _thought(bank: MaskMeasurements, one: Evaluated) -> TopTokens:
     last = int(batch.input_ids[batch.scored][-1])
     one.masked_lm.ablation = one.ablation
     tokens = {}
-    for kind in (kind for kind in SHOWN if kind in bank.kinds):
-        masks = bank.seen[kind].masks[0][:, bank.groups[place] if len(bank.mask.groups) > 1 else 0]
+    for kind in (kind for kind in COMPARED_KINDS if kind in bank.kinds):
+        masks = bank.results[kind].masks[0][:, bank.group_index[place] if len(bank.mask.groups) > 1 else 0]
         masks = masks if full else torch.cat([masks, torch.ones_like(masks[:1])])
         ids, probabilities = evaluation.top_tokens(one.masked_lm, batch, masks, TOP)
         tokens[kind] = [

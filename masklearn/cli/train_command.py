@@ -24,6 +24,7 @@ from masklearn.cli.parsing import as_user_errors, require_complete, require_harm
 from masklearn.cli.run_folder import BLOCKS, CONFIG, MASK, RESULTS, RunFlags, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps
 from masklearn.data import MaskData
+from masklearn.density.study_folder import FIGURES_FOLDER
 from masklearn.errors import NonFiniteLoss, UserError, one_line
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
@@ -341,7 +342,7 @@ def _write_results(folder: RunFolder, mask: Mask, described: dict[str, Any], log
     rows = described["sizes"]
     mask = mask.with_metrics(rows)
     mask_file, results = folder / MASK, folder / RESULTS
-    figures = _draw(folder / "figures", mask, rows)
+    figures = _draw(folder / FIGURES_FOLDER, mask, rows)
     mask.save(mask_file)
     if logger:
         from masklearn import tracking

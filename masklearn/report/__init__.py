@@ -1,6 +1,7 @@
-"""Tables to figures and one page. Needs the `report` extra (matplotlib)."""
+"""Figures of a run, and figures and page of a study. Needs the `report` extra (matplotlib, jinja2)."""
 
+from masklearn.report.node_map import node_map_svg
 from masklearn.report.run import write_figures
 from masklearn.report.study import write_study
 
-__all__ = ["write_figures", "write_study"]
+__all__ = ["node_map_svg", "write_figures", "write_study"]
