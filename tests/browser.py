@@ -1,6 +1,6 @@
-"""Pages in headless Chromium, where there is one.
+"""Pages in headless Chromium, if it is installed.
 
-python tests/browser.py study/report.html docs/study     # takes the pictures that the docs show
+python tests/browser.py study/report.html docs/study     # takes the screenshots of the docs
 """
 
 import html
@@ -27,27 +27,27 @@ FLAGS = (
     "--virtual-time-budget=3000",
 )
 PHONE = 390
-"""Pixels across; Chromium itself has no window narrower than 500."""
-ITS_OWN = "not an origin"
-"""By what Chromium's log knows the requests that no page has made."""
+"""Width of a phone in pixels; Chromium's own windows are at least 500 wide."""
+NO_INITIATOR = "not an origin"
+"""Initiator, in Chromium's log, of requests that no page made."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What came of opening a page."""
+    """The result of opening a page."""
 
     output: str
-    """What flags ask for, from standard output."""
+    """Standard output of Chromium; its content depends on the flags."""
     console: list[str]
-    """What the page said, errors and all."""
+    """Console messages of the page, errors included."""
     requests: list[str]
-    """Addresses that the page asked for, itself left out."""
+    """URLs that the page requested, its own left out."""
 
 
 def chromium(page: Path, *flags: str) -> Visit:
-    """Open a page."""
+    """Open a page with additional flags; skip the test if there is no Chromium."""
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: install chromium to look at the report in a browser")
+        pytest.skip("Chromium is not installed; it is needed to open the report in a browser")
     with TemporaryDirectory() as folder:
         log = Path(folder) / "net.json"
         done = subprocess.run(
@@ -55,57 +55,61 @@ def chromium(page: Path, *flags: str) -> Visit:
             capture_output=True, text=True, timeout=120, check=True,
         )  # fmt: skip
         net = json.loads(log.read_text())
-    begun = net["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
-    asked = [event["params"] for event in net["events"] if event["type"] == begun and "params" in event]
+    start = net["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
+    requests = [event["params"] for event in net["events"] if event["type"] == start and "params" in event]
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return Visit(done.stdout, console, [of["url"] for of in asked if of.get("initiator", ITS_OWN) != ITS_OWN])
+    return Visit(
+        done.stdout,
+        console,
+        [request["url"] for request in requests if request.get("initiator", NO_INITIATOR) != NO_INITIATOR],
+    )
 
 
 def framed(page: Path, width: int, height: int) -> Path:
-    """A page around another that is as wide as a phone to it, and writes down what it is told from within."""
+    """Write a page that embeds another in a frame of given pixels and shows the message that the other posts."""
     outer = page.with_name(f"{page.stem}-{width}.html")
     outer.write_text(
         f"""<!doctype html><body style="margin:0"><iframe src="{html.escape(page.as_uri())}" width="{width}"
         height="{height}" style="border:0;display:block"></iframe><script>
         addEventListener('message', (event) => {{
-          const told = Object.assign(document.createElement('pre'), {{ id: 'found', textContent: event.data }});
-          document.body.append(told);
+          const found = Object.assign(document.createElement('pre'), {{ id: 'found', textContent: event.data }});
+          document.body.append(found);
         }});</script></body>"""
     )
     return outer
 
 
 def screenshot(page: Path, picture: Path, width: int = 1200, height: int = 1600, dark: bool = False) -> Path:
-    """A picture of a page, from its top, without the blank below."""
+    """Take a screenshot of the top of a page, cropped below its last content."""
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     shown = framed(page, width, height) if width < 500 else page
     chromium(shown, scheme, f"--window-size={max(width, 500)},{height}", f"--screenshot={picture}")
-    found = imread(picture)[:, :width, :3]
-    drawn = (found != found[-1, 0]).any((1, 2)).nonzero()[0]
-    imsave(picture, found[: drawn.max(initial=0) + 20])
+    pixels = imread(picture)[:, :width, :3]
+    drawn = (pixels != pixels[-1, 0]).any((1, 2)).nonzero()[0]
+    imsave(picture, pixels[: drawn.max(initial=0) + 20])
     return picture
 
 
-def part(page: Path, result: str, folder: Path) -> Path:
-    """A page with one of its results alone."""
+def single_section(page: Path, result: str, folder: Path) -> Path:
+    """Write a copy of the page that shows one result only."""
     style = f"<style>header, section:not(#{result}) {{ display: none }} h2 {{ margin: 0; border: 0 }}</style></head>"
     alone = folder / f"{result}.html"
     alone.write_text(page.read_text().replace("</head>", style))
     return alone
 
 
-def pictures(page: Path, folder: Path) -> list[Path]:
-    """What the docs show of a report: its top, light and dark and on a phone, and its texts token by token."""
+def screenshots(page: Path, folder: Path) -> list[Path]:
+    """Take the screenshots of the docs: the top of the report (light, dark, on a phone) and its coloured texts."""
     with TemporaryDirectory() as temporary:
         copy = Path(shutil.copy(page, Path(temporary) / "report.html"))
         return [
             screenshot(copy, folder / "report.png", height=1500),
             screenshot(copy, folder / "report-dark.png", height=1500, dark=True),
             screenshot(copy, folder / "report-phone.png", PHONE, 1500),
-            screenshot(part(copy, "by_token", copy.parent), folder / "report-tokens.png", height=1700),
+            screenshot(single_section(copy, "by_token", copy.parent), folder / "report-tokens.png", height=1700),
         ]
 
 
 if __name__ == "__main__":
-    for taken in pictures(Path(sys.argv[1]).resolve(), Path(sys.argv[2])):
+    for taken in screenshots(Path(sys.argv[1]).resolve(), Path(sys.argv[2])):
         print(taken)

@@ -1,23 +1,20 @@
+"""Density curves, phases, nuclei, composition and overlap, by numbers worked out on paper."""
+
 # pyright: reportGeneralTypeIssues=false
-# (by pandas' own annotations a comparison may be anything)
+# (pandas annotates comparisons as anything)
+
 import math
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import studies
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
-from studies import GRAPH, SIZES, bank, falling
+from studies import GRAPH, SIZES, falling, measured
 
-from masklearn import density
-from masklearn.density import composition, correlations, curves
-from masklearn.density.findings import RULES
-from masklearn.density.measurements import true_entropies
-from masklearn.density.statistics import bootstrap_ci, correlation
+from masklearn.density import comparison, composition, curves, phases
 
 UNIT = st.floats(0, 1)
 
@@ -26,20 +23,20 @@ UNIT = st.floats(0, 1)
 
 
 def test_density_counts_decades_of_wrong_subgraphs() -> None:
-    """Wrong at 1 % and at 10 % of the nodes, right from just above: one decade of TV 1."""
+    """TV is 1 at 1 % and at 10 % of the nodes and 0 just above: one decade of TV 1."""
     fractions = np.array([0.01, 0.1, 0.1 + 1e-12])
     found = curves.area(np.array([[1.0, 0.5], [1.0, 0.5], [0.0, 0.0]]), fractions)
     assert found == pytest.approx([1.0, 0.5])
 
 
-def test_the_whole_model_closes_the_curve() -> None:
+def test_the_full_model_is_the_last_point_of_the_curve() -> None:
     found = curves.area(np.array([[1.0]]), np.array([0.1]))
     assert found == pytest.approx([0.5])  # a triangle over one decade
     assert curves.area(np.array([[1.0], [0.0]]), np.array([0.1, 1.0])) == pytest.approx([0.5])
 
 
 @given(st.lists(st.lists(UNIT, min_size=4, max_size=4), min_size=1, max_size=5), st.floats(0, 0.5))
-def test_density_grows_with_every_distance_and_never_passes_all_decades(tv: list[list[float]], more: float) -> None:
+def test_density_grows_with_tv_and_is_at_most_the_number_of_decades(tv: list[list[float]], more: float) -> None:
     less, fractions = np.array(tv).T, np.array(SIZES) / 20
     low, high = curves.area(less, fractions), curves.area(np.minimum(less + more, 1), fractions)
     assert (low <= high + 1e-9).all()
@@ -49,41 +46,41 @@ def test_density_grows_with_every_distance_and_never_passes_all_decades(tv: list
 # --- phases -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_bent_curve_is_found_to_bend_where_it_does() -> None:
+def test_the_fit_finds_where_a_curve_bends() -> None:
     x = np.linspace(-2, 0, 9)
     bent = np.where(x < -1, 1 - 0.8 * (x + 2), 0.2 - 0.2 * (x + 1))
     straight = -x / 2
-    (line, other) = curves.fit_lines(x, np.stack([bent, straight]))
-    assert line.breaks == (-1.0,)
-    assert line.slopes == pytest.approx((-0.8, -0.2))
-    assert line.refinement == -1.0
+    (fit, other) = phases.fit_segments(x, np.stack([bent, straight]))
+    assert fit.breaks == (-1.0,)
+    assert fit.slopes == pytest.approx((-0.8, -0.2))
+    assert fit.refinement == -1.0
     assert other.slopes == pytest.approx((-0.5,))
     assert other.refinement is None
 
 
 def test_a_curve_that_only_steepens_has_no_refinement() -> None:
     x = np.linspace(-2, 0, 9)
-    (line,) = curves.fit_lines(x, np.where(x < -1, 1.0, -x)[None])
-    assert line.slopes == pytest.approx((0.0, -1.0))
-    assert line.refinement is None
+    (fit,) = phases.fit_segments(x, np.where(x < -1, 1.0, -x)[None])
+    assert fit.slopes == pytest.approx((0.0, -1.0))
+    assert fit.refinement is None
 
 
-def test_phases_of_a_bank_that_is_the_same_for_all_inputs() -> None:
-    """Recovered from a TV below 0.99 on; the same in every resample."""
+def test_phases_of_equal_inputs_have_intervals_of_width_zero() -> None:
+    """The top token is recovered at a TV below 0.99; every resample is the same."""
     tv = [[1.0, 0.95, 0.5, 0.1, 0.08, 0.06]] * 6
-    head, turn = curves.phases(bank(tv, sizes=(1, 2, 3, 5, 8, 12)), seed=0)
+    head, refinement = phases.phases(measured(tv, sizes=(1, 2, 3, 5, 8, 12)), seed=0)
     assert (head["s"], head["low"], head["high"]) == (2, 2, 2)
-    assert turn["s"] == pytest.approx(turn["low"]) == pytest.approx(turn["high"])
-    assert turn["share"] == 1.0
-    assert curves.phases(bank([row[:4] for row in tv]), seed=0)[1]["share"] is None
+    assert refinement["s"] == pytest.approx(refinement["low"]) == pytest.approx(refinement["high"])
+    assert refinement["share"] == 1.0
+    assert phases.phases(measured([row[:4] for row in tv]), seed=0)[1]["share"] is None
 
 
 # --- nuclei and the unigram -------------------------------------------------------------------------------------------
 
 
-def test_nuclei_by_hand() -> None:
-    """A nucleus of p percent counts as recovered at a TV below 1 - p / 100 here."""
-    table = curves.nuclei(bank([[0.95, 0.7, 0.3, 0.05], [0.95, 0.95, 0.95, 0.95]]))
+def test_nucleus_sizes_match_values_worked_out_by_hand() -> None:
+    """In these measurements a nucleus of p percent is recovered at a TV below 1 - p / 100."""
+    table = curves.nuclei(measured([[0.95, 0.7, 0.3, 0.05], [0.95, 0.95, 0.95, 0.95]]))
     learned = table[table["kind"] == "learned"].set_index("p")
     assert learned.loc[1, "median"] == 1 / 20
     assert learned.loc[20, "median"] == pytest.approx((2 / 20 + 1) / 2)
@@ -91,27 +88,27 @@ def test_nuclei_by_hand() -> None:
     assert (learned["median"].diff().dropna() >= 0).all()
 
 
-def test_leaving_the_unigram_by_hand() -> None:
-    """KL is twice the TV, and the unigram is one nat away."""
+def test_the_unigram_crossover_matches_values_worked_out_by_hand() -> None:
+    """KL from the full model is twice the TV; KL from the unigram is 1 nat."""
     tv = [[0.9, 0.6, 0.4, 0.1]] * 3
-    table = curves.unigram_crossover([bank(tv)]).set_index("kind")
+    table = curves.unigram_crossover([measured(tv)]).set_index("kind")
     assert table.loc["learned", "median"] == 5 / 20
-    near = curves.unigrams(bank(tv), 0)
-    near = near[near["kind"] == "learned"]["nearer_to_unigram"]
-    assert near.tolist() == [1, 1, 0, 0]
+    shares = curves.unigrams(measured(tv), 0)
+    shares = shares[shares["kind"] == "learned"]["nearer_to_unigram"]
+    assert shares.tolist() == [1, 1, 0, 0]
 
 
-# --- where ------------------------------------------------------------------------------------------------------------
+# --- composition ------------------------------------------------------------------------------------------------------
 
 
 def kept(*names: str) -> torch.Tensor:
     return torch.tensor([name in names for name in GRAPH.names])
 
 
-def test_composition_by_hand() -> None:
-    """Of two nodes, an MLP of the first layer and a head of the last: half each, of a fifth and four fifths."""
+def test_relative_shares_match_values_worked_out_by_hand() -> None:
+    """One MLP of the first layer and one head of the last: half of the subgraph each; MLPs are a fifth of the model."""
     masks = torch.stack([kept("m0"), kept("m0", "a3.h1")])[None].expand(3, -1, -1)
-    table = composition.composition(bank([[0.5, 0.4]] * 3, sizes=(1, 2), kept=masks), 0)
+    table = composition.composition(measured([[0.5, 0.4]] * 3, sizes=(1, 2), kept=masks), 0)
     rows = table[(table["kind"] == "learned") & (table["s"] == 2)].set_index("part")["relative"]
     assert rows["MLPs"] == pytest.approx(0.5 / 0.2)
     assert rows["heads"] == pytest.approx(0.5 / 0.8)
@@ -121,179 +118,49 @@ def test_composition_by_hand() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 30), st.integers(0, 1000))
-def test_shares_weighted_by_the_models_own_add_up(n: int, seed: int) -> None:
-    table = composition.composition(bank(falling(n), kept=studies.masks(n, seed=seed)), 0)
+def test_relative_shares_weighted_by_the_models_shares_sum_to_one(n: int, seed: int) -> None:
+    table = composition.composition(measured(falling(n), kept=studies.masks(n, seed=seed)), 0)
     for _, rows in table.groupby(["kind", "s"]):
         for parts in (["heads", "MLPs"], [f"quarter {i}" for i in (1, 2, 3, 4)]):
-            of = rows[rows["part"].isin(parts)]
-            assert (of["relative"] * of["own_share"]).sum() == pytest.approx(1)
+            chosen = rows[rows["part"].isin(parts)]
+            assert (chosen["relative"] * chosen["own_share"]).sum() == pytest.approx(1)
 
 
-def test_gini_by_hand() -> None:
+def test_gini_index_matches_values_worked_out_by_hand() -> None:
     assert composition.gini(np.ones(7)) == pytest.approx(0)
     assert composition.gini(np.array([0, 0, 0, 5.0])) == pytest.approx(3 / 4)
     assert composition.lorenz(np.array([3.0, 1.0])) == pytest.approx([0, 0.25, 1])
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=30).filter(lambda use: sum(use) > 0.1))
-def test_gini_is_half_the_mean_difference_over_the_mean(use: list[float]) -> None:
+def test_the_gini_index_is_half_the_mean_difference_over_the_mean(use: list[float]) -> None:
     values = np.array(use)
     expected = np.abs(values[:, None] - values).mean() / (2 * values.mean())
     assert composition.gini(values) == pytest.approx(expected, abs=1e-9)
 
 
-def test_overlap_of_a_bank_with_itself_and_with_its_opposite() -> None:
+def test_overlap_is_one_for_equal_masks_and_zero_for_disjoint_ones() -> None:
     one = torch.stack([kept("m0"), kept("m0", "m1")])[None].expand(4, -1, -1)
     other = torch.stack([kept("m2"), kept("m2", "m1")])[None].expand(4, -1, -1)
-    banks = [bank([[0.5, 0.4]] * 4, name, (1, 2), masks) for name, masks in (("a", one), ("b", one), ("c", other))]
-    table = composition.overlaps(banks, 0).set_index(["one", "other", "s"])
+    banks = [measured([[0.5, 0.4]] * 4, name, (1, 2), masks) for name, masks in (("a", one), ("b", one), ("c", other))]
+    table = comparison.mask_overlaps(banks, 0).set_index(["one", "other", "s"])
     assert table.loc[("a", "b", 2), "overlap"] == 1
     assert table.loc[("a", "c", 1), "overlap"] == 0
     assert table.loc[("a", "c", 2), "overlap"] == 0.5
     assert table.loc[("a", "c", 2), "by_chance"] == pytest.approx(2 / 20, abs=0.02)
-    banks[2] = bank([[0.5, 0.4]] * 4, "c", (1, 2), other, fingerprint="beef")
-    assert set(composition.overlaps(banks, 0)["other"]) == {"b"}
+    banks[2] = measured([[0.5, 0.4]] * 4, "c", (1, 2), other, fingerprint="beef")
+    assert set(comparison.mask_overlaps(banks, 0)["other"]) == {"b"}
 
 
-def test_overlap_of_the_values_of_a_column_and_of_what_the_norm_chooses() -> None:
-    """Two values with one node in common of two; the norm chooses the same for both."""
-    own = torch.stack([kept("m0", "m1"), kept("m0", "m2")])[:, None]
-    one = bank([[0.5], [0.4]], "langs", (2,), own)
+def test_values_of_a_column_have_overlaps_of_their_own() -> None:
+    """Two values share one of two nodes; the kind norm has the same nodes for both."""
+    masks = torch.stack([kept("m0", "m1"), kept("m0", "m2")])[:, None]
+    one = measured([[0.5], [0.4]], "langs", (2,), masks)
     config = {"model": {"scope": "column:language"}}
-    norm = replace(one.seen["norm"], masks=kept("m0", "m3").expand(1, 1, 2, -1))
-    one = replace(one, mask=replace(one.mask, config=config, groups=("de", "fr")), seen={**one.seen, "norm": norm})
-    table = composition.overlaps([one], 0).set_index(["one", "other"])
+    norm = replace(one.results["norm"], masks=kept("m0", "m3").expand(1, 1, 2, -1))
+    mask = replace(one.mask, config=config, groups=("de", "fr"))
+    one = replace(one, mask=mask, results={**one.results, "norm": norm})
+    table = comparison.mask_overlaps([one], 0).set_index(["one", "other"])
     pair = table.loc[("langs: de", "langs: fr")]
     assert (pair["overlap"], pair["by_norm"]) == (0.5, 1)
-    assert table.loc[("langs", "langs: de"), "overlap"] == pytest.approx(
-        0.75
-    )  # one node always, the other half the time
-
-
-# --- what it goes with ------------------------------------------------------------------------------------------------
-
-
-def test_a_correlation_that_is_there_and_one_that_is_not() -> None:
-    x = np.arange(30.0)
-    found = correlation(x, x**3, 0)
-    assert (found.rho, found.low, found.high) == pytest.approx((1, 1, 1))
-    assert found.p == pytest.approx(2 / 10_000)
-    noise = np.random.default_rng(1).normal(size=30)
-    found = correlation(x, noise, 0)
-    assert (found.low, found.rho, found.high) == tuple(sorted((found.low, found.rho, found.high)))
-    assert found.p == pytest.approx(stats.spearmanr(x, noise).pvalue, abs=0.02)  # of the t distribution
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=5, max_size=25))
-def test_correlations_are_scipys_ties_and_all(pairs: list[tuple[int, int]]) -> None:
-    x, y = np.array(pairs, dtype=float).T
-    found = correlation(x, y, 0)
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        assert found.rho is None and "is the same for all" in found.note
-    else:
-        assert found.rho == pytest.approx(stats.spearmanr(x, y).statistic)
-        assert [-1, found.low, found.high, 1] == sorted([-1, found.low, found.high, 1])
-
-
-def test_bands_hold_the_mean_of_new_draws_about_as_often_as_they_say() -> None:
-    rng = np.random.default_rng(0)
-    held = 0
-    for seed in range(100):
-        _, low, high = bootstrap_ci(rng.normal(size=40), seed)
-        held += low < 0 < high
-    assert 85 <= held <= 99
-
-
-def test_the_true_entropy_is_read_off_the_language() -> None:
-    assert true_entropies("<s> pick four of".split(), [3]) == pytest.approx(math.log(4))
-    assert true_entropies("<s> pick four of".split(), [2, 3]) == pytest.approx(math.log(4) / 2)
-    assert true_entropies("<s> once upon".split(), [2]) is None
-
-
-def test_inputs_are_the_same_across_models_by_what_was_read() -> None:
-    one, other = bank(falling(12), "one"), bank(falling(12), "other", fingerprint="beef")
-    shuffled = replace(other, contexts=other.contexts[::-1], seen={
-        kind: replace(seen, texts={key: of.flip(-2 if key == "recovered" else -1) for key, of in seen.texts.items()})
-        for kind, seen in other.seen.items()
-    })  # fmt: skip
-    for there in (other, shuffled):
-        row, *_ = correlations.across([one, there], 0).query("kind == 'learned'").to_dict("records")
-        assert (row["rho"], row["n"], row["same_model"]) == (pytest.approx(1), 12, False)
-
-
-# --- the study --------------------------------------------------------------------------------------------------------
-
-
-def test_a_study_says_which_findings_hold() -> None:
-    banks = [bank(falling(30), name, fingerprint=name) for name in ("one", "other")]
-    tables = density.study(banks).tables
-    verdicts = tables["findings"].set_index(["bank", "finding"])["verdict"]
-    assert set(verdicts.index.get_level_values(1)) == set(RULES)
-    assert verdicts["one", "density goes with uncertainty"] == "holds"  # entropies are given in the order of density
-    assert verdicts["one", "sparse subgraphs are unigram-like"] == "holds"
-    assert verdicts["all", "density is alike across models"] == "holds"
-    assert verdicts["one", "early core"] == "does not hold"  # nodes are drawn at random
-    again = density.study(banks).tables
-    for name, table in tables.items():
-        pd.testing.assert_frame_equal(table, again[name])
-
-
-def test_one_input_has_no_intervals() -> None:
-    study = density.study([bank(falling(1))])
-    assert study.tables["curve"]["tv_low"].isna().all()
-    assert "not known" in set(study.tables["findings"]["verdict"])
-    assert any("a single input: no intervals and no correlations" in note for note in study.notes)
-    assert all(study.tables["relations"]["rho"].isna())
-
-
-def test_constant_entropy_is_said_and_not_printed_as_nan() -> None:
-    study = density.study([bank(falling(8), full={"entropy": [0.7] * 8})])
-    table = study.tables["relations"]
-    (row,) = table[(table["kind"] == "learned") & (table["with"] == "entropy")].to_dict("records")
-    assert row["note"] == "not defined: the full model's entropy is the same for all 8 inputs"
-    findings = study.tables["findings"].set_index("finding")
-    assert findings.loc["density goes with uncertainty", "verdict"] == "not known"
-    assert "nan" not in study.tables["findings"].to_string()
-
-
-def test_too_few_sizes_are_said() -> None:
-    study = density.study([bank([[0.5, 0.4]] * 5, sizes=(1, 2))])
-    assert any("2 of the 3 sizes that an area or a phase takes (1, 2)" in note for note in study.notes)
-    assert len(study.tables["phases"]) == 0
-
-
-def test_banks_over_different_inputs_are_named() -> None:
-    other = replace(bank(falling(6), "other"), contexts=[f"else {i}" for i in range(6)], source="another file")
-    study = density.study([bank(falling(5), "one"), other])
-    (note,) = (note for note in study.notes if "different inputs" in note)
-    assert note == "different inputs, 0 in common: one has 5 of a file and other has 6 of another file"
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("sizes", [(1,), (1, 2), (1, 2, 5), (2, 5, 10, 15, 18, 19), (1, 5, 20)])
-def test_small_studies_say_what_they_lack(n: int, sizes: tuple[int, ...]) -> None:
-    """Verdicts are given or not known, and no number in words is a NaN."""
-    tv = [[0.9 - 0.1 * i - 0.01 * j for i in range(len(sizes))] for j in range(n)]
-    study = density.study([bank(tv, sizes=sizes), bank(tv, "other", sizes=sizes, fingerprint="beef")])
-    words = study.tables["findings"].to_string() + " ".join(study.notes)
-    assert "nan" not in words.lower()
-    undefined = study.tables["relations"].query("rho.isna()")
-    assert (undefined["note"] != "").all()
-    if n < 4 or len(sizes) < 3:
-        assert set(study.tables["relations"]["rho"].isna()) == {True}
-        assert study.notes
-
-
-def test_of_many_banks_over_different_inputs_a_few_pairs_are_named() -> None:
-    banks = [replace(bank(falling(5), f"run {i}"), contexts=[f"{i} {j}" for j in range(5)]) for i in range(4)]
-    notes = [note for note in density.study(banks).notes if "inputs" in note or "pairs" in note]
-    assert [note[:16] for note in notes[:3]] == ["different inputs"] * 3
-    assert notes[3:] == ["and 3 more pairs of banks that cannot be compared: see the table across"]
-
-
-def test_tokens_of_a_text_stand_in_order() -> None:
-    names = ["0:10", "0:2", "1:1", "0:1"]
-    table = correlations.by_token(bank(falling(4), names=names, tokens=["c", "b", "d", "a"]))
-    assert table["token"].tolist() == ["a", "b", "c", "d"]
-    assert len(correlations.by_token(bank(falling(4)))) == 0
+    assert table.loc[("langs", "langs: de"), "overlap"] == pytest.approx(0.75)  # uses 1 and 1/2, each with 1

@@ -1,4 +1,4 @@
-"""The page and the figures of a study, in small and with texts that would break out of them."""
+"""The page and the figures of small studies, with strings that try to break out of the markup."""
 
 import html
 import json
@@ -10,15 +10,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from browser import PHONE, chromium, framed, pictures
+from browser import PHONE, chromium, framed, screenshots
 from matplotlib.image import imread
 from matplotlib.text import Text
-from studies import bank, falling, masks
+from studies import falling, masks, measured
 
 from masklearn import density, report
-from masklearn.density import Study, TopTokens, composition
+from masklearn.density import Study, TopTokens, comparison
 from masklearn.mask_file import ModelId
-from masklearn.report.correlations import overlaps
+from masklearn.report.comparison import mask_overlaps
 from masklearn.report.page import page
 from masklearn.report.study import draw
 from masklearn.report.style import drawable
@@ -27,13 +27,13 @@ EVIL = "<script>document.title='broken'</script>\"'><img src=x onerror=alert(1)>
 
 
 def evil_study() -> Study:
-    """Two banks whose names, models, texts and tokens all try to get out."""
+    """A study of two banks; names, models, texts and tokens of one contain markup."""
     names = [f"0:{i + 1}" for i in range(12)]
-    one = bank(falling(12), EVIL, names=names, contexts=[f"{EVIL} {i}" for i in range(12)], tokens=[EVIL] * 12)
+    one = measured(falling(12), EVIL, names=names, contexts=[f"{EVIL} {i}" for i in range(12)], tokens=[EVIL] * 12)
     one = replace(one, mask=replace(one.mask, model=ModelId(EVIL, EVIL, "f00d")), source=EVIL)
-    other = bank(falling(12), "plain", contexts=one.contexts, kept=masks(12, seed=1))
-    thought = TopTokens(names[3], EVIL, [1, 20], {"learned": [[(EVIL, 0.7), (" a", 0.2)], [("\n", 0.9), (" ", 0.1)]]})
-    return density.study([one, other], {EVIL: thought})
+    other = measured(falling(12), "plain", contexts=one.contexts, kept=masks(12, seed=1))
+    shown = TopTokens(names[3], EVIL, [1, 20], {"learned": [[(EVIL, 0.7), (" a", 0.2)], [("\n", 0.9), (" ", 0.1)]]})
+    return density.study([one, other], {EVIL: shown})
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Page(HTMLParser):
-    """Tags and attributes of a page, as a browser reads them."""
+    """Tags and attributes of a page, as an HTML parser reads them."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ class Page(HTMLParser):
         return sum(tag == name for tag, _ in self.tags)
 
 
-def test_nothing_that_comes_from_outside_becomes_markup(written: Path) -> None:
+def test_strings_of_the_study_never_become_markup(written: Path) -> None:
     found = Page((written / "report.html").read_text())
     assert found.count("script") == 1
     assert found.count("img") == 0
     assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
 
 
-def test_the_page_asks_for_nothing(written: Path) -> None:
+def test_the_page_loads_nothing(written: Path) -> None:
     text = (written / "report.html").read_text()
     for tag, attributes in Page(text).tags:
         for name in ("src", "href", "xlink:href"):
@@ -74,7 +74,7 @@ def test_the_page_asks_for_nothing(written: Path) -> None:
     assert not re.search(r"@import|url\((?!#)", text)
 
 
-def test_texts_are_coloured_by_a_scale_that_is_shown(written: Path) -> None:
+def test_token_colours_match_the_scale_on_the_page(written: Path) -> None:
     text = (written / "report.html").read_text()
     strengths = [float(found) for found in re.findall(r'--strength: ([\d.]+)" title', text)]
     assert len(strengths) == 12 and max(strengths) == 1 and min(strengths) > 0
@@ -85,15 +85,15 @@ def test_texts_are_coloured_by_a_scale_that_is_shown(written: Path) -> None:
     )
 
 
-def test_ids_on_the_page_are_unique_and_those_meant_are_there(written: Path) -> None:
+def test_ids_on_the_page_are_unique_and_every_reference_resolves(written: Path) -> None:
     text = (written / "report.html").read_text()
     ids = [attributes["id"] for _, attributes in Page(text).tags if attributes.get("id")]
     assert len(ids) == len(set(ids))
-    meant = {*re.findall(r"url\(#([^)]+)\)", text), *re.findall(r'href="#([^"]+)"', text)}
-    assert meant <= set(ids)
+    referenced = {*re.findall(r"url\(#([^)]+)\)", text), *re.findall(r'href="#([^"]+)"', text)}
+    assert referenced <= set(ids)
 
 
-def test_every_result_has_a_figure_on_paper(written: Path) -> None:
+def test_every_result_has_a_figure_as_png_and_pdf(written: Path) -> None:
     stems = {path.stem for path in (written / "figures").glob("*.png")}
     assert stems == {path.stem for path in (written / "figures").glob("*.pdf")}
     for name in (
@@ -108,30 +108,30 @@ def test_every_result_has_a_figure_on_paper(written: Path) -> None:
         assert path.read_bytes().startswith(b"%PDF")
 
 
-def test_every_svg_takes_the_pages_ink(written: Path) -> None:
+def test_every_svg_uses_the_text_colour_of_the_page(written: Path) -> None:
     text = (written / "report.html").read_text()
     drawings = re.findall(r"<svg.*?</svg>", text, flags=re.S)
     assert len(drawings) == len(list((written / "figures").glob("*.png")))
     assert all("currentColor" in drawing and "#1b1b1f" not in drawing for drawing in drawings)
 
 
-def test_overlaps_of_many_masks_are_drawn_as_matrices_of_each_model() -> None:
-    """Four of one model and two of another: too many pairs for lines, and a matrix for the four."""
-    banks = [bank(falling(3), f"run {i}", kept=masks(3, seed=i)) for i in range(4)]
-    banks += [bank(falling(3), f"other {i}", fingerprint="beef") for i in range(2)]
+def test_overlaps_of_many_masks_become_one_matrix_per_model() -> None:
+    """Four masks of one model, two of another: too many pairs for lines, and one matrix for the four."""
+    banks = [measured(falling(3), f"run {i}", kept=masks(3, seed=i)) for i in range(4)]
+    banks += [measured(falling(3), f"other {i}", fingerprint="beef") for i in range(2)]
     banks[4:] = [replace(one, mask=replace(one.mask, model=ModelId("another", None, "beef"))) for one in banks[4:]]
-    table = composition.overlaps(banks, 0)
-    drawn = {one.name: one for one in overlaps({"overlap": table})}
+    table = comparison.mask_overlaps(banks, 0)
+    drawn = {one.name: one for one in mask_overlaps({"overlap": table})}
     assert set(drawn) == {"overlap-matrix-1"} and drawn["overlap-matrix-1"].wide
     first, *_ = drawn["overlap-matrix-1"].figure.axes
     shown = {text.get_text() for text in first.texts}
     smallest = table[(table["model"] == "a model") & (table["s"] == 1)]
     assert shown == {f"{value:.2f}" for value in smallest["overlap"]} and len(smallest) == 6
     few = table[table["one"].isin(["run 0"])]
-    assert [one.name for one in overlaps({"overlap": few})] == ["overlap"]
+    assert [one.name for one in mask_overlaps({"overlap": few})] == ["overlap"]
 
 
-def test_text_is_drawn_with_what_the_font_has() -> None:
+def test_characters_that_the_font_lacks_become_boxes() -> None:
     assert drawable("a\nb") == "a↵b"
     assert drawable(" ") == "␣"
     assert drawable("深\x00x") == "□□x"
@@ -139,33 +139,33 @@ def test_text_is_drawn_with_what_the_font_has() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(3,), (1, 2), (20,)])
-def test_a_study_of_few_sizes_and_one_input_draws_what_it_can(sizes: tuple[int, ...]) -> None:
-    study = density.study([bank([[0.5, 0.4][: len(sizes)]], sizes=sizes)])
+def test_a_study_of_few_sizes_draws_the_figures_that_are_defined(sizes: tuple[int, ...]) -> None:
+    study = density.study([measured([[0.5, 0.4][: len(sizes)]], sizes=sizes)])
     drawn = {figure.name for figure in draw(study)}
     assert "node-use" in drawn and "curve-tv" not in drawn
 
 
-BAD = {
-    "has 2 of the 3 sizes that an area or a phase takes (1, 2): no density": lambda: [
-        bank([[0.5, 0.4]] * 5, sizes=(1, 2))
+UNDEFINED = {
+    "has 2 sizes (1, 2), and densities and phases need 3: no density": lambda: [
+        measured([[0.5, 0.4]] * 5, sizes=(1, 2))
     ],
-    "holds a single input: no intervals and no correlations": lambda: [bank(falling(1))],
+    "has a single input: no intervals and no correlations": lambda: [measured(falling(1))],
     "not defined: the full model's entropy is the same for all 6 inputs": lambda: [
-        bank(falling(6), full={"entropy": [0.5] * 6})
+        measured(falling(6), full={"entropy": [0.5] * 6})
     ],
-    "different inputs, 0 in common: a run has 5 of a file and other has 5 of another file": lambda: [
-        bank(falling(5)),
-        replace(bank(falling(5), "other"), contexts=list("abcde"), source="another file"),
+    "different inputs (0 shared): a run has 5 inputs from a file, other has 5 inputs from another file": lambda: [
+        measured(falling(5)),
+        replace(measured(falling(5), "other"), contexts=list("abcde"), source="another file"),
     ],
-    "other has fewer than 3 sizes": lambda: [bank(falling(5)), bank([[0.5, 0.4]] * 5, "other", sizes=(1, 2))],
-    "have no size in common: no overlap": lambda: [bank(falling(5)), bank([[0.4]] * 5, "other", sizes=(3,))],
+    "other has fewer than 3 sizes": lambda: [measured(falling(5)), measured([[0.5, 0.4]] * 5, "other", sizes=(1, 2))],
+    "share no size: no overlap": lambda: [measured(falling(5)), measured([[0.4]] * 5, "other", sizes=(3,))],
 }
 
 
-@pytest.mark.parametrize("note", BAD)
-def test_what_cannot_be_had_is_said_on_the_page(note: str) -> None:
-    """And what can be had is there, without a NaN."""
-    study = density.study(BAD[note]())
+@pytest.mark.parametrize("note", UNDEFINED)
+def test_undefined_results_get_a_note_on_the_page(note: str) -> None:
+    """The other results are there, and nothing prints NaN."""
+    study = density.study(UNDEFINED[note]())
     drawn = list(draw(study))
     assert "node-use" in {figure.name for figure in drawn}
     shown = page(study, [], {})
@@ -176,26 +176,26 @@ def test_what_cannot_be_had_is_said_on_the_page(note: str) -> None:
     assert not [label for label in labels if "nan" in label.lower()]
 
 
-def test_figures_need_neither_fonts_nor_latex_of_the_machine(tmp_path: Path) -> None:
-    """Nor do the settings of a person's own reach them."""
+def test_figures_depend_neither_on_system_fonts_nor_on_latex(tmp_path: Path) -> None:
+    """A user's matplotlibrc has no effect either."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: Comic Sans MS\naxes.grid: True\n")
     script = """
 import warnings
 import matplotlib.font_manager as fonts
 found = fonts.findSystemFonts
-fonts.findSystemFonts = lambda paths=None, **how: found(paths, **how) if paths else []  # matplotlib's own alone
+fonts.findSystemFonts = lambda paths=None, **how: found(paths, **how) if paths else []  # hide system fonts
 fonts.fontManager.__init__()
 import studies
 from masklearn import density
 from masklearn.report.page import page
-from masklearn.report.correlations import overlaps
 from masklearn.report.study import draw
-from masklearn.report.style import render, styled, svg
+from masklearn.report.study_figure import inline_svg, render
+from masklearn.report.style import styled
 warnings.simplefilter("error")
-assert all("matplotlib" in font.fname for font in fonts.fontManager.ttflist), "fonts of the machine are seen"
+assert all("matplotlib" in font.fname for font in fonts.fontManager.ttflist), "system fonts are visible"
 with styled():
-    one = next(draw(density.study([studies.bank(studies.falling(5))])))
-print([len(render(one, kind)) for kind in ("png", "pdf")], len(svg(one, "f")))
+    one = next(draw(density.study([studies.measured(studies.falling(5))])))
+print([len(render(one, kind)) for kind in ("png", "pdf")], len(inline_svg(one, "f")))
 """
     folders = [str(Path(__file__).parent), str(Path(report.__file__).parents[2])]
     bare = {"MPLCONFIGDIR": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": ":".join(folders), "PATH": ""}
@@ -228,8 +228,8 @@ addEventListener('load', () => {
 
 
 @pytest.mark.parametrize("width", [1200, PHONE])
-def test_the_page_in_a_browser(written: Path, tmp_path: Path, width: int) -> None:
-    """Every figure is drawn, tables sort, nothing is asked for or complained of, and nothing sticks out sideways."""
+def test_the_page_works_in_a_browser(written: Path, tmp_path: Path, width: int) -> None:
+    """Every figure is drawn, tables sort, there are no requests and no console messages, and nothing overflows."""
     text = (written / "report.html").read_text()
     text = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", text)
     probed = tmp_path / "probed.html"
@@ -248,17 +248,17 @@ def test_the_page_in_a_browser(written: Path, tmp_path: Path, width: int) -> Non
     assert [url for url in visit.requests if url != probed.as_uri()] == []
 
 
-def test_what_a_page_asks_for_and_says_is_seen(tmp_path: Path) -> None:
-    """So that silence above means something."""
-    loud = tmp_path / "loud.html"
-    loud.write_text("<script>console.error('oh no')</script><img src='http://127.0.0.1:9/x.png'>")
-    visit = chromium(loud, "--dump-dom")
+def test_the_browser_reports_requests_and_console_messages(tmp_path: Path) -> None:
+    """Otherwise the test above could not fail."""
+    noisy = tmp_path / "noisy.html"
+    noisy.write_text("<script>console.error('oh no')</script><img src='http://127.0.0.1:9/x.png'>")
+    visit = chromium(noisy, "--dump-dom")
     assert any("oh no" in line for line in visit.console)
     assert visit.requests == ["http://127.0.0.1:9/x.png"]
 
 
-def test_the_pictures_of_the_docs_can_be_taken(written: Path, tmp_path: Path) -> None:
-    taken = {path.stem: imread(path)[..., :3] for path in pictures(written / "report.html", tmp_path)}
+def test_screenshots_for_the_docs_can_be_taken(written: Path, tmp_path: Path) -> None:
+    taken = {path.stem: imread(path)[..., :3] for path in screenshots(written / "report.html", tmp_path)}
     assert taken["report"].mean() > 0.8
     assert taken["report-dark"].mean() < 0.35
     assert taken["report-phone"].shape[1] == PHONE
@@ -266,10 +266,10 @@ def test_the_pictures_of_the_docs_can_be_taken(written: Path, tmp_path: Path) ->
         assert picture.shape[0] > 100 and picture.std() > 0.02
 
 
-def test_the_page_on_paper(written: Path, tmp_path: Path) -> None:
-    """Printing opens what is folded, and leaves out what only a screen can use."""
+def test_the_page_can_be_printed(written: Path, tmp_path: Path) -> None:
+    """Chromium prints the page to a PDF of a plausible number of pages, without console messages."""
     visit = chromium(written / "report.html", f"--print-to-pdf={tmp_path / 'report.pdf'}")
-    render = (tmp_path / "report.pdf").read_bytes()
-    assert render.startswith(b"%PDF")
+    pdf = (tmp_path / "report.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
     assert visit.console == []
-    assert 4 < len(re.findall(rb"/Type\s*/Page\b", render)) < 40
+    assert 4 < len(re.findall(rb"/Type\s*/Page\b", pdf)) < 40

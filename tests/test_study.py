@@ -116,7 +116,7 @@ def test_banks_over_different_inputs_are_compared_on_common_inputs(finished: Fin
     pair, *others = finished.table("across").to_dict("records")
     assert [row["kind"] for row in (pair, *others)] == ["learned", "norm", "random-matched"]
     assert pair["same_model"] and pair["n"] < 4
-    assert "in common: one has 8 of the embedded mixed texts and words has" in pair["note"]
+    assert "shared): one has 8 inputs from the embedded mixed texts, words has" in pair["note"]
     overlap = finished.table("overlap")
     assert ((overlap["overlap"] >= 0) & (overlap["overlap"] <= 1 + 1e-9)).all()
 
@@ -245,9 +245,9 @@ def test_a_study_of_one_input_and_two_sizes_notes_what_is_missing(
     out = tmp_path / "study"
     assert evaluate(["--mask", str(tmp_path / "one/mask.safetensors"), "--out", str(out), "--track", "false"]) == 0
     output = capsys.readouterr().out
-    assert "2 of the 3 sizes that an area or a phase takes (2, 9): no density" in output
+    assert "has 2 sizes (2, 9), and densities and phases need 3: no density" in output
     assert "a single input" in output
-    assert "no token comes after a scored position; score them with --data.positions random" in output
+    assert "no token follows a scored position; use --data.positions random" in output
     assert ">nan<" not in (out / "report.html").read_text().lower()
     assert not (out / "wandb").exists()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from masklearn.density import Study
+from masklearn.density.study_folder import REPORT_FILE
 from masklearn.evaluation import Row
 from masklearn.mask_file import Mask
 
@@ -54,6 +55,5 @@ def draw_study(folder: Path, study: Study, config: dict[str, dict[str, Any]]) ->
         The PNG files, and the page.
     """
     from masklearn import report
-    from masklearn.report.study import REPORT
 
-    return report.write_study(folder, study, config), folder / REPORT
+    return report.write_study(folder, study, config), folder / REPORT_FILE

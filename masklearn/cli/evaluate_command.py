@@ -34,7 +34,7 @@ def run_evaluation(args: list[str] | None) -> None:
     """
     flags, requested = _parse(sys.argv[1:] if args is None else args)
     masks = [Mask.load(path) for path in flags.mask]
-    flags.settle(masks)
+    flags.fill_defaults(masks)
     with locked_output(flags.out) as file:
         _evaluate_all(flags, masks, requested, file)
 

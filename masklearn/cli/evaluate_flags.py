@@ -72,7 +72,7 @@ class EvaluateFlags:
         self.dtype: DTypeName | None = dtype
         self.part: SplitName | None = part
 
-    def settle(self, masks: Sequence[Mask]) -> None:
+    def fill_defaults(self, masks: Sequence[Mask]) -> None:
         """Decide whether there is a study, and if so, which baselines it needs and which folder it goes to.
 
         Args:

@@ -10,15 +10,15 @@ import yaml
 from filelock import FileLock, Timeout
 
 from masklearn.cli.checkpoints import CHECKPOINT_FOLDER
+from masklearn.density.study_folder import FIGURES_FOLDER, TABLES_FOLDER
 from masklearn.errors import UserError, one_line
 from masklearn.files import TEMP_PATTERN, atomic_write
 
 CONFIG_FILE, MASK_FILE, METRICS_FILE = "config.yaml", "mask.safetensors", "metrics.json"
 LOCK_FILE = ".lock"
-FIGURES_FOLDER, TABLES_FOLDER = Path("figures"), Path("tables")
 BLOCKS_FOLDER = CHECKPOINT_FOLDER / "blocks"
 """Masks of finished blocks, until the mask file holds all of them."""
-WRITTEN_FOLDERS = (Path(), CHECKPOINT_FOLDER, BLOCKS_FOLDER, FIGURES_FOLDER, TABLES_FOLDER)
+WRITTEN_FOLDERS = (Path(), CHECKPOINT_FOLDER, BLOCKS_FOLDER, Path(FIGURES_FOLDER), Path(TABLES_FOLDER))
 """Folders, relative to the run's, that a run or a study writes files to."""
 
 

@@ -16,7 +16,7 @@ from masklearn.data import MaskData
 from masklearn.data.batching import Item
 from masklearn.density import MaskMeasurements, TopTokens
 from masklearn.density.curves import densities
-from masklearn.density.measurements import SHOWN, true_entropies
+from masklearn.density.measurements import COMPARED_KINDS, mean_true_entropy
 from masklearn.models import load_tokenizer
 
 N_TOP_TOKENS = 6
@@ -54,14 +54,14 @@ def measurements(name: str, bank: EvaluatedBank) -> MaskMeasurements:
     return MaskMeasurements(
         name=name,
         mask=bank.mask,
-        seen=bank.recorder.results,
+        results=bank.recorder.results,
         names=texts.names,
         contexts=tokenizer.batch_decode(context_ids, skip_special_tokens=True),
         lengths=[sum(positions) / len(positions) + 1 for positions in scored],
-        groups=texts.groups,
+        group_index=texts.groups,
         source=str(data.source),
         tokens=[_token_text(tokenizer, ids[-2], ids[-1]) for ids in texts.ids],
-        true_entropy=[true_entropies(*pair) for pair in zip(context_tokens, scored, strict=True)]
+        true_entropy=[mean_true_entropy(*pair) for pair in zip(context_tokens, scored, strict=True)]
         if language_is_known
         else [],
         seconds=seconds_of_learning(bank.path) | {"evaluation": bank.seconds},
@@ -101,11 +101,11 @@ def top_tokens(measured: MaskMeasurements, bank: EvaluatedBank) -> TopTokens:
     batch = data.collate([data.parts[bank.split][example]])
     last = int(batch.input_ids[batch.scored][-1])
     bank.masked_lm.ablation = bank.ablation
-    group = measured.groups[example] if len(measured.mask.groups) > 1 else 0
+    group = measured.group_index[example] if len(measured.mask.groups) > 1 else 0
     has_full_model = measured.sizes[-1] == measured.n_nodes
     tokens = {}
-    for kind in (kind for kind in SHOWN if kind in measured.kinds):
-        masks = measured.seen[kind].masks[0][:, group]  # (sizes, nodes)
+    for kind in (kind for kind in COMPARED_KINDS if kind in measured.kinds):
+        masks = measured.results[kind].masks[0][:, group]  # (sizes, nodes)
         if not has_full_model:
             masks = torch.cat([masks, torch.ones_like(masks[:1])])
         ids, probabilities = evaluation.top_tokens(bank.masked_lm, batch, masks, N_TOP_TOKENS)

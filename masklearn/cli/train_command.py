@@ -129,9 +129,7 @@ def _fit(cli: TrainCLI) -> None:
         raise NonFiniteLoss(
             f"{error}. The last good state is kept in {last}" if last.is_file() else str(error)
         ) from error
-    if (
-        trainer.global_step < learner.plan.total_steps
-    ):  # no checkpoint is saved now: Lightning considers the run finished
+    if trainer.global_step < learner.plan.total_steps:  # saved now, a checkpoint would mark the run as finished
         raise UserError(
             f"stopped at step {trainer.global_step} of {learner.plan.total_steps}, as a trainer flag requires. Resume "
             "without it from the last checkpoint. Go on with: "

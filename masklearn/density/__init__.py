@@ -1,4 +1,4 @@
-"""The study of computation density: what was measured of many inputs, to tidy tables. Tables in, tables out."""
+"""The study of computation density: from measurements of every input to tidy tables."""
 
 from masklearn.density.measurements import MaskMeasurements, TopTokens
 from masklearn.density.study import Study, study

@@ -1,104 +1,74 @@
-"""What an input's density goes with: properties of the input, and its density in other models."""
-
-from collections.abc import Sequence
-from itertools import combinations
+"""Every input's density beside its properties, their correlations, and the density of every token of a text."""
 
 import numpy as np
 import pandas as pd
 
-from masklearn.density.curves import LEAST_SIZES, densities
-from masklearn.density.measurements import INVERSE, SHOWN, MaskMeasurements
-from masklearn.density.statistics import LEAST, correlation
+from masklearn.density.curves import MIN_CURVE_SIZES, densities
+from masklearn.density.measurements import COMPARED_KINDS, MaskMeasurements
+from masklearn.density.statistics import correlation
 
-FULL = ("entropy", "loss", "next_rarity", "last_rarity")
-"""What is measured of the full model at every input, see `TextMetrics`."""
-WORDS = {
+FULL_MODEL_PROPERTIES = ("entropy", "loss", "next_rarity", "last_rarity")
+"""Metrics of the full model at every input (see `TextMetrics`)."""
+PROPERTY_LABELS = {
     "entropy": "the full model's entropy",
     "loss": "the full model's loss",
-    "next_rarity": "rarity of the token that came",
-    "last_rarity": "rarity of the last token read",
+    "next_rarity": "rarity of the next token",
+    "last_rarity": "rarity of the last context token",
     "context": "context length",
     "true_entropy": "true entropy of the language",
 }
+"""Properties with which density is correlated, as figures and notes name them."""
+_NO_NEXT_TOKEN = "no token follows a scored position; use --data.positions random"
+UNDEFINED_REASONS = {
+    "loss": _NO_NEXT_TOKEN,
+    "next_rarity": _NO_NEXT_TOKEN,
+    "true_entropy": "the language of these texts is unknown",
+}
+"""Why a property has no value for any input of a bank."""
 
 
-def inputs(bank: MaskMeasurements) -> pd.DataFrame:
-    """Every input: its density under every kind of subgraphs, and what that is held against."""
-    columns = {"bank": bank.name, "input": bank.names, "context_text": bank.contexts}
-    columns |= {f"density_{kind}": densities(bank, kind) for kind in bank.kinds if kind != INVERSE}
-    columns |= {name: bank.full(name) for name in FULL} | {"context": bank.lengths}
-    known = bank.true_entropy or [None] * len(bank.names)
-    return pd.DataFrame(columns | {"true_entropy": np.array(known, dtype=float)})
+def input_properties(measured: MaskMeasurements) -> pd.DataFrame:
+    """Return a row per input: its density under every kind of subgraph, and its properties."""
+    columns = {"bank": measured.name, "input": measured.names, "context_text": measured.contexts}
+    columns |= {f"density_{kind}": densities(measured, kind) for kind in measured.sized_kinds}
+    columns |= {name: measured.full_model(name) for name in FULL_MODEL_PROPERTIES} | {"context": measured.lengths}
+    true_entropy = measured.true_entropy or [None] * len(measured.names)
+    return pd.DataFrame(columns | {"true_entropy": np.array(true_entropy, dtype=float)})
 
 
-def density_correlations(bank: MaskMeasurements, table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Spearman's correlation of density with each property, for every kind of subgraphs.
+def density_correlations(measured: MaskMeasurements, inputs: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Correlate (Spearman) density with each property, for every kind of subgraph.
 
     Args:
-        bank: The bank.
-        table: Its inputs, from `inputs`.
-        seed: Of bootstrap and permutations.
+        measured: The bank.
+        inputs: Its `input_properties`.
+        seed: Seed of bootstrap and permutations.
     """
     rows = []
-    for kind in (kind for kind in bank.kinds if kind != INVERSE):
-        for name, words in WORDS.items():
-            x, y = table[f"density_{kind}"].to_numpy(float), table[name].to_numpy(float)
-            if name in MISSING and np.isnan(y).all():
-                found = {"n": 0, "note": f"not defined: {MISSING[name]}"}
-            elif len(bank.sizes) < LEAST_SIZES:
-                found = {"n": len(x), "note": f"not defined: density takes {LEAST_SIZES} sizes or more"}
+    for kind in measured.sized_kinds:
+        for name, label in PROPERTY_LABELS.items():
+            x, y = inputs[f"density_{kind}"].to_numpy(float), inputs[name].to_numpy(float)
+            if name in UNDEFINED_REASONS and np.isnan(y).all():
+                found = {"n": 0, "note": f"not defined: {UNDEFINED_REASONS[name]}"}
+            elif len(measured.sizes) < MIN_CURVE_SIZES:
+                found = {"n": len(x), "note": f"not defined: density needs {MIN_CURVE_SIZES} sizes or more"}
             else:
-                found = correlation(x, y, seed, ("density", words)).row()
-            rows.append({"bank": bank.name, "kind": kind, "with": name, **found})
+                found = correlation(x, y, seed, ("density", label)).row()
+            rows.append({"bank": measured.name, "kind": kind, "with": name, **found})
     return pd.DataFrame(rows, columns=["bank", "kind", "with", "rho", "low", "high", "p", "n", "note"])
 
 
-MISSING = {
-    "loss": "no token comes after a scored position; score them with --data.positions random",
-    "next_rarity": "no token comes after a scored position; score them with --data.positions random",
-    "true_entropy": "the language of these texts is not known",
-}
+def token_densities(measured: MaskMeasurements) -> pd.DataFrame:
+    """Return the density of every token of every text, in order; empty unless every position is an input of its own.
 
-
-def across(banks: Sequence[MaskMeasurements], seed: int) -> pd.DataFrame:
-    """Spearman's correlation of the inputs' densities between every two banks, on the inputs that both have.
-
-    Under learned subgraphs, and under those that stand beside them. Inputs are the same when what was read is. Where
-    too few are, the note says what each has.
+    Such inputs are named `<text>:<position>`, and their density is that of the last token.
     """
-    rows = []
-    for kind in SHOWN:
-        having = [bank for bank in banks if kind in bank.kinds]
-        own = {
-            bank.name: dict(zip(reversed(bank.contexts), densities(bank, kind)[::-1], strict=True)) for bank in having
-        }
-        for one, other in combinations(having, 2):
-            common = [text for text in own[one.name] if text in own[other.name]]
-            a, b = (np.array([own[bank.name][text] for text in common]) for bank in (one, other))
-            same = one.mask.model.fingerprint == other.mask.model.fingerprint
-            columns = {"kind": kind, "one": one.name, "other": other.name, "same_model": same}
-            rows.append(columns | _pair(one, other, a, b, seed))
-    columns = ["kind", "one", "other", "same_model", "rho", "low", "high", "p", "n", "note"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _pair(one: MaskMeasurements, other: MaskMeasurements, a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, object]:
-    short = [bank for bank in (one, other) if len(bank.sizes) < LEAST_SIZES]
-    if short:
-        return {"n": len(a), "note": f"not defined: {short[0].name} has fewer than {LEAST_SIZES} sizes"}
-    if len(a) < LEAST:
-        said = " and ".join(f"{bank.name} has {len(bank.names)} of {bank.source}" for bank in (one, other))
-        return {"n": len(a), "note": f"different inputs, {len(a)} in common: {said}"}
-    return correlation(a, b, seed, (one.name, other.name)).row()
-
-
-def by_token(bank: MaskMeasurements) -> pd.DataFrame:
-    """The density that every token of a text needs, where every one was an input of its own; empty otherwise."""
-    table = pd.DataFrame({"input": bank.names, "token": bank.tokens, "density": densities(bank)})
-    beside = [kind for kind in SHOWN[1:] if kind in bank.kinds]
-    table = table.assign(**{f"density_{kind}": densities(bank, kind) for kind in beside})
-    pairs = [[int(part) for part in name.split(":")] if ":" in name else [None, None] for name in bank.names]
-    text, at = (pd.array([pair[i] for pair in pairs], dtype="Int64") for i in (0, 1))
-    table = table.assign(bank=bank.name, text=text, at=at).dropna(subset=["text"]).sort_values(["text", "at"])
-    columns = ["bank", "text", "at", "token", "density", *(f"density_{kind}" for kind in beside)]
+    other_kinds = [kind for kind in COMPARED_KINDS[1:] if kind in measured.kinds]
+    table = pd.DataFrame({"input": measured.names, "token": measured.tokens, "density": densities(measured)})
+    table = table.assign(**{f"density_{kind}": densities(measured, kind) for kind in other_kinds})
+    split = [[int(field) for field in name.split(":")] if ":" in name else [None, None] for name in measured.names]
+    text, position = (pd.array([pair[i] for pair in split], dtype="Int64") for i in (0, 1))
+    table = table.assign(bank=measured.name, text=text, at=position)
+    table = table.dropna(subset=["text"]).sort_values(["text", "at"])
+    columns = ["bank", "text", "at", "token", "density", *(f"density_{kind}" for kind in other_kinds)]
     return table.reset_index(drop=True).reindex(columns=columns)

@@ -1,4 +1,4 @@
-"""One bank of masks as the study sees it: what was measured of every input, as tidy tables."""
+"""The masks of one run and what was measured of every input, with tidy tables of both."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,90 +12,118 @@ from masklearn.evaluation.per_text import PerTextResults
 from masklearn.mask_file import Mask
 from masklearn.tiny import language
 
-LEARNED, INVERSE, NORM = "learned", "inverse", "norm"
-CHANCE = "random-matched"
-"""What is held against learned subgraphs where one kind of random ones does: as many heads and MLPs, drawn anew."""
-SHOWN = (LEARNED, NORM, CHANCE)
-"""Kinds that stand side by side where not all are shown."""
-RECOVERED = (1, 5, 10, 20, 40, 60, 80, 90)
-"""The nuclei whose recovery is reported, in percent."""
-DEPTHS = 4
-"""Parts of equal depth that a model's layers are counted in."""
+LEARNED_KIND = "learned"
+"""Subgraphs of the learned masks."""
+INVERSE_KIND = "inverse"
+"""All nodes except those of the learned mask."""
+NORM_KIND = "norm"
+"""The nodes that contribute most to the residual stream by L1 norm."""
+MATCHED_KIND = "random-matched"
+"""Random subgraphs with as many heads and MLPs as the learned one."""
+COMPARED_KINDS = (LEARNED_KIND, NORM_KIND, MATCHED_KIND)
+"""Kinds of subgraphs in tables and figures that do not cover every kind."""
+REPORTED_NUCLEI = (1, 5, 10, 20, 40, 60, 80, 90)
+"""Nuclei whose recovery is reported, in percent of the probability; the first is the top token."""
+N_DEPTH_QUARTERS = 4
+"""Depth ranges of (nearly) equal size into which layers are grouped."""
 
 
 @dataclass(frozen=True)
 class TopTokens:
-    """The most probable next tokens of one input, under kinds of subgraphs of growing size and under the full model."""
+    """The most probable next tokens after one input, under subgraphs of growing size and under the full model."""
 
     name: str
+    """Name of the input."""
     text: str
-    """What was read."""
+    """The input, as text."""
     sizes: Sequence[int]
-    """Nodes kept; the last is all of them."""
+    """Nodes kept, ascending; the last is the number of all nodes."""
     tokens: Mapping[str, Sequence[Sequence[tuple[str, float]]]]
-    """By kind of subgraph, for each size, tokens and probabilities, the most probable first."""
+    """By kind of subgraph and size: tokens with their probabilities, most probable first."""
 
 
 @dataclass(frozen=True)
 class MaskMeasurements:
-    """The masks of one run, and what was measured of them, input by input."""
+    """The masks of one run (a bank) and what was measured of them for every input."""
 
     name: str
+    """Name of the bank."""
     mask: Mask
-    seen: Mapping[str, PerTextResults]
+    results: Mapping[str, PerTextResults]
     """By kind of subgraph: learned, inverse, random, ..."""
     names: Sequence[str]
-    """Of every input."""
+    """Name of every input."""
     contexts: Sequence[str]
-    """What was read of every input, as text: by it an input is known across models."""
+    """Every input, decoded up to its last scored position; it identifies the input across models."""
     lengths: Sequence[float]
-    """Tokens read before a scored position, mean over those of every input."""
-    groups: Sequence[int]
-    """Place of the group whose masks every input is run under."""
+    """Tokens up to the scored position, mean over the scored positions of every input."""
+    group_index: Sequence[int]
+    """For every input, the index of the group whose masks apply to it."""
     source: str
-    """Where the texts are from."""
+    """Where the texts come from."""
     tokens: Sequence[str] = ()
-    """The last token of every input, as text."""
+    """Last token of every input, as text."""
     true_entropy: Sequence[float | None] = ()
-    """In nats, where the language is known."""
+    """Entropy of the language at the scored positions, in nats; empty if the language is unknown."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """What took how long."""
+    """Duration of each step of the run, in seconds."""
 
     @property
     def n_nodes(self) -> int:
+        """Nodes of the full model."""
         return self.mask.graph.n_nodes
 
     @property
     def sizes(self) -> list[int]:
+        """Nodes kept by the masks, ascending."""
         return self.mask.sizes.tolist()
 
     @property
     def fractions(self) -> np.ndarray:
+        """Sizes over n_nodes, shape (sizes,)."""
         return np.array(self.sizes) / self.n_nodes
 
     @property
     def kinds(self) -> list[str]:
-        return list(self.seen)
+        """Kinds of subgraphs that were measured."""
+        return list(self.results)
 
-    def values(self, kind: str, name: str) -> np.ndarray:
-        """A measured quantity, mean over draws where there are any: shape (sizes, inputs)."""
-        return self.seen[kind].texts[name].mean(0).numpy()
+    @property
+    def sized_kinds(self) -> list[str]:
+        """Kinds whose subgraphs have exactly `s` nodes: every kind except the inverse."""
+        return [kind for kind in self.kinds if kind != INVERSE_KIND]
 
-    def full(self, name: str) -> np.ndarray:
-        """A quantity of the full model: shape (inputs,)."""
-        return self.seen[LEARNED].texts[name].numpy()
+    @property
+    def compared_kinds(self) -> list[str]:
+        """Those of `COMPARED_KINDS` that were measured, in the order of measurement."""
+        return [kind for kind in self.kinds if kind in COMPARED_KINDS]
+
+    def values(self, kind: str, metric: str) -> np.ndarray:
+        """Return a metric of one kind of subgraph, mean over random draws, shape (sizes, inputs)."""
+        return self.results[kind].texts[metric].mean(0).numpy()
+
+    def full_model(self, metric: str) -> np.ndarray:
+        """Return a metric of the full model, shape (inputs,)."""
+        return self.results[LEARNED_KIND].texts[metric].numpy()
 
     def recovered(self, kind: str) -> np.ndarray:
-        """Whether each of `RECOVERED` is recovered at half of an input's positions or more: (sizes, inputs, nuclei)."""
-        share = self.seen[kind].texts["recovered"].mean(0).numpy()
-        return share[..., [NUCLEI.index(p) for p in RECOVERED]] >= 0.5
+        """Return whether half or more of an input's positions recover a nucleus.
 
-    def used(self, kind: str, draws: slice = slice(None)) -> np.ndarray:
-        """How often a kind's masks keep every node, mean over draws: shape (sizes, groups, nodes)."""
-        return self.seen[kind].masks[draws].float().mean(0).numpy()
+        Returns:
+            Boolean, shape (sizes, inputs, nuclei), with the nuclei of `REPORTED_NUCLEI`.
+        """
+        share = self.results[kind].texts["recovered"].mean(0).numpy()
+        return share[..., [NUCLEI.index(p) for p in REPORTED_NUCLEI]] >= 0.5
+
+    def node_use(self, kind: str, draws: slice = slice(None)) -> np.ndarray:
+        """Return the share of random draws in which a kind's mask keeps each node, shape (sizes, groups, nodes).
+
+        Kinds that are not random have one draw, so their shares are 0 or 1.
+        """
+        return self.results[kind].masks[draws].float().mean(0).numpy()
 
     def row(self) -> dict[str, Any]:
-        """What this bank is."""
+        """Describe the bank in one row of the table `banks`."""
         model, graph = self.mask.model, self.mask.graph
         return {
             "bank": self.name,
@@ -111,11 +139,11 @@ class MaskMeasurements:
             "texts": self.source,
             "inputs": len(self.names),
             "sizes": ", ".join(map(str, self.sizes)),
-            **{f"{what} (s)": round(seconds, 1) for what, seconds in self.seconds.items()},
+            **{f"{step} (s)": round(seconds, 1) for step, seconds in self.seconds.items()},
         }
 
-    def by_size(self) -> pd.DataFrame:
-        """Every input under every subgraph: TV, KL (nats), KL from the unigram (nats), nuclei recovered."""
+    def inputs_by_size(self) -> pd.DataFrame:
+        """Return TV, KL (nats), KL from the unigram (nats) and recovered nuclei: a row per kind, size and input."""
         n_sizes, n_inputs = len(self.sizes), len(self.names)
         frames = []
         for kind in self.kinds:
@@ -125,37 +153,38 @@ class MaskMeasurements:
                 "s": np.repeat(self.sizes, n_inputs),
                 "fraction": np.repeat(self.fractions, n_inputs),
                 "input": np.tile(np.array(self.names), n_sizes),
-                **{name: self.values(kind, name).reshape(-1) for name in ("tv", "kl", "unigram_kl")},
+                **{metric: self.values(kind, metric).reshape(-1) for metric in ("tv", "kl", "unigram_kl")},
             }
-            for place, percent in enumerate(RECOVERED):
-                columns[f"nucleus_{percent}"] = self.recovered(kind)[..., place].reshape(-1)
+            for i, percent in enumerate(REPORTED_NUCLEI):
+                columns[f"nucleus_{percent}"] = self.recovered(kind)[..., i].reshape(-1)
             frames.append(pd.DataFrame(columns))
         return pd.concat(frames, ignore_index=True)
 
-    def parts(self) -> dict[str, np.ndarray]:
-        """Which nodes count for each part of the model that shares are reported of; parts without nodes are left out.
+    def model_parts(self) -> dict[str, np.ndarray]:
+        """Return which nodes belong to each part of the model, boolean of shape (nodes,); empty parts are left out.
 
-        A layer's depth is where it lies among all, in quarters; five layers have two in the first.
+        Layer l of n belongs to quarter floor(4 l / n) + 1 of the depth.
         """
         nodes, n_layers = self.mask.graph.nodes, self.mask.graph.n_layers
-        depth = np.array([DEPTHS * node.layer // n_layers for node in nodes])
-        heads = np.array([node.head is not None for node in nodes])
-        parts = {"heads": heads, "MLPs": ~heads} | {f"quarter {i + 1}": depth == i for i in range(DEPTHS)}
-        return {name: which for name, which in parts.items() if which.any()}
+        quarter = np.array([N_DEPTH_QUARTERS * node.layer // n_layers for node in nodes])
+        is_head = np.array([node.head is not None for node in nodes])
+        parts = {"heads": is_head, "MLPs": ~is_head}
+        parts |= {f"quarter {i + 1}": quarter == i for i in range(N_DEPTH_QUARTERS)}
+        return {part: members for part, members in parts.items() if members.any()}
 
 
-def true_entropies(tokens: Sequence[str], scored: Sequence[int]) -> float | None:
-    """The true entropy of the embedded language in nats, mean over some positions of a text.
+def mean_true_entropy(tokens: Sequence[str], scored: Sequence[int]) -> float | None:
+    """Compute the mean entropy of the embedded language at the scored positions of a text, in nats.
 
     Args:
-        tokens: The text, its beginning token first.
-        scored: Places among them, after which the next token is asked for.
+        tokens: The text, beginning token first.
+        scored: Scored positions: indices of tokens after which the next token is predicted.
 
     Returns:
-        None where the text is not of the language.
+        None if the text does not belong to the language.
     """
     try:
-        found = [language.entropy(choice) for choice in language.truth(tokens[1:])]
-        return sum(found[place] for place in scored) / len(scored)
+        entropies = [language.entropy(choice) for choice in language.truth(tokens[1:])]
+        return sum(entropies[position] for position in scored) / len(scored)
     except (ValueError, IndexError):
         return None

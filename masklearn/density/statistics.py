@@ -1,84 +1,96 @@
-"""What chance gives: intervals by the bootstrap over inputs, p-values by permutation. Everything random has a seed."""
+"""Bootstrap intervals and permutation p-values over inputs; every random draw has a seed."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-RESAMPLES, PERMUTATIONS, CONFIDENCE = 1000, 9999, 0.95
-AT_ONCE = 100
+N_RESAMPLES = 1000
+"""Bootstrap resamples of the inputs."""
+N_PERMUTATIONS = 9999
+"""Permutations of a p-value; the smallest two-sided p-value is 2 / (N_PERMUTATIONS + 1)."""
+CONFIDENCE = 0.95
+"""Level of every interval."""
+RESAMPLE_BATCH = 100
 """Resamples held in memory at a time."""
+MIN_CORRELATION_INPUTS = 4
+"""Fewest inputs of a correlation: with three, one ordering in six is perfectly ranked by chance."""
 
 
 def bootstrap_ci(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Means over the last axis and their percentile bootstrap interval; NaN for an interval over one value.
+    """Compute means over inputs and their 95 % percentile bootstrap interval.
 
     Args:
         values: Shape (..., inputs).
-        seed: Of the resamples, which are the same inputs for all that stands before the last axis.
+        seed: Seed of the resamples; all leading positions use the same resampled inputs.
+
+    Returns:
+        Mean, lower and upper end, each of shape (...). The ends are NaN if there is a single input.
     """
     mean = values.mean(-1)
     if values.shape[-1] < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
     found = stats.bootstrap(
-        (values,), np.mean, axis=-1, vectorized=True, n_resamples=RESAMPLES, batch=AT_ONCE,
+        (values,), np.mean, axis=-1, vectorized=True, n_resamples=N_RESAMPLES, batch=RESAMPLE_BATCH,
         confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(seed),
     )  # fmt: skip
     return mean, found.confidence_interval.low, found.confidence_interval.high
 
 
-def resamples(values: np.ndarray, seed: int) -> np.ndarray:
-    """Means over bootstrap resamples of the last axis: (sizes, inputs) to (resamples, sizes)."""
+def bootstrap_means(values: np.ndarray, seed: int) -> np.ndarray:
+    """Compute the mean over inputs in every bootstrap resample: (sizes, inputs) to (resamples, sizes)."""
     rng, n = np.random.default_rng(seed), values.shape[-1]
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
     return counts @ values.T / n
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation; where it is not defined, why."""
+    """Spearman's rank correlation; all numbers but `n` are None where it is undefined."""
 
     n: int
+    """Inputs that have both values."""
     rho: float | None = None
     low: float | None = None
+    """Lower end of the bootstrap interval of rho."""
     high: float | None = None
+    """Upper end of the bootstrap interval of rho."""
     p: float | None = None
+    """Two-sided permutation p-value."""
     note: str = ""
+    """Why the correlation is undefined."""
 
     def row(self) -> dict[str, object]:
+        """Return the correlation as columns of a table."""
         return vars(self)
 
 
-LEAST = 4
-"""Inputs below which a correlation says nothing: of three, one ordering in six is in line by chance."""
-
-
-def correlation(x: np.ndarray, y: np.ndarray, seed: int, what: tuple[str, str] = ("one", "the other")) -> Correlation:
-    """Spearman's correlation with its bootstrap interval over inputs and its two-sided permutation p-value.
+def correlation(x: np.ndarray, y: np.ndarray, seed: int, labels: tuple[str, str] = ("one", "the other")) -> Correlation:
+    """Compute Spearman's correlation with its bootstrap interval and permutation p-value.
 
     Args:
-        x, y: One value for each input; NaN where there is none, and such inputs are left out. Shape (inputs,).
-        seed: Of resamples and permutations.
-        what: What they are, for words.
+        x, y: One value for each input, shape (inputs,). Inputs with a NaN in either are left out.
+        seed: Seed of resamples and permutations.
+        labels: Names of x and y in the note of an undefined correlation.
     """
     known = ~(np.isnan(x) | np.isnan(y))
     x, y, n = x[known], y[known], int(known.sum())
-    if n < LEAST:
-        return Correlation(n, note=f"not defined: {n} inputs have both, and {LEAST} are needed")
-    for name, values in zip(what, (x, y), strict=True):
+    if n < MIN_CORRELATION_INPUTS:
+        return Correlation(n, note=f"not defined: {n} inputs have both values, {MIN_CORRELATION_INPUTS} are needed")
+    for label, values in zip(labels, (x, y), strict=True):
         if np.ptp(values) <= 1e-9 * np.abs(values).max():
-            return Correlation(n, note=f"not defined: {name} is the same for all {n} inputs")
+            return Correlation(n, note=f"not defined: {label} is the same for all {n} inputs")
     rho = float(stats.spearmanr(x, y).statistic)  # pyright: ignore[reportAttributeAccessIssue]
-    found = stats.bootstrap(
-        (x, y), _spearman, paired=True, vectorized=True, n_resamples=RESAMPLES, batch=AT_ONCE,
+    interval = stats.bootstrap(
+        (x, y), _spearman, paired=True, vectorized=True, n_resamples=N_RESAMPLES, batch=RESAMPLE_BATCH,
         confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
-    ranks = stats.rankdata(x), stats.rankdata(y)  # which permuting does not change
+    ranks = stats.rankdata(x), stats.rankdata(y)  # a permutation does not change ranks
     p = stats.permutation_test(
-        ranks, _pearson, permutation_type="pairings", vectorized=True, n_resamples=PERMUTATIONS, batch=AT_ONCE,
-        rng=np.random.default_rng(seed),
+        ranks, _pearson, permutation_type="pairings", vectorized=True, n_resamples=N_PERMUTATIONS,
+        batch=RESAMPLE_BATCH, rng=np.random.default_rng(seed),
     ).pvalue  # fmt: skip
-    return Correlation(n, rho, float(found.low), float(found.high), float(p))
+    return Correlation(n, rho, float(interval.low), float(interval.high), float(p))
 
 
 def _spearman(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -86,7 +98,7 @@ def _spearman(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def _pearson(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-    """0 where one is constant, as a resample of few inputs may be."""
+    """Compute Pearson's correlation; 0 where x or y is constant, as in some resamples of few inputs."""
     x, y = (values - values.mean(axis, keepdims=True) for values in (x, y))
     scale = np.sqrt((x**2).sum(axis) * (y**2).sum(axis))
     product = (x * y).sum(axis)

@@ -1,4 +1,4 @@
-"""The whole study: banks in, every table out."""
+"""The whole study: measurements of banks in, every table out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,96 +6,115 @@ from itertools import combinations
 
 import pandas as pd
 
-from masklearn.density import composition, correlations, curves
+from masklearn.density import comparison, composition, correlations, curves
 from masklearn.density.findings import findings
-from masklearn.density.measurements import LEARNED, MaskMeasurements, TopTokens
-from masklearn.density.tables import select_rows
+from masklearn.density.measurements import LEARNED_KIND, MaskMeasurements, TopTokens
+from masklearn.density.phases import phases
+from masklearn.density.tables import Tables, concat_tables, select_rows
 
-MOST_PAIRS = 3
-"""Pairs of banks over different inputs that notes name."""
+MAX_PAIR_NOTES = 3
+"""Pairs of banks over different inputs that get a note each; the others are counted."""
+_PHASE_COLUMNS = ["bank", "what", "s", "fraction", "low", "high", "share", "slopes"]
 
 
 @dataclass(frozen=True)
 class Study:
-    """The tables of a study, by name, and what else its figures show."""
+    """The tables of a study by name, and what else its figures show."""
 
-    banks: Sequence[MaskMeasurements]
-    tables: dict[str, pd.DataFrame]
-    thoughts: dict[str, TopTokens] = field(default_factory=dict)
-    """By the bank's name."""
+    measurements: Sequence[MaskMeasurements]
+    tables: Tables
+    top_tokens: dict[str, TopTokens] = field(default_factory=dict)
+    """One input of a bank, by the bank's name."""
     notes: list[str] = field(default_factory=list)
-    """What could not be had, and why."""
+    """Results that are undefined, and why."""
 
 
-def study(banks: Sequence[MaskMeasurements], thoughts: dict[str, TopTokens] | None = None, seed: int = 0) -> Study:
-    """Every table of the study.
+def study(
+    measurements: Sequence[MaskMeasurements], top_tokens: dict[str, TopTokens] | None = None, seed: int = 0
+) -> Study:
+    """Compute every table of the study.
 
     Args:
-        banks: The banks, with names of their own.
-        thoughts: What one input of every bank makes the model think.
-        seed: Of everything random.
+        measurements: One for each bank; their names differ.
+        top_tokens: By the name of a bank, the predictions after one of its inputs.
+        seed: Seed of bootstrap, permutations and shuffles.
     """
-    tables: dict[str, pd.DataFrame] = {"banks": pd.DataFrame([bank.row() for bank in banks])}
-    tables["inputs_by_size"] = _concat([bank.by_size() for bank in banks])
-    tables["curve"] = _concat([curves.curve(bank, seed) for bank in banks])
-    columns = ["bank", "what", "s", "fraction", "low", "high", "share", "slopes"]
-    tables["phases"] = pd.DataFrame([row for bank in banks for row in curves.phases(bank, seed)], columns=columns)
-    tables["nuclei"] = _concat([curves.nuclei(bank) for bank in banks])
-    tables["composition"] = _concat([composition.composition(bank, seed) for bank in banks])
-    tables["node_use"] = _concat([composition.node_use(bank) for bank in banks])
-    tables["gini"] = _concat([composition.inequality(bank) for bank in banks])
-    own = {bank.name: correlations.inputs(bank) for bank in banks}
-    tables["inputs"] = _concat(list(own.values()))
-    tables["relations"] = _concat([correlations.density_correlations(bank, own[bank.name], seed) for bank in banks])
-    tables["unigram"] = _concat([curves.unigrams(bank, seed) for bank in banks])
-    tables["leaving"] = curves.unigram_crossover(banks)
-    tables["across"] = correlations.across(banks, seed)
-    tables["overlap"] = composition.overlaps(banks, seed)
-    tables["by_token"] = _concat([correlations.by_token(bank) for bank in banks])
-    tables["thoughts"] = _thoughts(thoughts or {})
-    tables = {"findings": findings(banks, tables)} | tables
-    return Study(banks, tables, thoughts or {}, _notes(banks, tables))
+    inputs = {measured.name: correlations.input_properties(measured) for measured in measurements}
+    phase_rows = [row for measured in measurements for row in phases(measured, seed)]
+    tables = {
+        "banks": pd.DataFrame([measured.row() for measured in measurements]),
+        "inputs_by_size": concat_tables([measured.inputs_by_size() for measured in measurements]),
+        "curve": concat_tables([curves.curve(measured, seed) for measured in measurements]),
+        "phases": pd.DataFrame(phase_rows, columns=_PHASE_COLUMNS),
+        "nuclei": concat_tables([curves.nuclei(measured) for measured in measurements]),
+        "composition": concat_tables([composition.composition(measured, seed) for measured in measurements]),
+        "node_use": concat_tables([composition.node_use(measured) for measured in measurements]),
+        "gini": concat_tables([composition.inequality(measured) for measured in measurements]),
+        "inputs": concat_tables(list(inputs.values())),
+        "relations": concat_tables(
+            [correlations.density_correlations(measured, inputs[measured.name], seed) for measured in measurements]
+        ),
+        "unigram": concat_tables([curves.unigrams(measured, seed) for measured in measurements]),
+        "leaving": curves.unigram_crossover(measurements),
+        "across": comparison.density_agreement(measurements, seed),
+        "overlap": comparison.mask_overlaps(measurements, seed),
+        "by_token": concat_tables([correlations.token_densities(measured) for measured in measurements]),
+        "thoughts": _top_tokens_table(top_tokens or {}),
+    }
+    tables = {"findings": findings(measurements, tables)} | tables
+    return Study(measurements, tables, top_tokens or {}, _notes(measurements, tables))
 
 
-def _concat(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    full = [frame for frame in frames if len(frame)]
-    return pd.concat(full, ignore_index=True) if full else frames[0]
-
-
-def _thoughts(thoughts: dict[str, TopTokens]) -> pd.DataFrame:
+def _top_tokens_table(top_tokens: dict[str, TopTokens]) -> pd.DataFrame:
     rows = [
-        {"bank": bank, "input": thought.name, "kind": kind, "s": s, "rank": rank, "token": token, "probability": p}
-        for bank, thought in thoughts.items()
-        for kind, by_size in thought.tokens.items()
-        for s, tokens in zip(thought.sizes, by_size, strict=True)
+        {"bank": bank, "input": shown.name, "kind": kind, "s": s, "rank": rank, "token": token, "probability": p}
+        for bank, shown in top_tokens.items()
+        for kind, by_size in shown.tokens.items()
+        for s, tokens in zip(shown.sizes, by_size, strict=True)
         for rank, (token, p) in enumerate(tokens, start=1)
     ]
     return pd.DataFrame(rows, columns=["bank", "input", "kind", "s", "rank", "token", "probability"])
 
 
-def _notes(banks: Sequence[MaskMeasurements], tables: dict[str, pd.DataFrame]) -> list[str]:
+def _notes(measurements: Sequence[MaskMeasurements], tables: Tables) -> list[str]:
+    return [
+        *(note for measured in measurements for note in _bank_notes(measured)),
+        *_correlation_notes(tables["relations"]),
+        *_pair_notes(tables["across"]),
+        *_overlap_notes(measurements),
+    ]
+
+
+def _bank_notes(measured: MaskMeasurements) -> list[str]:
     notes = []
-    for bank in banks:
-        if len(bank.sizes) < curves.LEAST_SIZES:
-            notes.append(
-                f"{bank.name} has {len(bank.sizes)} of the {curves.LEAST_SIZES} sizes that an area or a phase takes "
-                f"({', '.join(map(str, bank.sizes))}): no density. Learn it with --model.sizes log:12"
-            )
-        if len(bank.names) == 1:
-            notes.append(f"{bank.name} holds a single input: no intervals and no correlations")
-    correlations, pairs = (
-        select_rows(tables[name], kind=LEARNED).fillna({"note": ""}) for name in ("relations", "across")
-    )
-    for row in correlations.to_dict("records"):
-        if row["note"]:
-            notes.append(f"{row['bank']}: correlation with {row['with']} {row['note']}")
-    differs = list(dict.fromkeys(pair["note"] for pair in pairs.to_dict("records") if pair["note"]))
-    notes += differs[:MOST_PAIRS]
-    if len(differs) > MOST_PAIRS:
+    if len(measured.sizes) < curves.MIN_CURVE_SIZES:
+        count = f"{len(measured.sizes)} size{'' if len(measured.sizes) == 1 else 's'}"
         notes.append(
-            f"and {len(differs) - MOST_PAIRS} more pairs of banks that cannot be compared: see the table across"
+            f"{measured.name} has {count} ({', '.join(map(str, measured.sizes))}), and densities and phases need "
+            f"{curves.MIN_CURVE_SIZES}: no density. Learn the masks with --model.sizes log:12"
         )
-    for one, other in combinations(banks, 2):
-        if one.mask.model.fingerprint == other.mask.model.fingerprint and not set(one.sizes) & set(other.sizes):
-            notes.append(f"{one.name} and {other.name} have no size in common: no overlap")
+    if len(measured.names) == 1:
+        notes.append(f"{measured.name} has a single input: no intervals and no correlations")
     return notes
+
+
+def _correlation_notes(relations: pd.DataFrame) -> list[str]:
+    rows = select_rows(relations, kind=LEARNED_KIND).fillna({"note": ""}).to_dict("records")
+    return [f"{row['bank']}: correlation with {row['with']} {row['note']}" for row in rows if row["note"]]
+
+
+def _pair_notes(across: pd.DataFrame) -> list[str]:
+    rows = select_rows(across, kind=LEARNED_KIND).fillna({"note": ""}).to_dict("records")
+    reasons = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
+    notes = reasons[:MAX_PAIR_NOTES]
+    if len(reasons) > MAX_PAIR_NOTES:
+        notes.append(f"{len(reasons) - MAX_PAIR_NOTES} more pairs of banks cannot be compared: see the table across")
+    return notes
+
+
+def _overlap_notes(measurements: Sequence[MaskMeasurements]) -> list[str]:
+    return [
+        f"{one.name} and {other.name} share no size: no overlap"
+        for one, other in combinations(measurements, 2)
+        if one.mask.model.fingerprint == other.mask.model.fingerprint and not set(one.sizes) & set(other.sizes)
+    ]

@@ -1,4 +1,4 @@
-"""Tables to figures and one page. Needs the `report` extra (matplotlib)."""
+"""Figures of a run, and figures and page of a study. Needs the `report` extra (matplotlib, jinja2)."""
 
 from masklearn.report.node_map import node_map_svg
 from masklearn.report.run import write_figures

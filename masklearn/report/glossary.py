@@ -1,157 +1,168 @@
-"""The results in words: what each is called, and what every number on the page means."""
+"""Text of the page: the study's results, and the definition of every quantity in their figures and tables."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Result:
-    """One result of the study."""
+    """One result of the study: a section of the page."""
 
     title: str
-    lead: str
+    question: str
+    """What the result answers, in a sentence."""
     figures: tuple[str, ...]
-    """Results that figures say they show."""
+    """Figures of the section, by their `StudyFigure.result`; the first is the section's anchor."""
     tables: tuple[str, ...]
-    meaning: dict[str, str]
-    """Definitions of what stands in figures and tables."""
-    absent: str
+    """Tables of the section."""
+    definitions: dict[str, str]
+    """By term in figures and tables."""
+    no_figure: str
     """Why there may be no figure."""
 
 
-KINDS = {
-    "learned": "The subgraphs of the bank: for each size, the nodes kept so that the next-token distribution stays as "
-    "close as can be to the full model's.",
-    "inverse": "All nodes but the learned ones; drawn at the size of the subgraph that was taken out.",
-    "random": "Nodes drawn uniformly; mean of 10 draws for each size, the same for every input.",
-    "random-matched": "Nodes drawn uniformly among subgraphs with as many heads and as many MLPs as the learned one; "
-    "mean of 10 draws for every input.",
-    "norm": "The nodes with the largest share, in L1 norm, of what meets where they add to the residual stream: the "
-    "importance of s-Trace, at the level of nodes.",
+KIND_DEFINITIONS = {
+    "learned": "The learned masks: for each size, the nodes found to bring the next-token distribution closest to the "
+    "full model's.",
+    "inverse": "All nodes except those of the learned mask, plotted at the size of the learned mask.",
+    "random": "Nodes drawn uniformly: the mean of 10 draws per size, which are the same for all inputs.",
+    "random-matched": "Nodes drawn uniformly among subgraphs with as many heads and as many MLPs as the learned one: "
+    "the mean of 10 draws per size and input.",
+    "norm": "The nodes with the largest share of the L1 norm of all contributions that are added to the residual "
+    "stream in the same place, averaged over tokens. This is a node-level analogue of the edge importance of s-Trace, "
+    "not the score of the paper, which ranks edges.",
     "band, low, high": "95 % percentile interval of 1,000 bootstrap resamples of the inputs.",
 }
-FEW = "Curves, areas and phases take three sizes or more."
+"""Kinds of subgraphs, and their intervals."""
+TOO_FEW_SIZES = "No figure: curves, densities and phases need at least three sizes."
+"""Why figures against size are missing."""
 
 RESULTS = (
     Result(
         "Density curve",
-        "How far subgraphs are from the full model as they grow.",
+        "How far are subgraphs of growing size from the full model?",
         ("curve",),
         ("phases", "curve"),
         {
-            "TV distance": "Half the sum over the vocabulary of the absolute differences of two probabilities: 0 when "
-            "the distributions are equal, 1 when they have nothing in common. Mean over inputs.",
-            "KL": "KL(full || subgraph), in nats, mean over inputs.",
-            "fraction": "Nodes kept over all nodes of the model, heads and MLPs alike.",
-            **KINDS,
-            "head in place": "The smallest size at which at least half of the inputs have the full model's most "
-            "probable token first.",
-            "refinement begins": "One to three straight pieces are fitted to mean TV over log10 size by least squares, "
-            "as many as the Bayesian information criterion asks for. Refinement begins where the steepest descent "
-            "turns into a flatter one. `share` is the share of bootstrap resamples in which one follows; `slopes` are "
-            "TV per decade of size.",
+            "TV distance": "Total variation distance between two next-token distributions: half the sum over the "
+            "vocabulary of the absolute differences of their probabilities. 0: equal; 1: disjoint. Mean over inputs.",
+            "KL": "KL(full model || subgraph) in nats, mean over inputs.",
+            "fraction": "Nodes kept divided by all nodes of the model; heads and MLPs count alike.",
+            **KIND_DEFINITIONS,
+            "head in place": "The head is the top of the distribution. It is in place at the smallest size at which "
+            "at least half of the inputs recover the full model's most probable token.",
+            "refinement begins": "A continuous piecewise linear function with one to three segments is fitted by least "
+            "squares to mean TV over log10(s / n_nodes); the Bayesian information criterion chooses the number of "
+            "segments. Refinement begins where the steepest descent ends and a flatter segment follows. `share` is the "
+            "share of bootstrap resamples with such a segment; `slopes` are in TV per decade of size.",
         },
-        FEW,
+        TOO_FEW_SIZES,
     ),
     Result(
         "Nucleus recovery",
-        "How large a subgraph must be for the top of the distribution to be in order.",
+        "How large must a subgraph be to reproduce the order of the full model's top tokens?",
         ("nuclei",),
         ("nuclei",),
         {
             "nucleus at p": "The smallest set of top tokens that holds p percent of the probability.",
-            "recovered": "When the nuclei of the full model and of the subgraph are equal, order included, at p and at "
-            "every smaller one of 1, 5, 10, 20, 30, ... percent.",
-            "median, quartiles": "Over inputs, of the smallest relative size at which it is recovered; 1 where only "
-            "the full model has it. `only_by_the_whole` is the share of such inputs.",
+            "recovered": "A nucleus is recovered if full model and subgraph have the same tokens in the same order, "
+            "in this nucleus and in every smaller one of 1, 5, 10, 20, 30, ... percent. An input counts if half or "
+            "more of its scored positions do.",
+            "median, quartiles": "Over inputs, of the smallest relative size at which the nucleus is recovered; 1 if "
+            "only the full model recovers it. `only_by_the_whole` is the share of those inputs.",
         },
-        FEW,
+        TOO_FEW_SIZES,
     ),
     Result(
         "Where it sits",
-        "Which parts of the model the subgraphs are made of, beside what chance gives.",
+        "Which parts of the model do subgraphs keep, compared with random subgraphs?",
         ("composition", "node_use", "gini"),
         ("composition", "node_use", "gini"),
         {
-            "relative share": "The share of a part (heads, MLPs, a quarter of the depth) among the nodes of the "
-            "subgraph, over its share among all nodes of the model. 1 is what chance gives. Quarter 1 is the earliest; "
-            "layer l of n lies in quarter floor(4 l / n) + 1.",
-            "use": "The share of inputs whose subgraph of a size keeps a node; for random-matched, of one draw.",
-            "Lorenz curve": "The share of all use that the least used nodes have.",
-            "Gini index": "Twice the area between the Lorenz curve and the diagonal: 0 when all nodes are used alike. "
-            "One mask for all inputs has 1 - s / n_nodes; subgraphs drawn anew for every input (one draw of "
-            "random-matched) have what chance gives.",
+            "relative share": "The share of a part of the model (heads, MLPs, a quarter of the depth) among the nodes "
+            "of the subgraph, divided by its share among all nodes. Its expectation for uniformly drawn nodes is 1. "
+            "Quarter 1 holds the earliest layers; layer l of n belongs to quarter floor(4 l / n) + 1.",
+            "use": "The share of inputs whose subgraph of a given size keeps the node. For random-matched: of one "
+            "draw per input.",
+            "Lorenz curve": "The share of all use that falls on the least used nodes, against their share of all "
+            "nodes.",
+            "Gini index": "Twice the area between the Lorenz curve and the diagonal; 0 if all nodes are used equally. "
+            "One mask for all inputs has 1 - s / n_nodes. The curve of random-matched is what independent random "
+            "subgraphs for each input have by chance.",
         },
-        FEW,
+        TOO_FEW_SIZES,
     ),
     Result(
         "What it goes with",
-        "Inputs that take more of the model, and what they have in common.",
+        "Which properties of an input correlate with its density?",
         ("relations",),
         ("relations", "inputs"),
         {
-            "computation density": "The area under an input's TV over log10(s / n_nodes), by trapezoids, closed by the "
-            "full model with a TV of 0. Its unit is TV times decades of size.",
-            "rank correlation (rho)": "Spearman's, over inputs, with the 95 % percentile interval of 1,000 bootstrap "
-            "resamples, and a two-sided p-value from 9,999 permutations (so 0.0002 at the least).",
-            "entropy": "Of the full model's next-token distribution, in nats.",
-            "loss": "The full model's negative log-probability of the token that came, in nats.",
-            "rarity": "Negative log-probability, in nats, of a token in the unigram distribution of the texts: of the "
-            "token that came next (`next_rarity`), and of the last one that was read (`last_rarity`).",
-            "context": "Tokens read before the scored position, the beginning token included.",
-            "true entropy": "Of the embedded language's own next-token distribution, where the text is of it.",
+            "computation density": "The area under an input's TV distance as a function of log10(s / n_nodes), by "
+            "trapezoids, from the smallest size to the full model, whose TV is 0. The unit is TV times decades of "
+            "size.",
+            "rank correlation (rho)": "Spearman's rank correlation over inputs, with the 95 % percentile interval of "
+            "1,000 bootstrap resamples and a two-sided p-value from 9,999 permutations (0.0002 at the least).",
+            "entropy": "Entropy of the full model's next-token distribution, in nats.",
+            "loss": "Negative log-probability of the next token of the text under the full model, in nats.",
+            "rarity": "Negative log-probability of a token in the unigram distribution of the texts, in nats: of the "
+            "next token of the text (`next_rarity`), or of the last token of the context (`last_rarity`).",
+            "context": "Tokens of the context, the beginning token included.",
+            "true entropy": "Entropy of the language from which the text was sampled, in nats; known for the embedded "
+            "language only.",
         },
-        "No correlation is defined; see the notes.",
+        "No figure: no correlation is defined. See the notes.",
     ),
     Result(
         "What the sparsest know",
-        "Whether small subgraphs say more than how frequent tokens are.",
+        "Do small subgraphs predict more than token frequencies?",
         ("unigram",),
         ("leaving", "unigram"),
         {
-            "unigram": "The frequencies of tokens in the texts, the first token of each left out, with half a count "
-            "more for every token of the vocabulary.",
-            "KL from the unigram": "KL(unigram || subgraph), in nats, as the other is KL(full || subgraph).",
+            "unigram": "The frequencies of tokens in the texts, without the first token of each text; half a count is "
+            "added to every token of the vocabulary.",
+            "KL from the unigram": "KL(unigram || subgraph) in nats, compared with KL(full model || subgraph).",
             "leaving": "The smallest relative size at which an input's subgraph is nearer to the full model than to "
-            "the unigram: median and quartiles over inputs (line and shade in the figure).",
+            "the unigram: median and quartiles over inputs (dotted line and shaded range in the figure).",
         },
-        FEW,
+        TOO_FEW_SIZES,
     ),
     Result(
         "Across models",
-        "Whether the same inputs are dense everywhere, and whether runs keep the same nodes.",
+        "Are the same inputs dense in other models, and do different runs keep the same nodes?",
         ("across",),
         ("across", "overlap"),
         {
-            "rank correlation of density": "Spearman's, over the inputs that both banks have: inputs are the same when "
-            "the text that was read is. A matrix each for learned subgraphs, the norm's and random ones.",
-            "overlap": "The sum over nodes of the smaller use of two mean masks, over the size: 1 when both use every "
-            "node alike. Chance is the mean of 1,000 shuffles of the nodes of one; `by_norm` is the overlap of what "
-            "the norm chooses. Of banks of the same model only.",
+            "rank correlation of density": "Spearman's rank correlation over the inputs that two banks share. Two "
+            "inputs are the same if their text is. One matrix for each kind of subgraph.",
+            "overlap": "The sum over nodes of the smaller use of two mean masks, divided by the size: 1 if both use "
+            "every node equally often. `by_chance` is the mean over 1,000 shuffles of the nodes of one mask; `by_norm` "
+            "is the overlap of the subgraphs of the kind norm. Only banks of the same model are compared.",
         },
-        "This takes two banks: give --mask twice.",
+        "No figure: a comparison needs two banks. Pass --mask twice.",
     ),
     Result(
         "Token by token",
-        "The density that each next token of a text takes.",
+        "Which density does the prediction of each token of a text need?",
         ("by_token",),
         ("by_token",),
         {
-            "colour": "The density of the input that ends before the token, over the largest of the bank; exact values "
-            "show when a token is pointed at, and stand in the table.",
+            "colour": "The density of the input that ends before the token, divided by the largest density of the "
+            "bank. Point at a token to see its density; the table lists all.",
         },
-        "This takes masks for every position of some texts: learn them with --data.positions each.",
+        "No figure: it needs a mask for every position of a text. Learn the masks with --data.positions each.",
     ),
     Result(
         "A subgraph, shown",
-        "One input, the nodes kept for it, and what they make of it.",
+        "Which nodes are kept for one input, and which next tokens do they predict?",
         ("thoughts",),
         ("thoughts",),
         {
-            "input": "That with the median density of its bank.",
-            "maps": "Layers upwards, heads to the right and the MLP last. Of random-matched subgraphs, one draw.",
-            "top tokens": "The most probable next tokens with their probabilities; blue ones are among the full "
-            "model's own.",
+            "input": "The input with the median density of its bank.",
+            "maps": "Layers upwards, heads to the right, the MLP in the last column. For random-matched: one draw.",
+            "top tokens": "The most probable next tokens with their probabilities. Blue tokens are among the full "
+            "model's top tokens.",
         },
-        "No input to show.",
+        "No figure: no input was chosen.",
     ),
 )
+"""The sections of the page, in order."""

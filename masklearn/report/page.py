@@ -1,4 +1,4 @@
-"""The study as one self-contained page: figures as SVG, sortable tables, and what every number means."""
+"""The study as one self-contained page: figures as SVG, sortable tables, and definitions of every number."""
 
 import base64
 import hashlib
@@ -17,36 +17,47 @@ from markupsafe import Markup
 from masklearn.density import Study
 from masklearn.density.findings import RULES
 from masklearn.report.glossary import RESULTS, Result
-from masklearn.report.style import StudyFigure, svg, visible
+from masklearn.report.study_figure import StudyFigure, inline_svg
+from masklearn.report.style import visible
 from masklearn.version import masklearn_version
 
-MOST_ROWS = 1000
-"""Rows of a table on the page; the files have them all."""
+MAX_TABLE_ROWS = 1000
+"""Rows of a table on the page; the files hold all rows."""
+N_SCALE_STEPS = 4
+"""Steps of the colour scale above coloured texts."""
 
 
 @dataclass
-class Shown:
-    """A table as it stands on the page: text to read, and a value to sort by, for every cell."""
+class TableView:
+    """A table on the page: for every cell, the text to read and the value to sort by."""
 
     name: str
     columns: list[str]
     rows: list[list[tuple[str, str]]]
-    left_out: int
+    n_omitted: int
+    """Rows that are in the file only."""
 
 
 @dataclass
 class Section:
-    """One result: what it is, its figures, its tables, and what is missing."""
+    """One result with its figures and tables."""
 
     result: Result
     figures: list[list[tuple[StudyFigure, Markup]]]
-    """Those of each bank together, where banks have several."""
-    tables: list[Shown]
-    lines: list[Any] = field(default_factory=list)
+    """Figures with their SVG, grouped by bank if a bank has several."""
+    tables: list[TableView]
+    texts: list[dict[str, Any]] = field(default_factory=list)
+    """Texts coloured by the density of their tokens."""
 
 
-def page(study: Study, drawn: Sequence[StudyFigure], config: dict[str, dict[str, Any]]) -> str:
-    """The page. Whatever comes from texts, models and settings is escaped; the figures' drawings are ours."""
+def page(study: Study, study_figures: Sequence[StudyFigure], config: dict[str, dict[str, Any]]) -> str:
+    """Return the page as HTML. All strings from texts, models and settings are escaped.
+
+    Args:
+        study: The study.
+        study_figures: Its figures.
+        config: The settings of the run that learned each bank, by the bank's name.
+    """
     assets = files("masklearn.report")
     style, script = (assets.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -57,42 +68,40 @@ def page(study: Study, drawn: Sequence[StudyFigure], config: dict[str, dict[str,
         style=Markup(style),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        title="Computation density: " + ", ".join(bank.name for bank in study.banks),
+        title="Computation density: " + ", ".join(measured.name for measured in study.measurements),
         study=study,
         findings=study.tables["findings"].to_dict("records"),
         rules=RULES,
-        banks=study.tables["banks"].set_index("bank").map(_cell).T,
-        sections=[_section(result, study, drawn) for result in RESULTS],
+        banks=study.tables["banks"].set_index("bank").map(_cell_text).T,
+        sections=[_section(result, study, study_figures) for result in RESULTS],
         settings=settings,
         version=masklearn_version(),
     )
 
 
-def _section(result: Result, study: Study, drawn: Sequence[StudyFigure]) -> Section:
-    own = [(i, figure) for i, figure in enumerate(drawn) if figure.result in result.figures]
-    pairs = [(figure, Markup(svg(figure, f"f{i}"))) for i, figure in own]  # matplotlib has escaped its texts
-    several = len(pairs) > len({figure.bank for figure, _ in pairs})
-    figures = [list(group) for _, group in groupby(pairs, key=lambda pair: several and pair[0].bank)]
-    tables = [_shown(name, study.tables[name]) for name in result.tables if len(study.tables[name])]
-    lines = []
-    if "by_token" in result.tables and len(study.tables["by_token"]):
-        lines = _texts(study.tables["by_token"])
-    return Section(result, figures, tables, lines)
+def _section(result: Result, study: Study, study_figures: Sequence[StudyFigure]) -> Section:
+    of_result = [(i, one) for i, one in enumerate(study_figures) if one.result in result.figures]
+    pairs = [(one, Markup(inline_svg(one, f"f{i}"))) for i, one in of_result]  # matplotlib escapes text in SVG
+    several_of_a_bank = len(pairs) > len({one.bank for one, _ in pairs})
+    figures = [list(group) for _, group in groupby(pairs, key=lambda pair: several_of_a_bank and pair[0].bank)]
+    tables = [_table_view(name, study.tables[name]) for name in result.tables if len(study.tables[name])]
+    texts = _coloured_texts(study.tables["by_token"]) if "by_token" in result.tables else []
+    return Section(result, figures, tables, texts)
 
 
-def _shown(name: str, table: pd.DataFrame) -> Shown:
+def _table_view(name: str, table: pd.DataFrame) -> TableView:
     rows = [
-        [(_cell(value), _key(value)) for value in row]
-        for row in table.head(MOST_ROWS).itertuples(index=False, name=None)
+        [(_cell_text(value), _sort_key(value)) for value in row]
+        for row in table.head(MAX_TABLE_ROWS).itertuples(index=False, name=None)
     ]
-    return Shown(name, [str(column) for column in table.columns], rows, max(0, len(table) - MOST_ROWS))
+    return TableView(name, [str(column) for column in table.columns], rows, max(0, len(table) - MAX_TABLE_ROWS))
 
 
 def _missing(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
-def _cell(value: Any) -> str:
+def _cell_text(value: Any) -> str:
     if _missing(value):
         return "-"
     if isinstance(value, float):
@@ -100,18 +109,21 @@ def _cell(value: Any) -> str:
     return visible(value) if isinstance(value, str) and not value.strip() else str(value)
 
 
-def _key(value: Any) -> str:
+def _sort_key(value: Any) -> str:
     return "" if _missing(value) else repr(value) if isinstance(value, float) else str(value)
 
 
-def _texts(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Texts for the page, every token with a strength from 0 to 1, its density over the bank's largest; and a scale."""
+def _coloured_texts(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return every text of the table `by_token` as (token, density, strength) triples, with its colour scale.
+
+    The strength of a token's colour is its density over the largest density of the bank, from 0 to 1.
+    """
     texts = []
     for bank, rows in table.groupby("bank", sort=False):
         largest = max(rows["density"].fillna(0)) or 1.0
         strength = (rows["density"] / largest).fillna(0).clip(lower=0)
+        scale = [(largest * i / N_SCALE_STEPS, i / N_SCALE_STEPS) for i in range(N_SCALE_STEPS + 1)]
         cells = zip(rows["text"], rows["token"], rows["density"], strength, strict=True)
         for text, tokens in groupby(cells, key=lambda cell: cell[0]):
-            scale = [(largest * i / 4, i / 4) for i in range(5)]
             texts.append({"bank": bank, "text": text, "tokens": [cell[1:] for cell in tokens], "scale": scale})
     return texts

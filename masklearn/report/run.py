@@ -1,125 +1,139 @@
-"""Tables to figures. Needs the `report` extra (matplotlib)."""
+"""The figures of one run: its masks, and their KL and TV against size."""
 
-import io
 import math
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, FigureBase
 
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
+from masklearn.report.node_map import draw_node_map, map_height, share_bar
+from masklearn.report.style import (
+    COLUMN,
+    MIN_PLOTTED_KL,
+    empty_figure,
+    legend_below,
+    line_style,
+    nats_axis,
+    size_axis,
+    styled,
+)
 
-LEARNED, CONTROL, CLOSED = "#0072b2", "#999999", "#eeeeee"
-"""Okabe and Ito's colour-blind safe blue, and greys."""
-STYLE = {"dpi": 150, "layout": "constrained"}
-
-
-ACROSS = 5
+RUN_WIDTH = 2 * COLUMN
+"""Width of a run's figures, in inches."""
+MIN_WIDTH = 2.4
+"""Width of the figure of a single mask, in inches."""
+CURVE_HEIGHT = 2.3
+"""Height of the two curves, in inches."""
+MAX_MAP_HEIGHT = 2.0
+"""Height of a map of many layers, in inches."""
+MAX_COLUMNS = 6
 """Masks side by side."""
 
 
+def write_figures(folder: Path, mask: Mask, rows: Sequence[dict[str, Any]]) -> list[Path]:
+    """Draw a run's figures into a folder as overview.png, masks.png and curve.png.
+
+    Args:
+        folder: The folder; it is created if it does not exist.
+        mask: The masks of the run.
+        rows: Results of every size, as in `metrics.json`.
+
+    Returns:
+        The files.
+    """
+    paths = []
+    with styled():
+        figures = {"overview": overview(mask, rows), "masks": mask_figure(mask), "curve": curve_figure(rows)}
+        for name, figure in figures.items():
+            paths.append(folder / f"{name}.png")
+            content = BytesIO()
+            figure.savefig(content)
+            atomic_write(paths[-1], content.getvalue())
+    return paths
+
+
 def overview(mask: Mask, rows: Sequence[dict[str, Any]]) -> Figure:
-    """The masks above, what they are worth below."""
-    _, high = _mask_inches(mask)
-    figure = Figure(figsize=(7.0, high + 2.6), **STYLE)
-    halves = figure.subfigures(2, 1, height_ratios=(high, 2.6), squeeze=False)
+    """Create the figure of the masks with the curves below."""
+    height = _masks_height(mask)
+    figure = empty_figure(RUN_WIDTH, height + CURVE_HEIGHT)
+    halves = figure.subfigures(2, 1, height_ratios=(height, CURVE_HEIGHT), squeeze=False)
     draw_masks(halves[0, 0], mask)
     draw_curves(halves[1, 0], rows)
     return figure
 
 
-def mask_picture(mask: Mask) -> Figure:
-    """The masks of every size on their own."""
-    figure = Figure(figsize=_mask_inches(mask), **STYLE)
+def mask_figure(mask: Mask) -> Figure:
+    """Create the figure of the masks alone."""
+    _, n_columns = _grid_shape(len(mask.sizes))
+    figure = empty_figure(min(max(1.6 * n_columns, MIN_WIDTH), RUN_WIDTH), _masks_height(mask))
     draw_masks(figure, mask)
     return figure
 
 
-def _mask_inches(mask: Mask) -> tuple[float, float]:
-    down, across = _grid(mask)
-    wide, high = 0.5 + 0.11 * (mask.graph.n_heads + 1), 0.5 + 0.14 * mask.graph.n_layers
-    return across * max(wide, 1.4), down * max(high, 1.1)
-
-
-def _grid(mask: Mask) -> tuple[int, int]:
-    across = min(ACROSS, len(mask.sizes))
-    return -(-len(mask.sizes) // across), across
-
-
-def draw_masks(figure: FigureBase, mask: Mask) -> None:
-    """Which nodes the masks of every size keep, the darker the more groups do: layers upwards, heads, then the MLP."""
-    sizes = mask.sizes.tolist()
-    grid = figure.subplots(*_grid(mask), squeeze=False)
-    for i, axes in enumerate(grid.flat):
-        if i >= len(sizes):
-            axes.set_visible(False)
-            continue
-        _picture(axes, mask, i)
-        axes.set_title(f"{sizes[i]} of {mask.graph.n_nodes} nodes", fontsize=8)
-        if i % ACROSS == 0:
-            axes.set_ylabel("layer", fontsize=8)
-
-
-def _picture(axes: Axes, mask: Mask, size: int) -> None:
-    graph = mask.graph
-    kept = graph.by_layer(mask.share()[size]).numpy()
-    colours = LinearSegmentedColormap.from_list("share", [CLOSED, LEARNED])
-    axes.pcolormesh(kept, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
-    axes.axvline(graph.n_heads, color="black", linewidth=0.8)
-    heads, layers = (
-        range(0, graph.n_heads, max(1, graph.n_heads // 4)),
-        range(0, graph.n_layers, max(1, graph.n_layers // 8)),
-    )
-    axes.set_xticks([h + 0.5 for h in heads] + [graph.n_heads + 0.5], [*(f"h{h}" for h in heads), "mlp"], fontsize=6)
-    axes.set_yticks([layer + 0.5 for layer in layers], [str(layer) for layer in layers], fontsize=6)
-    axes.tick_params(length=0)
-    axes.set_frame_on(False)
-
-
-def size_curve(rows: Sequence[dict[str, Any]]) -> Figure:
-    """The curves on their own."""
-    figure = Figure(figsize=(7.0, 2.6), **STYLE)
+def curve_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Create the figure of the curves alone."""
+    figure = empty_figure(RUN_WIDTH, CURVE_HEIGHT)
     draw_curves(figure, rows)
     return figure
 
 
+def _grid_shape(n_masks: int) -> tuple[int, int]:
+    """Return rows and columns of the fewest rows, filled evenly."""
+    n_rows = -(-n_masks // MAX_COLUMNS)
+    return n_rows, -(-n_masks // n_rows)
+
+
+def _masks_height(mask: Mask) -> float:
+    n_rows, _ = _grid_shape(len(mask.sizes))
+    scale_bar = 0.4 if len(mask.groups) > 1 else 0.0
+    return n_rows * (0.15 + map_height(mask.graph, MAX_MAP_HEIGHT)) + 0.1 + scale_bar
+
+
+def draw_masks(figure: FigureBase, mask: Mask) -> None:
+    """Draw the map of every size: the mask, or the share of groups that keep a node."""
+    shares, sizes = mask.share(), mask.sizes.tolist()
+    n_rows, n_columns = _grid_shape(len(sizes))
+    grid: list[Axes] = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    for i, (axes, share, s) in enumerate(zip(grid, shares, sizes, strict=False)):
+        draw_node_map(axes, mask.graph, share)
+        axes.set_title(f"{s} of {mask.graph.n_nodes} nodes", fontsize=7, pad=3)
+        first_column, last_row = i % n_columns == 0, i + n_columns >= len(sizes)
+        axes.tick_params(labelleft=first_column, labelbottom=last_row)
+        if first_column:
+            axes.set_ylabel("layer")
+        if n_columns < MAX_COLUMNS:  # few maps stay as narrow as many
+            axes.set_box_aspect((map_height(mask.graph, MAX_MAP_HEIGHT) - 0.2) / (RUN_WIDTH / MAX_COLUMNS - 0.2))
+    for axes in grid[len(sizes) :]:
+        axes.set_visible(False)
+    if len(mask.groups) > 1:
+        share_bar(figure, grid, "share of groups whose mask keeps the node")
+
+
 def draw_curves(figure: FigureBase, rows: Sequence[dict[str, Any]]) -> None:
-    """KL and TV of the learned subgraphs against their size, beside random subgraphs of the same size."""
-    share = [100 * row["fraction"] for row in rows]
-    labels = {"kl": "KL from the full model\n(nats per token)", "tv": "TV distance"}
+    """Draw KL and TV of learned and random subgraphs against relative size."""
     panels: list[Axes] = list(figure.subplots(1, 2))
-    for axes, (name, label) in zip(panels, labels.items(), strict=True):
-        random = [row["controls"]["random"] for row in rows]
-        mean, std = ([r[f"{name}_{of}"] for r in random] for of in ("mean", "std"))
-        low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
-        top = 1.0 if name == "tv" else math.inf
-        axes.fill_between(
-            share, [max(0, v) for v in low], [min(top, v) for v in high], color=CONTROL, alpha=0.3, linewidth=0
-        )
-        axes.plot(share, mean, color=CONTROL, linestyle="--", label=f"random (mean ± sd of {random[0]['n']})")
-        axes.plot(share, [row[name] for row in rows], color=LEARNED, marker="o", markersize=3, label="learned")
-        axes.set_xlabel("nodes kept (% of all)", fontsize=8)
-        axes.set_ylabel(label, fontsize=8)
-        axes.tick_params(labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylim(bottom=0)
-    panels[-1].legend(fontsize=7, frameon=False)
+    for axes, metric in zip(panels, ("kl", "tv"), strict=True):
+        _draw_curve(axes, rows, metric)
+    panels[0].set_ylabel("KL from the full model\n(nats per token, log)")
+    nats_axis(panels[0], [row["kl"] for row in rows])
+    panels[1].set_ylabel("TV distance from the full model")
+    panels[1].set_ylim(0, 1.02)
+    legend_below(figure, panels[0], 2)
 
 
-def write_figures(folder: Path, mask: Mask, rows: Sequence[dict[str, Any]]) -> list[Path]:
-    """Draw a run's figures into its folder, and say which."""
-    paths = []
-    for name, figure in {
-        "overview": overview(mask, rows),
-        "masks": mask_picture(mask),
-        "curve": size_curve(rows),
-    }.items():
-        paths.append(folder / f"{name}.png")
-        content = io.BytesIO()
-        figure.savefig(content)
-        atomic_write(paths[-1], content.getvalue())
-    return paths
+def _draw_curve(axes: Axes, rows: Sequence[dict[str, Any]], metric: str) -> None:
+    fractions = [row["fraction"] for row in rows]
+    controls = [row["controls"]["random"] for row in rows]
+    mean, std = ([control[f"{metric}_{statistic}"] for control in controls] for statistic in ("mean", "std"))
+    low = [max(MIN_PLOTTED_KL / 10, m - s) for m, s in zip(mean, std, strict=True)]  # a log axis has no 0
+    high = [min(m + s, math.inf if metric == "kl" else 1.0) for m, s in zip(mean, std, strict=True)]
+    random, learned = line_style("random"), line_style("learned")
+    axes.fill_between(fractions, low, high, color=random["color"], alpha=0.25, linewidth=0)
+    axes.plot(fractions, mean, label=f"random (mean ± sd of {controls[0]['n']})", **random)
+    axes.plot(fractions, [row[metric] for row in rows], label="learned", **learned)
+    size_axis(axes, min(fractions))

@@ -1,4 +1,4 @@
-"""A study to its figures, on paper and on a page."""
+"""A study to its figures, as files and on the page."""
 
 import re
 from collections.abc import Iterator
@@ -6,32 +6,37 @@ from pathlib import Path
 from typing import Any
 
 from masklearn.density import Study
-from masklearn.density.curves import LEAST_SIZES
+from masklearn.density.curves import MIN_CURVE_SIZES
+from masklearn.density.study_folder import FIGURES_FOLDER, REPORT_FILE
 from masklearn.files import atomic_write
-from masklearn.report import composition, correlations, curves
+from masklearn.report import comparison, composition, correlations, curves
 from masklearn.report.page import page
-from masklearn.report.style import StudyFigure, render, styled
+from masklearn.report.study_figure import StudyFigure, render
+from masklearn.report.style import styled
+from masklearn.report.top_tokens import top_tokens
 
-REPORT, FIGURES = "report.html", "figures"
+MAX_FILE_NAME = 60
+"""Characters of a bank's name in file names."""
 
 
 def draw(study: Study) -> Iterator[StudyFigure]:
-    """Every figure that the study has what it takes for."""
+    """Draw every figure whose results are defined."""
     tables = study.tables
-    for bank in study.banks:
-        if len(bank.sizes) >= LEAST_SIZES:
-            yield from curves.density_curves(bank, tables)
-            yield from curves.nuclei(bank, tables)
-            yield from composition.composition(bank, tables)
-        yield from composition.node_use(bank, tables)
-        yield from correlations.density_correlations(bank, tables)
-        if len(bank.sizes) >= LEAST_SIZES:
-            yield from curves.unigrams(bank, tables)
-        yield from correlations.by_token(bank, tables)
-        if bank.name in study.thoughts:
-            yield from composition.thought(bank, study.thoughts[bank.name])
-    yield from correlations.across(list(study.banks), tables)
-    yield from correlations.overlaps(tables)
+    for measured in study.measurements:
+        has_curve = len(measured.sizes) >= MIN_CURVE_SIZES
+        if has_curve:
+            yield from curves.density_curves(measured, tables)
+            yield from curves.nuclei(measured, tables)
+            yield from composition.composition(measured, tables)
+        yield from composition.node_use(measured, tables)
+        yield from correlations.density_correlations(measured, tables)
+        if has_curve:
+            yield from curves.unigrams(measured, tables)
+        yield from correlations.token_densities(measured, tables)
+        if measured.name in study.top_tokens:
+            yield from top_tokens(measured, study.top_tokens[measured.name])
+    yield from comparison.density_agreement(study.measurements, tables)
+    yield from comparison.mask_overlaps(tables)
 
 
 def write_study(out: Path, study: Study, config: dict[str, dict[str, Any]]) -> list[Path]:
@@ -40,36 +45,35 @@ def write_study(out: Path, study: Study, config: dict[str, dict[str, Any]]) -> l
     Args:
         out: The folder.
         study: The study.
-        config: The settings under which every bank was learned, by its name.
+        config: The settings of the run that learned each bank, by the bank's name.
 
     Returns:
         The PNG files.
     """
     with styled():
-        drawn = list(draw(study))
-        for one in drawn:  # laid out once, not anew for every format
+        study_figures = list(draw(study))
+        for one in study_figures:  # the layout is computed once, not for every format
             one.figure.draw_without_rendering()
             one.figure.set_layout_engine("none")
-    shorts = _file_names([bank.name for bank in study.banks])
-    pngs = []
-    for figure in drawn:
-        stem = figure.name if figure.bank == "all" else f"{shorts[figure.bank]}-{figure.name}"
-        for kind in ("png", "pdf"):
-            path = out / FIGURES / f"{stem}.{kind}"
-            atomic_write(path, render(figure, kind))
-        pngs.append(out / FIGURES / f"{stem}.png")
-    atomic_write(out / REPORT, page(study, drawn, config).encode())
-    return pngs
+    stems = _file_stems([measured.name for measured in study.measurements])
+    paths = []
+    for one in study_figures:
+        path = out / FIGURES_FOLDER / (one.name if one.bank == "all" else f"{stems[one.bank]}-{one.name}")
+        for file_format in ("png", "pdf"):
+            atomic_write(path.with_name(f"{path.name}.{file_format}"), render(one, file_format))
+        paths.append(path.with_name(f"{path.name}.png"))
+    atomic_write(out / REPORT_FILE, page(study, study_figures, config).encode())
+    return paths
 
 
-def _file_names(names: list[str]) -> dict[str, str]:
-    """A name of its own for every bank, of what file systems take."""
-    found: dict[str, str] = {}
+def _file_stems(names: list[str]) -> dict[str, str]:
+    """Return a distinct stem for every bank, of characters that every file system takes."""
+    stems: dict[str, str] = {}
     for name in names:
-        stem = short = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60] or "bank"
+        base = stem = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:MAX_FILE_NAME] or "bank"
         number = 1
-        while short in found.values():
+        while stem in stems.values():
             number += 1
-            short = f"{stem}-{number}"
-        found[name] = short
-    return found
+            stem = f"{base}-{number}"
+        stems[name] = stem
+    return stems

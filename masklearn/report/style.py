@@ -1,40 +1,41 @@
-"""One style for every figure: a column wide, legible there, colours that the colour-blind tell apart."""
+"""One style for every figure: legible at the width of a journal column, in colours that the colour-blind tell apart."""
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from io import BytesIO
 from typing import Any, cast
 
 import matplotlib as mpl
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-LEAST_KL = 1e-4
-"""Nats at which a log axis of KL ends."""
+MIN_PLOTTED_KL = 1e-4
+"""Smallest KL on a log axis, in nats."""
 COLUMN, HEIGHT = 3.4, 2.6
-"""Inches: a column of most journals, and what looks well beside it."""
+"""Width of a column of most journals, and the usual height of a figure, in inches."""
 INK, LINE = "#1b1b1f", "#d4d4da"
-"""Text and axes, and what stands behind; the page puts its own colours in their place, dark or light."""
+"""Colours of text and axes, and of background lines; the page replaces them with those of its light or dark theme."""
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c8c94",
 )  # fmt: skip
-"""Okabe and Ito's colour-blind safe colours, and a grey."""
-KINDS: dict[str, dict[str, Any]] = {
+"""The colour-blind safe palette of Okabe and Ito, and a grey."""
+KIND_STYLES: dict[str, dict[str, Any]] = {
     "learned": {"color": BLUE, "linestyle": "-", "marker": "o"},
     "norm": {"color": ORANGE, "linestyle": "-", "marker": "s"},
     "random-matched": {"color": GREY, "linestyle": "-", "marker": "^"},
     "random": {"color": GREY, "linestyle": ":", "marker": "v"},
     "inverse": {"color": RED, "linestyle": "--", "marker": "x"},
 }
-OTHERS = (GREEN, PURPLE, SKY)
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, whatever else the machine lacks
+"""Line and marker of each kind of subgraph."""
+OTHER_KIND_COLORS = (GREEN, PURPLE, SKY)
+"""Colours of kinds that `KIND_STYLES` does not list."""
+SMALL_FONT = 6
+"""Points: labels inside dense panels."""
+RC_PARAMS: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # shipped with matplotlib, so present on every machine
     "font.size": 7,
     "axes.labelsize": 7,
     "axes.titlesize": 7.5,
@@ -54,56 +55,40 @@ STYLE: dict[str, Any] = {
     "axes.edgecolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "text.parse_math": False,  # a name may hold a dollar sign
+    "text.parse_math": False,  # names may contain a dollar sign
     "text.usetex": False,
     "figure.dpi": 200,
-    "pdf.fonttype": 42,  # text in a PDF stays text
-    "svg.fonttype": "path",  # and a page needs no font
+    "pdf.fonttype": 42,  # TrueType: text in a PDF can be selected
+    "svg.fonttype": "path",  # glyphs as outlines: the page needs no font
 }
-
-
-@dataclass(frozen=True)
-class StudyFigure:
-    """One figure and what it is called."""
-
-    name: str
-    """Of its files."""
-    result: str
-    """The result that it shows."""
-    bank: str
-    alt: str
-    """What it shows, in a sentence."""
-    figure: Figure
-
-    @property
-    def wide(self) -> bool:
-        """Whether it takes two columns."""
-        return self.figure.get_figwidth() > 1.5 * COLUMN
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    with mpl.rc_context(cast(Any, STYLE)):
+    """Apply the style to figures that are created or saved inside the context."""
+    with mpl.rc_context(cast(Any, RC_PARAMS)):
         yield
 
 
-def blank(width: float = COLUMN, height: float = HEIGHT) -> Figure:
+def empty_figure(width: float = COLUMN, height: float = HEIGHT) -> Figure:
+    """Create a figure without axes; width and height in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def one_axes(width: float = COLUMN, height: float = HEIGHT) -> tuple[Figure, Axes]:
-    figure = blank(width, height)
+def single_axes(width: float = COLUMN, height: float = HEIGHT) -> tuple[Figure, Axes]:
+    """Create a figure with one pair of axes; width and height in inches."""
+    figure = empty_figure(width, height)
     return figure, figure.subplots()
 
 
 def line_style(kind: str, **changes: Any) -> dict[str, Any]:
-    """Colour, line and marker of a kind of subgraphs; those without a fixed one share three."""
-    known = KINDS.get(kind) or {"color": OTHERS[sum(map(ord, kind)) % 3], "linestyle": "-.", "marker": "D"}
-    return known | changes
+    """Return colour, line and marker of a kind of subgraph, as arguments of `Axes.plot`."""
+    other = {"color": OTHER_KIND_COLORS[sum(map(ord, kind)) % 3], "linestyle": "-.", "marker": "D"}
+    return KIND_STYLES.get(kind, other) | changes
 
 
 def size_axis(axes: Axes, smallest: float) -> None:
-    """Relative size on a log axis, in percent."""
+    """Make x a log axis of the relative size, labelled in percent; `smallest` is the smallest fraction."""
     axes.set_xscale("log")
     axes.set_xlim(0.9 * smallest, 1.05)
     ticks = [tick for tick in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if tick >= 0.9 * smallest]
@@ -114,17 +99,22 @@ def size_axis(axes: Axes, smallest: float) -> None:
 
 
 def nats_axis(axes: Axes, values: Iterable[float]) -> None:
-    """KL on a log axis, down to `LEAST_KL` where there is anything so small."""
+    """Make y a log axis of KL in nats that starts at the smallest value, but not below `MIN_PLOTTED_KL`."""
     axes.set_yscale("log")
-    axes.set_ylim(bottom=max(LEAST_KL, min(values)) / 1.5)
+    axes.set_ylim(bottom=max(MIN_PLOTTED_KL, min(values)) / 1.5)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def legend(figure: Figure, axes: Axes, ncols: int = 3) -> None:
-    """Below the axes, where it covers nothing."""
+def legend_below(figure: FigureBase, axes: Axes, ncols: int = 3) -> None:
+    """Put the legend of the axes below them."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=ncols, columnspacing=1.2, handlelength=2.2)
+
+
+def count_nodes(s: int) -> str:
+    """Return "1 node" or "<s> nodes"."""
+    return f"{s} node{'' if s == 1 else 's'}"
 
 
 @cache
@@ -132,37 +122,12 @@ def _glyphs() -> frozenset[int]:
     return frozenset(FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
-def drawable(text: str, most: int = 40) -> str:
-    """Text as the font can show it, on one line, not too long."""
+def drawable(text: str, max_length: int = 40) -> str:
+    """Return the text on one line, shortened, with a box for each character that the font lacks."""
     shown = "".join(c if ord(c) in _glyphs() and c.isprintable() else "\N{WHITE SQUARE}" for c in visible(text))
-    return shown if len(shown) <= most else shown[: most - 1] + "…"
+    return shown if len(shown) <= max_length else shown[: max_length - 1] + "…"
 
 
 def visible(text: str) -> str:
-    """A token with blanks and breaks that can be seen."""
+    """Return a token with symbols in place of line breaks and tabs, and of spaces if it has nothing else."""
     return text.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣" if not text.strip() else " ")
-
-
-def svg(drawn: StudyFigure, prefix: str) -> str:
-    """A figure as SVG to stand in a page: no prolog, no size, the page's colours, ids that begin as no other's do."""
-    buffer = BytesIO()
-    with styled(), mpl.rc_context({"svg.hashsalt": drawn.name}):
-        drawn.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue().decode()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    head, rest = text.split(">", 1)
-    head = re.sub(r'\s(width|height|version|xmlns:xlink)="[^"]*"', "", head)
-    rest = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}--\1"', rest)
-    rest = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'href="#{prefix}--\2"', rest)
-    rest = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}--\1)", rest)
-    rest = re.sub(r"\n\s*", "\n", rest).replace(INK, "currentColor").replace(LINE, "var(--line)")
-    return f"{head}>{rest}"
-
-
-def render(drawn: StudyFigure, kind: str) -> bytes:
-    """A figure as PNG or PDF."""
-    buffer = BytesIO()
-    metadata = {"CreationDate": None} if kind == "pdf" else None
-    with styled():
-        drawn.figure.savefig(buffer, format=kind, metadata=metadata)
-    return buffer.getvalue()

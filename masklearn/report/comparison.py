@@ -1,0 +1,155 @@
+"""Figures that compare banks: agreement of their densities, and overlap of their masks."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+
+from masklearn.density.measurements import COMPARED_KINDS, MaskMeasurements
+from masklearn.density.tables import Tables, select_rows
+from masklearn.report.study_figure import StudyFigure
+from masklearn.report.style import (
+    BLUE,
+    COLUMN,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    count_nodes,
+    drawable,
+    empty_figure,
+    legend_below,
+    single_axes,
+    size_axis,
+)
+
+RHO_COLORS = LinearSegmentedColormap.from_list("rho", ["#d55e00", "#f4f4f6", "#0072b2"])
+"""Colour of a rank correlation, from -1 to 1."""
+OVERLAP_COLORS = LinearSegmentedColormap.from_list("overlap", ["#f4f4f6", "#8fbfdc", "#0072b2"])
+"""Colour of an overlap, from 0 to 1."""
+PAIR_COLORS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
+"""Colours of pairs of masks; there are lines for at most as many pairs."""
+CELL_INK = "#1b1b20"
+"""Dark text on a light cell; unlike `INK`, the page's theme does not change it."""
+MAX_NUMBERED_MASKS = 9
+"""Masks up to which a matrix shows numbers in its cells."""
+MATRIX_FONT = 6.5
+"""Points: titles and labels of matrices."""
+
+
+def density_agreement(measurements: Sequence[MaskMeasurements], tables: Tables) -> Iterator[StudyFigure]:
+    """Draw a matrix of rank correlations of density between banks, for each compared kind of subgraph."""
+    table, names = tables["across"].dropna(subset=["rho"]), [measured.name for measured in measurements]
+    kinds = [kind for kind in COMPARED_KINDS if kind in set(table["kind"])]
+    if not kinds:
+        return
+    figure = empty_figure(2 * COLUMN, min(2.0, 0.6 + 0.3 * len(names)) + 0.9)
+    grid = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    labels = [drawable(name, 18) for name in names]
+    for axes, kind in zip(grid, kinds, strict=True):
+        matrix = _symmetric(select_rows(table, kind=kind), names, "rho")
+        np.fill_diagonal(matrix, 1.0)
+        _draw_matrix(axes, matrix, labels, RHO_COLORS, -1)
+        axes.set_title(kind, fontsize=MATRIX_FONT, pad=3)
+    _finish_matrices(figure, grid, labels, ScalarMappable(Normalize(-1, 1), RHO_COLORS), "rank correlation of density")
+    yield StudyFigure("across", "across", "all", "Rank correlation of the inputs' densities between banks", figure)
+
+
+def mask_overlaps(tables: Tables) -> Iterator[StudyFigure]:
+    """Draw overlap against size as lines if pairs are few, and as matrices for each model with three masks or more."""
+    table = tables["overlap"]
+    if not len(table):
+        return
+    pairs = table.reindex(columns=["one", "other"]).drop_duplicates().to_dict("records")
+    if len(pairs) <= len(PAIR_COLORS):
+        alt = "Overlap of mean masks against relative size, with that of the norm's subgraphs and of chance"
+        yield StudyFigure("overlap", "across", "all", alt, _overlap_lines(table, pairs))
+    several = len(set(table["model"])) > 1
+    for i, (_, rows) in enumerate(table.groupby("model", sort=False), start=1):
+        if len(set(rows["one"])) > 1:
+            yield _overlap_matrices(rows, f"overlap-matrix-{i}" if several else "overlap-matrix")
+
+
+def _overlap_lines(table: pd.DataFrame, pairs: Sequence[dict[Any, Any]]) -> Figure:
+    figure, axes = single_axes()
+    for pair, color in zip(pairs, PAIR_COLORS, strict=False):
+        rows = select_rows(table, one=pair["one"], other=pair["other"])
+        label = f"{drawable(pair['one'], 20)} / {drawable(pair['other'], 20)}"
+        axes.plot(rows["fraction"], rows["overlap"], color=color, marker="o", label=label)
+        axes.plot(rows["fraction"], rows["by_norm"].astype(float), color=color, linestyle="--", linewidth=0.8)
+        axes.plot(rows["fraction"], rows["by_chance"], color=color, linestyle=":", linewidth=0.8)
+    for line, label in (("--", "by norm"), (":", "by chance")):
+        axes.plot([], [], color=GREY, linestyle=line, linewidth=0.8, label=label)
+    size_axis(axes, table["fraction"].to_numpy().min())
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("overlap of mean masks (1: the same)")
+    legend_below(figure, axes, 1 if len(pairs) < 4 else 2)
+    return figure
+
+
+def _overlap_matrices(table: pd.DataFrame, name: str) -> StudyFigure:
+    """Draw the overlaps of one model's masks at a small, a medium and a large size."""
+    names = list(dict.fromkeys([*table["one"], *table["other"]]))
+    sizes = sorted(table["s"].unique())
+    chosen = [sizes[i] for i in sorted({0, len(sizes) // 3, 2 * len(sizes) // 3})]
+    figure = empty_figure(2 * COLUMN, min(0.34 * len(names), 2.0) + 1.4)
+    grid = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
+    labels, fontsize = [drawable(name, 22) for name in names], 6 if len(names) <= MAX_NUMBERED_MASKS else 4.5
+    for axes, s in zip(grid, chosen, strict=True):
+        rows = select_rows(table, s=s)
+        _draw_matrix(axes, _symmetric(rows, names, "overlap"), labels, OVERLAP_COLORS, 0, fontsize)
+        axes.set_title(_overlap_title(int(s), rows), fontsize=MATRIX_FONT, pad=3)
+    mappable = ScalarMappable(Normalize(0, 1), OVERLAP_COLORS)
+    _finish_matrices(figure, grid, labels, mappable, "overlap of mean masks", fontsize)
+    alt = f"Overlap of mean masks at {', '.join(map(str, chosen))} nodes; titles give the means by chance and by norm"
+    return StudyFigure(name, "across", "all", alt, figure)
+
+
+def _overlap_title(s: int, rows: pd.DataFrame) -> str:
+    """Return the size with the mean overlaps by chance and by norm."""
+    means = {"chance": rows["by_chance"].mean(), "norm": rows["by_norm"].astype(float).mean()}
+    known = ", ".join(f"{name} {value:.2f}" for name, value in means.items() if not np.isnan(value))
+    return f"{count_nodes(s)} ({known})"
+
+
+def _symmetric(pairs: pd.DataFrame, names: Sequence[str], column: str) -> np.ndarray:
+    """Return a matrix (names, names) of a column of pairs; NaN where there is no pair."""
+    matrix = np.full((len(names), len(names)), np.nan)
+    for one, other, value in zip(pairs["one"], pairs["other"], pairs[column], strict=True):
+        i, j = names.index(one), names.index(other)
+        matrix[i, j] = matrix[j, i] = value
+    return matrix
+
+
+def _draw_matrix(
+    axes: Axes, values: np.ndarray, labels: Sequence[str], colors: LinearSegmentedColormap, low: float,
+    fontsize: float = MATRIX_FONT,
+) -> None:  # fmt: skip
+    """Draw a square of cells from `low` to 1, with numbers if the cells are large enough; NaN stays empty."""
+    axes.pcolormesh(values, cmap=colors, vmin=low, vmax=1, edgecolors="white", linewidth=0.8)
+    for (y, x), value in np.ndenumerate(values):
+        if len(labels) <= MAX_NUMBERED_MASKS and not np.isnan(value):
+            color = "white" if abs(value) > 0.6 else CELL_INK
+            axes.text(x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
+    ticks = np.arange(len(labels)) + 0.5
+    axes.set_xticks(ticks, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=fontsize)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _finish_matrices(
+    figure: Figure, grid: Sequence[Axes], labels: Sequence[str], mappable: ScalarMappable, label: str,
+    fontsize: float = MATRIX_FONT,
+) -> None:  # fmt: skip
+    """Label the shared y axis of a row of matrices and add their colour scale."""
+    grid[0].set_yticks(np.arange(len(labels)) + 0.5, labels, fontsize=fontsize)
+    grid[0].invert_yaxis()
+    bar = figure.colorbar(mappable, ax=list(grid), shrink=0.8, aspect=25, pad=0.01)
+    bar.set_label(label)

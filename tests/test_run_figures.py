@@ -1,0 +1,68 @@
+"""The figures of a run, and the map of a mask that they share with the study and W&B."""
+
+import re
+from collections import Counter
+from itertools import combinations
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
+from studies import GRAPH
+
+import masklearn as ml
+from masklearn.mask_file import ModelId
+from masklearn.report.node_map import SHARE_COLORS, node_map_svg
+from masklearn.report.run import mask_figure, overview
+from masklearn.report.style import styled
+
+
+def run_of(graph: ml.NodeGraph, n_sizes: int, n_groups: int = 1) -> tuple[ml.Mask, list[dict[str, Any]]]:
+    """Nested random masks of evenly spaced sizes, and plausible results."""
+    sizes = torch.linspace(1, graph.n_nodes - 1, n_sizes).long()
+    order = torch.rand(n_groups, graph.n_nodes, generator=torch.Generator().manual_seed(0)).argsort(-1).argsort(-1)
+    kept, model = order[:, None] < sizes[:, None], ModelId("a model", None, "f00d")
+    groups = tuple(map(str, range(n_groups)))
+    mask = ml.Mask(kept, torch.zeros(n_groups, 1, graph.n_nodes), sizes, graph, model, groups)
+    random = {"n": 10, "kl_mean": 9.0, "kl_std": 1.0, "tv_mean": 0.97, "tv_std": 0.05}
+    fractions = (sizes / graph.n_nodes).tolist()
+    rows = [{"fraction": f, "kl": 8 * (1 - f), "tv": 1 - f, "controls": {"random": random}} for f in fractions]
+    return mask, rows
+
+
+@pytest.mark.parametrize("graph", [ml.NodeGraph(5, 8), ml.NodeGraph(18, 4), ml.NodeGraph(30, 9)], ids=str)
+@pytest.mark.parametrize(("n_sizes", "n_groups"), [(1, 1), (5, 3), (12, 1)])
+def test_no_two_labels_of_a_runs_figures_overlap(graph: ml.NodeGraph, n_sizes: int, n_groups: int) -> None:
+    mask, rows = run_of(graph, n_sizes, n_groups)
+    with styled():
+        for figure in (overview(mask, rows), mask_figure(mask)):
+            figure.draw_without_rendering()
+            labels = [label for axes in figure.findobj(Axes) if axes.get_visible() for label in labels_of(axes)]
+            boxes = {label: label.get_window_extent() for label in labels if label.get_text()}
+            for (one, box), (other, other_box) in combinations(boxes.items(), 2):
+                assert not box.overlaps(other_box), (one, other)
+            assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes.values())
+
+
+def labels_of(axes: Axes) -> list[Text]:
+    """Title, axis labels and the visible tick labels within the limits of the axes."""
+    labels = [axes.title, axes.xaxis.label, axes.yaxis.label]
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+        labels += [tick.label1 for tick in ticks if tick.label1.get_visible()]
+    return labels
+
+
+def test_the_node_map_as_svg_has_a_cell_for_every_node() -> None:
+    """Of 20 nodes with shares 0, 1/2 and 1, each has the colour of its share."""
+    share = torch.tensor([0.0] * 10 + [0.5] * 7 + [1.0] * 3)
+    text = node_map_svg(GRAPH, share)
+    assert ElementTree.fromstring(text).get("viewBox")
+    (cells,) = re.findall(r'<g id="QuadMesh_1">(.*?)</g>', text, flags=re.S)
+    counts = Counter(re.findall(r"fill: (#\w+)", cells))
+    assert counts == {to_hex(SHARE_COLORS(value)): n for value, n in ((0.0, 10), (0.5, 7), (1.0, 3))}
+    assert node_map_svg(GRAPH, share) == text
