@@ -85,8 +85,8 @@ def screenshot(page: Path, picture: Path, width: int = 1200, height: int = 1600,
     shown = framed(page, width, height) if width < 500 else page
     chromium(shown, scheme, f"--window-size={max(width, 500)},{height}", f"--screenshot={picture}")
     pixels = imread(picture)[:, :width, :3]
-    drawn = (pixels != pixels[-1, 0]).any((1, 2)).nonzero()[0]
-    imsave(picture, pixels[: drawn.max(initial=0) + 20])
+    study_figures = (pixels != pixels[-1, 0]).any((1, 2)).nonzero()[0]
+    imsave(picture, pixels[: study_figures.max(initial=0) + 20])
     return picture
 
 

@@ -288,9 +288,9 @@ def test_a_limited_number_of_texts_is_spread_over_the_file(tmp_path: Path) -> No
     data = ml.MaskData(path=str(path), scope="column:group")
     data.setup()
     for most in (1, 7, 40, None):
-        places = torch.cat([batch.text_index for batch in data.loader("train", max_texts=most)])
+        indices = torch.cat([batch.text_index for batch in data.loader("train", max_texts=most)])
         for members in data.train_indices_by_group:
-            taken = [i for i, place in enumerate(members) if place in places]
+            taken = [i for i, index in enumerate(members) if index in indices]
             assert len(taken) == min(most or len(members), len(members))
             gaps = {after - before for before, after in pairwise(taken)}
             assert taken[0] == 0 and (len(taken) == 1 or max(gaps) - min(gaps) <= 1)

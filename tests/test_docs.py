@@ -88,8 +88,8 @@ def test_the_architecture_is_that_of_the_code() -> None:
 
 
 def test_the_picture_has_every_folder_once() -> None:
-    drawn = [part for parts in architecture.FLOORS.values() for part in parts]
-    assert sorted(drawn) == sorted({architecture.part_of(name) for name in architecture.modules()})
+    regenerated = [part for parts in architecture.FLOORS.values() for part in parts]
+    assert sorted(regenerated) == sorted({architecture.part_of(name) for name in architecture.modules()})
 
 
 def test_the_flow_names_what_its_files_define() -> None:

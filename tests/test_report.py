@@ -121,9 +121,9 @@ def test_overlaps_of_many_masks_become_one_matrix_per_model() -> None:
     banks += [measured(falling(3), f"other {i}", fingerprint="beef") for i in range(2)]
     banks[4:] = [replace(one, mask=replace(one.mask, model=ModelId("another", None, "beef"))) for one in banks[4:]]
     table = comparison.mask_overlaps(banks, 0)
-    drawn = {one.name: one for one in mask_overlaps({"overlap": table})}
-    assert set(drawn) == {"overlap-matrix-1"} and drawn["overlap-matrix-1"].wide
-    first, *_ = drawn["overlap-matrix-1"].figure.axes
+    study_figures = {one.name: one for one in mask_overlaps({"overlap": table})}
+    assert set(study_figures) == {"overlap-matrix-1"} and study_figures["overlap-matrix-1"].wide
+    first, *_ = study_figures["overlap-matrix-1"].figure.axes
     shown = {text.get_text() for text in first.texts}
     smallest = table[(table["model"] == "a model") & (table["s"] == 1)]
     assert shown == {f"{value:.2f}" for value in smallest["overlap"]} and len(smallest) == 6
@@ -141,8 +141,8 @@ def test_characters_that_the_font_lacks_become_boxes() -> None:
 @pytest.mark.parametrize("sizes", [(3,), (1, 2), (20,)])
 def test_a_study_of_few_sizes_draws_the_figures_that_are_defined(sizes: tuple[int, ...]) -> None:
     study = density.study([measured([[0.5, 0.4][: len(sizes)]], sizes=sizes)])
-    drawn = {figure.name for figure in draw(study)}
-    assert "node-use" in drawn and "curve-tv" not in drawn
+    study_figures = {figure.name for figure in draw(study)}
+    assert "node-use" in study_figures and "curve-tv" not in study_figures
 
 
 UNDEFINED = {
@@ -166,13 +166,13 @@ UNDEFINED = {
 def test_undefined_results_get_a_note_on_the_page(note: str) -> None:
     """The other results are there, and nothing prints NaN."""
     study = density.study(UNDEFINED[note]())
-    drawn = list(draw(study))
-    assert "node-use" in {figure.name for figure in drawn}
+    study_figures = list(draw(study))
+    assert "node-use" in {figure.name for figure in study_figures}
     shown = page(study, [], {})
     notes = re.search(r'<ul class="notes">(.*?)</ul>', shown, flags=re.S)
     assert notes and note in html.unescape(notes.group(1))
     assert not re.search(r"\bnan\b|<NA>", shown, flags=re.I)
-    labels = [text.get_text() for one in drawn for text in one.figure.findobj(Text)]
+    labels = [text.get_text() for one in study_figures for text in one.figure.findobj(Text)]
     assert not [label for label in labels if "nan" in label.lower()]
 
 

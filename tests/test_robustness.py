@@ -264,9 +264,9 @@ def test_a_harmful_config_is_refused_before_it_is_used(name: str, tmp_path: Path
     path = tmp_path / "evil.yaml"
     path.write_text(text)
     for args in (["--config", str(path)], ["--model.steps", "3", f"--config={path}"]):
-        refusal = refused(lambda args=args: require_harmless_configs(args))
-        assert "evil.yaml" in refusal
-        assert message in refusal
+        message = refused(lambda args=args: require_harmless_configs(args))
+        assert "evil.yaml" in message
+        assert message in message
 
 
 def test_files_that_are_not_text_or_too_large_are_refused(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ class MaskData(LightningDataModule):
             raise UserError(f"{self.source} holds too few texts for a {split} split")
         by_group = texts.indices_by_group(len(self.groups.names))
         chosen = by_group if groups is None else [by_group[group] for group in set(groups)]
-        indices = sorted(index for of_group in chosen for index in _spread(of_group, max_texts))
+        indices = sorted(index for of_group in chosen for index in _evenly_spaced(of_group, max_texts))
         if by_length:
             lengths = [len(ids) for ids in texts.ids]
             indices.sort(key=lengths.__getitem__)
@@ -288,7 +288,7 @@ class MaskData(LightningDataModule):
         return collate(items, self.positions, self.pad_id)
 
 
-def _spread(indices: Sequence[int], n: int | None) -> Sequence[int]:
+def _evenly_spaced(indices: Sequence[int], n: int | None) -> Sequence[int]:
     """At most `n` of the indices, evenly spread over them; all if `n` is None."""
     if n is None or len(indices) <= n:
         return indices

@@ -97,7 +97,7 @@ def unigram_crossover(measurements: Sequence[MaskMeasurements]) -> pd.DataFrame:
     rows = []
     for measured in measurements:
         for kind in measured.sized_kinds:
-            crossed = measured.values(kind, "kl") <= measured.values(kind, "unigram_kl")
-            quartiles = _quartiles(first_fraction(crossed, measured.fractions))
+            reached = measured.values(kind, "kl") <= measured.values(kind, "unigram_kl")
+            quartiles = _quartiles(first_fraction(reached, measured.fractions))
             rows.append({"bank": measured.name, "kind": kind, **quartiles})
     return pd.DataFrame(rows)

@@ -36,7 +36,7 @@ KIND_DEFINITIONS = {
 TOO_FEW_SIZES = "No figure: curves, densities and phases need at least three sizes."
 """Why figures against size are missing."""
 
-RESULTS = (
+PAGE_SECTIONS = (
     Result(
         "Density curve",
         "How far are subgraphs of growing size from the full model?",

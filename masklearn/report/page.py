@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from masklearn.density import Study
 from masklearn.density.findings import RULES
-from masklearn.report.glossary import RESULTS, Result
+from masklearn.report.glossary import PAGE_SECTIONS, Result
 from masklearn.report.study_figure import StudyFigure, inline_svg
 from masklearn.report.style import visible
 from masklearn.version import masklearn_version
@@ -73,7 +73,7 @@ def page(study: Study, study_figures: Sequence[StudyFigure], config: dict[str, d
         findings=study.tables["findings"].to_dict("records"),
         rules=RULES,
         banks=study.tables["banks"].set_index("bank").map(_cell_text).T,
-        sections=[_section(result, study, study_figures) for result in RESULTS],
+        sections=[_section(result, study, study_figures) for result in PAGE_SECTIONS],
         settings=settings,
         version=masklearn_version(),
     )

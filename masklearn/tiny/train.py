@@ -95,11 +95,13 @@ class LanguageModelTraining(LightningModule):
         self.lm, self.lr = lm, lr
 
     def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
+        """Mean next-token loss of some rows of tokens, in nats."""
         loss = self.lm(input_ids=rows, labels=rows).loss
         self.log("loss", loss, prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> Any:
+        """AdamW, with warm-up and decay over all steps."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, betas=(0.9, 0.98), weight_decay=0.05)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=0.05)

@@ -55,6 +55,7 @@ class BlockLearner(LightningModule):
     # --- before training ----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        """Prepare for the texts of the trainer's data module."""
         self.prepare(self._data)
 
     def prepare(self, data: MaskData) -> None:
@@ -159,9 +160,11 @@ class BlockLearner(LightningModule):
         return self.plan.at(self.global_step)[1]
 
     def on_fit_start(self) -> None:
+        """Start from the constants that a checkpoint may have restored."""
         self._detach_ablation()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Finish the previous block at the first step of a block, and prepare the block of this step."""
         block, step = self.plan.at(self.global_step)
         if step == 0:
             self._finish_blocks_before(block)

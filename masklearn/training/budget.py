@@ -54,6 +54,7 @@ class Projected(Budget):
     """
 
     def adjust_log_odds(self, log_odds: Tensor, target: Tensor) -> Tensor:
+        """Log-odds shifted by the same amount in each mask, so that they expect `target` open gates."""
         shift = _shift(log_odds.detach().double(), target.double())
         shifted = log_odds - shift.to(log_odds.dtype).unsqueeze(-1)
         # One more Newton step. It changes no value, but by the implicit function theorem its gradient is the shift's.
@@ -109,6 +110,7 @@ class Lagrangian(Budget):
         return log_odds
 
     def forward(self, error: Tensor, penalty_scale: float = 1.0) -> Tensor:
+        """The augmented Lagrangian's two terms, in nats, of the shape of `error`."""
         return self.multiplier * error + penalty_scale * self.rho / 2 * error.square()
 
     @torch.no_grad()

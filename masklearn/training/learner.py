@@ -112,6 +112,7 @@ class MaskLearner(BlockLearner):
         return dict(zip(self.sizes, self.open_probabilities().sum(-1).mean(0).tolist(), strict=True))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a step: the log KL of every sampled mask plus its penalty, in nats."""
         log_odds = self.log_odds()
         mask_ids, noise = self._draw_rows(batch)
         gates = self._gates(log_odds.flatten(0, 1)[mask_ids], noise)  # (rows, inputs, nodes)
@@ -162,6 +163,7 @@ class MaskLearner(BlockLearner):
         self.log_dict({"train/temperature": self.temperature, "train/lr": lr})
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stop before a gradient that is not finite is applied."""
         assert self.bank.log_odds.grad is not None
         require_finite("gradient", self.bank.log_odds.grad, self.global_step)
 
@@ -186,6 +188,7 @@ class MaskLearner(BlockLearner):
         self.log_dict(metrics, batch_size=int(batch.scored.sum()))
 
     def configure_optimizers(self) -> Any:
+        """Adam on the log-odds, and on the learned constants at their own rate."""
         # No weight decay: it would pull log-odds to 0, where a gate is open in half of all draws. The moments average
         # over few steps: gradients shrink by orders of magnitude as gates settle, and momentum overshoots the budget.
         params: list[dict[str, Any]] = [{"params": self.bank.parameters(), "lr": self.settings.learning_rate}]
