@@ -1,6 +1,8 @@
 """The frozen model, run full or under gates and read at the scored positions only."""
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,15 @@ from masklearn.graph import NodeGraph
 from masklearn.masking.activation_stats import ActivationStats, ablation_from_means
 from masklearn.masking.gating import gated, verified_layout
 from masklearn.masking.hooks import ActivationEdit, edited_activations
-from masklearn.models import require_finite_outputs, text_config
+from masklearn.models import (
+    Prefix,
+    can_share_prefixes,
+    prefix_of,
+    recording,
+    require_finite_outputs,
+    starting_at,
+    text_config,
+)
 
 
 class MaskedLM(nn.Module):
@@ -76,7 +86,15 @@ class MaskedLM(nn.Module):
         require_finite_outputs(self.lm, hidden)
         return hidden
 
-    def forward(self, input_ids: Tensor, scored: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        scored: Tensor,
+        gates: Tensor,
+        corrupted: Tensor | None = None,
+        prefix: Prefix | None = None,
+        first_layer: int = 0,
+    ) -> Tensor:
         """Return the last hidden states at the scored positions of every input under each of its K gate vectors.
 
         Args:
@@ -84,6 +102,8 @@ class MaskedLM(nn.Module):
             scored: Boolean, of the same shape.
             gates: Shape (K, inputs, nodes).
             corrupted: The corrupted inputs, of the same shape as the inputs. Resample ablation requires them.
+            prefix: A prefix of the inputs under gates that agree with all of these in the layers before `first_layer`.
+            first_layer: The first layer to run; the prefix must hold its stream.
 
         Returns:
             Shape (K, positions, width).
@@ -91,14 +111,43 @@ class MaskedLM(nn.Module):
         Raises:
             UserError: If the ablation is resample and there are no corrupted inputs.
         """
-        k, ablation = len(gates), self.ablation
-        if ablation.name == "resample":
-            if corrupted is None:
-                raise UserError("resample ablation needs corrupted inputs, and these texts have none")
-            ablation = self.resampled(corrupted)
-        with gated(self.lm, gates.flatten(0, 1), ablation, self.layout):
+        k = len(gates)
+        with ExitStack() as stack:
+            stack.enter_context(gated(self.lm, gates.flatten(0, 1), self._ablation_on(corrupted), self.layout))
+            if prefix and first_layer:
+                stack.enter_context(starting_at(self.layout, prefix, first_layer, k))
             hidden = self.layout.hidden(input_ids.repeat(k, 1))
         return hidden.unflatten(0, (k, -1))[:, scored]
+
+    @torch.no_grad()
+    def prefix(self, input_ids: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Prefix | None:
+        """Run every input under one gate vector and keep the residual streams, for other forwards to start from.
+
+        Args:
+            input_ids: Shape (inputs, tokens), padded on the right.
+            gates: Shape (inputs, nodes).
+            corrupted: As in `forward`.
+
+        Returns:
+            None if a forward of this model cannot start in a later layer.
+        """
+        if not self._shares_prefixes:
+            return None
+        with gated(self.lm, gates, self._ablation_on(corrupted), self.layout), recording(self.layout) as outputs:
+            self.layout.hidden(input_ids)
+        return prefix_of(self.layout, outputs)
+
+    @cached_property
+    def _shares_prefixes(self) -> bool:
+        return can_share_prefixes(self.layout)
+
+    def _ablation_on(self, corrupted: Tensor | None) -> Ablation:
+        """The ablation with the values that closed nodes emit on a batch."""
+        if self.ablation.name != "resample":
+            return self.ablation
+        if corrupted is None:
+            raise UserError("resample ablation needs corrupted inputs, and these texts have none")
+        return self.resampled(corrupted)
 
     @torch.no_grad()
     def resampled(self, input_ids: Tensor) -> Ablation:

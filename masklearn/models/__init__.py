@@ -5,6 +5,7 @@ from masklearn.models.discovery import LayerSites
 from masklearn.models.forward_override import first_output, with_first_output
 from masklearn.models.layout import Layout
 from masklearn.models.loading import EMBEDDED, DTypeName, fingerprint, load_lm, load_tokenizer
+from masklearn.models.prefix import Prefix, can_share_prefixes, prefix_of, recording, starting_at
 from masklearn.models.verification import require_finite_outputs, verify_gates
 
 __all__ = [
@@ -12,11 +13,16 @@ __all__ = [
     "DTypeName",
     "LayerSites",
     "Layout",
+    "Prefix",
+    "can_share_prefixes",
     "fingerprint",
     "first_output",
     "load_lm",
     "load_tokenizer",
+    "prefix_of",
+    "recording",
     "require_finite_outputs",
+    "starting_at",
     "text_config",
     "verify_gates",
     "with_first_output",

@@ -12,10 +12,11 @@ from torch.nn.functional import one_hot
 
 from masklearn.data import Batch
 from masklearn.masking import MaskedLM
+from masklearn.models import Prefix
 from masklearn.objective import chunked_kl
 
-MAX_FORWARD_TOKENS = 2**15
-"""Tokens in one forward, over all of its rows."""
+MIN_FORWARD_TOKENS, MAX_FORWARD_TOKENS = 2**11, 2**15
+"""Tokens in one forward, over all of its rows. Masks with different first layers are put together up to the first."""
 SUBSAMPLE_STRIDE = 4
 """The subsample keeps every fourth text of a group."""
 SUBSAMPLE_MIN_TEXTS = 64
@@ -108,8 +109,7 @@ class MaskScorer:
         masks, groups = masks.float(), self._all_groups if groups is None else groups
         total = torch.zeros(masks.shape[:-1], device=masks.device)
         for scored in self._batches_of(groups):
-            masks_per_forward = max(1, MAX_FORWARD_TOKENS // scored.batch.input_ids.numel())
-            total += torch.cat([self._kl(scored, chunk) for chunk in masks.split(masks_per_forward)])
+            total += self._kl_of_all(scored, masks)
         return total / self.n_positions[groups]
 
     def gradient(self, masks: Tensor, groups: Tensor | None = None, inverse_temperature: float = 1.0) -> Tensor:
@@ -145,10 +145,65 @@ class MaskScorer:
                 reindexed = ScoredBatch(scored.batch, scored.full, group_index)
                 yield reindexed if kept.all() else reindexed.select(kept)
 
-    def _kl(self, scored: ScoredBatch, gates: Tensor, inverse_temperature: float = 1.0) -> Tensor:
+    def _kl_of_all(self, scored: ScoredBatch, masks: Tensor) -> Tensor:
+        """As `_kl`, in chunks of masks; masks that agree in their first layers share these.
+
+        Candidates of a search differ from one mask in a node or two. This mask, the majority of the candidates, runs
+        once, and every candidate starts in the first layer in which it differs from it.
+        """
+        n_tokens = scored.batch.input_ids.numel()
+        masks_per_forward = max(1, MAX_FORWARD_TOKENS // n_tokens)
+        batch, majority, prefix = scored.batch, masks.mean(0).round(), None
+        first_layers, order = self._by_first_layer(masks, majority)
+        if sum(first_layers) > self.masked_lm.graph.n_layers:  # it saves more than the majority's forward costs
+            prefix = self.masked_lm.prefix(batch.input_ids, majority[scored.group_index], batch.corrupted)
+        if prefix is None:
+            return torch.cat([self._kl(scored, chunk) for chunk in masks.split(masks_per_forward)])
+        masks = masks.gather(0, order[..., None].expand_as(masks))
+        kl = torch.empty_like(masks[..., 0])
+        for chunk in _chunks(first_layers, max(1, MIN_FORWARD_TOKENS // n_tokens), masks_per_forward):
+            start = prefix.nearest_start(first_layers[chunk.stop - 1])
+            kl[chunk] = self._kl(scored, masks[chunk], prefix=prefix, first_layer=start)
+        return torch.empty_like(kl).scatter_(0, order, kl)
+
+    def _by_first_layer(self, masks: Tensor, majority: Tensor) -> tuple[list[int], Tensor]:
+        """The order of every group's masks in which the first layers that differ from the majority descend.
+
+        Returns:
+            For every place in this order, the first layer in which any group's mask differs; and the order, shape
+            (K, groups).
+        """
+        graph = self.masked_lm.graph
+        differs = graph.by_layer(masks != majority).any(-1)  # (K, groups, layers)
+        first = torch.where(differs.any(-1), differs.int().argmax(-1), graph.n_layers - 1)
+        order = first.argsort(dim=0, descending=True, stable=True)
+        return first.gather(0, order).amin(1).tolist(), order
+
+    def _kl(
+        self,
+        scored: ScoredBatch,
+        gates: Tensor,
+        inverse_temperature: float = 1.0,
+        prefix: Prefix | None = None,
+        first_layer: int = 0,
+    ) -> Tensor:
         """KL summed over the positions of every group, shape (K, groups), under gates (K, groups, nodes)."""
-        batch = scored.batch
-        masked = self.masked_lm(batch.input_ids, batch.scored, gates[:, scored.group_index], batch.corrupted)
+        batch, gates_of_texts = scored.batch, gates[:, scored.group_index]
+        masked = self.masked_lm(batch.input_ids, batch.scored, gates_of_texts, batch.corrupted, prefix, first_layer)
         kl = chunked_kl(scored.full, masked, self.masked_lm.unembed, inverse_temperature)
         total = torch.zeros(gates.shape[:-1], device=gates.device)
         return total.index_add(1, scored.group_index_of_positions, kl)
+
+
+def _chunks(first_layers: Sequence[int], least: int, most: int) -> Iterator[slice]:
+    """Cut masks in descending order of their first layers into chunks to run together.
+
+    A chunk starts in the first layer of its last mask. So beyond `least` masks it takes only masks of that layer.
+    """
+    begin = 0
+    while begin < len(first_layers):
+        end = min(begin + least, begin + most, len(first_layers))
+        while end < min(begin + most, len(first_layers)) and first_layers[end] == first_layers[end - 1]:
+            end += 1
+        yield slice(begin, end)
+        begin = end

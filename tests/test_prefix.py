@@ -1,0 +1,120 @@
+"""Shared prefixes: forwards that start in a later layer end as whole ones do, and run fewer layers."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import torch
+from conftest import GROUPS, texts, tiny_llama
+from families import FAMILIES, Family
+from torch import Tensor
+from torch.testing import assert_close
+
+from masklearn.masking import MaskedLM
+from masklearn.models import can_share_prefixes, prefix, prefix_of, recording
+from masklearn.models.forward_override import override_forward
+from masklearn.selection import scorer as scorer_module
+from masklearn.selection.scorer import MaskScorer
+from masklearn.selection.search import greedy
+
+SOME = ("gpt2", "gpt_neox", "falcon", "phi", "gemma2", "olmo2", "mixtral", "llama", "opt", "cohere")
+
+
+def candidates(n_nodes: int, groups: int = 3) -> Tensor:
+    """Every single flip of a random mask of each group, in an order of its own."""
+    generator = torch.Generator().manual_seed(5)
+    base = torch.rand(groups, n_nodes, generator=generator) > 0.4
+    flips = torch.stack([torch.eye(n_nodes, dtype=torch.bool)[torch.randperm(n_nodes, generator=generator)]] * groups)
+    return base ^ flips.transpose(0, 1)
+
+
+@contextmanager
+def counted_layers(masked_lm: MaskedLM) -> Iterator[list[int]]:
+    """The rows of every layer that runs."""
+    rows: list[int] = []
+
+    def count(forward):
+        def run(*args, **kwargs):
+            rows.append(len(args[0] if args else next(iter(kwargs.values()))))
+            return forward(*args, **kwargs)
+
+        return run
+
+    with ExitStack() as stack:
+        for site in masked_lm.layout.sites:
+            stack.enter_context(override_forward(site.layer, count))
+        yield rows
+
+
+@contextmanager
+def unshared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskedLM, "prefix", lambda *_: None)
+        yield
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name in SOME], ids=lambda family: family.name)
+def test_masks_score_the_same_with_shared_prefixes(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    masked_lm = MaskedLM(family.build())
+    assert can_share_prefixes(masked_lm.layout)
+    monkeypatch.setattr(scorer_module, "MIN_FORWARD_TOKENS", 1)  # as many starts as there are
+    scorer, masks = MaskScorer(masked_lm, texts(), GROUPS), candidates(masked_lm.graph.n_nodes)
+    with counted_layers(masked_lm) as shared:
+        found = scorer(masks)
+    with unshared(monkeypatch), counted_layers(masked_lm) as whole:
+        expected = scorer(masks)
+    assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert sum(shared) < sum(whole)
+
+
+def test_greedy_search_runs_fewer_layers_for_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorer_module, "MIN_FORWARD_TOKENS", 1)
+    masked_lm = MaskedLM(tiny_llama(layers=8))
+    scorer, n_nodes = MaskScorer(masked_lm, texts()[:1], [3, 7]), masked_lm.graph.n_nodes
+    with counted_layers(masked_lm) as shared:
+        found = greedy(scorer, [5, 20], n_nodes)
+    with unshared(monkeypatch), counted_layers(masked_lm) as whole:
+        expected = greedy(scorer, [5, 20], n_nodes)
+    assert torch.equal(found, expected)
+    assert sum(whole) > 1.3 * sum(shared)
+
+
+def test_soft_gates_share_nothing_and_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked_lm = MaskedLM(tiny_llama())
+    scorer = MaskScorer(masked_lm, texts(), GROUPS)
+    gates = torch.rand(6, 3, masked_lm.graph.n_nodes, generator=torch.Generator().manual_seed(0))
+    with counted_layers(masked_lm) as shared:
+        scorer(gates)
+    with unshared(monkeypatch), counted_layers(masked_lm) as whole:
+        scorer(gates)
+    assert shared == whole
+
+
+def test_streams_are_kept_as_far_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked_lm = MaskedLM(tiny_llama(layers=6))
+    ids = texts()[0].input_ids
+    stream_bytes = ids.numel() * 24 * 4  # width 24, float32
+    for kept, streams in ((6, [1, 2, 3, 4, 5]), (3, [2, 4]), (2, [3])):
+        monkeypatch.setattr(prefix, "MAX_PREFIX_BYTES", kept * stream_bytes)
+        with recording(masked_lm.layout) as outputs:
+            masked_lm.layout.hidden(ids)
+        found = prefix_of(masked_lm.layout, outputs)
+        assert found is not None and list(found.streams) == streams
+        assert found.nearest_start(1) in (0, 1) and found.nearest_start(5) == streams[-1]
+
+
+def test_a_model_whose_layers_read_earlier_layers_shares_nothing() -> None:
+    masked_lm = MaskedLM(tiny_llama())
+    first, last = masked_lm.layout.sites[0].layer, masked_lm.layout.sites[2].layer
+    seen: list[Tensor] = []
+    first.register_forward_hook(lambda module, args, output: seen.append(output))
+    last.register_forward_pre_hook(lambda module, args: (args[0] + seen[-1], *args[1:]))
+    masked_lm.layout.hidden(texts()[0].input_ids)
+    assert not can_share_prefixes(masked_lm.layout)
+
+
+def test_layers_that_return_more_than_the_stream_share_nothing() -> None:
+    bloom = MaskedLM(next(family for family in FAMILIES if family.name == "bloom").build())
+    assert not can_share_prefixes(bloom.layout)
+    masks = candidates(bloom.graph.n_nodes)
+    assert MaskScorer(bloom, texts(), GROUPS)(masks).isfinite().all()
