@@ -37,8 +37,10 @@ def chunks(full: Tensor, n_masks: int, unembed: Unembed) -> Iterator[slice]:
     """Slices of the positions of `full` (positions, width) that bound the logits of `n_masks` models at once."""
     if not len(full):
         return
-    with torch.no_grad():
-        vocabulary = unembed(full[:1]).shape[-1]
+    vocabulary = getattr(unembed, "vocabulary", 0)  # a model knows its own; a plain function is tried
+    if not vocabulary:
+        with torch.no_grad():
+            vocabulary = unembed(full[:1]).shape[-1]
     logits_per_position = n_masks * vocabulary
     step = max(1, CHUNK_LOGITS // logits_per_position, min(MIN_POSITIONS, MAX_CHUNK_LOGITS // logits_per_position))
     for begin in range(0, len(full), step):

@@ -36,10 +36,10 @@ def test_every_size_is_drawn_equally_often() -> None:
 
 def test_every_restart_of_a_text_is_run_and_the_seed_fixes_the_draws() -> None:
     """Two texts of groups 0 and 2, two restarts, three sizes each: group 2 has masks 12 to 14 and 15 to 17."""
-    mask_ids, noise = draw_rows([0, 2], n_restarts=2, n_sizes=3, n_draws=3, n_nodes=5, seed=1)
+    mask_ids, noise = draw_rows(torch.tensor([0, 2]), n_restarts=2, n_sizes=3, n_draws=3, n_nodes=5, seed=1)
     assert mask_ids.T.sort().values.tolist() == [[0, 1, 2, 3, 4, 5], [12, 13, 14, 15, 16, 17]]
     assert noise.shape == (6, 2, 5)
-    again, same_noise = draw_rows([0, 2], n_restarts=2, n_sizes=3, n_draws=3, n_nodes=5, seed=1)
+    again, same_noise = draw_rows(torch.tensor([0, 2]), n_restarts=2, n_sizes=3, n_draws=3, n_nodes=5, seed=1)
     assert torch.equal(again, mask_ids) and torch.equal(same_noise, noise)
 
 

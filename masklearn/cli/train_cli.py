@@ -155,7 +155,7 @@ class TrainCLI(LightningCLI):
             )
             callbacks.append(checkpoint)
         if trainer.enable_progress_bar is not False:
-            callbacks.append(Progress())
+            callbacks.append(Progress(refresh_rate=trainer.log_every_n_steps or 1))
         return [*callbacks, self.stop]
 
 

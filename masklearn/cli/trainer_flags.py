@@ -29,7 +29,7 @@ def trainer_defaults() -> dict[str, Any]:
         "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
         "devices": 1,
         "max_epochs": 1,  # a run is one pass over the steps of all blocks
-        "log_every_n_steps": 1,
+        "log_every_n_steps": 10,
         "num_sanity_val_steps": 0,
         "enable_model_summary": False,
     }

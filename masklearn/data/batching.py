@@ -32,6 +32,19 @@ class Batch(NamedTuple):
     """Correct next tokens of every input, filled up with -1. Shape (inputs, answers)."""
     wrong: Tensor | None = None
     """Wrong next tokens of every input, filled up with -1. Shape (inputs, answers)."""
+    flat_positions: Tensor | None = None
+    """See `positions`; found on the CPU, so that no step waits for a GPU. Shape (positions,)."""
+
+    @property
+    def positions(self) -> Tensor:
+        """Indices of the scored positions in the flattened tokens, ascending, shape (positions,)."""
+        found = self.flat_positions
+        return self.scored.flatten().nonzero()[:, 0] if found is None else found
+
+    @property
+    def input_of_positions(self) -> Tensor:
+        """Index of the input of every scored position, shape (positions,)."""
+        return self.positions // self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
@@ -39,7 +52,8 @@ class Batch(NamedTuple):
 
     def select(self, kept: Tensor) -> "Batch":
         """The inputs for which a boolean mask of shape (inputs,) is true."""
-        return self._make(tensor if tensor is None else tensor[kept] for tensor in self)
+        whole = self._replace(flat_positions=None)  # they count among other inputs
+        return self._make(tensor if tensor is None else tensor[kept] for tensor in whole)
 
 
 class Item(NamedTuple):
@@ -65,15 +79,17 @@ def collate(items: Sequence[Item], positions: Positions, pad_id: int) -> Batch:
         _padded(rows, -1) if any(rows) else None
         for rows in ([text.answers for text in texts], [text.wrong for text in texts])
     )
+    scored = real if positions == "all" else position == last
     return Batch(
         input_ids,
         real,
-        scored=real if positions == "all" else position == last,
+        scored,
         text_index=torch.tensor(indices),
         group=torch.tensor(groups),
         corrupted=None if None in corrupted else _padded(corrupted, pad_id),
         answers=answers,
         wrong=wrong,
+        flat_positions=scored.flatten().nonzero()[:, 0],
     )
 
 

@@ -15,6 +15,7 @@ from masklearn.masking.activation_stats import ActivationStats, ablation_from_me
 from masklearn.masking.gating import gated, verified_layout
 from masklearn.masking.hooks import ActivationEdit, edited_activations
 from masklearn.models import (
+    Layout,
     Prefix,
     can_share_prefixes,
     prefix_of,
@@ -23,6 +24,19 @@ from masklearn.models import (
     starting_at,
     text_config,
 )
+
+
+class Unembedding:
+    """A model's output head, which knows the size of its vocabulary once it has been used."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout, self.vocabulary = layout, 0
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return the logits of last hidden states: (..., width) to (..., vocabulary)."""
+        logits = self.layout.unembed(hidden)
+        self.vocabulary = logits.shape[-1]
+        return logits
 
 
 class MaskedLM(nn.Module):
@@ -64,9 +78,10 @@ class MaskedLM(nn.Module):
         """
         self.layout.move(device)
 
-    def unembed(self, hidden: Tensor) -> Tensor:
-        """Return the logits of last hidden states: (..., width) to (..., vocabulary)."""
-        return self.layout.unembed(hidden)
+    @cached_property
+    def unembed(self) -> "Unembedding":
+        """The output head: last hidden states (..., width) to logits (..., vocabulary)."""
+        return Unembedding(self.layout)
 
     @torch.no_grad()
     def full(self, input_ids: Tensor, scored: Tensor) -> Tensor:
@@ -74,7 +89,8 @@ class MaskedLM(nn.Module):
 
         Args:
             input_ids: Shape (inputs, tokens), padded on the right.
-            scored: Which next-token distributions count. Boolean, of the same shape.
+            scored: Which next-token distributions count: boolean, of the same shape; or their indices in the flattened
+                inputs, shape (positions,), for which a GPU need not wait.
 
         Returns:
             Shape (positions, width), the positions in row-major order.
@@ -82,7 +98,7 @@ class MaskedLM(nn.Module):
         Raises:
             UserError: If some of them are NaN or infinite.
         """
-        hidden = self.layout.hidden(input_ids)[scored]
+        hidden = _at_positions(self.layout.hidden(input_ids)[None], scored)[0]
         require_finite_outputs(self.lm, hidden)
         return hidden
 
@@ -99,7 +115,7 @@ class MaskedLM(nn.Module):
 
         Args:
             input_ids: Shape (inputs, tokens), padded on the right.
-            scored: Boolean, of the same shape.
+            scored: As in `full`.
             gates: Shape (K, inputs, nodes).
             corrupted: The corrupted inputs, of the same shape as the inputs. Resample ablation requires them.
             prefix: A prefix of the inputs under gates that agree with all of these in the layers before `first_layer`.
@@ -117,7 +133,7 @@ class MaskedLM(nn.Module):
             if prefix and first_layer:
                 stack.enter_context(starting_at(self.layout, prefix, first_layer, k))
             hidden = self.layout.hidden(input_ids.repeat(k, 1))
-        return hidden.unflatten(0, (k, -1))[:, scored]
+        return _at_positions(hidden.unflatten(0, (k, -1)), scored)
 
     @torch.no_grad()
     def prefix(self, input_ids: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Prefix | None:
@@ -210,3 +226,8 @@ class MaskedLM(nn.Module):
         """
         name: AblationName = "mean-positional" if positional else "mean"
         return ablation_from_means(name, *self.activation_stats(batches, positional))
+
+
+def _at_positions(hidden: Tensor, scored: Tensor) -> Tensor:
+    """Hidden states (K, inputs, tokens, width) at scored positions (boolean, or indices): (K, positions, width)."""
+    return hidden[:, scored] if scored.dtype == torch.bool else hidden.flatten(1, 2).index_select(1, scored)

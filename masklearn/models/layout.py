@@ -1,11 +1,13 @@
 """A model's node graph, the places where its nodes can be gated, and its forward in two halves: body and head."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 
 from masklearn.graph import NodeGraph
 from masklearn.models.diagnostics import differs, dummy_input_ids, failed_forward, unsupported_model
@@ -80,7 +82,8 @@ class Layout:
         There is no attention mask. Padding is on the right, where no real token of a causal model attends to it, and
         attention without a mask takes its fast path.
         """
-        return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+        with _no_packed_texts():
+            return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Return the logits of last hidden states: (..., width) to (..., vocabulary).
@@ -92,6 +95,21 @@ class Layout:
         with override_forward(self.body, lambda _: lambda *args, **kwargs: _BodyOutput(flat)):
             logits = self.lm(input_ids=torch.zeros(flat.shape[:2], dtype=torch.long, device=flat.device)).logits
         return logits.reshape(*hidden.shape[:-1], -1)
+
+
+@contextmanager
+def _no_packed_texts() -> Iterator[None]:
+    """Tell transformers that rows hold one text each; it would read the positions back from the device to find out."""
+    name = "find_packed_sequence_indices"
+    before = getattr(masking_utils, name, None)
+    if before is None:
+        yield
+        return
+    setattr(masking_utils, name, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, name, before)
 
 
 class _BodyOutput:

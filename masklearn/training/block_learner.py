@@ -17,10 +17,13 @@ from masklearn.models import load_lm
 from masklearn.selection.discretization import STAGES
 from masklearn.sizes import resolve_sizes
 from masklearn.training.block_store import BlockStore, ProgressBar
-from masklearn.training.blocks import BlockFinisher, choose_step_shape, full_targets
+from masklearn.training.blocks import BlockFinisher, choose_step_shape
 from masklearn.training.budget import Lagrangian, Projected
+from masklearn.training.full_targets import FullTargets, index_in_block
 from masklearn.training.learned_ablation import LearnedConstants, mean_ablation
 from masklearn.training.settings import LearnerSettings
+from masklearn.training.step_guard import StepGuard
+from masklearn.training.step_log import StepLog
 
 
 class BlockLearner(LightningModule):
@@ -49,8 +52,11 @@ class BlockLearner(LightningModule):
         self._loaded = False
         self._plan: BlockPlan | None = None
         self._prepared_block: int | None = None
-        self._full_targets: dict[int, Tensor] = {}
-        """The full targets of the prepared block, if they are kept, by index of the text."""
+        self._full_targets: FullTargets | None = None
+        """The full targets of the prepared block, if they are kept."""
+        self._index_in_block: Tensor
+        """Index in the prepared block of every group of the run, on the device; shape (groups,)."""
+        self.guard = StepGuard()
 
     # --- before training ----------------------------------------------------------------------------------------------
 
@@ -122,6 +128,7 @@ class BlockLearner(LightningModule):
         self._prepared_block = None
         n_groups = self._plan.groups_per_block * settings.restarts
         n_sizes, n_nodes = len(self.sizes), self.graph.n_nodes
+        self.step_log = StepLog(n_sizes)
         self.bank = GateBank(n_groups, 1 if settings.family == "nested" else n_sizes, n_nodes)
         self.budget = Projected() if settings.budget == "projected" else Lagrangian(n_groups, n_sizes, n_nodes)
         return notice
@@ -170,7 +177,9 @@ class BlockLearner(LightningModule):
             self._finish_blocks_before(block)
             self._reset()
         if block != self._prepared_block:  # a new block, or a run that resumes within one
-            self._full_targets = full_targets(self.masked_lm, self._data.loader("train", self.plan.blocks[block]))
+            groups = self.plan.blocks[block]
+            self._full_targets = FullTargets.of_texts(self.masked_lm, self._data.loader("train", groups))
+            self._index_in_block = index_in_block(groups, self.plan.n_groups).to(self.device)
             self._prepared_block = block
 
     def _finish_blocks_before(self, block: int, bar: ProgressBar = iter) -> None:
@@ -195,6 +204,7 @@ class BlockLearner(LightningModule):
     def _reset(self) -> None:
         """Start a block with new gates; nothing is left of the optimiser's state."""
         self.bank.reset()
+        self.step_log.reset()
         self.budget.reset()
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()

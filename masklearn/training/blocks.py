@@ -1,12 +1,12 @@
 """Blocks of groups: how many groups share a step, what is computed once for a block, and how its masks are finished."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 
-from masklearn.data import Batch, BlockPlan, MaskData
+from masklearn.data import BlockPlan, MaskData
 from masklearn.gates import GateBank
 from masklearn.masking import MaskedLM
 from masklearn.selection.discretization import DiscretizedMasks, discretize, repolish
@@ -21,8 +21,6 @@ DEFAULT_TEXTS_PER_STEP = 64
 """By default so many groups share a step that it has this many texts."""
 MAX_SELECTION_TEXTS = 256
 """Most texts of a group on which discrete masks are selected."""
-MAX_TARGET_BYTES = 2**30
-"""The full targets of a block are kept if they take no more memory than this."""
 
 
 def choose_step_shape(
@@ -43,23 +41,6 @@ def choose_step_shape(
     requested = min(requested_groups or max(1, DEFAULT_TEXTS_PER_STEP // texts), len(data.groups.names))
     groups, fitting_texts, notice = fit_to_memory(masked_lm, data.longest_text, texts, rows_per_text, requested)
     return (groups, fitting_texts if fitting_texts < texts else data.batch_size), notice
-
-
-def full_targets(masked_lm: MaskedLM, batches: Iterable[Batch]) -> dict[int, Tensor]:
-    """The full model's hidden states at the scored positions of every text, if they are small enough to keep.
-
-    Returns:
-        Tensors of shape (positions, width) by index of the text in its split; none at all if they would take more than
-        `MAX_TARGET_BYTES`.
-    """
-    targets: dict[int, Tensor] = {}
-    for batch in batches:
-        batch = batch.to(masked_lm.device)
-        full = masked_lm.full(batch.input_ids, batch.scored)
-        targets |= dict(zip(batch.text_index.tolist(), full.split(batch.scored.sum(1).tolist()), strict=True))
-        if len(targets) * full.nbytes / len(batch.text_index) > MAX_TARGET_BYTES:
-            return {}
-    return targets
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from masklearn.ablation import AblationName
 from masklearn.data import Batch
-from masklearn.errors import require_finite
 from masklearn.gates import GateName, open_probability, sample
 from masklearn.models import EMBEDDED, DTypeName
 from masklearn.objective import chunked_kl
@@ -118,30 +117,28 @@ class MaskLearner(BlockLearner):
         gates = self._gates(log_odds.flatten(0, 1)[mask_ids], noise)  # (rows, inputs, nodes)
         if self.constants is not None:
             self.masked_lm.ablation = self.constants()
-        masked = self.masked_lm(batch.input_ids, batch.scored, gates, batch.corrupted)  # (rows, positions, width)
+        masked = self.masked_lm(batch.input_ids, batch.positions, gates, batch.corrupted)  # (rows, positions, width)
         kl = chunked_kl(self._targets(batch), masked, self.masked_lm.unembed)  # (rows, positions)
-        mask_id_per_position = mask_ids.repeat_interleave(batch.scored.sum(1), dim=1)
+        mask_id_per_position = mask_ids.index_select(1, batch.input_of_positions)
         kl, count = mean_by_mask(kl, mask_id_per_position, log_odds[..., 0].numel())
-        kl, sampled = (t.view(log_odds.shape[:2]) for t in (kl, count > 0))  # (groups x restarts, sizes)
-        target = self.target_sizes()
-        error = open_probability(log_odds).sum(-1) - target
+        kl, sampled = (t.view(log_odds.shape[:2]) for t in (kl, (count > 0).float()))  # (groups x restarts, sizes)
+        error = self._size_error(log_odds) if self.budget.has_penalty else torch.zeros_like(kl)
         penalty = self.budget(error, self.schedule.penalty_scale_at(self.block_step))
         # The KLs of different sizes differ by orders of magnitude; with the log each pulls by its relative change.
-        loss = (kl[sampled] + LOG_KL_EPS).log().sum() + penalty[sampled].sum()
-        require_finite("loss", loss, self.global_step)
-        self._size_error = error.detach()
-        self._log_step(StepResult(kl.detach(), sampled, self._size_error, target))
+        loss = (((kl + LOG_KL_EPS).log() + penalty) * sampled).sum()
+        self._loss, self._error = loss.detach(), error.detach()
+        self._log_step(kl.detach(), sampled, log_odds.detach())
         return loss
+
+    def _size_error(self, log_odds: Tensor) -> Tensor:
+        """Expected minus target number of open gates, shape (groups x restarts, sizes)."""
+        return open_probability(log_odds).sum(-1) - self.target_sizes()
 
     def _draw_rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mask ids and noise of a step, see `draw_rows`: functions of seed and step alone, so that a run can resume."""
-        block, _ = self.plan.at(self.global_step)
-        index_in_block = {group: i for i, group in enumerate(self.plan.blocks[block])}
-        group_indices = [index_in_block[group] for group in batch.group.tolist()]
         seed = (self.settings.seed * 1_000_003 + self.global_step) % 2**63
         shape = self.settings.restarts, len(self.sizes), self.settings.draws_per_text, self.graph.n_nodes
-        mask_ids, noise = draw_rows(group_indices, *shape, seed)
-        return mask_ids.to(self.device), noise.to(self.device)
+        return draw_rows(self._index_in_block[batch.group], *shape, seed)
 
     def _gates(self, log_odds: Tensor, noise: Tensor) -> Tensor:
         """Gates of the rows, shape (rows, inputs, nodes): drawn with the noise, or without it if mean-field."""
@@ -152,10 +149,20 @@ class MaskLearner(BlockLearner):
     def _targets(self, batch: Batch) -> Tensor:
         """The full model's hidden states at the batch's scored positions, shape (positions, width)."""
         if self._full_targets:
-            return torch.cat([self._full_targets[i] for i in batch.text_index.tolist()])
-        return self.masked_lm.full(batch.input_ids, batch.scored)
+            return self._full_targets.of(batch)
+        return self.masked_lm.full(batch.input_ids, batch.positions)
 
-    def _log_step(self, result: StepResult) -> None:
+    def _is_logged(self, step: int) -> bool:
+        """Whether Lightning logs at a step of the run."""
+        every: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  (set at run time)
+        return (step + 1) % every == 0
+
+    def _log_step(self, kl: Tensor, sampled: Tensor, log_odds: Tensor) -> None:
+        """Take the KL of the sampled masks into the means, and log these if it is time to."""
+        self.step_log.add(kl, sampled)
+        if not self._is_logged(self.global_step):
+            return
+        result = StepResult(self.step_log.mean_kl(), self._size_error(log_odds), self.target_sizes())
         multiplier = self.budget.multiplier if isinstance(self.budget, Lagrangian) else None
         self.log_dict(progress_bar_metrics(result, self.temperature), prog_bar=True, logger=False)
         self.log_dict(metrics_by_size(result, self.sizes, multiplier))
@@ -163,9 +170,17 @@ class MaskLearner(BlockLearner):
         self.log_dict({"train/temperature": self.temperature, "train/lr": lr})
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stop before a gradient that is not finite is applied."""
+        """Let the optimiser skip a step whose loss or gradient is not finite, and all steps after it."""
         assert self.bank.log_odds.grad is not None
-        require_finite("gradient", self.bank.log_odds.grad, self.global_step)
+        # a fused optimiser reads this flag on the device, see torch.amp.GradScaler
+        optimizer.found_inf = self.guard.note(self._loss, self.bank.log_odds.grad, self.global_step)  # pyright: ignore
+        self._error = self._error * (1 - optimizer.found_inf) if self.budget.has_penalty else self._error  # pyright: ignore
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Stop the run if a step was not finite; looked at when a step is logged, and at the end of a block."""
+        step = self.global_step - 1
+        if self._is_logged(step) or (step + 1) % self.plan.steps == 0:
+            self.guard.check()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Descend on the gates, then update the budget."""
@@ -174,7 +189,7 @@ class MaskLearner(BlockLearner):
         self._detach_ablation()
         penalty_scale = self.schedule.penalty_scale_at(step)
         logit_clip = self.schedule.logit_clip_at(step, self.graph.n_nodes)
-        self.budget.after_step(self.bank.log_odds.data, self._size_error, penalty_scale, logit_clip)
+        self.budget.after_step(self.bank.log_odds.data, self._error, penalty_scale, logit_clip)
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -194,7 +209,7 @@ class MaskLearner(BlockLearner):
         params: list[dict[str, Any]] = [{"params": self.bank.parameters(), "lr": self.settings.learning_rate}]
         if self.constants is not None:
             params.append({"params": self.constants.parameters(), "lr": CONSTANTS_LR})
-        optimizer = torch.optim.Adam(params, betas=(0.8, 0.95))
+        optimizer = torch.optim.Adam(params, betas=(0.8, 0.95), fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

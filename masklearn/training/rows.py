@@ -4,19 +4,17 @@ The bank has a gate vector for every group, restart and size; `mask_id` counts t
 Inputs, restarts and draws of the noise are all rows of one batch.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 
 def draw_rows(
-    group_indices: Sequence[int], n_restarts: int, n_sizes: int, n_draws: int, n_nodes: int, seed: int
+    group_indices: Tensor, n_restarts: int, n_sizes: int, n_draws: int, n_nodes: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Draw the masks that every text of a step is run under, and the noise of their gates.
 
     Args:
-        group_indices: Index in the block of every text's group.
+        group_indices: Index in the block of every text's group, shape (inputs,). Draws are made on its device.
         n_restarts: Restarts of every mask; each is run on every text.
         n_sizes: Sizes of every group.
         n_draws: Gate vectors drawn for each text and restart, spread over the sizes.
@@ -26,11 +24,13 @@ def draw_rows(
     Returns:
         The mask ids, shape (rows, inputs), and uniform noise in [0, 1), shape (rows, inputs, nodes).
     """
-    generator = torch.Generator().manual_seed(seed)
-    bank_indices = torch.tensor(group_indices) * n_restarts + torch.arange(n_restarts)[:, None]  # (restarts, inputs)
-    offsets = torch.rand(bank_indices.shape, generator=generator)
+    device = group_indices.device
+    generator = torch.Generator(device).manual_seed(seed)
+    restarts = torch.arange(n_restarts, device=device)[:, None]
+    bank_indices = group_indices * n_restarts + restarts  # (restarts, inputs)
+    offsets = torch.rand(bank_indices.shape, generator=generator, device=device)
     mask_ids = assign_masks(bank_indices, n_sizes, n_draws, offsets).flatten(0, 1)
-    noise = torch.rand((*mask_ids.shape, n_nodes), generator=generator)
+    noise = torch.rand((*mask_ids.shape, n_nodes), generator=generator, device=device)
     return mask_ids, noise
 
 
@@ -67,5 +67,5 @@ def mean_by_mask(values: Tensor, mask_ids: Tensor, n_masks: int) -> tuple[Tensor
     """
     mask_ids = mask_ids.flatten()
     total = torch.zeros(n_masks, dtype=values.dtype, device=values.device).index_add(0, mask_ids, values.flatten())
-    count = torch.bincount(mask_ids, minlength=n_masks)
+    count = torch.zeros_like(total).index_add(0, mask_ids, torch.ones_like(values).flatten())
     return total / count.clamp_min(1), count

@@ -1,42 +1,65 @@
-"""What a training step logs."""
+"""What training logs: means over the steps since the last log, kept on the device until they are logged."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 class StepResult(NamedTuple):
-    """The outcome of a training step, detached."""
+    """What is logged at a step, detached."""
 
     kl: Tensor
-    """KL of every mask in nats, 0 where the step did not sample it. Shape (groups x restarts, sizes)."""
-    sampled: Tensor
-    """Which masks the step ran. Boolean, shape (groups x restarts, sizes)."""
+    """Mean KL of every size since the last log, in nats; NaN for a size that was not sampled. Shape (sizes,)."""
     error: Tensor
     """Expected minus target number of open gates, shape (groups x restarts, sizes)."""
     target: Tensor
     """Target number of open gates, shape (sizes,)."""
 
-    @property
-    def kl_by_size(self) -> Tensor:
-        """Mean KL over the sampled masks of every size; NaN for a size that was not sampled."""
-        return (self.kl * self.sampled).sum(0) / self.sampled.sum(0)
+
+class StepLog(nn.Module):
+    """Sums the KL of every size over steps; part of a checkpoint, so that a resumed run logs the same means."""
+
+    def __init__(self, n_sizes: int) -> None:
+        super().__init__()
+        self.sums: Tensor
+        """KL and number of masks of every size since the last log, shape (2, sizes)."""
+        self.register_buffer("sums", torch.zeros(2, n_sizes))
+
+    def add(self, kl: Tensor, sampled: Tensor) -> None:
+        """Take in a step.
+
+        Args:
+            kl: KL of every mask in nats, 0 where the step did not sample it. Shape (groups x restarts, sizes).
+            sampled: 1 for the masks that the step ran, otherwise 0; same shape.
+        """
+        self.sums += torch.stack([kl.sum(0), sampled.sum(0)])
+
+    def reset(self) -> None:
+        """Forget the steps so far."""
+        self.sums.zero_()
+
+    def mean_kl(self) -> Tensor:
+        """Mean KL of every size in nats since the last log, NaN for a size that was not sampled; starts anew."""
+        kl, n_masks = self.sums.unbind()
+        mean = kl / n_masks
+        self.reset()
+        return mean
 
 
 def progress_bar_metrics(result: StepResult, temperature: float) -> dict[str, Tensor | float]:
     """Means over the sizes: the KL of those sampled, and the expected and the target number of open gates."""
-    error = result.error.mean(0)
     return {
-        "kl": result.kl_by_size[result.sampled.any(0)].mean(),
-        "open": (result.target + error).mean(),
+        "kl": result.kl.nanmean(),
+        "open": (result.target + result.error.mean(0)).mean(),
         "wanted": result.target.mean(),
         "temp": temperature,
     }
 
 
 def metrics_by_size(result: StepResult, sizes: Sequence[int], multiplier: Tensor | None = None) -> dict[str, Tensor]:
-    """Means over the groups of the block, for every size that was sampled.
+    """Means over the groups of the block, for every size that was sampled since the last log.
 
     Args:
         result: The step.
@@ -44,10 +67,10 @@ def metrics_by_size(result: StepResult, sizes: Sequence[int], multiplier: Tensor
         multiplier: Multipliers of a Lagrangian budget, shape (groups x restarts, sizes).
     """
     error = result.error.mean(0)
-    metrics = {"kl": result.kl_by_size, "open": result.target + error, "budget_error": error}
+    metrics = {"kl": result.kl, "open": result.target + error, "budget_error": error}
     if multiplier is not None:
         metrics["multiplier"] = multiplier.mean(0)
-    sampled = result.sampled.any(0).tolist()
+    sampled = result.kl.isfinite().tolist()
     return {
         f"train/{name}/s={size}": value
         for name, values in metrics.items()
