@@ -13,7 +13,7 @@ import masklearn as ml
 from masklearn.masking import MaskedLM
 from masklearn.selection import polish as polish_module
 from masklearn.selection.scorer import MaskScorer
-from masklearn.training import block_learner, blocks
+from masklearn.training import block_learner, full_targets
 from masklearn.training import learner as learner_module
 from masklearn.training.block_store import BlockStore
 from masklearn.training.learned_ablation import LearnedConstants
@@ -58,7 +58,7 @@ def test_checkpoints_leave_the_model_out(tmp_path: Path) -> None:
     file = tmp_path / "last.ckpt"
     assert file.stat().st_size < 200_000
     state = torch.load(file, weights_only=True)["state_dict"]
-    assert set(state) == {"bank.log_odds", "budget.multiplier"}
+    assert set(state) == {"bank.log_odds", "budget.multiplier", "step_log.sums"}
 
 
 PLANTED = {"a0.h1", "m0", "a2.h3", "m3"}
@@ -178,7 +178,7 @@ def test_discretize_runs_on_the_device_of_the_training(tmp_path: Path) -> None:
 
 def test_kept_full_targets_equal_recomputed_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = learn(tmp_path, steps=3)
-    monkeypatch.setattr(blocks, "MAX_TARGET_BYTES", 1000)
+    monkeypatch.setattr(full_targets, "MAX_TARGET_BYTES", 1000)
     recomputed = learn(tmp_path, steps=3)
     assert kept._full_targets and not recomputed._full_targets
     torch.testing.assert_close(kept.bank.log_odds, recomputed.bank.log_odds, atol=1e-4, rtol=0)

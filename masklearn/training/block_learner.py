@@ -217,7 +217,12 @@ class BlockLearner(LightningModule):
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the frozen weights; add the step shape, which depends on the memory at the start of the run."""
+        """Leave out the frozen weights; add the step shape, which depends on the memory at the start of the run.
+
+        Raises:
+            NonFiniteLoss: If updates have been skipped, so that the state is that of an earlier step.
+        """
+        self.guard.check(before=self.global_step)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith("masked_lm.")}
         checkpoint["step_shape"] = self.plan.step_shape

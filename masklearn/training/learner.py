@@ -170,16 +170,18 @@ class MaskLearner(BlockLearner):
         self.log_dict({"train/temperature": self.temperature, "train/lr": lr})
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the optimiser skip a step whose loss or gradient is not finite, and all steps after it."""
-        assert self.bank.log_odds.grad is not None
-        # a fused optimiser reads this flag on the device, see torch.amp.GradScaler
-        optimizer.found_inf = self.guard.note(self._loss, self.bank.log_odds.grad, self.global_step)  # pyright: ignore
-        self._error = self._error * (1 - optimizer.found_inf) if self.budget.has_penalty else self._error  # pyright: ignore
+        """Let the optimiser skip a step whose loss or gradient is not finite, and stop the run.
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Stop the run if a step was not finite; looked at when a step is logged, and at the end of a block."""
-        step = self.global_step - 1
-        if self._is_logged(step) or (step + 1) % self.plan.steps == 0:
+        On the CPU the run stops at once. Elsewhere it stops at the next step that is logged, or at the end of a block,
+        as reading the flag any earlier would wait for the device; until then all updates are skipped.
+        """
+        assert self.bank.log_odds.grad is not None
+        step = self.global_step
+        skips = self.guard.note(self._loss, self.bank.log_odds.grad, step)
+        optimizer.found_inf = skips  # pyright: ignore[reportAttributeAccessIssue]  (read by fused optimisers)
+        if self.budget.has_penalty:
+            self._error = self._error * (1 - skips)
+        if self.device.type == "cpu" or self._is_logged(step) or (step + 1) % self.plan.steps == 0:
             self.guard.check()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -1,5 +1,7 @@
 """Finiteness of every step without waiting for the device: a bad step changes nothing, and the run stops soon after."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -26,18 +28,21 @@ class StepGuard(nn.Module):
         Returns:
             1 if the update must be skipped, otherwise 0. Float32, without dimensions, on the device.
         """
-        finite = torch.stack([loss.isfinite(), gradient.isfinite().all()])
+        finite = torch.stack([loss, gradient.abs().amax()]).isfinite()  # the largest of values with a NaN is NaN
         self.first_bad = torch.where(finite | (self.first_bad >= 0), self.first_bad, step)
         return (self.first_bad.amax() >= 0).float()
 
-    def check(self) -> None:
+    def check(self, before: float = math.inf) -> None:
         """Stop the run if a step was bad. This waits for the device.
+
+        Args:
+            before: Only steps before this one count.
 
         Raises:
             NonFiniteLoss: If a loss or a gradient was not finite; names the step.
         """
         for what, step in zip(("loss", "gradient"), self.first_bad.tolist(), strict=True):
-            if step >= 0:
+            if 0 <= step < before:
                 raise NonFiniteLoss(
                     f"the {what} at step {step} is not finite, so this step was not taken. "
                     "Try --model.dtype float32, or leave out the texts on which the model itself is not finite"

@@ -34,7 +34,7 @@ class StepLog(nn.Module):
             kl: KL of every mask in nats, 0 where the step did not sample it. Shape (groups x restarts, sizes).
             sampled: 1 for the masks that the step ran, otherwise 0; same shape.
         """
-        self.sums += torch.stack([kl.sum(0), sampled.sum(0)])
+        self.sums += torch.stack([kl, sampled]).sum(1)
 
     def reset(self) -> None:
         """Forget the steps so far."""

@@ -1,0 +1,94 @@
+"""A training step costs little beside the model, and never waits for the device; a bad step changes nothing."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import masklearn as ml
+from masklearn.errors import NonFiniteLoss
+from masklearn.training.step_guard import StepGuard
+
+VIEWS = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze",
+         "detach", "alias", "split", "unbind", "as_strided", "_reshape_alias", "lift_fresh"}  # fmt: skip
+READS_BACK = {"_local_scalar_dense", "nonzero"}
+"""Operations for which a program waits until a GPU has done all its work."""
+MAX_EXTRA_OPERATIONS = 200
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is computed while the context is open; views cost nothing and do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name not in VIEWS:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class CountedSteps(Callback):
+    """Counts the operations of each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[Counter[str]] = []
+
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.mode = Operations()
+        self.mode.__enter__()
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.mode.__exit__(None, None, None)
+        self.steps.append(self.mode.counts)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("settings", [{}, {"gates": "mean-field"}, {"budget": "lagrangian", "family": "independent"}])
+def test_a_step_adds_few_operations_to_a_bare_pass_and_reads_nothing_back(settings: dict[str, Any]) -> None:
+    learner, counted = ml.MaskLearner(sizes="log:12", steps=6, draws=4, **settings), CountedSteps()
+    data = ml.MaskData(task="mixed", limit=60, batch_size=4)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=6, logger=False, enable_checkpointing=False, callbacks=[counted],
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=100, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(learner, datamodule=data)
+    step = counted.steps[3]
+    assert not READS_BACK & set(step), "the step waits for the device"
+    lm, input_ids = learner.masked_lm.lm, next(iter(data.loader("train"))).input_ids.repeat(4, 1)
+    embeddings = lm.get_input_embeddings()(input_ids).requires_grad_()
+    with Operations() as bare:
+        lm(inputs_embeds=embeddings, use_cache=False).logits.float().sum().backward()
+    assert sum(step.values()) <= sum(bare.counts.values()) + MAX_EXTRA_OPERATIONS
+
+
+def test_the_guard_names_the_first_bad_step_and_skips_from_there_on() -> None:
+    guard, good, bad = StepGuard(), torch.tensor(1.0), torch.tensor(float("nan"))
+    assert guard.note(good, torch.ones(3), 0) == 0
+    guard.check()
+    assert guard.note(good, torch.tensor([1.0, float("inf")]), 4) == 1
+    assert guard.note(bad, torch.ones(3), 7) == 1
+    assert guard.note(good, torch.ones(3), 8) == 1
+    with pytest.raises(NonFiniteLoss, match="the loss at step 7"):
+        guard.check()
+    guard.check(before=4)
+    with pytest.raises(NonFiniteLoss, match="the gradient at step 4"):
+        guard.check(before=5)
+
+
+def test_a_skipped_update_leaves_gates_and_optimiser_as_they_were() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([parameter], lr=0.1, fused=True)
+    for found_inf, gradient in ((0.0, 1.0), (1.0, float("nan"))):
+        parameter.grad = torch.full((3,), gradient)
+        optimizer.found_inf = torch.tensor(found_inf)  # pyright: ignore[reportAttributeAccessIssue]
+        before = parameter.detach().clone()
+        optimizer.step()
+    assert torch.equal(parameter, before) and parameter.isfinite().all()
+    state = optimizer.state[parameter]
+    assert state["step"] == 1 and state["exp_avg"].isfinite().all()
