@@ -303,7 +303,7 @@ def test_a_stopped_polish_resumes_from_its_last_whole_step(tmp_path: Path) -> No
         """Open one node per step and count the steps in `kl`. Returns the steps made and the counts."""
         masks, kl, made = torch.zeros(2, 1, 5, dtype=torch.bool), torch.zeros(2, 1), []
         masks[:, :, 4] = bool(initial)
-        for step in store.resume_polish("polish-0", steps, masks, kl):
+        for step in store.resume_polish("polish-0", steps, masks, kl, torch.zeros(())):
             if len(made) == stop:
                 break  # in the middle of a step
             masks[step.size_index, 0, steps.index(step)] = True

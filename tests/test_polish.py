@@ -11,7 +11,7 @@ from masklearn.masking import MaskedLM
 from masklearn.selection import polish as polish_module
 from masklearn.selection.attribution import single_ablation
 from masklearn.selection.polish import Step, StepKind, polish, visit_order
-from masklearn.selection.scorer import MaskScorer
+from masklearn.selection.scorer import MaskScorer, TokenBudget
 from masklearn.selection.search import exhaustive, greedy
 
 
@@ -64,6 +64,8 @@ def test_large_graphs_and_thorough_polish_search_wider(
 class Table(MaskScorer):
     """A scorer with a table of KLs by open nodes; a mask that is not in the table has a KL of 5."""
 
+    tokens = TokenBudget()
+
     n_groups = 1
 
     def __init__(self, kls: dict[tuple[int, ...], float]) -> None:
@@ -99,6 +101,8 @@ def test_thorough_polish_tries_two_swaps_at_once_where_no_single_swap_helps() ->
 
 class Weights(MaskScorer):
     """A scorer whose KL is the sum of the weights of the closed nodes; its subsample has weights of its own."""
+
+    tokens = TokenBudget()
 
     n_groups = 1
 
@@ -175,3 +179,27 @@ def test_the_steps_of_two_sizes_by_hand() -> None:
         *(Step(StepKind.SHRINK_FROM_ALL, 1), shrink),
         *(Step(StepKind.GROW_FROM_NONE, 0), grow),
     ]
+
+
+def test_a_polish_stops_at_its_budget_with_masks_no_worse_than_before(masked_lm: MaskedLM) -> None:
+    n_nodes, scorer = masked_lm.graph.n_nodes, MaskScorer(masked_lm, texts(), GROUPS)
+    sizes = torch.tensor([3, 8])
+    scores = torch.rand(2, 3, n_nodes, generator=torch.Generator().manual_seed(2))
+    masks = top(scores, sizes[:, None])
+    start = scorer(masks)
+    unlimited, kl_unlimited = polish(scorer, masks, scores, rounds=2, thorough=True)
+    whole = scorer.tokens.spent
+    assert whole > 0 and scorer.tokens.untried_steps == 0
+    unchanged, kl = polish(scorer, masks, scores, rounds=2, thorough=True, budget=0)
+    assert torch.equal(unchanged, masks) and scorer.tokens.untried_steps == 6
+    previous = start
+    for budget in (0.1 * whole, 0.4 * whole, 0.8 * whole):
+        found, kl = polish(scorer, masks, scores, rounds=2, thorough=True, budget=budget)
+        largest_charge = 3 * 50 * sum(scored.batch.input_ids.numel() for scored in scorer.batches)
+        assert scorer.tokens.spent <= budget + largest_charge
+        assert torch.equal(found.sum(-1), masks.sum(-1)) and scorer.tokens.untried_steps > 0
+        assert_close(kl, scorer(found), atol=1e-5, rtol=1e-4)
+        assert (kl <= previous + 1e-6).all()
+        previous = kl
+    enough, kl = polish(scorer, masks, scores, rounds=2, thorough=True, budget=whole + 1)
+    assert torch.equal(enough, unlimited) and torch.equal(kl, kl_unlimited)

@@ -147,7 +147,10 @@ def _discretize(cli: TrainCLI) -> Mask:
     print(f"Discretising masks{polish}", flush=True)
     if cli.trainer.progress_bar_callback:
         learner.bar = partial(Tqdm, desc="Polish", unit="mask", file=sys.stdout)  # as the trainer's bars
-    return replace(learner.discretize(), config=mask_config(cli.requested))
+    mask = replace(learner.discretize(), config=mask_config(cli.requested))
+    for notice in learner.notices:
+        print(notice, flush=True)
+    return mask
 
 
 def _evaluate(cli: TrainCLI, mask: Mask) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Discretisation: from learned gates to masks of exactly `s` nodes, with the KL before and after each stage."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,6 +40,7 @@ def discretize(
     rounds: int,
     thorough: bool = False,
     tracker: StepTracker = all_steps,
+    budget: float = math.inf,
 ) -> DiscretizedMasks:
     """Keep the top `s` nodes of every mask, choose the best restart of each, and polish it.
 
@@ -52,6 +54,7 @@ def discretize(
         rounds: See `polish`; 0 for no polish.
         thorough: See `polish`.
         tracker: See `polish`.
+        budget: See `polish`.
     """
     nested = bank.log_odds.shape[1] == 1
     scores = bank.log_odds.detach().expand(-1, len(sizes), -1)
@@ -63,7 +66,7 @@ def discretize(
     masks, scores, log_odds = (t.gather(0, best)[0] for t in (masks, scores, log_odds))
     kl = [scorer(open_probability(log_odds)), _sampled_kl(scorer, log_odds, temperature), scorer(masks)]
     if rounds:
-        masks, polished = polish(scorer, masks, scores, rounds, thorough, tracker)
+        masks, polished = polish(scorer, masks, scores, rounds, thorough, tracker, budget)
         kl.append(polished)
     else:
         kl.append(kl[-1])
@@ -72,7 +75,12 @@ def discretize(
 
 
 def repolish(
-    found: DiscretizedMasks, scorer: MaskScorer, rounds: int, thorough: bool = False, tracker: StepTracker = all_steps
+    found: DiscretizedMasks,
+    scorer: MaskScorer,
+    rounds: int,
+    thorough: bool = False,
+    tracker: StepTracker = all_steps,
+    budget: float = math.inf,
 ) -> DiscretizedMasks:
     """Polish masks again, after what closed nodes emit has changed.
 
@@ -82,10 +90,11 @@ def repolish(
         rounds: See `polish`.
         thorough: See `polish`.
         tracker: See `polish`.
+        budget: See `polish`.
     """
     n_sizes = found.mask.shape[1]
     masks, scores = (t.transpose(0, 1).to(scorer.device) for t in (found.mask, found.scores.expand(-1, n_sizes, -1)))
-    masks, kl = polish(scorer, masks, scores, rounds, thorough, tracker)
+    masks, kl = polish(scorer, masks, scores, rounds, thorough, tracker, budget)
     stages = torch.cat([found.kl[..., :-1], kl.T[..., None].to(found.kl.device)], -1)
     return replace(found, mask=masks.transpose(0, 1).to(found.mask.device), kl=stages)
 

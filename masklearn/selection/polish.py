@@ -7,6 +7,7 @@ A polish is a sequence of steps. Each works on the masks of one size, in three p
 3. Way up, from the smallest size to the largest. The masks compete with those of the next smaller size, grown.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from masklearn.selection.candidates import replace_if_better
-from masklearn.selection.scorer import MaskScorer
+from masklearn.selection.scorer import BudgetSpent, MaskScorer
 from masklearn.selection.swaps import SearchWidth, resize, swap_until_stalled
 
 FAST, DEFAULT = SearchWidth(3, (4, 8), 0.1, 1e-5), SearchWidth(3, (4, 12), 0.1, 1e-5)
@@ -54,14 +55,15 @@ class Step(NamedTuple):
     """Index of the size whose masks the step may change."""
 
 
-StepTracker = Callable[[Sequence[Step], Tensor, Tensor], Iterable[Step]]
+StepTracker = Callable[[Sequence[Step], Tensor, Tensor, Tensor], Iterable[Step]]
 """Yields the steps of a polish that are still to do.
 
-Its other arguments are the masks (sizes, groups, nodes) and their KL (sizes, groups); every step changes them in place.
-A tracker may show progress, save masks and KL after each step, or load them and skip the steps that led to them."""
+Its other arguments are the masks (sizes, groups, nodes), their KL (sizes, groups) and the tokens scored so far, of no
+dimension; every step changes them in place. A tracker may show progress, save all three after each step, or load them
+and skip the steps that led to them."""
 
 
-def all_steps(steps: Sequence[Step], masks: Tensor, kl: Tensor) -> Sequence[Step]:
+def all_steps(steps: Sequence[Step], masks: Tensor, kl: Tensor, n_spent: Tensor) -> Sequence[Step]:
     """The default tracker: every step is to do."""
     return steps
 
@@ -73,6 +75,7 @@ def polish(
     rounds: int,
     thorough: bool = False,
     tracker: StepTracker = all_steps,
+    budget: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """Lower the KL of every mask by swaps of nodes; every mask keeps its size.
 
@@ -87,6 +90,8 @@ def polish(
             masks before they compete, try more candidates, and where swaps stall try pairs from two shortlists. Without
             it, only large graphs begin the way up with no node.
         tracker: Follows the steps, see `StepTracker`.
+        budget: Tokens to score at most, see `TokenBudget`. The polish stops when they are spent and keeps the masks it
+            has found; `scorer.tokens` says how many steps were left.
 
     Returns:
         The polished masks and their KL, shapes (sizes, groups, nodes) and (sizes, groups).
@@ -105,8 +110,7 @@ def polish(
         resize_divisor=LARGE_GRAPH_RESIZE_DIVISOR if large else n_nodes if thorough else RESIZE_DIVISOR,
     )
     from_all = thorough and not masks[-1, 0].all()
-    for step in tracker(visit_order(len(masks), thorough, from_all, large or thorough), masks, kl):
-        state.run(step)
+    state.run_all(visit_order(len(masks), thorough, from_all, large or thorough), tracker, budget)
     return masks, kl
 
 
@@ -142,6 +146,22 @@ class _Polish:
     """Widths of the swaps of a step, from narrow to wide."""
     resize_divisor: int
     """See `resize`."""
+
+    def run_all(self, steps: Sequence[Step], tracker: StepTracker, budget: float) -> None:
+        """Make the steps, as long as there are tokens to score."""
+        tokens = self.scorer.tokens
+        n_spent = torch.zeros((), dtype=torch.float64)  # a tracker may set it to what an earlier process has spent
+        tokens.untried_steps = 0
+        for step in tracker(steps, self.masks, self.kl, n_spent):
+            tokens.spent, tokens.limit = n_spent.item(), budget
+            try:
+                self.run(step)
+            except BudgetSpent:
+                tokens.untried_steps = len(steps) - steps.index(step)
+                break
+            finally:
+                tokens.limit = math.inf
+                n_spent.fill_(tokens.spent)
 
     def run(self, step: Step) -> None:
         """Make one step."""

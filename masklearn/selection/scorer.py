@@ -1,5 +1,6 @@
 """Mask scorer: the KL of many candidate masks of every group, each on its own group's texts."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
@@ -21,6 +22,30 @@ SUBSAMPLE_STRIDE = 4
 """The subsample keeps every fourth text of a group."""
 SUBSAMPLE_MIN_TEXTS = 64
 """Texts that every group needs before a subsample is taken."""
+
+
+class BudgetSpent(Exception):
+    """The tokens that a search may score are used up; masks found so far are valid."""
+
+
+@dataclass
+class TokenBudget:
+    """Counts the tokens that are scored: a forward counts one a token, a gradient three, a skipped layer nothing."""
+
+    spent: float = 0.0
+    limit: float = math.inf
+    untried_steps: int = 0
+    """Steps of the last polish that the limit did not leave time for."""
+
+    def charge(self, tokens: float) -> None:
+        """Count tokens that are about to be scored.
+
+        Raises:
+            BudgetSpent: If the limit is reached already.
+        """
+        if self.spent >= self.limit:
+            raise BudgetSpent
+        self.spent += tokens
 
 
 @dataclass(frozen=True)
@@ -64,6 +89,8 @@ class MaskScorer:
             repeated = sorted(group for group, times in Counter(groups).items() if times > 1)
             raise ValueError(f"groups {repeated} are given more than once. Name every group once")
         self.n_groups = len(groups)
+        self.tokens = TokenBudget()
+        """Shared with the subsample."""
         scored: list[ScoredBatch] = []
         for batch in batches:
             group_index = torch.tensor([index_of[group] for group in batch.group.tolist()], device=masked_lm.device)
@@ -156,6 +183,7 @@ class MaskScorer:
         batch, majority, prefix = scored.batch, masks.mean(0).round(), None
         first_layers, order = self._by_first_layer(masks, majority)
         if sum(first_layers) > self.masked_lm.graph.n_layers:  # it saves more than the majority's forward costs
+            self.tokens.charge(n_tokens)
             prefix = self.masked_lm.prefix(batch.input_ids, majority[scored.group_index], batch.corrupted)
         if prefix is None:
             return torch.cat([self._kl(scored, chunk) for chunk in masks.split(masks_per_forward)])
@@ -189,6 +217,8 @@ class MaskScorer:
     ) -> Tensor:
         """KL summed over the positions of every group, shape (K, groups), under gates (K, groups, nodes)."""
         batch, gates_of_texts = scored.batch, gates[:, scored.group_index]
+        share = 3 if gates.requires_grad else 1 - first_layer / self.masked_lm.graph.n_layers
+        self.tokens.charge(share * len(gates) * batch.input_ids.numel())
         masked = self.masked_lm(batch.input_ids, batch.scored, gates_of_texts, batch.corrupted, prefix, first_layer)
         kl = chunked_kl(scored.full, masked, self.masked_lm.unembed, inverse_temperature)
         total = torch.zeros(gates.shape[:-1], device=gates.device)

@@ -46,6 +46,8 @@ class BlockLearner(LightningModule):
         """Holds the masks of finished blocks: in memory, unless it is replaced by one with a folder."""
         self.bar: ProgressBar = iter
         """Shows the progress of the polish in `discretize`."""
+        self.notices: list[str] = []
+        """What the user should know about the masks, once they are discrete."""
         self.stages: list[dict[str, float]] = []
         """For every size the KL at each of the `STAGES` from gates to masks, in nats, mean over groups; on the texts on
         which masks are selected."""
@@ -195,7 +197,7 @@ class BlockLearner(LightningModule):
 
     @property
     def _finisher(self) -> BlockFinisher:
-        return BlockFinisher(self.masked_lm, self._data, self.plan, self.store, self.settings)
+        return BlockFinisher(self.masked_lm, self._data, self.plan, self.store, self.settings, self.notices)
 
     def _adjusted(self, sizes: Tensor) -> Tensor:
         """The bank's log-odds, adjusted to expect these sizes, shape (groups x restarts, sizes, nodes)."""

@@ -92,7 +92,7 @@ class BlockStore:
         return {name: torch.cat([block[name] for block in blocks])[order] for name in blocks[0] if name != "groups"}
 
     def resume_polish(
-        self, name: str, steps: Sequence[Step], masks: Tensor, kl: Tensor, bar: ProgressBar = iter
+        self, name: str, steps: Sequence[Step], masks: Tensor, kl: Tensor, n_spent: Tensor, bar: ProgressBar = iter
     ) -> Iterator[Step]:
         """The steps of a polish that are left to do; the progress is written after each.
 
@@ -104,6 +104,7 @@ class BlockStore:
             steps: All of its steps.
             masks: The masks, which the steps change in place.
             kl: KL of the masks, which the steps change in place.
+            n_spent: Tokens scored so far, which the steps change in place.
             bar: Shows the progress.
         """
         if not self.folder:
@@ -116,9 +117,11 @@ class BlockStore:
                 n_done = int(saved["done"])
                 masks.copy_(saved["masks"])
                 kl.copy_(saved["kl"])
+                n_spent.copy_(saved["spent"])
         for number, step in enumerate(bar(steps[n_done:]), n_done + 1):
             yield step
-            _write(file, {"initial": initial, "done": torch.tensor(number), "masks": masks, "kl": kl})
+            progress = {"done": torch.tensor(number), "masks": masks, "kl": kl, "spent": n_spent}
+            _write(file, {"initial": initial, **progress})
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor]) -> None:

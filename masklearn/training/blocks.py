@@ -1,5 +1,6 @@
 """Blocks of groups: how many groups share a step, what is computed once for a block, and how its masks are finished."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +53,8 @@ class BlockFinisher:
     plan: BlockPlan
     store: BlockStore
     settings: LearnerSettings
+    notices: list[str]
+    """What the user should know is added here."""
 
     def finish(self, block: int, bank: GateBank, log_odds: Tensor, sizes: Tensor, bar: ProgressBar) -> None:
         """Discretise and polish the masks of a block, and store them.
@@ -66,7 +69,11 @@ class BlockFinisher:
         groups = self.plan.blocks[block]
         restarts, temperature, rounds = self.settings.restarts, self.settings.temperature[1], self.settings.polish
         scorer, tracker = self._scorer(groups), self._tracker(f"polish-{block}", bar)
-        found = discretize(bank, log_odds, sizes, scorer, restarts, temperature, rounds, self._thorough, tracker)
+        budget = self._polish_budget(groups)
+        found = discretize(
+            bank, log_odds, sizes, scorer, restarts, temperature, rounds, self._thorough, tracker, budget
+        )
+        self._report(scorer)
         self.store.put(block, groups, vars(found))
 
     def gather(self) -> DiscretizedMasks:
@@ -83,8 +90,31 @@ class BlockFinisher:
         constants.refit(self.masked_lm, found.mask, train, selection)
         if not self.settings.polish:
             return found
-        scorer, tracker = self._scorer(range(len(found.mask))), self._tracker("polish-again", bar)
-        return repolish(found, scorer, self.settings.polish, self._thorough, tracker)
+        groups = range(len(found.mask))
+        scorer, tracker = self._scorer(groups), self._tracker("polish-again", bar)
+        budget = self._polish_budget(groups)
+        found = repolish(found, scorer, self.settings.polish, self._thorough, tracker, budget)
+        self._report(scorer)
+        return found
+
+    def _polish_budget(self, groups: Sequence[int]) -> float:
+        """Tokens that the polish of some groups may score: a multiple of those that learning them scores."""
+        if self.settings.polish_budget is None:
+            return math.inf
+        lengths, by_group = [len(ids) for ids in self.data.parts["train"].ids], self.data.train_indices_by_group
+        tokens_per_step = sum(
+            min(self.plan.batch_size, len(texts)) * sum(lengths[i] for i in texts) / len(texts)
+            for texts in (by_group[group] for group in groups)
+        )
+        per_token = 3 * self.settings.rows_per_text  # a forward and, at twice its cost, a backward of every row
+        return self.settings.polish_budget * self.plan.steps * per_token * tokens_per_step
+
+    def _report(self, scorer: MaskScorer) -> None:
+        if scorer.tokens.untried_steps:
+            self.notices.append(
+                f"Polish stopped at --model.polish_budget {self.settings.polish_budget:g} with "
+                f"{scorer.tokens.untried_steps} steps left; the masks are those found so far"
+            )
 
     def _scorer(self, groups: Sequence[int]) -> MaskScorer:
         """Scores masks of some groups on their selection texts, as many texts at a time as a training step has rows."""

@@ -50,6 +50,8 @@ class MaskLearner(BlockLearner):
         polish: Most rounds of node swaps after discretisation. A swap is accepted if it lowers the KL on the validation
             split, to which training texts are added if it is small (with scope input: on the text itself). Every size
             is polished separately, so nested masks may cease to be nested. 0 for no polish.
+        polish_budget: Most tokens that polish may score, as a multiple of those that learning scores (a forward counts
+            one for each token, a backward two); no limit by default. Polish stops there with the masks found so far.
         gates: hard-concrete (drawn with noise), or mean-field (each gate at its probability of being open, without
             noise); by default hard-concrete, and mean-field with scope input.
         lr: Learning rate: how far the log-odds of a gate move in a step, at most; by default 0.4, and 0.8 with gates
@@ -76,6 +78,7 @@ class MaskLearner(BlockLearner):
         restarts: int = 1,
         block: int | None = None,
         polish: int = 4,
+        polish_budget: float | None = None,
         gates: GateName | None = None,
         lr: float | None = None,
         temperature: tuple[float, float] = (1.0, 0.5),
@@ -83,7 +86,7 @@ class MaskLearner(BlockLearner):
     ) -> None:
         settings = LearnerSettings(
             lm, revision, dtype, allow_pickle, trust_remote_code, sizes, scope, max_groups, ablation, family, budget,
-            steps, draws, restarts, block, polish, gates, lr, temperature, seed,
+            steps, draws, restarts, block, polish, polish_budget, gates, lr, temperature, seed,
         )  # fmt: skip
         super().__init__(settings)
         self.save_hyperparameters()

@@ -52,6 +52,7 @@ class LearnerSettings:
     restarts: int
     block: int | None
     polish: int
+    polish_budget: float | None
     gates: GateName | None
     lr: float | None
     temperature: tuple[float, float]
@@ -65,6 +66,11 @@ class LearnerSettings:
         for flag, value in {"lr": self.lr, "temperature": min(self.temperature)}.items():
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"model.{flag} is {value}; it must be positive")
+        if self.polish_budget is not None and not 0 <= self.polish_budget < math.inf:
+            raise UserError(
+                f"model.polish_budget is {self.polish_budget}; give a multiple of what learning costs, 0 or more, for "
+                "example 2, or leave it out for no limit"
+            )
         if self.budget == "lagrangian" and self.family == "nested":
             raise UserError(
                 "model.budget lagrangian gives every size gates of its own. Add --model.family independent, "
