@@ -21,7 +21,9 @@ from masklearn.training.step_log import StepResult, metrics_by_size, progress_ba
 
 
 class MaskLearner(BlockLearner):
-    """Learns one mask for every group and size: the nodes that best preserve the full model's predictions.
+    """Learns a mask for every group and size: that many nodes whose predictions are close to the full model's.
+
+    It is a heuristic; a smaller KL may be possible at the same size.
 
     Args:
         lm: Model: a folder, a hub id, or embedded.
@@ -126,7 +128,7 @@ class MaskLearner(BlockLearner):
         target = self.target_sizes()
         error = open_probability(log_odds).sum(-1) - target
         penalty = self.budget(error, self.schedule.penalty_scale_at(self.block_step))
-        # The KLs of different sizes differ by orders of magnitude; with the log each pulls by its relative change.
+        # The KLs of different sizes differ by orders of magnitude; the gradient of the log is relative to the KL.
         loss = (kl[sampled] + LOG_KL_EPS).log().sum() + penalty[sampled].sum()
         require_finite("loss", loss, self.global_step)
         self._size_error = error.detach()

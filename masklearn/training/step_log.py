@@ -25,13 +25,13 @@ class StepResult(NamedTuple):
 
 
 def progress_bar_metrics(result: StepResult, temperature: float) -> dict[str, Tensor | float]:
-    """Means over the sizes: the KL of those sampled, and the expected and the target number of open gates."""
+    """Means over the sizes: the KL of those sampled, and the expected (`size`) and the target number of open gates."""
     error = result.error.mean(0)
     return {
         "kl": result.kl_by_size[result.sampled.any(0)].mean(),
-        "open": (result.target + error).mean(),
-        "wanted": result.target.mean(),
-        "temp": temperature,
+        "size": (result.target + error).mean(),
+        "target": result.target.mean(),
+        "temperature": temperature,
     }
 
 
