@@ -64,7 +64,7 @@ def main(rows: int = 8, tokens: int = 512, layers: int = 2, part: str | None = N
     print(machine())
     logits_gib = rows * tokens * LLAMA_1B["vocab_size"] * 4 / GIB
     results: dict[str, Any] = {"logits": logits_gib, "training": in_subprocess("training", rows, tokens, layers)}
-    print(f"Llama 1B cut to {layers} layers, {rows} x {tokens} scored tokens: all logits take {logits_gib:.2f} GiB")
+    print(f"Llama 1B reduced to {layers} layers, {rows} x {tokens} scored tokens: all logits take {logits_gib:.2f} GiB")
     print(f"training takes {results['training']:.2f} GiB above the model")
     results["objective"] = {n: in_subprocess("objective", n, tokens, layers) for n in (2, 8, 32)}
     print("the objective takes " + ", ".join(f"{gib:.2f} GiB for {n} rows" for n, gib in results["objective"].items()))

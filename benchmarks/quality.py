@@ -170,8 +170,8 @@ def main(
     Args:
         parts: What to measure; add `large` if there is such a model.
         setting: A pretrained model and its texts.
-        sizes: Sizes of per-input masks, in nodes, or for example log:12.
-        large: A larger model and its texts, for per-input masks.
+        sizes: Sizes of masks of single texts, in nodes, or for example log:12.
+        large: A larger model and its texts, for masks of single texts.
         folder: Folder for trained small models and for files of prompts.
         texts: Number of texts if they share one bank.
         single_texts: Number of texts if each has its own masks.

@@ -82,7 +82,7 @@ def main(
         turns: Runs with each bank.
         out: JSON file to write.
     """
-    print(f"{machine()}\n{setting}: twelve sizes beside one, {steps} steps each")
+    print(f"{machine()}\n{setting}: twelve sizes compared with one, {steps} steps each")
     results: dict[str, Any] = {"setting": str(setting), "sweep": sweep(setting, steps, singles)}
     print(f"Time of twelve sizes over one: {results['sweep']['time_ratio']:.2f}")
     results["groups"] = groups(setting, many, turns, steps=40)

@@ -16,10 +16,10 @@ from masklearn.tiny import tasks
 
 
 def transfer(folder: Path, texts: int) -> Rows:
-    """KL of per-input masks on their own prompt and on other prompts, and KL of random masks, at six sizes.
+    """KL of masks of single texts on their own prompt and on other prompts, and KL of random masks, at six sizes.
 
     A reworded prompt has other words everywhere except where they matter for the answer; its twin differs in the one
-    word that does. A mask of a text that is cut at random is also evaluated one and five tokens later.
+    word that does. A mask of a text that is truncated at random is also evaluated one and five tokens later.
     """
     rows: Rows = []
     for task in ("names", "agreement", "years"):

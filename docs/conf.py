@@ -45,7 +45,7 @@ CODE = re.compile(r"``?[^`]*``?")
 def escape_markup(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
     """Docstrings are plain text with names in backticks: stars, bars and trailing underscores are no markup."""
     if what in ("attribute", "data"):
-        lines.insert(0, "")  # or Napoleon takes what stands before a colon in the first line for a type
+        lines.insert(0, "")  # or Napoleon takes what precedes a colon in the first line for a type
     for i, line in enumerate(lines):
         if not line.startswith(":"):
             texts, codes = CODE.split(line), CODE.findall(line)

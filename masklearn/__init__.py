@@ -1,4 +1,4 @@
-"""Which attention heads and MLPs of a frozen language model does an input need?"""
+"""Learned masks over the attention heads and MLPs of a frozen causal language model."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

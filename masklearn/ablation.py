@@ -1,4 +1,4 @@
-"""Ablations: what a closed node emits instead of its output."""
+"""Ablations as data: names, and the values that closed nodes emit. `masking/gating.py` applies them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

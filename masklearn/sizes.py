@@ -34,7 +34,7 @@ def resolve_sizes(sizes: Sequence[int | float] | str, n_nodes: int) -> list[int]
         count = _node_count(size, n_nodes)
         if count in given_as:
             raise UserError(
-                f"model.sizes names {count} of {n_nodes} nodes twice, as {given_as[count]} and as {size}. Drop one"
+                f"model.sizes names {count} of {n_nodes} nodes twice, as {given_as[count]} and as {size}. Remove one"
             )
         given_as[count] = size
     return sorted(given_as)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "12 texts, each learned and evaluated by itself" in done.stdout
     assert "for each of 12 groups, 4 at a time" in done.stdout
-    assert "done=8/12" in done.stdout and "per_s=" in done.stdout
+    assert "groups=8/12" in done.stdout and "groups/s=" in done.stdout
     return folder
 
 
@@ -83,7 +84,7 @@ def test_evaluation_of_groups_reproduces_the_run(text_run: Path, tmp_path: Path,
     found, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (Path("out"), text_run))
     assert found["groups"] == expected["groups"] and found["sizes"] == expected["sizes"]
     assert evaluate(["--mask", mask, "--data.task", "copy"]) == 2
-    assert "holds per-input masks, which cannot be evaluated on other texts" in capsys.readouterr().err
+    assert "holds masks of single texts, which evaluate.py does not evaluate on other texts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("blocks_done", [0, 1])
@@ -214,6 +215,7 @@ def test_the_step_shape_that_fits_memory_is_reported_and_kept_to_the_end_of_the_
     assert train([*flags, "--model.steps", "55", "--trainer.max_steps", "51", "--run.dir", "run"]) == 2
     printed = capsys.readouterr()
     assert notice in printed.out and "--run.resume true --trainer.max_steps -1" in printed.err
+    assert re.search(r"stopped at step 51 of \d+ by --trainer.max_steps\. ", printed.err)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2**40)  # a resumed run keeps its first step shape
     assert train(["--config", "run/config.yaml", "--trainer.max_steps", "-1", "--run.resume", "true"]) == 0
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["step_shape"] == step_shape

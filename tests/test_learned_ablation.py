@@ -106,5 +106,5 @@ def test_a_killed_run_resumes_with_its_constants(tmp_path: Any) -> None:
     for one, other in zip(resumed.constants.shifts, uninterrupted.constants.shifts, strict=True):
         assert torch.equal(one, other)
         assert one.any()
-    for one, other in zip(resumed.ablation.heads, uninterrupted.constants().heads, strict=True):
+    for one, other in zip(resumed.masked_lm.ablation.heads, uninterrupted.constants().heads, strict=True):
         assert torch.equal(one, other)  # closed nodes emit the learned constants

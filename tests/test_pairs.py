@@ -230,7 +230,7 @@ def test_packing_concatenates_texts_and_cuts_chunks(tmp_path: Path) -> None:
     pairs = ml.MaskData(path=write(tmp_path / "pairs.jsonl", rows()), pack=True)
     with pytest.raises(ml.UserError, match="holds pairs or answers, which cannot be packed"):
         pairs.setup()
-    with pytest.raises(ml.UserError, match="data.pack cuts the texts into other pieces"):
+    with pytest.raises(ml.UserError, match="data.pack joins the texts and splits them into chunks"):
         ml.MaskData(task="names", pack=True, scope="input")
 
 

@@ -98,7 +98,7 @@ def test_a_changed_value_is_detected(folder: Path) -> None:
     shutil.copy(folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT)
     chosen, notice = newest_intact(folder)
     assert chosen is None
-    assert "starting over, as there is no other" in notice
+    assert "are damaged; starting from step 0, as there is no other checkpoint" in notice
 
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
@@ -246,10 +246,10 @@ HARMFUL = {
     "a key twice": ("model: {steps: 3}\nmodel: {steps: 4}\n", "line 2: model is already set in line 1"),
     "a key twice further in": ("model:\n  steps: 3\n  lr: 1\n  steps: 4\n", "line 4: steps is already set in line 2"),
     "a key twice in a list": ("trainer:\n  callbacks:\n  - {a: 1, a: 2}\n", "line 3: a is already set in line 3"),
-    "a key that is a list": ("model: {? [a, b] : 3}\n", "line 1: this key is not a word"),
-    "no settings": ("- a\n", "holds no settings"),
-    "nothing": ("", "holds no settings"),
-    "a number": ("3\n", "holds no settings"),
+    "a key that is a list": ("model: {? [a, b] : 3}\n", "line 1: this key is not a name"),
+    "no settings": ("- a\n", "has no settings"),
+    "nothing": ("", "has no settings"),
+    "a number": ("3\n", "has no settings"),
     "a tab": ("model:\n\tsteps: 3\n", "line 2"),
     "no end": ("model:\n  steps: [3\n", "line 2, column 10: this is not YAML"),
     "an unknown alias": ("model: *nobody\n", "line 1, column 8"),

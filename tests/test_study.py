@@ -1,4 +1,4 @@
-"""From per-input masks to the density study, through the command line."""
+"""From masks of single texts to the density study, through the command line."""
 
 # pyright: reportGeneralTypeIssues=false
 # (by pandas' own annotations a comparison may be anything)

@@ -76,8 +76,10 @@ def newest_intact(folder: Path) -> tuple[Path | None, str]:
     steps = {path: checkpoint_step(path) for path in candidates if path.is_file()}
     intact = {path: step for path, step in steps.items() if step is not None}
     newest = max(intact, key=lambda path: intact[path], default=None)
-    damaged = ", ".join(str(path) for path in steps if path not in intact)
+    damaged = [str(path) for path in steps if path not in intact]
     if not damaged:
         return newest, ""
-    resumed = f"resuming from {newest}, at step {intact[newest]}" if newest else "starting over, as there is no other"
-    return newest, f"{damaged} is damaged; {resumed}"
+    resumed = "starting from step 0, as there is no other checkpoint"
+    if newest:
+        resumed = f"resuming from {newest}, at step {intact[newest]}"
+    return newest, f"{', '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} damaged; {resumed}"

@@ -142,10 +142,11 @@ def _training_data(
 
 
 def _baseline_scorer(masked_lm: MaskedLM, mask: Mask, learned_on: MaskData, flags: EvaluateFlags) -> MaskScorer:
-    """The scorer with which baselines choose their subgraphs, on training texts of the mask's run."""
+    """The scorer by which baselines choose their subgraphs, on training texts of the mask's run."""
     index = {name: i for i, name in enumerate(learned_on.groups.names)}
     groups = [index[name] for name in mask.groups]
-    print(f"Choosing baselines on up to {flags.baseline_texts} training texts: {', '.join(flags.baselines)}")
+    names = ", ".join(flags.baselines)
+    print(f"Computing the baselines' subgraphs on up to {flags.baseline_texts} training texts of each group: {names}")
     return MaskScorer(masked_lm, learned_on.loader("train", groups, max_texts=flags.baseline_texts), groups)
 
 
@@ -157,4 +158,7 @@ def _ablation(name: AblationName, bank: Mask, masked_lm: MaskedLM, learned_on: M
 
 
 def _describe_texts(data: MaskData, split: SplitName, ablation: str) -> str:
-    return f"{split} texts of {data.source}, {len(data.parts[split])} in number, under {ablation} ablation"
+    """Such as `40 test texts of stories.jsonl, zero ablation`."""
+    n_texts = len(data.parts[split])
+    texts = f"all {n_texts} texts" if split == "all" else f"{n_texts} {split} texts"
+    return f"{texts} of {data.source}, {ablation} ablation"

@@ -34,7 +34,7 @@ class EvaluateFlags:
             about n_nodes^2 / 2 times.
         baseline_texts: Texts of every group that baselines use, at most.
         study: Make the study of computation density of these masks: tables, figures and report.html in --out. By
-            default if all masks are per-input masks.
+            default if all are masks of single texts (scope input).
         seed: Seed of the study's bootstrap resamples and permutations.
         track: Log the study to Weights & Biases.
         out: Folder to write metrics.json to; by default runs/study-<time> for a study, and none otherwise.

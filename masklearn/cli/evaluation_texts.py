@@ -56,7 +56,10 @@ def evaluation_texts(path: str, bank: Mask, requested: dict[str, Any], split: Sp
     any_split = scope == "input" or split in ("train", "all")
     settings, are_others = choose_settings(path, learned_on, requested, any_split)
     if are_others and scope == "input":
-        raise UserError(f"{path} holds per-input masks, which cannot be evaluated on other texts. Leave out --data.*")
+        raise UserError(
+            f"{path} holds masks of single texts, which evaluate.py does not evaluate on other texts. "
+            "Leave out --data.*"
+        )
     return EvaluationTexts(settings, learned_on, are_others, split or ("all" if are_others else "test"), scope)
 
 
@@ -100,7 +103,7 @@ def choose_settings(
     if changed - set(HARMLESS_KEYS) and learned_on and not any_split:
         flags = ", ".join(f"--data.{key}" for key in sorted(changed - set(HARMLESS_KEYS)))
         raise UserError(
-            f"{flags} would change which texts are held out of those that {path} was learned on. Drop it, or "
+            f"{flags} would change which texts are held out of those that {path} was learned on. Leave them out, or "
             "evaluate on all texts, training texts included: --part all"
         )
     return learned_on | requested, False

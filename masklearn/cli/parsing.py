@@ -1,4 +1,4 @@
-"""Command lines and config files: what is mistyped or harmful becomes one clear line."""
+"""Command lines and config files: a mistyped or harmful entry becomes an error of one line."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -57,7 +57,7 @@ def explain(message: str, known: Iterable[str]) -> str:
 
 
 def _unknown_key(name: str, known: Iterable[str]) -> str:
-    return f"there is no flag or key {name}. {_suggestion(name, known) or 'See --help for all of them'}"
+    return f"there is no flag or key {name}. {_suggestion(name, known) or '--help lists all of them'}"
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
@@ -66,7 +66,7 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def require_harmless_configs(args: Sequence[str]) -> None:
-    """Refuse config files that expand to too many values, or that name code to import other than Lightning's or ours.
+    """Refuse config files that expand to too many values, or name code other than Lightning's or ours.
 
     Args:
         args: The command line.
@@ -85,7 +85,8 @@ def _require_harmless(path: Path) -> None:
     root = _read_yaml(path)
     if _expanded_size(root, {}) > MAX_CONFIG_VALUES:
         raise UserError(
-            f"{path} expands to more than {MAX_CONFIG_VALUES} values. Write its aliases (&, *) out, or leave them out"
+            f"{path} expands to more than {MAX_CONFIG_VALUES} values. "
+            "Replace its aliases (&, *) by the values that they repeat"
         )
     _require_unique_keys(path, root)
     for key, value in root.value:
@@ -101,7 +102,10 @@ def _read_yaml(path: Path) -> yaml.MappingNode:
     """
     size = path.stat().st_size
     if size > MAX_CONFIG_BYTES:
-        raise UserError(f"{path} has {size} bytes, too many for a config file. Give --config a YAML file")
+        raise UserError(
+            f"{path} has {size} bytes, too many for a config file (at most {MAX_CONFIG_BYTES}). "
+            "Give --config a YAML file of settings"
+        )
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
@@ -110,7 +114,7 @@ def _read_yaml(path: Path) -> yaml.MappingNode:
         problem = getattr(error, "problem", None) or one_line(error)
         raise UserError(f"{path}{where}: this is not YAML ({problem}). See --print_config for an example") from error
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path} holds no settings. See --print_config for an example")
+        raise UserError(f"{path} has no settings, which are keys with values. See --print_config for an example")
     return root
 
 
@@ -134,9 +138,9 @@ def _require_unique_keys(path: Path, node: yaml.Node) -> None:
         key, value = entry
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            raise UserError(f"{path}, line {line}: this key is not a word. See --print_config for an example")
+            raise UserError(f"{path}, line {line}: this key is not a name. See --print_config for an example")
         if key.value in lines:
-            raise UserError(f"{path}, line {line}: {key.value} is already set in line {lines[key.value]}. Drop one")
+            raise UserError(f"{path}, line {line}: {key.value} is already set in line {lines[key.value]}. Remove one")
         lines[key.value] = line
         _require_unique_keys(path, value)
 
@@ -145,8 +149,8 @@ def _require_known_code(path: Path, node: yaml.Node) -> None:
     if isinstance(node, yaml.ScalarNode):
         if DOTTED_NAME.fullmatch(node.value) and not node.value.startswith(ALLOWED_MODULES):
             raise UserError(
-                f"{path}, line {node.start_mark.line + 1}: {node.value} names code that is not Lightning's, and "
-                f"a config runs no other. Give classes of {ALLOWED_MODULES[0].rstrip('.')}, or use Python for your own"
+                f"{path}, line {node.start_mark.line + 1}: {node.value} names code that is not Lightning's, "
+                f"and a config may name no other. Use a class of {ALLOWED_MODULES[0].rstrip('.')}, or train from Python"
             )
         return
     for entry in node.value:
@@ -167,8 +171,8 @@ def require_complete(given: object, default: object, name: str = "") -> None:
     """
     if isinstance(default, dict):
         if not isinstance(given, dict):
-            raise UserError(f"{name} is {given!r}, but it holds settings of its own. See --print_config")
+            raise UserError(f"{name} is {given!r}, but it must be a section of settings. See --print_config")
         for key, value in default.items():
             require_complete(given.get(key), value, f"{name}.{key}" if name else key)
     elif given is None and default is not None:
-        raise UserError(f"{name} is null. Leave it out for {default}, or give it a value")
+        raise UserError(f"{name} is null. Give it a value, or leave it out to use the default, {default}")

@@ -11,7 +11,7 @@ from masklearn.training.learner import MaskLearner
 
 
 class Progress(TQDMProgressBar):
-    """One line: steps and time left; groups done and their rate; mean KL, expected and target size; temperature."""
+    """One line: steps and time left; groups done and their rate; mean KL, expected and target size, temperature."""
 
     start_time: float | None = None
     """When this process first showed the bar, in seconds; from then on the rate is measured."""
@@ -30,12 +30,12 @@ class Progress(TQDMProgressBar):
         n_done = sum(map(len, plan.blocks[: trainer.global_step // plan.steps]))
         if self.start_time is None:
             self.start_time, self.groups_at_start = time.monotonic(), n_done
-        done: dict[str, Any] = {"done": f"{n_done}/{n_groups}"}
+        done: dict[str, Any] = {"groups": f"{n_done}/{n_groups}"}
         if n_done > self.groups_at_start:
             rate = (n_done - self.groups_at_start) / (time.monotonic() - self.start_time + 1e-9)
-            done["per_s"] = f"{rate:.2g}"
+            done["groups/s"] = f"{rate:.2g}"
         return done | metrics
 
     def init_validation_tqdm(self) -> Tqdm:
-        """A disabled bar: a second one would come and go, and disabling it later leaves its trace."""
+        """A disabled bar: a second one would come and go, and disabling it later leaves its line behind."""
         return Tqdm(disable=True)

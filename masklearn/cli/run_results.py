@@ -16,6 +16,12 @@ from masklearn.training.learner import MaskLearner
 if TYPE_CHECKING:
     from masklearn.tracking import Tracker
 
+STAGES_LEGEND = (
+    "soft: gates at their probability of being open; sampled: gates drawn at random; cut: the top s nodes; "
+    "polished: after swaps of nodes."
+)
+"""One line that explains the columns of the table of stages."""
+
 
 def mask_config(requested: dict[str, Any]) -> dict[str, Any]:
     """The settings that masks depend on: without the run's folder and the number of worker processes.
@@ -57,13 +63,14 @@ def write_results(folder: RunFolder, mask: Mask, description: dict[str, Any], tr
 
 def print_results(learner: MaskLearner, data: MaskData, description: dict[str, Any]) -> None:
     """Print the KL of every stage from gates to masks, and the metrics on the test texts."""
-    selection = "the selection texts" if data.groups.held_out else "their own texts"
+    on = "the selection texts" if data.groups.held_out else "the text of each mask"
     stages = evaluation.stages_table(learner.stages)
-    print(f"\nFrom gates to masks, KL on {selection} in nats per scored token:\n\n{stages}")
-    title = evaluated_texts(data).capitalize()
-    print(f"\n{title} texts, divergences in nats per scored token:\n\n{evaluation.format_report(description)}")
+    print(f"\nKL at each stage on {on}, in nats per scored token.\n{STAGES_LEGEND}\n\n{stages}")
+    report = evaluation.format_report(description)
+    print(f"\nResults on {evaluated_texts(data)}; KL, JS and CE in nats per scored token.\n\n{report}")
 
 
 def evaluated_texts(data: MaskData) -> str:
-    """What the texts of the test split are, in words: held out, unless every text has masks of its own."""
-    return "held-out" if data.groups.held_out else "their own"
+    """What the test split holds, in words: held-out texts, unless every text has masks of its own."""
+    n_texts = len(data.parts["test"])
+    return f"{n_texts} held-out texts" if data.groups.held_out else f"{n_texts} texts, each under its own masks"

@@ -1,4 +1,4 @@
-"""The study of computation density, for `python evaluate.py` of per-input masks: tables, figures and a page."""
+"""The study of computation density, for `python evaluate.py` of masks of single texts: tables, figures and a page."""
 
 import json
 import time

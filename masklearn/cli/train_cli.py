@@ -25,8 +25,8 @@ from masklearn.training.settings import SHARED_STEPS
 if TYPE_CHECKING:
     from masklearn.tracking import Tracker
 
-DESCRIPTION = """Learn which attention heads and MLPs of a frozen language model are needed.
-Every flag is also a key of a YAML file: see --print_config. Flags after --config override it."""
+DESCRIPTION = """Search for subgraphs (attention heads and MLPs) of given sizes that reconstruct a frozen language
+model. Every flag is also a key of a YAML file: see --print_config. Flags after --config override it."""
 CHECKPOINT_INTERVAL = 50
 """Steps between two checkpoints; a kill loses at most these."""
 LINKED_FLAGS = ("lm", "revision", "scope", "max_groups", "trust_remote_code")

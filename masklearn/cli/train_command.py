@@ -14,7 +14,7 @@ from masklearn.cli.checkpoints import LAST_CHECKPOINT, AtomicCheckpointIO, newes
 from masklearn.cli.run_folder import BLOCKS_FOLDER, CONFIG_FILE
 from masklearn.cli.run_results import evaluated_texts, mask_config, print_results, write_results
 from masklearn.cli.train_cli import TrainCLI
-from masklearn.cli.trainer_flags import flags_without_limits
+from masklearn.cli.trainer_flags import flags_without, limiting_flags, name_limits
 from masklearn.data import MaskData
 from masklearn.errors import NonFiniteLoss, UserError
 from masklearn.mask_file import Mask
@@ -106,8 +106,9 @@ def _introduction(learner: MaskLearner, data: MaskData) -> str:
     else:
         texts = f"Text: {data.source}, {len(splits['all'])} texts, each learned and evaluated by itself"
     groups = f" for each of {n_groups} groups, {learner.plan.groups_per_block} at a time," if n_groups > 1 else ""
-    sizes = ", ".join(map(str, learner.sizes))
-    return f"{model}\n{texts}\nLearning the best {sizes} nodes{groups} under {learner.settings.ablation} ablation"
+    *first, last = map(str, learner.sizes)
+    sizes = f"{', '.join(first)} and {last}" if first else last
+    return f"{model}\n{texts}\nSearching for masks of {sizes} nodes{groups} under {learner.settings.ablation} ablation"
 
 
 def _fit(cli: TrainCLI) -> None:
@@ -130,10 +131,10 @@ def _fit(cli: TrainCLI) -> None:
             f"{error}. The last good state is kept in {last}" if last.is_file() else str(error)
         ) from error
     if trainer.global_step < learner.plan.total_steps:  # saved now, a checkpoint would mark the run as finished
+        limits = limiting_flags(cli.requested["trainer"])
         raise UserError(
-            f"stopped at step {trainer.global_step} of {learner.plan.total_steps}, as a trainer flag requires. Resume "
-            "without it from the last checkpoint. Go on with: "
-            f"{folder.resume_command}{flags_without_limits(cli.requested['trainer'])}"
+            f"stopped at step {trainer.global_step} of {learner.plan.total_steps} by {name_limits(limits)}. Resume "
+            f"without it from the last checkpoint. Go on with: {folder.resume_command}{flags_without(limits)}"
         )
     trainer.save_checkpoint(folder / LAST_CHECKPOINT)
     if cli.stop.stop_signal:  # it came in the last step
@@ -156,7 +157,7 @@ def _discretize(cli: TrainCLI) -> Mask:
 def _evaluate(cli: TrainCLI, mask: Mask) -> dict[str, Any]:
     """The content of `metrics.json` but for the seconds: the masks' metrics on the test split."""
     learner, data = cli.model, cli.datamodule
-    print(f"Evaluating on {len(data.parts['test'])} {evaluated_texts(data)} texts", flush=True)
+    print(f"Evaluating on {evaluated_texts(data)}", flush=True)
     batches = data.loader("test", by_length=True)
     rows, by_group = evaluation.evaluate(learner.masked_lm, mask, batches)
     description = evaluation.describe(mask, rows, by_group, mask.config["data"])

@@ -1,5 +1,6 @@
 """The `--trainer.*` flags: which of Lightning's a run supports, and those that depend on other settings."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,6 +74,16 @@ def set_validation_interval(trainer: Any, steps: int) -> None:
         )
 
 
-def flags_without_limits(trainer: dict[str, Any]) -> str:
-    """Flags to add to a command that resumes a run, so that the limits in the run's config no longer stop it."""
-    return "".join(f" --trainer.{flag} {none}" for flag, none in NO_LIMIT.items() if trainer[flag] not in (None, -1))
+def limiting_flags(trainer: dict[str, Any]) -> list[str]:
+    """The trainer flags that limit a run whose config has this trainer section."""
+    return [flag for flag in NO_LIMIT if trainer[flag] not in (None, -1)]
+
+
+def name_limits(flags: Sequence[str]) -> str:
+    """What stopped a run before its last step, in words: these flags or, if there are none, a callback."""
+    return " or ".join(f"--trainer.{flag}" for flag in flags) or "a callback of the trainer"
+
+
+def flags_without(flags: Sequence[str]) -> str:
+    """Flags to add to a command that resumes a run, so that these limits in the run's config no longer stop it."""
+    return "".join(f" --trainer.{flag} {NO_LIMIT[flag]}" for flag in flags)

@@ -73,7 +73,7 @@ def collate(items: Sequence[Item], positions: Positions, pad_id: int) -> Batch:
     lengths = torch.tensor([len(text.ids) for text in texts])
     position = torch.arange(input_ids.shape[1]).expand(len(texts), -1)
     real = position < lengths[:, None]
-    last = lengths[:, None] - (2 if positions in TRUNCATING else 1)  # cut inputs end with the token to predict
+    last = lengths[:, None] - (2 if positions in TRUNCATING else 1)  # truncated inputs end with the token to predict
     corrupted = [text.corrupted for text in texts]
     answers, wrong = (
         _padded(rows, -1) if any(rows) else None

@@ -41,10 +41,10 @@ class MaskData(LightningDataModule):
             named ..._idx. By default answer, answers, correct_idx or label, if the texts come in pairs.
         wrong_answer_column: Column with wrong continuations, in the same form; by default wrong_answer, wrong_answers
             or incorrect_idx.
-        max_length: Longest text, in tokens; longer texts are cut there.
-        pack: Concatenate the texts and cut the result into pieces of max_length tokens, instead of cutting every text.
+        max_length: Longest text, in tokens; longer texts are truncated.
+        pack: Concatenate the texts and split the result into chunks of max_length tokens, instead of truncating texts.
         positions: Next-token distributions that count: the last one of every text, all, random (one of every text,
-            drawn with the seed; the text is cut there), or each (every token of a text makes one input).
+            drawn with the seed; the text is truncated there), or each (every token of a text makes one input).
         batch_size: Texts of each group in a step; every text is run under several masks.
         limit: Use only this many texts, from the start; by default all of a file, and 1000 of the embedded generator.
         skip_short: Leave out texts of fewer than two tokens, instead of stopping at the first.
@@ -117,14 +117,14 @@ class MaskData(LightningDataModule):
         given = [name for name, value in {"path": path, "dataset": dataset, "task": task}.items() if value]
         if len(given) > 1:
             raise UserError(
-                f"data.{given[0]} and data.{given[1]} are both given, but texts come from one source. Drop one of them"
+                f"data.{given[0]} and data.{given[1]} are both given, but texts come from one source. Remove one"
             )
         if not given and self.lm != EMBEDDED:
             raise UserError(f"model.lm is {self.lm}, but no text is given for it. Add --data.path or --data.dataset")
         if self.pack and self.scope == INPUT:
             raise UserError(
-                "data.pack cuts the texts into other pieces, so with --model.scope input no given text has masks of "
-                "its own. Drop --data.pack"
+                "data.pack joins the texts and splits them into chunks, so with --model.scope input no given text has "
+                "masks of its own. Leave out --data.pack"
             )
         return task if given else "mixed"
 
@@ -147,7 +147,7 @@ class MaskData(LightningDataModule):
         self.token_counts = Counter(token for text in whole for token in text.ids[1:])
         texts = expand_positions(self.positions, whole, self.seed)
         self.groups = Groups.of_scope(self.scope, texts, self.max_groups)
-        # the split depends on the whole texts: different ones may be equal once they are cut at a scored position
+        # the split depends on the whole texts: different ones may be equal once truncated at a scored position
         content = {text.row: " ".join(map(str, text.ids)) for text in whole}
         contents = [content[text.row] for text in texts]
         indices = self.groups.split(contents)

@@ -66,7 +66,7 @@ class Groups:
         if len(names) > (max_groups or MAX_GROUPS) or (one_per_text and max_groups is None):
             values = "one value per text" if one_per_text else f"{len(names)} different values in {len(texts)} texts"
             raise UserError(
-                f"model.scope {scope}: the column holds {values}, so that {len(names)} groups would be learned "
+                f"model.scope {scope}: the column has {values}, so that {len(names)} groups would be learned "
                 f"separately, at up to {len(names)} times the cost of one. Name a column with fewer values, or "
                 f"allow it with --model.max_groups {len(names)}"
             )
@@ -105,7 +105,7 @@ class Groups:
         """Indices of the texts on which discrete masks are selected, ascending.
 
         These are the validation split, and training texts of every group that has fewer than `min_texts` there:
-        selection on a handful of texts overfits them.
+        selection on few texts overfits them.
         """
         if not self.held_out:
             return splits["validation"]
@@ -130,8 +130,8 @@ class Groups:
             n = len({content for content, other in zip(contents, self.of_text, strict=True) if other == group})
             single = len(self.names) == 1
             raise UserError(
-                f"{source if single else f'group {name!r} of {source}'} holds {n} different texts; train, validation "
-                f"and test need one each. Give at least {MIN_GROUP_TEXTS}, or learn masks for every text: "
-                "--model.scope input"
-                + ("" if single or n < MIN_GROUP_TEXTS else ". Other groups hold the same texts, held out there")
+                f"{source if single else f'group {name!r} of {source}'} holds {n} different texts, but the "
+                f"train, validation and test splits need one each. Give at least {MIN_GROUP_TEXTS}, or learn masks of "
+                "single texts: --model.scope input"
+                + ("" if single or n < MIN_GROUP_TEXTS else ". Other groups have some of its texts, and split them")
             )

@@ -71,7 +71,7 @@ class Encoder:
         return encoded, notices
 
     def packed(self, texts: Sequence[Text]) -> list[Encoded]:
-        """The texts of each group concatenated and cut into chunks of `max_length` tokens; the last may be shorter.
+        """The texts of each group concatenated and split into chunks of `max_length` tokens; the last may be shorter.
 
         The end token separates texts, unless the tokenizer has none or begins texts with a token of its own.
 

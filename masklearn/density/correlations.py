@@ -1,4 +1,4 @@
-"""Every input's density beside its properties, their correlations, and the density of every token of a text."""
+"""Every input's density and properties, their correlations, and the density of every token of a text."""
 
 import numpy as np
 import pandas as pd

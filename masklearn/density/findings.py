@@ -59,7 +59,7 @@ def _two_phases(bank: str, head: Mapping[str, Any], refinement: Mapping[str, Any
     measured = (
         f"TV per decade of size {refinement['slopes']}; flatter from {_nodes(refinement['s'])} on "
         f"({refinement['fraction']:.0%}) in {refinement['share']:.0%} of resamples; "
-        f"head in place at {_nodes(head['s'])}"
+        f"top token recovered by half of the inputs at {_nodes(head['s'])}"
     )
     holds = refinement["share"] >= MIN_BEND_SHARE and head["s"] <= refinement["s"]
     return _row(bank, "two phases", bool(holds), measured)

@@ -71,9 +71,9 @@ def _break_choices(n_points: int, max_segments: int) -> Iterator[tuple[int, ...]
 def phases(measured: MaskMeasurements, seed: int) -> list[dict[str, Any]]:
     """Locate the two phases of the learned subgraphs' density curve, with bootstrap intervals over inputs.
 
-    The head of the distribution is in place at the smallest size at which at least half of the inputs recover the
-    full model's top token. Refinement begins where the piecewise linear fit to mean TV over log10(s / n_nodes) turns
-    from its steepest descent to a flatter segment.
+    The phase `head in place` begins at the smallest size at which at least half of the inputs recover the full model's
+    top token (the head of its distribution). Refinement begins where the piecewise linear fit to mean TV over
+    log10(s / n_nodes) turns from its steepest descent to a flatter segment.
 
     Returns:
         Two rows of the table `phases`; none if there are too few sizes for a curve.

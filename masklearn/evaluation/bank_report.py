@@ -1,4 +1,4 @@
-"""Masks x text x metrics to one tidy table: the one code path for every reported number."""
+"""The report on a bank: metrics of every size and of its baselines, as the content of `metrics.json`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def evaluate(
         batches: The text to report on.
         baselines: Names of the baselines, see `selection.baselines`.
         scorer: Scores candidate masks on the text that the bank was learned on, for baselines that choose by it;
-            controls need none.
+            random and inverse subgraphs need none.
         recorder: Collects the results of each text, if given.
 
     Returns:

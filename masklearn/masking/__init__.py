@@ -1,4 +1,4 @@
-"""The frozen model under gates: the only folder in which a gate meets an activation, and which registers hooks."""
+"""The frozen model under gates: the only folder that applies gates and registers hooks."""
 
 from masklearn.masking.activation_stats import ActivationStats, ablation_from_means
 from masklearn.masking.contributions import node_contributions

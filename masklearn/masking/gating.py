@@ -1,4 +1,4 @@
-"""Gates on the nodes of a model: how much of each output passes, and what a closed node emits instead."""
+"""Applies gates: what every head and MLP emits, open, half-open or closed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -21,14 +21,14 @@ class Result:
 
 
 KIND_DEFINITIONS = {
-    "learned": "The learned masks: for each size, the nodes found to bring the next-token distribution closest to the "
-    "full model's.",
+    "learned": "The learned masks: for each size, the nodes that training and polish found in lowering the KL from the "
+    "full model.",
     "inverse": "All nodes except those of the learned mask, plotted at the size of the learned mask.",
     "random": "Nodes drawn uniformly: the mean of 10 draws per size, which are the same for all inputs.",
     "random-matched": "Nodes drawn uniformly among subgraphs with as many heads and as many MLPs as the learned one: "
     "the mean of 10 draws per size and input.",
     "norm": "The nodes with the largest share of the L1 norm of all contributions that are added to the residual "
-    "stream in the same place, averaged over tokens. This is a node-level analogue of the edge importance of s-Trace, "
+    "stream at the same point, averaged over tokens. This is a node-level analogue of the edge importance of s-Trace, "
     "not the score of the paper, which ranks edges.",
     "band, low, high": "95 % percentile interval of 1,000 bootstrap resamples of the inputs.",
 }
@@ -48,8 +48,8 @@ PAGE_SECTIONS = (
             "KL": "KL(full model || subgraph) in nats, mean over inputs.",
             "fraction": "Nodes kept divided by all nodes of the model; heads and MLPs count alike.",
             **KIND_DEFINITIONS,
-            "head in place": "The head is the top of the distribution. It is in place at the smallest size at which "
-            "at least half of the inputs recover the full model's most probable token.",
+            "head in place": "The smallest size at which at least half of the inputs recover the full model's most "
+            "probable token, the head of its distribution.",
             "refinement begins": "A continuous piecewise linear function with one to three segments is fitted by least "
             "squares to mean TV over log10(s / n_nodes); the Bayesian information criterion chooses the number of "
             "segments. Refinement begins where the steepest descent ends and a flatter segment follows. `share` is the "
@@ -73,7 +73,7 @@ PAGE_SECTIONS = (
         TOO_FEW_SIZES,
     ),
     Result(
-        "Where it sits",
+        "Which nodes subgraphs keep",
         "Which parts of the model do subgraphs keep, compared with random subgraphs?",
         ("composition", "node_use", "gini"),
         ("composition", "node_use", "gini"),
@@ -92,7 +92,7 @@ PAGE_SECTIONS = (
         TOO_FEW_SIZES,
     ),
     Result(
-        "What it goes with",
+        "What density correlates with",
         "Which properties of an input correlate with its density?",
         ("relations",),
         ("relations", "inputs"),
@@ -113,7 +113,7 @@ PAGE_SECTIONS = (
         "No figure: no correlation is defined. See the notes.",
     ),
     Result(
-        "What the sparsest know",
+        "Small subgraphs and token frequencies",
         "Do small subgraphs predict more than token frequencies?",
         ("unigram",),
         ("leaving", "unigram"),
@@ -127,7 +127,7 @@ PAGE_SECTIONS = (
         TOO_FEW_SIZES,
     ),
     Result(
-        "Across models",
+        "Comparison of banks",
         "Are the same inputs dense in other models, and do different runs keep the same nodes?",
         ("across",),
         ("across", "overlap"),
@@ -141,8 +141,8 @@ PAGE_SECTIONS = (
         "No figure: a comparison needs two banks. Pass --mask twice.",
     ),
     Result(
-        "Token by token",
-        "Which density does the prediction of each token of a text need?",
+        "Density of each token",
+        "How large a density does the prediction of each token of a text have?",
         ("by_token",),
         ("by_token",),
         {
@@ -152,7 +152,7 @@ PAGE_SECTIONS = (
         "No figure: it needs a mask for every position of a text. Learn the masks with --data.positions each.",
     ),
     Result(
-        "A subgraph, shown",
+        "The subgraphs of one input",
         "Which nodes are kept for one input, and which next tokens do they predict?",
         ("thoughts",),
         ("thoughts",),

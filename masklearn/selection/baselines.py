@@ -88,7 +88,7 @@ def random_masks(n: int, sizes: Tensor, n_nodes: int, seed: int = 0) -> Tensor:
 def matched_masks(n: int, masks: Tensor, graph: NodeGraph, seed: int = 0) -> Tensor:
     """Subgraphs drawn uniformly from those with as many heads and as many MLPs as given masks.
 
-    A mask can do better than `random_masks` by its number of MLPs alone; this control has the same number.
+    A mask can do better than `random_masks` by its number of MLPs alone; this baseline has the same number.
 
     Args:
         n: Subgraphs for each mask.

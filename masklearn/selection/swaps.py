@@ -50,7 +50,7 @@ def swap_until_stalled(
 ) -> None:
     """Swap nodes in the masks of some groups, in place, up to `rounds` times at every width.
 
-    A group that stalls at one width goes on at the next.
+    A group that stalls at one width continues at the next.
 
     Args:
         scorer: Scores the masks.

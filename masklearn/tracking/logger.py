@@ -1,4 +1,4 @@
-"""The Lightning logger of a run: it passes metrics on to W&B, and survives whatever W&B does."""
+"""The Lightning logger of a run: it passes metrics on to W&B, and no error of W&B stops it."""
 
 import time
 from collections import deque

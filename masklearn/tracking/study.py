@@ -12,7 +12,7 @@ from masklearn.tracking.logger import Tracker
 from masklearn.tracking.wandb_run import describe_location, project_name, run_starter, start_run
 
 MAX_TABLE_ROWS = 10_000
-"""Rows of a table that W&B shows; longer tables are cut."""
+"""Rows of a table that W&B shows; of longer tables it gets the first rows."""
 
 
 def log_study(folder: Path, config: dict[str, Any], tables: Mapping[str, pd.DataFrame], figures: Iterable[Path]) -> str:

@@ -46,7 +46,7 @@ def start_run(start: StartRun) -> tuple[Run, str]:
         The run, and the reason if it is not online.
 
     Raises:
-        UserError: If W&B cannot even be disabled.
+        UserError: If W&B can be neither started nor disabled.
     """
     mode, reason = os.environ.get("WANDB_MODE"), f"WANDB_MODE is {os.environ.get('WANDB_MODE')}"
     try:
@@ -55,7 +55,7 @@ def start_run(start: StartRun) -> tuple[Run, str]:
             mode, reason = ("online", "") if wandb.login(prompt=False, verify=False) else ("offline", "no login found")
         return start(mode=mode, settings=wandb_settings(silent=mode != "online")), reason  # offline we print our own
     except Exception as error:
-        reason = f"no way online ({one_line(error)})" if mode == "online" else one_line(error)
+        reason = f"could not connect ({one_line(error)})" if mode == "online" else one_line(error)
     for fallback in ("offline", "disabled") if mode == "online" else ("disabled",):
         os.environ["WANDB_MODE"] = fallback
         try:
@@ -63,7 +63,7 @@ def start_run(start: StartRun) -> tuple[Run, str]:
             return start(mode=fallback, settings=wandb_settings(silent=True)), reason
         except Exception as error:
             reason = one_line(error)
-    raise UserError(f"W&B cannot even be disabled ({reason}). Leave it out: --trainer.logger false")
+    raise UserError(f"W&B can be neither started nor disabled ({reason}). Run without it: --trainer.logger false")
 
 
 def restart_offline(start: StartRun) -> Run:
@@ -98,7 +98,8 @@ def describe_location(run: Run, reason: str) -> str:
 
 def how_to_sync(runs: Sequence[Run]) -> str:
     """The command that sends runs from the disk to W&B."""
-    return f"Send it with: wandb sync {' '.join(shlex.quote(_folder(run)) for run in runs)}"
+    folders = " ".join(shlex.quote(_folder(run)) for run in runs)
+    return f"Send {'it' if len(runs) == 1 else 'them'} with: wandb sync {folders}"
 
 
 def _folder(run: Run) -> str:

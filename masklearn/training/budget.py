@@ -102,7 +102,7 @@ def _shift(log_odds: Tensor, target: Tensor) -> Tensor:
 class Lagrangian(Budget):
     """The penalty `multiplier * error + penalty_scale * rho / 2 * error^2`: an augmented Lagrangian of error = 0.
 
-    The quadratic term holds the size near its target from the first step. The multiplier climbs by gradient ascent and
+    The quadratic term holds the size near its target from the first step. Gradient ascent on the multiplier
     removes the error that is left. The more nodes a model has, the less each is worth, so `rho` falls with their
     number.
     """

@@ -20,7 +20,9 @@ from masklearn.training.step_log import StepResult, metrics_by_size, progress_ba
 
 
 class MaskLearner(BlockLearner):
-    """Learns one mask for every group and size: the nodes that best preserve the full model's predictions.
+    """Learns a mask for every group and size: that many nodes whose predictions are close to the full model's.
+
+    It is a heuristic; a smaller KL may be possible at the same size.
 
     Args:
         lm: Model: a folder, a hub id, or embedded.
@@ -127,7 +129,7 @@ class MaskLearner(BlockLearner):
         kl, sampled = (t.view(log_odds.shape[:2]) for t in (kl, (count > 0).float()))  # (groups x restarts, sizes)
         error = self._size_error(log_odds) if self.budget.has_penalty else torch.zeros_like(kl)
         penalty = self.budget(error, self.schedule.penalty_scale_at(self.block_step))
-        # The KLs of different sizes differ by orders of magnitude; with the log each pulls by its relative change.
+        # The KLs of different sizes differ by orders of magnitude; the gradient of the log is relative to the KL.
         loss = (((kl + LOG_KL_EPS).log() + penalty) * sampled).sum()
         self._loss, self._error = loss.detach(), error.detach()
         self._log_step(kl.detach(), sampled, log_odds.detach())

@@ -37,8 +37,8 @@ def draw_rows(
 def assign_masks(bank_indices: Tensor, n_sizes: int, n_draws: int, offsets: Tensor) -> Tensor:
     """Spread the draws of every text evenly over the sizes; over many steps each size is drawn equally often.
 
-    With fewer draws than sizes, a text meets some of the sizes, evenly spaced (systematic sampling); with as many
-    draws, each size once.
+    With fewer draws than sizes, a text is run under some of the sizes, evenly spaced (systematic sampling); with as
+    many draws, under each size once.
 
     Args:
         bank_indices: Index in the bank of every text's group (and restart), shape (..., inputs).

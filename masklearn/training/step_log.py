@@ -49,12 +49,12 @@ class StepLog(nn.Module):
 
 
 def progress_bar_metrics(result: StepResult, temperature: float) -> dict[str, Tensor | float]:
-    """Means over the sizes: the KL of those sampled, and the expected and the target number of open gates."""
+    """Means over the sizes: the KL of those sampled, and the expected (`size`) and the target number of open gates."""
     return {
         "kl": result.kl.nanmean(),
-        "open": (result.target + result.error.mean(0)).mean(),
-        "wanted": result.target.mean(),
-        "temp": temperature,
+        "size": (result.target + result.error.mean(0)).mean(),
+        "target": result.target.mean(),
+        "temperature": temperature,
     }
 
 

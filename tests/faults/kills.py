@@ -67,7 +67,7 @@ def _after(bench: Bench, times: int, fault: Fault, words: str, share: float) -> 
 
 
 def of_evaluation(bench: Bench, times: int) -> Fault:
-    """At a random moment of `evaluate.py`, which makes a study of per-input masks."""
+    """At a random moment of `evaluate.py`, which makes a study of masks of single texts."""
     study = "--model.scope" in bench.flags
     fault = Fault(f"SIGKILL at a random moment of `evaluate.py`{', study and report included' if study else ''}")
     flags = ["--mask", str(bench.reference / "mask.safetensors"), "--track", "false"]
