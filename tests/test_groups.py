@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import masklearn as ml
 from masklearn import evaluation
-from masklearn.cli import evaluate, train
+from masklearn.cli import evaluate, train, train_cli
 from masklearn.mask_file import ModelId
 from masklearn.masking import MaskedLM
 from masklearn.selection.polish import Step, visit_order
@@ -30,7 +30,7 @@ from masklearn.training.block_store import BlockStore
 
 INPUTS = [
     *("--data.task", "names", "--data.positions", "last", "--data.limit", "12", "--model.scope", "input"),
-    *("--model.sizes", "log:5", "--model.block", "5", "--model.steps", "40", "--model.polish", "1"),
+    *("--model.sizes", "log:5", "--model.block", "5", "--model.steps", "20", "--model.polish", "1"),
     *("--trainer.logger", "false"),
 ]
 
@@ -116,7 +116,16 @@ def write_columns(path: Path) -> str:
 def test_a_mask_for_every_value_of_a_column(tmp_path: Path) -> None:
     path = write_columns(tmp_path / "texts.jsonl")
     flags = [*("--data.path", path, "--data.positions", "last", "--trainer.logger", "false", "--model.steps", "60")]
-    flags += ["--model.scope", "column:task", "--model.sizes", "[6, 12]", "--model.ablation", "mean", "--model.polish", "0"]
+    flags += [
+        "--model.scope",
+        "column:task",
+        "--model.sizes",
+        "[6, 12]",
+        "--model.ablation",
+        "mean",
+        "--model.polish",
+        "0",
+    ]
     assert train([*flags, "--run.dir", "run"]) == 0
     mask, metrics = ml.Mask.load("run/mask.safetensors"), json.loads(Path("run/metrics.json").read_text())
     assert mask.groups == ("names", "copy")
@@ -209,9 +218,10 @@ def test_the_step_shape_that_fits_memory_is_reported_and_kept_to_the_end_of_the_
     masked_lm = MaskedLM(ml.load_lm())
     data = ml.MaskData(task="names", limit=int(flags[flags.index("--data.limit") + 1]))
     data.setup()
+    monkeypatch.setattr(train_cli, "CHECKPOINT_INTERVAL", 2)
     free = (fitting_rows + 0.5) * memory.bytes_per_row(masked_lm, data.longest_text) / memory.ACTIVATION_SHARE
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(free))
-    assert train([*flags, "--model.steps", "55", "--trainer.max_steps", "51", "--run.dir", "run"]) == 2
+    assert train([*flags, "--model.steps", "6", "--trainer.max_steps", "3", "--run.dir", "run"]) == 2
     printed = capsys.readouterr()
     assert notice in printed.out and "--run.resume true --trainer.max_steps -1" in printed.err
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2**40)  # a resumed run keeps its first step shape
@@ -322,10 +332,13 @@ def test_a_stopped_polish_resumes_from_its_last_whole_step(tmp_path: Path) -> No
     assert run_polish(1) == (steps, [2, 2])
 
 
-def test_a_run_with_a_lost_block_refuses_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_with_a_lost_block_refuses_to_resume(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A block that was cut, changed or deleted. With the block restored, the run resumes."""
-    command = [*INPUTS, "--data.limit", "15", "--model.steps", "20", "--trainer.enable_progress_bar", "false"]
-    assert train([*command, "--run.dir", "run", "--trainer.max_steps", "50"]) == 2
+    monkeypatch.setattr(train_cli, "CHECKPOINT_INTERVAL", 3)
+    command = [*INPUTS, "--data.limit", "15", "--model.steps", "8", "--trainer.enable_progress_bar", "false"]
+    assert train([*command, "--run.dir", "run", "--trainer.max_steps", "20"]) == 2
     block, last = (Path("run/checkpoints") / name for name in ("blocks/block-000001.safetensors", "last.ckpt"))
     content, state = block.read_bytes(), last.read_bytes()
     resume = ["--config", "run/config.yaml", "--run.resume", "true", "--trainer.max_steps", "-1"]

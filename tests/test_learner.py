@@ -94,7 +94,7 @@ def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str, method: di
         lm,
         sizes=[2, 4, 12],
         ablation=ablation,
-        steps=200 if method is LAGRANGIAN else 100,
+        steps=120 if method is LAGRANGIAN else 60,
         polish=0,
         **method,
     )
@@ -107,7 +107,7 @@ def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str, method: di
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_expected_sizes_end_at_the_requested_ones(tmp_path: Path, method: dict) -> None:
     sizes = [1, 4, 18, 30, 35]
-    learner = learn(tmp_path, {"batch_size": 2}, sizes=sizes, steps=120, polish=0, **method)
+    learner = learn(tmp_path, {"batch_size": 1}, sizes=sizes, steps=120, polish=0, **method)
     for size, expected in zip(learner.sizes, learner.open_probabilities()[0].sum(-1).tolist(), strict=True):
         assert expected == pytest.approx(size, abs=0.5)
     assert learner.discretize().mask.sum(-1).tolist() == [sizes]
