@@ -30,7 +30,7 @@ from masklearn.training.block_store import BlockStore
 
 INPUTS = [
     *("--data.task", "names", "--data.positions", "last", "--data.limit", "12", "--model.scope", "input"),
-    *("--model.sizes", "log:5", "--model.block", "5", "--model.steps", "20", "--model.polish", "1"),
+    *("--model.sizes", "log:5", "--model.block", "5", "--model.polish", "1"),
     *("--trainer.logger", "false"),
 ]
 
