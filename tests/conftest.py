@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -29,9 +30,9 @@ from masklearn.objective import kl_divergence
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 SMALL = [
-    *("--data.task", "names", "--data.positions", "last", "--data.limit", "60"),
+    *("--data.task", "names", "--data.positions", "last", "--data.limit", "24"),
     *("--model.budget", "lagrangian", "--model.family", "independent", "--model.lr", "0.8"),
-    *("--model.steps", "60", "--model.sizes", "[4, 0.5, 30]"),
+    *("--model.steps", "60", "--model.sizes", "[4, 0.5, 30]", "--model.polish", "1"),
 ]
 """Flags of a run that takes seconds and logs every metric there is."""
 
@@ -104,13 +105,18 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of `train.py` in a process of its own, shared by all tests of a session."""
-    folder = tmp_path_factory.mktemp("runs") / "a run"
-    command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--run.dir", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return Run(folder, done.stdout)
+def run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Run:
+    """A run of `train.py` in a process of its own, made once for all tests of all workers."""
+    base = tmp_path_factory.getbasetemp()
+    runs = (base if worker_id == "master" else base.parent) / "runs"
+    folder, output = runs / "a run", runs / "output.txt"
+    with FileLock(f"{runs}.lock"):
+        if not output.exists():  # no other worker has finished the run
+            command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--run.dir", str(folder)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            output.write_text(done.stdout)
+    return Run(folder, output.read_text())
 
 
 def refused(action: Callable[[], object]) -> str:

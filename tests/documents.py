@@ -14,7 +14,7 @@ from masklearn.tiny import MODEL_FOLDER, tasks
 
 README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-IN_SMALL = ["--model.steps", "4", "--model.polish", "0", "--data.limit", "20", "--trainer.logger", "false"]
+IN_SMALL = ["--model.steps", "2", "--model.polish", "0", "--data.limit", "8", "--trainer.logger", "false"]
 """Flags that make a run of a few seconds."""
 
 

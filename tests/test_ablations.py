@@ -198,7 +198,7 @@ def test_a_mask_can_be_evaluated_under_several_ablations(
     kl = torch.tensor([[row["kl"] for row in one["sizes"]] for one in found])
     assert kl.unique().numel() == kl.numel()
 
-    masked_lm, data = MaskedLM(ml.load_lm()), ml.MaskData(task="names", positions="last", limit=60)
+    masked_lm, data = MaskedLM(ml.load_lm()), ml.MaskData(task="names", positions="last", limit=24)
     data.setup()
     masked_lm.ablation = masked_lm.mean_ablation((b.input_ids, b.real) for b in data.loader("train"))
     mean_kl = MaskScorer(masked_lm, data.loader("test"))(ml.Mask.load(mask).mask.transpose(0, 1))[:, 0]

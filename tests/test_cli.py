@@ -50,7 +50,7 @@ def test_a_run_writes_every_file_of_the_contract(run: Run) -> None:
     assert (run.folder / "checkpoints/last.ckpt").stat().st_size < 200_000
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert config["run"]["dir"] == str(run.folder)
-    assert config["data"]["limit"] == 60
+    assert config["data"]["limit"] == 24
     assert config["model"]["steps"] == 60
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from hypothesis import strategies as st
 
 import masklearn as ml
 from masklearn import evaluation
-from masklearn.cli import evaluate, train
+from masklearn.cli import evaluate, train, train_cli
 from masklearn.mask_file import ModelId
 from masklearn.masking import MaskedLM
 from masklearn.selection.polish import Step, visit_order
@@ -32,10 +31,11 @@ from masklearn.training.block_store import BlockStore
 
 INPUTS = [
     *("--data.task", "names", "--data.positions", "last", "--data.limit", "12", "--model.scope", "input"),
-    *("--model.sizes", "log:5", "--model.block", "5", "--trainer.logger", "false"),
+    *("--model.sizes", "log:5", "--model.block", "5", "--model.polish", "1"),
+    *("--trainer.logger", "false"),
 ]
 
-SHARED = ["--data.task", "names", "--data.limit", "40", "--trainer.logger", "false"]
+SHARED = ["--data.task", "names", "--data.limit", "40", "--model.polish", "0", "--trainer.logger", "false"]
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def write_columns(path: Path) -> str:
     rows = [
         {"text": prompt.text, "task": task}
         for task in ("names", "copy")
-        for prompt, _ in zip(tasks.prompts(task, 1), range(30), strict=False)
+        for prompt, _ in zip(tasks.prompts(task, 1), range(16), strict=False)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -117,7 +117,16 @@ def write_columns(path: Path) -> str:
 def test_a_mask_for_every_value_of_a_column(tmp_path: Path) -> None:
     path = write_columns(tmp_path / "texts.jsonl")
     flags = [*("--data.path", path, "--data.positions", "last", "--trainer.logger", "false", "--model.steps", "60")]
-    flags += ["--model.scope", "column:task", "--model.sizes", "[6, 12]", "--model.ablation", "mean"]
+    flags += [
+        "--model.scope",
+        "column:task",
+        "--model.sizes",
+        "[6, 12]",
+        "--model.ablation",
+        "mean",
+        "--model.polish",
+        "0",
+    ]
     assert train([*flags, "--run.dir", "run"]) == 0
     mask, metrics = ml.Mask.load("run/mask.safetensors"), json.loads(Path("run/metrics.json").read_text())
     assert mask.groups == ("names", "copy")
@@ -210,9 +219,10 @@ def test_the_step_shape_that_fits_memory_is_reported_and_kept_to_the_end_of_the_
     masked_lm = MaskedLM(ml.load_lm())
     data = ml.MaskData(task="names", limit=int(flags[flags.index("--data.limit") + 1]))
     data.setup()
+    monkeypatch.setattr(train_cli, "CHECKPOINT_INTERVAL", 2)
     free = (fitting_rows + 0.5) * memory.bytes_per_row(masked_lm, data.longest_text) / memory.ACTIVATION_SHARE
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(free))
-    assert train([*flags, "--model.steps", "55", "--trainer.max_steps", "51", "--run.dir", "run"]) == 2
+    assert train([*flags, "--model.steps", "6", "--trainer.max_steps", "3", "--run.dir", "run"]) == 2
     printed = capsys.readouterr()
     assert notice in printed.out and "--run.resume true --trainer.max_steps -1" in printed.err
     assert re.search(r"stopped at step 51 of \d+ by --trainer.max_steps\. ", printed.err)
@@ -324,21 +334,23 @@ def test_a_stopped_polish_resumes_from_its_last_whole_step(tmp_path: Path) -> No
     assert run_polish(1) == (steps, [2, 2])
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:40], lambda content: content[:-1] + b"\x07", None])
 def test_a_run_with_a_lost_block_refuses_to_resume(
-    damage: Callable[[bytes], bytes] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [*INPUTS, "--data.limit", "15", "--model.steps", "60", "--trainer.enable_progress_bar", "false"]
-    assert train([*command, "--run.dir", "run", "--trainer.max_steps", "160"]) == 2
+    """A block that was cut, changed or deleted. With the block restored, the run resumes."""
+    monkeypatch.setattr(train_cli, "CHECKPOINT_INTERVAL", 3)
+    command = [*INPUTS, "--data.limit", "15", "--model.steps", "8", "--trainer.enable_progress_bar", "false"]
+    assert train([*command, "--run.dir", "run", "--trainer.max_steps", "20"]) == 2
     block, last = (Path("run/checkpoints") / name for name in ("blocks/block-000001.safetensors", "last.ckpt"))
     content, state = block.read_bytes(), last.read_bytes()
-    block.write_bytes(damage(content)) if damage else block.unlink()
-    capsys.readouterr()
     resume = ["--config", "run/config.yaml", "--run.resume", "true", "--trainer.max_steps", "-1"]
-    assert train(resume) == 2
-    error = capsys.readouterr().err
-    assert "block-000001.safetensors, cannot be read: " in error and "--run.dir" in error
-    assert last.read_bytes() == state
+    for damaged in (content[:40], content[:-1] + b"\x07", None):
+        block.write_bytes(damaged) if damaged else block.unlink()
+        capsys.readouterr()
+        assert train(resume) == 2
+        error = capsys.readouterr().err
+        assert "block-000001.safetensors, cannot be read: " in error and "--run.dir" in error
+        assert last.read_bytes() == state
     block.write_bytes(content)
     assert train(resume) == 0
     assert "Polish" not in capsys.readouterr().out

@@ -47,7 +47,7 @@ def test_constants_get_gradients_from_closed_gates_only(
 def test_a_planted_subgraph_is_recovered(tmp_path: Any, name: str) -> None:
     lm = planted(tmp_path / "lm")
     data = {"task": "names", "limit": 40, "batch_size": 8}
-    learner = fitted(tmp_path, lm, data, sizes=[2, 4, 12], ablation=name, steps=60)
+    learner = fitted(tmp_path, lm, data, sizes=[2, 4, 12], ablation=name, steps=60, polish=0)
     mask = learner.discretize()
     assert {n for n, keep in zip(mask.graph.names, mask.select(s=4), strict=True) if keep} == PLANTED
     assert mask.ablation.name == name and mask.ablation.known == (name != "resample")
@@ -59,9 +59,10 @@ def fitted(folder: Any, lm: str, data: dict[str, Any], **settings: Any) -> ml.Ma
     return learner
 
 
-def test_learned_constants_have_a_lower_kl_than_means_on_the_same_masks() -> None:
+def test_learned_constants_have_a_lower_kl_than_means_on_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     """On held-out texts. The constants are fitted to the discrete masks."""
-    masked_lm, data = MaskedLM(ml.load_lm()), ml.MaskData(task="mixed", limit=120, batch_size=8)
+    monkeypatch.setattr(learned_ablation, "REFIT_STEPS", 60)
+    masked_lm, data = MaskedLM(ml.load_lm()), ml.MaskData(task="mixed", limit=60, batch_size=8)
     data.setup()
     masks = torch.rand(1, 2, masked_lm.graph.n_nodes, generator=torch.Generator().manual_seed(3)) > 0.4
     kl = {}
@@ -75,7 +76,7 @@ def test_learned_constants_have_a_lower_kl_than_means_on_the_same_masks() -> Non
 def test_masks_are_polished_under_the_constants_fitted_to_them(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """So the reported KL is that of the saved masks and constants."""
     monkeypatch.setattr(learned_ablation, "REFIT_STEPS", 10)
-    data = {"task": "names", "limit": 12}
+    data = {"task": "names", "limit": 6}
     learner = fitted(tmp_path, "embedded", data, steps=2, ablation="learned", polish=1, sizes=[2, 4])
     mask = learner.discretize()
     datamodule = ml.MaskData(**data, lm="embedded")
