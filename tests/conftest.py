@@ -33,6 +33,7 @@ SMALL = [
     *("--data.task", "names", "--data.positions", "last", "--data.limit", "24"),
     *("--model.budget", "lagrangian", "--model.family", "independent", "--model.lr", "0.8"),
     *("--model.steps", "60", "--model.sizes", "[4, 0.5, 30]", "--model.polish", "1"),
+    *("--trainer.log_every_n_steps", "1"),
 ]
 """Flags of a run that takes seconds and logs every metric there is."""
 

@@ -262,6 +262,7 @@ def test_resuming_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--model.sizes", "[9, 9]"], "names 9 of 36 nodes twice"),
         (["--model.sizes", "[]"], "model.sizes is empty"),
         (["--model.steps", "0"], "model.steps is 0; it must be at least 1"),
+        (["--model.polish_budget", "-1"], "model.polish_budget is -1.0; give a multiple of what learning costs"),
         (["--model.lr", "0"], "model.lr is 0"),
         (["--model.temperature", "[1, 0]"], "model.temperature"),
         (["--model.lr", ".nan"], "model.lr is nan"),

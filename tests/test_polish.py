@@ -176,8 +176,8 @@ def test_the_steps_of_two_sizes_by_hand() -> None:
     assert visit_order(2, swap_all=False, from_all=False, from_none=False) == [Step(StepKind.SWAP, 1), shrink, grow]
     assert visit_order(2, swap_all=True, from_all=True, from_none=True) == [
         *(Step(StepKind.SWAP, 0), Step(StepKind.SWAP, 1)),
-        *(Step(StepKind.SHRINK_FROM_ALL, 1), shrink),
         *(Step(StepKind.GROW_FROM_NONE, 0), grow),
+        *(Step(StepKind.SHRINK_FROM_ALL, 1), shrink),
     ]
 
 

@@ -5,6 +5,9 @@ A polish is a sequence of steps. Each works on the masks of one size, in three p
 1. Swaps of one node for another (`swaps`), at the largest size; if thorough, at every size.
 2. Way down, from the largest size to the smallest. The masks compete with those of the next larger size, shrunk.
 3. Way up, from the smallest size to the largest. The masks compete with those of the next smaller size, grown.
+
+If thorough, the way up comes before the way down: it searches more widely and gains most, so that a budget is best
+spent there.
 """
 
 import math
@@ -115,7 +118,7 @@ def polish(
 
 
 def visit_order(n_sizes: int, swap_all: bool, from_all: bool, from_none: bool) -> list[Step]:
-    """The steps of a polish: swaps, the way down, the way up.
+    """The steps of a polish: swaps, then the way down and the way up; if swaps are at all sizes, the way up first.
 
     Args:
         n_sizes: Sizes, ascending.
@@ -129,7 +132,7 @@ def visit_order(n_sizes: int, swap_all: bool, from_all: bool, from_none: bool) -
     down += [Step(StepKind.SHRINK_FROM_LARGER, i) for i in range(largest - 1, -1, -1)]
     up = [Step(StepKind.GROW_FROM_NONE, 0)] if from_none else []
     up += [Step(StepKind.GROW_FROM_SMALLER, i) for i in range(1, n_sizes)]
-    return [*swaps, *down, *up]
+    return [*swaps, *up, *down] if swap_all else [*swaps, *down, *up]
 
 
 @dataclass(frozen=True)
