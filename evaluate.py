@@ -1,8 +1,11 @@
 """Evaluate masks: `python evaluate.py --help`."""
 
+import os
 import sys
 
-from masklearn.cli import evaluate
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads: spinning threads starve others
 
 if __name__ == "__main__":
+    from masklearn.cli import evaluate
+
     sys.exit(evaluate())

@@ -1,8 +1,11 @@
 """Learn masks: `python train.py --help`."""
 
+import os
 import sys
 
-from masklearn.cli import train
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads: spinning threads starve others
 
 if __name__ == "__main__":
+    from masklearn.cli import train
+
     sys.exit(train())
