@@ -1,5 +1,7 @@
 """From learned gates to discrete masks: restarts, and the KL at every stage."""
 
+from functools import partial
+
 import torch
 from conftest import GROUPS, texts
 from torch.testing import assert_close
@@ -7,6 +9,7 @@ from torch.testing import assert_close
 from masklearn.gates import GateBank
 from masklearn.masking import MaskedLM
 from masklearn.selection.discretization import discretize
+from masklearn.selection.polish import polish
 from masklearn.selection.scorer import MaskScorer
 from masklearn.training.budget import Projected
 
@@ -18,7 +21,7 @@ def test_the_best_restart_of_every_mask_is_kept(masked_lm: MaskedLM) -> None:
         bank = GateBank(8, family_sizes, n_nodes)  # four groups of two restarts, of which the scorer has three
         torch.nn.init.normal_(bank.log_odds, generator=torch.Generator().manual_seed(3))
         adjusted = Projected().adjust_log_odds(bank.log_odds.detach().expand(-1, 2, -1), sizes)
-        found = discretize(bank, adjusted, sizes, scorer, restarts=2, temperature=0.5, rounds=0)
+        found = discretize(bank, adjusted, sizes, scorer, restarts=2, temperature=0.5)
         masks, scores = found.mask, found.scores
         assert masks.shape == (3, 2, n_nodes) and scores.shape == (3, family_sizes, n_nodes)
         by_restart = (
@@ -40,7 +43,7 @@ def test_every_stage_has_the_kl_of_its_gates(masked_lm: MaskedLM) -> None:
     torch.nn.init.normal_(bank.log_odds, generator=torch.Generator().manual_seed(3))
     masks = bank.discretize(sizes)
     certain = torch.where(masks, 20.0, -20.0)
-    found = discretize(bank, certain, sizes, scorer, restarts=1, temperature=0.5, rounds=4)
+    found = discretize(bank, certain, sizes, scorer, restarts=1, temperature=0.5, polish=partial(polish, rounds=4))
     soft, sampled, discrete, polished = found.kl.unbind(-1)
     assert_close(soft, discrete, atol=1e-5, rtol=1e-4)
     assert_close(sampled, discrete, atol=1e-5, rtol=1e-4)
@@ -48,6 +51,6 @@ def test_every_stage_has_the_kl_of_its_gates(masked_lm: MaskedLM) -> None:
     assert_close(polished, scorer(found.mask.transpose(0, 1)).T, atol=1e-5, rtol=1e-4)
     assert polished.mean() < discrete.mean()
     uncertain = Projected().adjust_log_odds(bank.log_odds.detach().expand(-1, 2, -1), sizes)
-    soft, sampled, *_ = discretize(bank, uncertain, sizes, scorer, 1, 0.5, rounds=0).kl.unbind(-1)
+    soft, sampled, *_ = discretize(bank, uncertain, sizes, scorer, 1, 0.5).kl.unbind(-1)
     assert_close(soft, scorer(uncertain.sigmoid().transpose(0, 1)).T, atol=1e-5, rtol=1e-4)
     assert not torch.isclose(soft, discrete, rtol=0.01).any() and not torch.isclose(sampled, soft, rtol=0.01).any()

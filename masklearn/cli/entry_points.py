@@ -40,14 +40,7 @@ def train(args: list[str] | None = None) -> int:
 
 
 def evaluate(args: list[str] | None = None) -> int:
-    """Run `python evaluate.py`.
-
-    Args:
-        args: The command line; that of the process by default.
-
-    Returns:
-        The exit code.
-    """
+    """Run `python evaluate.py`; arguments and result are those of `train`."""
     return _exit_code(run_evaluation, args)
 
 

@@ -1,13 +1,12 @@
 """Discretisation: from learned gates to masks of exactly `s` nodes, with the KL before and after each stage."""
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from masklearn.gates import GateBank, open_probability, sample
-from masklearn.selection.polish import StepTracker, all_steps, polish
 from masklearn.selection.scorer import MaskScorer
 
 STAGES = ("soft", "sampled", "cut", "polished")
@@ -16,6 +15,8 @@ N_GATE_SAMPLES = 16
 """Gate vectors sampled over all groups, and at least one for each group."""
 MIN_KL = 1e-9
 """KL in nats below which restarts count as equally good."""
+Polish = Callable[[MaskScorer, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From masks and the scores of their nodes to better masks and their KL: `polish.polish` with its settings."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,7 @@ def discretize(
     scorer: MaskScorer,
     restarts: int,
     temperature: float,
-    rounds: int,
-    thorough: bool = False,
-    tracker: StepTracker = all_steps,
-    budget: float = math.inf,
+    polish: Polish | None = None,
 ) -> DiscretizedMasks:
     """Keep the top `s` nodes of every mask, choose the best restart of each, and polish it.
 
@@ -51,10 +49,7 @@ def discretize(
         scorer: Scores the groups' masks, on text that no result is reported on.
         restarts: How many times every mask was learned.
         temperature: Temperature of the gates at the end of training (dimensionless).
-        rounds: See `polish`; 0 for no polish.
-        thorough: See `polish`.
-        tracker: See `polish`.
-        budget: See `polish`.
+        polish: Improves the masks; None for no polish.
     """
     nested = bank.log_odds.shape[1] == 1
     scores = bank.log_odds.detach().expand(-1, len(sizes), -1)
@@ -65,8 +60,8 @@ def discretize(
     best = _best_restart(scorer, masks, nested)[None, ..., None].expand(1, *masks.shape[1:])
     masks, scores, log_odds = (t.gather(0, best)[0] for t in (masks, scores, log_odds))
     kl = [scorer(open_probability(log_odds)), _sampled_kl(scorer, log_odds, temperature), scorer(masks)]
-    if rounds:
-        masks, polished = polish(scorer, masks, scores, rounds, thorough, tracker, budget)
+    if polish:
+        masks, polished = polish(scorer, masks, scores)
         kl.append(polished)
     else:
         kl.append(kl[-1])
@@ -74,27 +69,17 @@ def discretize(
     return DiscretizedMasks(masks.transpose(0, 1), scores.transpose(0, 1), torch.stack(kl, -1).transpose(0, 1))
 
 
-def repolish(
-    found: DiscretizedMasks,
-    scorer: MaskScorer,
-    rounds: int,
-    thorough: bool = False,
-    tracker: StepTracker = all_steps,
-    budget: float = math.inf,
-) -> DiscretizedMasks:
+def repolish(found: DiscretizedMasks, scorer: MaskScorer, polish: Polish) -> DiscretizedMasks:
     """Polish masks again, after what closed nodes emit has changed.
 
     Args:
         found: Masks of all of the scorer's groups. Their scores, and the KL of the stages before polish, stay.
         scorer: Scores the masks under the new ablation, on text that no result is reported on.
-        rounds: See `polish`.
-        thorough: See `polish`.
-        tracker: See `polish`.
-        budget: See `polish`.
+        polish: Improves the masks.
     """
     n_sizes = found.mask.shape[1]
     masks, scores = (t.transpose(0, 1).to(scorer.device) for t in (found.mask, found.scores.expand(-1, n_sizes, -1)))
-    masks, kl = polish(scorer, masks, scores, rounds, thorough, tracker, budget)
+    masks, kl = polish(scorer, masks, scores)
     stages = torch.cat([found.kl[..., :-1], kl.T[..., None].to(found.kl.device)], -1)
     return replace(found, mask=masks.transpose(0, 1).to(found.mask.device), kl=stages)
 

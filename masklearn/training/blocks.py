@@ -10,8 +10,8 @@ from torch import Tensor
 from masklearn.data import BlockPlan, MaskData
 from masklearn.gates import GateBank
 from masklearn.masking import MaskedLM
-from masklearn.selection.discretization import DiscretizedMasks, discretize, repolish
-from masklearn.selection.polish import StepTracker
+from masklearn.selection.discretization import DiscretizedMasks, Polish, discretize, repolish
+from masklearn.selection.polish import StepTracker, polish
 from masklearn.selection.scorer import MaskScorer
 from masklearn.training.block_store import BlockStore, ProgressBar
 from masklearn.training.learned_ablation import LearnedConstants
@@ -67,12 +67,9 @@ class BlockFinisher:
             bar: Shows the progress of the polish.
         """
         groups = self.plan.blocks[block]
-        restarts, temperature, rounds = self.settings.restarts, self.settings.temperature[1], self.settings.polish
-        scorer, tracker = self._scorer(groups), self._tracker(f"polish-{block}", bar)
-        budget = self._polish_budget(groups)
-        found = discretize(
-            bank, log_odds, sizes, scorer, restarts, temperature, rounds, self._thorough, tracker, budget
-        )
+        restarts, temperature, scorer = self.settings.restarts, self.settings.temperature[1], self._scorer(groups)
+        polish_masks = self._polish(f"polish-{block}", groups, bar) if self.settings.polish else None
+        found = discretize(bank, log_odds, sizes, scorer, restarts, temperature, polish_masks)
         self._report(scorer)
         self.store.put(block, groups, vars(found))
 
@@ -91,9 +88,8 @@ class BlockFinisher:
         if not self.settings.polish:
             return found
         groups = range(len(found.mask))
-        scorer, tracker = self._scorer(groups), self._tracker("polish-again", bar)
-        budget = self._polish_budget(groups)
-        found = repolish(found, scorer, self.settings.polish, self._thorough, tracker, budget)
+        scorer = self._scorer(groups)
+        found = repolish(found, scorer, self._polish("polish-again", groups, bar))
         self._report(scorer)
         return found
 
@@ -126,6 +122,10 @@ class BlockFinisher:
         """Shared masks are worth a longer polish, whose progress is stored, than the masks of single texts."""
         return not self.settings.per_input
 
-    def _tracker(self, polish: str, bar: ProgressBar) -> StepTracker:
-        """Follows a polish on the progress bar, and stores its progress if it is a long one."""
-        return partial(self.store.resume_polish, polish, bar=bar) if self._thorough else lambda steps, *_: bar(steps)
+    def _polish(self, name: str, groups: Sequence[int], bar: ProgressBar) -> Polish:
+        """The polish of some groups, followed on the progress bar; its progress is stored if it is a long one."""
+        tracker: StepTracker = lambda steps, *_: bar(steps)  # noqa: E731
+        if self._thorough:
+            tracker = partial(self.store.resume_polish, name, bar=bar)
+        settings = {"rounds": self.settings.polish, "thorough": self._thorough, "budget": self._polish_budget(groups)}
+        return partial(polish, tracker=tracker, **settings)
