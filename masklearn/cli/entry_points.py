@@ -23,6 +23,7 @@ SILENCED_WARNINGS = (
     ".*Checkpoint directory.*exists.*",
     ".*in eval mode.*",
     ".*dirpath has changed.*",
+    ".*smaller than the logging interval.*",
 )
 """Patterns of warnings of other libraries that users can do nothing about."""
 

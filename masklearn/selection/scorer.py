@@ -16,7 +16,7 @@ from masklearn.masking import MaskedLM
 from masklearn.models import Prefix
 from masklearn.objective import chunked_kl
 
-MIN_FORWARD_TOKENS, MAX_FORWARD_TOKENS = 2**11, 2**15
+MIN_FORWARD_TOKENS, MAX_FORWARD_TOKENS = 2**7, 2**15
 """Tokens in one forward, over all of its rows. Masks with different first layers are put together up to the first."""
 SUBSAMPLE_STRIDE = 4
 """The subsample keeps every fourth text of a group."""
