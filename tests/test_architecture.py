@@ -21,7 +21,7 @@ import masklearn
 PACKAGE = Path(masklearn.__file__).parent
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    ("ablation", "errors", "files", "gates", "graph", "mask_file", "objective", "sizes", "tiny", "version"),
+    ("ablation", "errors", "files", "gates", "graph", "mask_file", "objective", "progress", "sizes", "tiny", "version"),
     ("models",),
     ("masking",),
     ("data",),

@@ -37,27 +37,35 @@ class AnswerMetrics(Metric):
         for name in ("texts", "contrasted"):
             self.add_state(name, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, logp: Tensor, answers: Tensor, wrong: Tensor | None) -> None:
+    def update(self, logp: Tensor, answers: Tensor, wrong: Tensor | None, masks: slice = slice(None)) -> None:
         """Add a batch of texts.
 
         Args:
-            logp: Log-probabilities after the last token, the full model's first. Shape (1 + K, texts, vocabulary).
+            logp: Log-probabilities after the last token, the full model's first, then those of the subgraphs in
+                `masks`. Shape (1 + masks, texts, vocabulary).
             answers: Tokens of the right answers, filled up with -1. Shape (texts, answers). Texts without are ignored.
             wrong: Tokens of the wrong answers, likewise; None if no text has any.
+            masks: Which of the K subgraphs these are. The full model is evaluated along with the first of them.
         """
+        first = not masks.start
         wrong = torch.full_like(answers[:, :1], -1) if wrong is None else wrong
         has_answer = (answers >= 0).any(-1)
         logp, answers, wrong = logp[:, has_answer], answers[has_answer], wrong[has_answer]
         right_logp, wrong_logp = _gather(logp, answers), _gather(logp, wrong)  # (1 + K, texts, answers)
         contrasted = (wrong >= 0).any(-1)
         difference = right_logp.nanmean(-1) - wrong_logp.nanmean(-1)
-        self.logit_diff += difference[:, contrasted].double().sum(-1)
-        self.prob_diff += (right_logp.exp().nansum(-1) - wrong_logp.exp().nansum(-1)).double().sum(-1)
+        prob_diff = right_logp.exp().nansum(-1) - wrong_logp.exp().nansum(-1)
         best_rival = torch.where(contrasted, wrong_logp.nan_to_num(nan=-torch.inf).amax(-1), logp.amax(-1))
         best = right_logp.nan_to_num(nan=-torch.inf).amax(-1)
-        self.accuracy += torch.where(contrasted, best > best_rival, best >= best_rival).double().sum(-1)
-        self.texts += len(answers)
-        self.contrasted += contrasted.sum()
+        accurate = torch.where(contrasted, best > best_rival, best >= best_rival)
+        values = {"logit_diff": difference[:, contrasted], "prob_diff": prob_diff, "accuracy": accurate}
+        for name, of_texts in values.items():
+            total: Tensor = getattr(self, name)
+            sums = of_texts.double().sum(-1)
+            total[1:][masks] += sums[1:]
+            total[:1] += sums[:1] * first
+        self.texts += len(answers) * first
+        self.contrasted += contrasted.sum() * first
 
     def compute(self) -> dict[str, Tensor]:
         """The means by name, see the class."""

@@ -1,6 +1,7 @@
 """The report on a bank: metrics of every size and of its baselines, as the content of `metrics.json`."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 from masklearn.data import Batch
 from masklearn.evaluation.answer_metrics import areas, faithfulness
 from masklearn.evaluation.measure import Row, measure, nan_to_none
-from masklearn.evaluation.per_text import PerTextRecorder, PerTextResults
+from masklearn.evaluation.per_text import PerTextRecorder
 from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
+from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.baselines import CONTROLS, Baseline, subgraphs
 from masklearn.selection.scorer import MaskScorer
 
@@ -28,6 +30,7 @@ def evaluate(
     baselines: Sequence[Baseline] = CONTROLS,
     scorer: MaskScorer | None = None,
     recorder: PerTextRecorder | None = None,
+    bar: ProgressBar = no_bar,
 ) -> tuple[list[Row], Tensor]:
     """Evaluate a bank: for every size its metrics, its numbers of heads and MLPs, and baselines of that size.
 
@@ -39,6 +42,7 @@ def evaluate(
         scorer: Scores candidate masks on the text that the bank was learned on, for baselines that choose by it;
             random and inverse subgraphs need none.
         recorder: Collects the results of each text, if given.
+        bar: Shows the progress of searches for baselines and of the evaluation.
 
     Returns:
         One row for each size, averaged over the texts of all groups, each under its own group's masks; and the KL and
@@ -46,9 +50,9 @@ def evaluate(
     """
     mask.check()
     masks_of = {LEARNED_MASKS: mask.mask.transpose(0, 1)[None]}
-    masks_of |= {name: subgraphs(name, mask, scorer) for name in baselines}
-    measured, by_group = _measure_all(masked_lm, LEARNED_MASKS, masks_of, batches, recorder)
-    controls = {name: _measure_all(masked_lm, name, masks_of, batches, recorder)[0] for name in baselines}
+    masks_of |= {name: subgraphs(name, mask, scorer, bar) for name in baselines}
+    rows_of, by_group = _measure_all(masked_lm, masks_of, batches, recorder, bar)
+    measured = rows_of[LEARNED_MASKS]
     heads, mlps = (count.float().mean(0) for count in mask.graph.count(mask.mask))
     if "logit_diff" in measured[0]:
         closed = torch.zeros(1, 1, mask.graph.n_nodes, dtype=torch.bool)
@@ -61,7 +65,7 @@ def evaluate(
             **measured[i],
             "heads": _int_if_whole(heads[i]),
             "mlps": _int_if_whole(mlps[i]),
-            "controls": {name: mean_std(draws[i :: len(mask.sizes)]) for name, draws in controls.items()},
+            "controls": {name: mean_std(rows_of[name][i :: len(mask.sizes)]) for name in baselines},
         }
         for i, s in enumerate(mask.sizes.tolist())
     ]
@@ -70,36 +74,31 @@ def evaluate(
 
 def _measure_all(
     masked_lm: MaskedLM,
-    name: str,
     masks_of: Mapping[str, Tensor],
     batches: Iterable[Batch],
     recorder: PerTextRecorder | None,
-) -> tuple[list[Row], Tensor]:
-    """Measure all draws and sizes of one kind of subgraphs, and record them text by text if there is a recorder.
+    bar: ProgressBar,
+) -> tuple[dict[str, list[Row]], Tensor]:
+    """Measure all kinds of subgraphs together, so that the full model runs once on every text.
 
     Args:
         masked_lm: The model.
-        name: The kind of subgraphs.
         masks_of: The masks of every kind, boolean of shape (draws, sizes, groups, nodes).
         batches: The text.
         recorder: Collects the results of each text, if given.
+        bar: Shows the progress.
 
     Returns:
-        As `measure`, of draws x sizes subgraphs.
+        The rows of every kind, draws x sizes of them; and KL and TV of each group under the first kind's subgraphs.
     """
-    masks = masks_of[name]
-    n_draws, n_sizes = masks.shape[:2]
-    by_text = recorder.meter(masked_lm, n_draws * n_sizes) if recorder else None
-    found = measure(masked_lm, masks.flatten(0, 1), batches, by_text)
+    counts = [masks.shape[0] * masks.shape[1] for masks in masks_of.values()]
+    by_text = recorder.meter(masked_lm, sum(counts)) if recorder else None
+    rows, by_group = measure(masked_lm, [masks.flatten(0, 1) for masks in masks_of.values()], batches, by_text, bar)
     if recorder and by_text:
-        by_mask = (n_draws, n_sizes, recorder.n_texts)
-        shapes: dict[str, tuple[int, ...]] = {"kl": by_mask, "tv": by_mask, "unigram_kl": by_mask}
-        shapes["recovered"] = (*by_mask, -1)
-        texts = {  # torchmetrics squeezes results of one element
-            key: value.view(shapes.get(key, (recorder.n_texts,))).cpu() for key, value in by_text.compute().items()
-        }
-        recorder.results[name] = PerTextResults(masks.cpu(), texts)
-    return found
+        recorder.record(masks_of, by_text)
+    ends = [*accumulate(counts)]
+    rows_of = {name: rows[end - n : end] for name, end, n in zip(masks_of, ends, counts, strict=True)}
+    return rows_of, by_group[:, : counts[0]]
 
 
 def _int_if_whole(mean: Tensor) -> int | float:

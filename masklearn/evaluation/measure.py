@@ -12,9 +12,12 @@ from masklearn.evaluation.answer_metrics import AnswerMetrics
 from masklearn.evaluation.metrics import DistributionPair, SubgraphMetrics, TextMetrics
 from masklearn.masking.masked_lm import MaskedLM
 from masklearn.objective import chunks, log_probabilities
+from masklearn.progress import ProgressBar, no_bar
 
-MASKS_PER_FORWARD = 8
-"""Subgraphs that share a forward pass."""
+MAX_FORWARD_TOKENS, MAX_FORWARD_TOKENS_CPU = 2**15, 2**12
+"""Tokens in one forward, over all of its rows; on a CPU more would only miss its caches."""
+MAX_MASKS_PER_FORWARD = 64
+"""Subgraphs that share a forward pass, at most: their logits at one position are held together."""
 Row = dict[str, Any]
 """Metrics of one subgraph, or of one size, by name."""
 
@@ -50,38 +53,49 @@ class ScoredPositions(NamedTuple):
 
 @torch.no_grad()
 def measure(
-    masked_lm: MaskedLM, masks: Tensor, batches: Iterable[Batch], by_text: TextMetrics | None = None
+    masked_lm: MaskedLM,
+    masks: Tensor | Sequence[Tensor],
+    batches: Iterable[Batch],
+    by_text: TextMetrics | None = None,
+    bar: ProgressBar = no_bar,
 ) -> tuple[list[Row], Tensor]:
     """Measure K subgraphs on some text.
 
     Args:
         masked_lm: The model, with the ablation to evaluate under.
-        masks: The subgraphs. Boolean, shape (K, groups, nodes); with a single group, its masks serve all texts.
+        masks: The subgraphs. Boolean, shape (K, groups, nodes); with a single group, its masks serve all texts. Or
+            several such tensors, whose subgraphs are counted on.
         batches: The text.
         by_text: Updated with the results of each text, if given.
+        bar: Shows the progress.
 
     Returns:
         One row of metrics for each subgraph, averaged over all texts: see `SubgraphMetrics`, and `AnswerMetrics` if
         texts have answers. Undefined metrics are None, for example the cross-entropy if no token follows a scored
         position. And the KL and the TV distance of each group, shape (2, K, groups).
     """
-    masks = masks.to(masked_lm.device)
-    n_groups = masks.shape[1]
-    parts = masks.split(MASKS_PER_FORWARD)
-    meters = [
-        (SubgraphMetrics(len(part), n_groups).to(masks.device), AnswerMetrics(len(part)).to(masks.device))
-        for part in parts
-    ]
-    for batch in (batch.to(masked_lm.device) for batch in batches):
-        group = batch.group if n_groups > 1 else torch.zeros_like(batch.group)
-        full = ScoredPositions.of(masked_lm, batch, group)
-        begin = 0
-        for part, (meter, answer_meter) in zip(parts, meters, strict=True):
-            masked = masked_lm(batch.input_ids, batch.scored, part[:, group].float(), batch.corrupted)
-            _update_meters(masked_lm, full, masked, meter, by_text, slice(begin, begin + len(part)))
-            _update_answers(masked_lm, batch, full.hidden, masked, answer_meter)
-            begin += len(part)
-    return _tabulate(meters, n_groups)
+    kinds = [kind.to(masked_lm.device) for kind in ([masks] if isinstance(masks, Tensor) else masks)]
+    n_masks, n_groups = sum(map(len, kinds)), kinds[0].shape[1]
+    meter = SubgraphMetrics(n_masks, n_groups).to(masked_lm.device)
+    answer_meter = AnswerMetrics(n_masks).to(masked_lm.device)
+    batch = full = gates = None
+    forwards = [(batch, part) for batch in batches for part in _parts(n_masks, batch, masked_lm.device)]
+    for texts, part in bar(forwards, "Evaluation"):
+        if batch is None or full is None or gates is None or not part.start:
+            batch = texts.to(masked_lm.device)
+            group = batch.group if n_groups > 1 else torch.zeros_like(batch.group)
+            full, gates = ScoredPositions.of(masked_lm, batch, group), torch.cat([kind[:, group] for kind in kinds])
+        masked = masked_lm(batch.input_ids, batch.scored, gates[part].float(), batch.corrupted)
+        _update_meters(masked_lm, full, masked, meter, by_text, part)
+        _update_answers(masked_lm, batch, full.hidden, masked, answer_meter, part)
+    return _tabulate(meter, answer_meter, n_groups)
+
+
+def _parts(n_masks: int, batch: Batch, device: torch.device) -> list[slice]:
+    """The subgraphs that share a forward pass on a batch."""
+    n_tokens = MAX_FORWARD_TOKENS_CPU if device.type == "cpu" else MAX_FORWARD_TOKENS
+    step = min(max(1, n_tokens // batch.input_ids.numel()), MAX_MASKS_PER_FORWARD)
+    return [slice(begin, min(begin + step, n_masks)) for begin in range(0, n_masks, step)]
 
 
 def _update_meters(
@@ -90,7 +104,7 @@ def _update_meters(
     masked: Tensor,
     meter: SubgraphMetrics,
     by_text: TextMetrics | None,
-    subgraphs: slice,
+    part: slice,
 ) -> None:
     """Compare the subgraphs' last hidden states (K, positions, width) with the full model's, chunk by chunk."""
     for chunk in chunks(full.hidden, len(masked), masked_lm.unembed):
@@ -98,34 +112,29 @@ def _update_meters(
             log_probabilities(full.hidden[chunk], masked_lm.unembed),
             log_probabilities(masked[:, chunk], masked_lm.unembed),
         )
-        meter.update(pair, full.next_token[chunk], full.group[chunk])
+        meter.update(pair, full.next_token[chunk], full.group[chunk], part)
         if by_text:
-            by_text.update(pair, full.next_token[chunk], full.text[chunk], full.token[chunk], subgraphs)
+            by_text.update(pair, full.next_token[chunk], full.text[chunk], full.token[chunk], part)
 
 
 def _update_answers(
-    masked_lm: MaskedLM, batch: Batch, full_hidden: Tensor, masked: Tensor, meter: AnswerMetrics
+    masked_lm: MaskedLM, batch: Batch, full_hidden: Tensor, masked: Tensor, meter: AnswerMetrics, part: slice
 ) -> None:
     """Evaluate the answers of a batch at the last scored position of each text."""
     if batch.answers is None:
         return
     last = batch.scored.sum(1).cumsum(0) - 1
     logp = log_probabilities(torch.cat([full_hidden[None, last], masked[:, last]]), masked_lm.unembed)
-    meter.update(logp, batch.answers, batch.wrong)
+    meter.update(logp, batch.answers, batch.wrong, part)
 
 
-def _tabulate(meters: Sequence[tuple[SubgraphMetrics, AnswerMetrics]], n_groups: int) -> tuple[list[Row], Tensor]:
-    """Rows of metrics, and KL and TV by group, of the subgraphs of all meters in a row."""
-    columns: dict[str, list[float | None]] = {}
-    by_group: dict[str, list[Tensor]] = {"kl_by_group": [], "tv_by_group": []}
-    for meter, answer_meter in meters:
-        found = meter.compute() | (answer_meter.compute() if answer_meter.texts else {})
-        for name, tensors in by_group.items():
-            tensors.append(found.pop(name).view(-1, n_groups))  # torchmetrics squeezes results of one element
-        for name, values in found.items():
-            columns.setdefault(name, []).extend(map(nan_to_none, values.reshape(-1).tolist()))
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return rows, torch.stack([torch.cat(tensors) for tensors in by_group.values()])
+def _tabulate(meter: SubgraphMetrics, answer_meter: AnswerMetrics, n_groups: int) -> tuple[list[Row], Tensor]:
+    """Rows of metrics, and KL and TV by group, of the subgraphs of the meters."""
+    found = meter.compute() | (answer_meter.compute() if answer_meter.texts else {})
+    # torchmetrics squeezes results of one element
+    by_group = torch.stack([found.pop(name).view(-1, n_groups) for name in ("kl_by_group", "tv_by_group")])
+    columns = {name: [*map(nan_to_none, values.reshape(-1).tolist())] for name, values in found.items()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)], by_group
 
 
 @torch.no_grad()

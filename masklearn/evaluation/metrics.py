@@ -98,6 +98,10 @@ class SubgraphMetrics(Metric):
     full_state_update = False
     kl: Tensor
     tv: Tensor
+    js: Tensor
+    top1: Tensor
+    cross_entropy: Tensor
+    nuclei: Tensor
     positions: Tensor
 
     def __init__(self, n_masks: int, n_groups: int = 1, **kwargs: Any) -> None:
@@ -110,27 +114,32 @@ class SubgraphMetrics(Metric):
         self.add_state("positions", torch.zeros(n_groups, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("labelled", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, pair: DistributionPair, labels: Tensor, group: Tensor | None = None) -> None:
+    def update(
+        self, pair: DistributionPair, labels: Tensor, group: Tensor | None = None, masks: slice = slice(None)
+    ) -> None:
         """Add a batch of positions.
 
         Args:
-            pair: The distributions of the full model and of the subgraphs.
+            pair: The distributions of the full model, and of the subgraphs in `masks`.
             labels: The token that follows, or -1 where the text ends. Shape (positions,).
             group: Index of every position's group, shape (positions,); 0 by default.
+            masks: Which of the K subgraphs these are. The full model is evaluated along with the first of them.
         """
         group, full, masked = torch.zeros_like(labels) if group is None else group, pair.full, pair.masked
-        self.kl.index_add_(1, group, pair.kl)
-        self.tv.index_add_(1, group, pair.tv)
-        self.js += js_divergence(full, masked).double().sum(-1)
-        self.top1 += (full.argmax(-1) == masked.argmax(-1)).double().sum(-1)
+        self.kl[masks].index_add_(1, group, pair.kl)
+        self.tv[masks].index_add_(1, group, pair.tv)
+        self.js[masks] += js_divergence(full, masked).double().sum(-1)
+        self.top1[masks] += (full.argmax(-1) == masked.argmax(-1)).double().sum(-1)
         levels = torch.tensor((0, *NUCLEI), device=masked.device)
-        self.nuclei += (pair.nucleus[..., None] == levels).sum(1)
-        self.positions += torch.bincount(group, minlength=len(self.positions))
+        self.nuclei[masks] += (pair.nucleus[..., None] == levels).sum(1)
         labelled = labels >= 0
-        self.labelled += labelled.sum()
         token = labels[labelled, None]
-        self.full_cross_entropy -= full[labelled].gather(-1, token).double().sum()
-        self.cross_entropy -= masked[:, labelled].gather(-1, token.expand(len(masked), -1, -1)).double().sum((-2, -1))
+        entropy = -masked[:, labelled].gather(-1, token.expand(len(masked), -1, -1)).double().sum((-2, -1))
+        self.cross_entropy[masks] += entropy
+        if not masks.start:
+            self.positions += torch.bincount(group, minlength=len(self.positions))
+            self.labelled += labelled.sum()
+            self.full_cross_entropy -= full[labelled].gather(-1, token).double().sum()
 
     def compute(self) -> dict[str, Tensor]:
         """The means by name, see the class."""
@@ -139,8 +148,7 @@ class SubgraphMetrics(Metric):
         means |= {name: getattr(self, name) / positions for name in ("js", "top1")}
         for name in ("cross_entropy", "full_cross_entropy"):
             means[name] = getattr(self, name) / self.labelled  # NaN if no token follows any position
-        nuclei: Tensor = self.nuclei
-        median = (nuclei.cumsum(-1) * 2 >= positions).long().argmax(-1)
+        median = (self.nuclei.cumsum(-1) * 2 >= positions).long().argmax(-1)
         means["nucleus_median"] = torch.tensor((0, *NUCLEI), device=median.device)[median]
         return means | {f"{name}_by_group": getattr(self, name) / self.positions for name in ("kl", "tv")}
 
@@ -220,10 +228,10 @@ class TextMetrics(Metric):
             self.unigram = unigram(self.counts, pair.full.shape[-1]).to(pair.full.device)
         unigram_kl = kl_divergence(self.unigram, pair.masked).double()
         recovered = pair.nucleus[..., None] >= torch.tensor(NUCLEI, device=pair.full.device)
-        self.kl[masks] = self.kl[masks].index_add(1, text, pair.kl)
-        self.tv[masks] = self.tv[masks].index_add(1, text, pair.tv)
-        self.unigram_kl[masks] = self.unigram_kl[masks].index_add(1, text, unigram_kl)
-        self.recovered[masks] = self.recovered[masks].index_add(1, text, recovered.float())
+        self.kl[masks].index_add_(1, text, pair.kl)
+        self.tv[masks].index_add_(1, text, pair.tv)
+        self.unigram_kl[masks].index_add_(1, text, unigram_kl)
+        self.recovered[masks].index_add_(1, text, recovered.float())
         if not masks.start:
             self._update_full(pair.full, labels, text, read)
 

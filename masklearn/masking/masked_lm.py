@@ -14,6 +14,7 @@ from masklearn.graph import NodeGraph
 from masklearn.masking.activation_stats import ActivationStats, ablation_from_means
 from masklearn.masking.gating import gated, verified_layout
 from masklearn.masking.hooks import ActivationEdit, edited_activations
+from masklearn.masking.skipping import closed_mlps_skipped
 from masklearn.models import (
     Layout,
     Prefix,
@@ -130,6 +131,9 @@ class MaskedLM(nn.Module):
         k = len(gates)
         with ExitStack() as stack:
             stack.enter_context(gated(self.lm, gates.flatten(0, 1), self._ablation_on(corrupted), self.layout))
+            if not torch.is_grad_enabled():
+                mlp_gates = self.graph.by_layer(gates.flatten(0, 1))[..., -1]
+                stack.enter_context(closed_mlps_skipped(self.layout, mlp_gates))
             if prefix and first_layer:
                 stack.enter_context(starting_at(self.layout, prefix, first_layer, k))
             hidden = self.layout.hidden(input_ids.repeat(k, 1))

@@ -2,7 +2,7 @@
 
 from masklearn.models.diagnostics import text_config
 from masklearn.models.discovery import LayerSites
-from masklearn.models.forward_override import first_output, with_first_output
+from masklearn.models.forward_override import first_output, override_forward, with_first_output
 from masklearn.models.layout import Layout
 from masklearn.models.loading import EMBEDDED, DTypeName, fingerprint, load_lm, load_tokenizer
 from masklearn.models.prefix import Prefix, can_share_prefixes, prefix_of, recording, starting_at
@@ -19,6 +19,7 @@ __all__ = [
     "first_output",
     "load_lm",
     "load_tokenizer",
+    "override_forward",
     "prefix_of",
     "recording",
     "require_finite_outputs",

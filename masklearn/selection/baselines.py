@@ -9,6 +9,7 @@ from torch import Tensor
 from masklearn.gates import top
 from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask
+from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.attribution import attribution, integrated_gradients, norm, single_ablation
 from masklearn.selection.scorer import MaskScorer
 from masklearn.selection.search import exhaustive, greedy, swap
@@ -29,7 +30,7 @@ N_RANDOM_MASKS = 10
 """Random subgraphs of every size that a learned mask is compared with."""
 
 
-def subgraphs(name: Baseline, mask: Mask, scorer: MaskScorer | None = None) -> Tensor:
+def subgraphs(name: Baseline, mask: Mask, scorer: MaskScorer | None = None, bar: ProgressBar = no_bar) -> Tensor:
     """A baseline's subgraphs for all groups and sizes of a bank.
 
     Args:
@@ -42,6 +43,7 @@ def subgraphs(name: Baseline, mask: Mask, scorer: MaskScorer | None = None) -> T
         mask: The learned bank.
         scorer: Scores masks of all groups of the bank, on text that no result is reported on. The baselines in
             `UNGUIDED` need none.
+        bar: Shows the progress of searches.
 
     Returns:
         Boolean, shape (draws, sizes, groups, nodes); only random baselines have more than one draw.
@@ -61,10 +63,10 @@ def subgraphs(name: Baseline, mask: Mask, scorer: MaskScorer | None = None) -> T
     if name in SCORE_FUNCTIONS:
         return top(SCORE_FUNCTIONS[name](scorer)[None, None], mask.sizes.to(scorer.device)[:, None])
     searches: dict[str, Callable[[], Tensor]] = {
-        "greedy": lambda: greedy(scorer, sizes, n_nodes),
-        "greedy-forward": lambda: greedy(scorer, sizes, n_nodes, forward=True),
-        "swap": lambda: swap(scorer, greedy(scorer, sizes, n_nodes)),
-        "exhaustive": lambda: exhaustive(scorer, sizes, n_nodes),
+        "greedy": lambda: greedy(scorer, sizes, n_nodes, bar=bar),
+        "greedy-forward": lambda: greedy(scorer, sizes, n_nodes, forward=True, bar=bar),
+        "swap": lambda: swap(scorer, greedy(scorer, sizes, n_nodes, bar=bar), bar),
+        "exhaustive": lambda: exhaustive(scorer, sizes, n_nodes, bar),
     }
     return searches[name]()[None]
 

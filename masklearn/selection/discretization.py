@@ -69,6 +69,14 @@ def discretize(
     return DiscretizedMasks(masks.transpose(0, 1), scores.transpose(0, 1), torch.stack(kl, -1).transpose(0, 1))
 
 
+def masks_scored(n_groups: int, restarts: int, n_sizes: int) -> int:
+    """How many masks of every group `discretize` scores besides those that polish tries.
+
+    They are those of each stage, and those of every restart if one of several is chosen.
+    """
+    return n_sizes * (len(STAGES) - 1 + _samples_per_group(n_groups) + (restarts if restarts > 1 else 0))
+
+
 def repolish(found: DiscretizedMasks, scorer: MaskScorer, polish: Polish) -> DiscretizedMasks:
     """Polish masks again, after what closed nodes emit has changed.
 
@@ -99,6 +107,10 @@ def _best_restart(scorer: MaskScorer, masks: Tensor, nested: bool) -> Tensor:
 def _sampled_kl(scorer: MaskScorer, log_odds: Tensor, temperature: float) -> Tensor:
     """Mean KL over sampled gates, shape (sizes, groups); the samples are the same in every call."""
     generator = torch.Generator().manual_seed(0)
-    n_samples = -(-N_GATE_SAMPLES // scorer.n_groups)
+    n_samples = _samples_per_group(scorer.n_groups)
     noise = [torch.rand(log_odds.shape, generator=generator).to(log_odds.device) for _ in range(n_samples)]
     return torch.stack([scorer(sample(log_odds, temperature, uniform)) for uniform in noise]).mean(0)
+
+
+def _samples_per_group(n_groups: int) -> int:
+    return -(-N_GATE_SAMPLES // n_groups)

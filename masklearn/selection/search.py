@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from masklearn.errors import UserError
+from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.candidates import best_candidate, best_swap, greedy_swap, replace_if_better, single_flips
 from masklearn.selection.scorer import MaskScorer
 
@@ -18,7 +19,7 @@ CANDIDATE_BATCH_SIZE = 4096
 """Candidates that exhaustive search hands to the scorer in one call."""
 
 
-def exhaustive(scorer: MaskScorer, sizes: Sequence[int], n_nodes: int) -> Tensor:
+def exhaustive(scorer: MaskScorer, sizes: Sequence[int], n_nodes: int, bar: ProgressBar = no_bar) -> Tensor:
     """The best of all subgraphs of every size.
 
     Raises:
@@ -31,7 +32,7 @@ def exhaustive(scorer: MaskScorer, sizes: Sequence[int], n_nodes: int) -> Tensor
     device = scorer.device
     subgraphs = (torch.arange(2**n_nodes, device=device)[:, None] >> torch.arange(n_nodes, device=device)) % 2 == 1
     groups, found = torch.arange(scorer.n_groups, device=device), []
-    for size in sizes:
+    for size in bar(sizes, "Exhaustive search"):
         mask = torch.zeros(scorer.n_groups, n_nodes, dtype=torch.bool, device=device)
         kl = torch.full((scorer.n_groups,), torch.inf, device=device)
         for chunk in subgraphs[subgraphs.sum(-1) == size].split(CANDIDATE_BATCH_SIZE):
@@ -41,7 +42,9 @@ def exhaustive(scorer: MaskScorer, sizes: Sequence[int], n_nodes: int) -> Tensor
     return torch.stack(found)
 
 
-def greedy(scorer: MaskScorer, sizes: Sequence[int], n_nodes: int, forward: bool = False) -> Tensor:
+def greedy(
+    scorer: MaskScorer, sizes: Sequence[int], n_nodes: int, forward: bool = False, bar: ProgressBar = no_bar
+) -> Tensor:
     """Greedy backward elimination: from all nodes, close the node whose closing leaves the lowest KL, one at a time.
 
     With `forward`, greedy growth: from no node, open the node that lowers the KL most, one at a time. Elimination down
@@ -51,19 +54,20 @@ def greedy(scorer: MaskScorer, sizes: Sequence[int], n_nodes: int, forward: bool
     groups = torch.arange(scorer.n_groups, device=device)
     mask = torch.full((scorer.n_groups, n_nodes), not forward, device=device)
     found = {0 if forward else n_nodes: mask}
-    for size in range(1, max(sizes) + 1) if forward else range(n_nodes - 1, min(sizes) - 1, -1):
+    visited = range(1, max(sizes) + 1) if forward else range(n_nodes - 1, min(sizes) - 1, -1)
+    for size in bar(visited, "Greedy search"):
         mask, _ = best_candidate(scorer, single_flips(mask, not forward), groups)
         found[size] = mask
     return torch.stack([found[size] for size in sizes])
 
 
-def swap(scorer: MaskScorer, masks: Tensor) -> Tensor:
+def swap(scorer: MaskScorer, masks: Tensor, bar: ProgressBar = no_bar) -> Tensor:
     """Local search from masks (sizes, groups, nodes) until no swap of two nodes lowers any KL.
 
     Every round tries a greedy swap. If that does not lower the KL of a group, the best of all swaps is tried.
     """
     masks, kls = masks.clone(), scorer(masks)
-    for mask, kl in zip(masks, kls, strict=True):  # views, changed in place
+    for mask, kl in bar([*zip(masks, kls, strict=True)], "Swap search"):  # views, changed in place
         active = torch.arange(scorer.n_groups if 0 < mask[0].sum() < mask.shape[-1] else 0, device=mask.device)
         while len(active):
             before = kl[active]

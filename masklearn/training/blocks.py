@@ -10,10 +10,12 @@ from torch import Tensor
 from masklearn.data import BlockPlan, MaskData
 from masklearn.gates import GateBank
 from masklearn.masking import MaskedLM
+from masklearn.progress import ProgressBar
 from masklearn.selection.discretization import DiscretizedMasks, Polish, discretize, repolish
 from masklearn.selection.polish import StepTracker, polish
 from masklearn.selection.scorer import MaskScorer
-from masklearn.training.block_store import BlockStore, ProgressBar
+from masklearn.training.block_store import BlockStore
+from masklearn.training.cost import learning_tokens
 from masklearn.training.learned_ablation import LearnedConstants
 from masklearn.training.memory import fit_to_memory
 from masklearn.training.settings import LearnerSettings
@@ -97,13 +99,8 @@ class BlockFinisher:
         """Tokens that the polish of some groups may score: a multiple of those that learning them scores."""
         if self.settings.polish_budget is None:
             return math.inf
-        lengths, by_group = [len(ids) for ids in self.data.parts["train"].ids], self.data.train_indices_by_group
-        tokens_per_step = sum(
-            min(self.plan.batch_size, len(texts)) * sum(lengths[i] for i in texts) / len(texts)
-            for texts in (by_group[group] for group in groups)
-        )
-        per_token = 3 * self.settings.rows_per_text  # a forward and, at twice its cost, a backward of every row
-        return self.settings.polish_budget * self.plan.steps * per_token * tokens_per_step
+        tokens = learning_tokens(self.data, self.plan, self.settings.rows_per_text, groups)
+        return self.settings.polish_budget * tokens
 
     def _report(self, scorer: MaskScorer) -> None:
         if scorer.tokens.untried_steps:

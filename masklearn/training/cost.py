@@ -1,0 +1,102 @@
+"""What a run costs: the tokens that learning and polish score, and the seconds and the memory that phases take."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import psutil
+import torch
+
+from masklearn.data import BlockPlan, MaskData
+from masklearn.selection.discretization import masks_scored
+from masklearn.training.learned_ablation import REFIT_ROWS_PER_TEXT, REFIT_STEPS
+from masklearn.training.settings import LearnerSettings
+
+Phase = Literal["learning", "polish", "evaluation"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+FORWARD_AND_BACKWARD = 3
+"""What a token costs that is run forward and, at twice the cost, backward; a forward alone costs one."""
+SAMPLING_SECONDS = 0.01
+"""Time between two looks at the memory of this process."""
+
+
+class PhaseClock:
+    """Seconds of every phase so far. A phase within another one stops the outer one's clock."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
+        self._open: list[Phase] = []
+        self._since = 0.0
+
+    @contextmanager
+    def time(self, phase: Phase) -> Iterator[None]:
+        """Count the time in the context as a phase's."""
+        self._book()
+        self._open.append(phase)
+        try:
+            yield
+        finally:
+            self._book()
+            self._open.pop()
+
+    def _book(self) -> None:
+        now = time.monotonic()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[list[int]]:
+    """Measure the peak memory of the context: that allocated on a GPU, or that of the process.
+
+    Yields:
+        A list; when the context is left, it holds the peak in bytes.
+    """
+    peak = list[int]()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak.append(torch.cuda.max_memory_allocated(device))
+        return
+    process, samples, done = psutil.Process(), list[int](), threading.Event()
+
+    def sample() -> None:
+        while not done.wait(SAMPLING_SECONDS):
+            samples.append(process.memory_info().rss)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+        peak.append(max([*samples, process.memory_info().rss]))
+
+
+def tokens_per_step(data: MaskData, plan: BlockPlan, groups: Sequence[int]) -> float:
+    """Tokens of the texts in a step that learns some groups, on average; padding does not count."""
+    lengths, by_group = [len(ids) for ids in data.parts["train"].ids], data.train_indices_by_group
+    return sum(
+        min(plan.batch_size, len(texts)) * sum(lengths[i] for i in texts) / len(texts)
+        for texts in (by_group[group] for group in groups)
+    )
+
+
+def learning_tokens(data: MaskData, plan: BlockPlan, rows_per_text: int, groups: Sequence[int]) -> float:
+    """Tokens that learning scores for some groups: those of every row of every step, forward and backward."""
+    return plan.steps * FORWARD_AND_BACKWARD * rows_per_text * tokens_per_step(data, plan, groups)
+
+
+def discretization_tokens(data: MaskData, plan: BlockPlan, settings: LearnerSettings, n_sizes: int) -> float:
+    """Tokens scored for discrete masks besides polish: the KL of each stage, and the refit of learned constants."""
+    selection = sum(map(len, data.parts["selection"].ids))
+    n_masks = masks_scored(plan.groups_per_block, settings.restarts, n_sizes)
+    if settings.ablation != "learned":
+        return n_masks * selection
+    texts = data.parts["train"].ids
+    batch = min(data.batch_size, len(texts)) * sum(map(len, texts)) / len(texts)
+    return n_masks * selection + REFIT_STEPS * FORWARD_AND_BACKWARD * min(REFIT_ROWS_PER_TEXT, n_sizes) * batch
