@@ -20,7 +20,19 @@ FLOORS = {
     "training": ["training"],
     "data and selection": ["data", "selection"],
     "the gated model": ["models", "masking"],
-    "ideas": ["errors", "files", "graph", "gates", "sizes", "objective", "ablation", "mask_file", "version", "tiny"],
+    "ideas": [
+        "errors",
+        "files",
+        "graph",
+        "gates",
+        "sizes",
+        "objective",
+        "ablation",
+        "mask_file",
+        "progress",
+        "version",
+        "tiny",
+    ],
 }
 """From the top floor to the ground floor; a folder or file imports from its own floor and the floors below."""
 BEGIN, END = "<!-- files: written by draw_architecture.py -->", "<!-- end of files -->"

@@ -1,5 +1,6 @@
 """The evaluation of one mask file: its model, its texts, its baselines, and its metrics under every ablation."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from masklearn import evaluation
 from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, load_texts
+from masklearn.cli.progress import phase_bars
 from masklearn.data import MaskData, SplitName
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
 from masklearn.models import DTypeName, load_lm
+from masklearn.progress import ProgressBar
 from masklearn.selection.baselines import UNGUIDED
 from masklearn.selection.scorer import MaskScorer
 from masklearn.training.learned_ablation import fit_ablation
@@ -73,12 +76,12 @@ def evaluate_bank(
     ablations = flags.ablations or [mask.ablation.name]
     learned_on = _training_data(path, mask, texts, data, load, flags, ablations)
     scorer = _baseline_scorer(masked_lm, mask, learned_on, flags) if _needs_scorer(flags) else None
-    results, evaluated = [], []
+    results, evaluated, bar = [], [], phase_bars(sys.stderr, disable=None)
     for name in ablations:
-        masked_lm.ablation = _ablation(name, bank, masked_lm, learned_on)
+        masked_lm.ablation = _ablation(name, bank, masked_lm, learned_on, bar)
         recorder = evaluation.PerTextRecorder(len(data.parts[texts.split]), data.token_counts) if flags.study else None
         batches = data.loader(texts.split, by_length=True)
-        rows, by_group = evaluation.evaluate(masked_lm, mask, batches, flags.baselines, scorer, recorder)
+        rows, by_group = evaluation.evaluate(masked_lm, mask, batches, flags.baselines, scorer, recorder, bar)
         description = evaluation.describe(mask, rows, by_group, texts.settings)
         results.append(description | {"ablation": name, "text": _describe_texts(data, texts.split, name)})
         if recorder:
@@ -150,11 +153,11 @@ def _baseline_scorer(masked_lm: MaskedLM, mask: Mask, learned_on: MaskData, flag
     return MaskScorer(masked_lm, learned_on.loader("train", groups, max_texts=flags.baseline_texts), groups)
 
 
-def _ablation(name: AblationName, bank: Mask, masked_lm: MaskedLM, learned_on: MaskData) -> Ablation:
+def _ablation(name: AblationName, bank: Mask, masked_lm: MaskedLM, learned_on: MaskData, bar: ProgressBar) -> Ablation:
     """An ablation with its values: the mask file's, or computed on the texts that the masks were learned on."""
     if name == bank.ablation.name:
         return bank.ablation.to(masked_lm.device)
-    return fit_ablation(name, masked_lm, bank.of(learned_on.groups.names).mask, learned_on)
+    return fit_ablation(name, masked_lm, bank.of(learned_on.groups.names).mask, learned_on, bar)
 
 
 def _describe_texts(data: MaskData, split: SplitName, ablation: str) -> str:

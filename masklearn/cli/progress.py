@@ -1,13 +1,45 @@
-"""The progress bar of training."""
+"""Progress bars: of training, and of the phases before, within and after it."""
 
+import sys
 import time
-from typing import Any
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, TextIO
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from masklearn.progress import Item, ProgressBar
 from masklearn.training.learner import MaskLearner
+
+BRIEF_DELAY = 2.0
+"""Seconds after which the bar of a part of a phase appears."""
+
+
+def phase_bars(file: TextIO, disable: bool | None = False) -> ProgressBar:
+    """Bars as the trainer's, on a stream.
+
+    Args:
+        file: The stream.
+        disable: Whether to show none; None shows them in a terminal only.
+    """
+    return partial(_phase_bar, file=file, disable=disable)
+
+
+def _phase_bar(
+    items: Iterable[Item],
+    phase: str,
+    /,
+    total: int | None = None,
+    brief: bool = False,
+    file: TextIO = sys.stdout,
+    disable: bool | None = False,
+) -> Iterable[Item]:
+    delay = BRIEF_DELAY if brief else 0.0
+    return Tqdm(
+        items, desc=phase, total=total, file=file, disable=disable, leave=not brief, delay=delay, dynamic_ncols=True
+    )
 
 
 class Progress(TQDMProgressBar):

@@ -11,6 +11,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from masklearn.cli.checkpoints import CHECKPOINT_FOLDER, LAST_CHECKPOINT, StepCheckpoint
+from masklearn.cli.cost_probe import CostProbe
 from masklearn.cli.parsing import as_user_errors, require_complete, require_harmless_configs
 from masklearn.cli.progress import Progress
 from masklearn.cli.run_flags import RunFlags
@@ -52,10 +53,13 @@ class TrainCLI(LightningCLI):
     """The same, parsed."""
     tracked: bool
     """Whether to log to W&B."""
+    estimate: bool
+    """Whether only the cost of the run is asked for."""
 
     def __init__(self, args: list[str] | None = None) -> None:
         self.stop = StopBetweenSteps()
         self.tracker: Tracker | None = None
+        self.probe = CostProbe()
         super().__init__(
             MaskLearner,
             MaskData,
@@ -107,7 +111,7 @@ class TrainCLI(LightningCLI):
         self._settle_folder()
         require_supported_flags(self.config.trainer)
         requested = self.config.clone()
-        requested.run.resume = False
+        requested.run.resume = requested.run.estimate = False
         self.requested_yaml = self.parser.dump(requested, skip_unset=False)
         self.requested = yaml.safe_load(self.requested_yaml)
         self._settle_trainer()
@@ -115,7 +119,9 @@ class TrainCLI(LightningCLI):
     def _settle_folder(self) -> None:
         """Decide which folder the run uses and whether it is resumed."""
         run = self.config.run
-        self.resume = bool(run.resume) or _is_requeued(run.dir)
+        self.resume, self.estimate = bool(run.resume) or _is_requeued(run.dir), bool(run.estimate)
+        if self.resume and self.estimate:
+            raise UserError("run.estimate is for a run that has not begun. Leave out --run.resume, or --run.estimate")
         config_file = Path(str(self.config.config[-1])) if self.config.config else None
         if self.resume and config_file and _belongs_to_run(config_file, run.dir):
             run.dir = str(config_file.parent)  # wherever the folder has been moved to
@@ -133,6 +139,9 @@ class TrainCLI(LightningCLI):
     def _settle_trainer(self) -> None:
         """Set the trainer's flags that depend on other settings, and its callbacks."""
         trainer, model = self.config.trainer, self.config.model
+        self.probe = CostProbe(stop=self.estimate)
+        if self.estimate:
+            trainer.logger = trainer.enable_checkpointing = False
         self.tracked = trainer.logger in (None, True)
         if self.tracked:
             trainer.logger = False  # created later, when all settings have proved valid
@@ -156,7 +165,7 @@ class TrainCLI(LightningCLI):
             callbacks.append(checkpoint)
         if trainer.enable_progress_bar is not False:
             callbacks.append(Progress(refresh_rate=trainer.log_every_n_steps or 1))
-        return [*callbacks, self.stop]
+        return [*callbacks, self.stop, self.probe]
 
 
 def _belongs_to_run(config_file: Path, folder: str | None) -> bool:

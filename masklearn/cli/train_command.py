@@ -3,14 +3,14 @@
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from lightning import Callback
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from masklearn import evaluation
 from masklearn.cli.checkpoints import LAST_CHECKPOINT, AtomicCheckpointIO, newest_intact
+from masklearn.cli.cost_table import actual_costs, compared_costs
+from masklearn.cli.progress import phase_bars
 from masklearn.cli.run_folder import BLOCKS_FOLDER, CONFIG_FILE
 from masklearn.cli.run_results import evaluated_texts, mask_config, print_results, write_results
 from masklearn.cli.train_cli import TrainCLI
@@ -20,6 +20,7 @@ from masklearn.errors import NonFiniteLoss, UserError
 from masklearn.mask_file import Mask
 from masklearn.training.block_store import BlockStore
 from masklearn.training.learner import MaskLearner
+from masklearn.training.probe import what_fits
 
 
 def run_training(args: list[str] | None) -> None:
@@ -53,11 +54,18 @@ def _run(cli: TrainCLI) -> None:
             return
         cli.folder.acquire()
     _prepare(cli)
+    if cli.estimate:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+        return
     _fit(cli)
     mask = _discretize(cli)
-    description = _evaluate(cli, mask) | {"seconds": round(time.monotonic() - start, 1)}
+    description = _evaluate(cli, mask)
+    description["cost"] = actual_costs(cli.probe.costs, cli.model.clock.seconds)
+    description["seconds"] = round(time.monotonic() - start, 1)
     write_results(cli.folder, mask, description, cli.tracker)
     print_results(cli.model, cli.datamodule, description)
+    if description["cost"]:  # unless nothing was left to learn
+        print(f"\n{compared_costs(description['cost'])}")
 
 
 def _report_finished(cli: TrainCLI) -> bool:
@@ -75,9 +83,14 @@ def _prepare(cli: TrainCLI) -> None:
     data.setup("fit")
     learner.load()
     learner.masked_lm.move(cli.trainer.strategy.root_device)
+    if cli.estimate and (lacking := what_fits(learner.masked_lm, data, learner.settings)):
+        raise UserError(f"the run does not fit into memory: {lacking}")
     notice = learner.plan_blocks(data)
-    learner.store = BlockStore(cli.folder / BLOCKS_FOLDER)
-    if not cli.resume:
+    if cli.trainer.progress_bar_callback:
+        learner.bar = phase_bars(sys.stdout)
+    if not cli.estimate:
+        learner.store = BlockStore(cli.folder / BLOCKS_FOLDER)
+    if not cli.resume and not cli.estimate:
         cli.folder.claim(cli.requested_yaml)
     if cli.tracked:
         _start_tracking(cli)
@@ -122,7 +135,8 @@ def _fit(cli: TrainCLI) -> None:
     if notice:
         print(notice, flush=True)
     try:
-        trainer.fit(learner, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        with learner.clock.time("learning"):
+            trainer.fit(learner, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # `Stopped` between two steps, or Lightning's answer to a Ctrl-C before the first
         raise UserError(f"stopped at step {trainer.global_step}. Go on with: {folder.resume_command}") from None
     except NonFiniteLoss as error:
@@ -146,8 +160,6 @@ def _discretize(cli: TrainCLI) -> Mask:
     learner = cli.model
     polish = ", then polishing them (node swaps that lower the KL)" if learner.settings.polish else ""
     print(f"Discretising masks{polish}", flush=True)
-    if cli.trainer.progress_bar_callback:
-        learner.bar = partial(Tqdm, desc="Polish", unit="mask", file=sys.stdout)  # as the trainer's bars
     mask = replace(learner.discretize(), config=mask_config(cli.requested))
     for notice in learner.notices:
         print(notice, flush=True)
@@ -159,6 +171,7 @@ def _evaluate(cli: TrainCLI, mask: Mask) -> dict[str, Any]:
     learner, data = cli.model, cli.datamodule
     print(f"Evaluating on {evaluated_texts(data)}", flush=True)
     batches = data.loader("test", by_length=True)
-    rows, by_group = evaluation.evaluate(learner.masked_lm, mask, batches)
+    with learner.clock.time("evaluation"):
+        rows, by_group = evaluation.evaluate(learner.masked_lm, mask, batches, bar=learner.bar)
     description = evaluation.describe(mask, rows, by_group, mask.config["data"])
     return description | {"expected_sizes": learner.expected_sizes(), "discretisation": learner.stages}

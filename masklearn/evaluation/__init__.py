@@ -1,6 +1,6 @@
 """Masks x data x metrics to one tidy table: the one code path for every reported number."""
 
-from masklearn.evaluation.bank_report import describe, evaluate
+from masklearn.evaluation.bank_report import describe, evaluate, subgraphs_evaluated
 from masklearn.evaluation.measure import Row, measure, top_tokens
 from masklearn.evaluation.per_text import PerTextRecorder, PerTextResults
 from masklearn.evaluation.tables import aligned, format_report, stages_table
@@ -15,5 +15,6 @@ __all__ = [
     "format_report",
     "measure",
     "stages_table",
+    "subgraphs_evaluated",
     "top_tokens",
 ]

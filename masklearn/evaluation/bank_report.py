@@ -14,7 +14,7 @@ from masklearn.evaluation.per_text import PerTextRecorder
 from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
 from masklearn.progress import ProgressBar, no_bar
-from masklearn.selection.baselines import CONTROLS, Baseline, subgraphs
+from masklearn.selection.baselines import CONTROLS, N_RANDOM_MASKS, Baseline, subgraphs
 from masklearn.selection.scorer import MaskScorer
 
 LEARNED_MASKS = "learned"
@@ -70,6 +70,12 @@ def evaluate(
         for i, s in enumerate(mask.sizes.tolist())
     ]
     return rows, by_group
+
+
+def subgraphs_evaluated(n_sizes: int, with_answers: bool) -> int:
+    """How many subgraphs `evaluate` runs on every text, the full model among them: a bank and the default baselines."""
+    draws = 1 + N_RANDOM_MASKS * len(CONTROLS)
+    return n_sizes * draws + 1 + (2 if with_answers else 0)  # faithfulness takes a pass with the empty subgraph
 
 
 def _measure_all(

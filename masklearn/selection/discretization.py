@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from masklearn.gates import GateBank, open_probability, sample
+from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.scorer import MaskScorer
 
 STAGES = ("soft", "sampled", "cut", "polished")
@@ -39,6 +40,7 @@ def discretize(
     restarts: int,
     temperature: float,
     polish: Polish | None = None,
+    bar: ProgressBar = no_bar,
 ) -> DiscretizedMasks:
     """Keep the top `s` nodes of every mask, choose the best restart of each, and polish it.
 
@@ -50,6 +52,7 @@ def discretize(
         restarts: How many times every mask was learned.
         temperature: Temperature of the gates at the end of training (dimensionless).
         polish: Improves the masks; None for no polish.
+        bar: Shows the progress before polish.
     """
     nested = bank.log_odds.shape[1] == 1
     scores = bank.log_odds.detach().expand(-1, len(sizes), -1)
@@ -59,7 +62,7 @@ def discretize(
     )  # (restarts, sizes, groups, nodes); a last block may have fewer groups than the bank
     best = _best_restart(scorer, masks, nested)[None, ..., None].expand(1, *masks.shape[1:])
     masks, scores, log_odds = (t.gather(0, best)[0] for t in (masks, scores, log_odds))
-    kl = [scorer(open_probability(log_odds)), _sampled_kl(scorer, log_odds, temperature), scorer(masks)]
+    kl = [scorer(open_probability(log_odds)), _sampled_kl(scorer, log_odds, temperature, bar), scorer(masks)]
     if polish:
         masks, polished = polish(scorer, masks, scores)
         kl.append(polished)
@@ -104,12 +107,13 @@ def _best_restart(scorer: MaskScorer, masks: Tensor, nested: bool) -> Tensor:
     return (log_kl.sum(1, keepdim=True).expand_as(log_kl) if nested else log_kl).argmin(0)
 
 
-def _sampled_kl(scorer: MaskScorer, log_odds: Tensor, temperature: float) -> Tensor:
+def _sampled_kl(scorer: MaskScorer, log_odds: Tensor, temperature: float, bar: ProgressBar) -> Tensor:
     """Mean KL over sampled gates, shape (sizes, groups); the samples are the same in every call."""
     generator = torch.Generator().manual_seed(0)
     n_samples = _samples_per_group(scorer.n_groups)
     noise = [torch.rand(log_odds.shape, generator=generator).to(log_odds.device) for _ in range(n_samples)]
-    return torch.stack([scorer(sample(log_odds, temperature, uniform)) for uniform in noise]).mean(0)
+    samples = bar(noise, "Discretisation", brief=True)
+    return torch.stack([scorer(sample(log_odds, temperature, uniform)) for uniform in samples]).mean(0)
 
 
 def _samples_per_group(n_groups: int) -> int:

@@ -1,12 +1,13 @@
 """The base of the learner: groups are learned in blocks, one after the other, and a stopped run can resume in any."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from masklearn.ablation import Ablation
+from masklearn.ablation import STORED_ABLATIONS, Ablation
 from masklearn.data import Batch, BlockPlan, MaskData
 from masklearn.errors import UserError
 from masklearn.gates import GateBank
@@ -14,11 +15,13 @@ from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
 from masklearn.models import load_lm
+from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.discretization import STAGES
 from masklearn.sizes import resolve_sizes
-from masklearn.training.block_store import BlockStore, ProgressBar
+from masklearn.training.block_store import BlockStore
 from masklearn.training.blocks import BlockFinisher, choose_step_shape
 from masklearn.training.budget import Lagrangian, Projected
+from masklearn.training.cost import PhaseClock
 from masklearn.training.full_targets import FullTargets, index_in_block
 from masklearn.training.learned_ablation import LearnedConstants, mean_ablation
 from masklearn.training.settings import LearnerSettings
@@ -44,8 +47,10 @@ class BlockLearner(LightningModule):
         """Outputs of closed nodes, if the ablation is learned."""
         self.store = BlockStore()
         """Holds the masks of finished blocks: in memory, unless it is replaced by one with a folder."""
-        self.bar: ProgressBar = iter
-        """Shows the progress of the polish in `discretize`."""
+        self.bar: ProgressBar = no_bar
+        """Shows the progress of everything but the steps themselves, which the trainer shows."""
+        self.clock = PhaseClock()
+        """Times polish; whoever calls the trainer times learning."""
         self.notices: list[str] = []
         """What the user should know about the masks, once they are discrete."""
         self.stages: list[dict[str, float]] = []
@@ -137,10 +142,13 @@ class BlockLearner(LightningModule):
 
     def _fit_ablation(self, data: MaskData) -> None:
         """Compute the means or create the constants of closed nodes, on the training split."""
-        batches = (batch.to(self.masked_lm.device) for batch in data.loader("train"))
+        if self.settings.ablation not in STORED_ABLATIONS:
+            return
+        loader = self.bar(data.loader("train"), "Mean ablation", brief=True)
+        batches = (batch.to(self.masked_lm.device) for batch in loader)
         if self.settings.ablation == "learned":
             self.constants = LearnedConstants(self.masked_lm, batches)
-        elif self.settings.ablation.startswith("mean"):
+        else:
             self.masked_lm.ablation = mean_ablation(self.settings.ablation, self.masked_lm, batches)
 
     @property
@@ -180,11 +188,12 @@ class BlockLearner(LightningModule):
             self._reset()
         if block != self._prepared_block:  # a new block, or a run that resumes within one
             groups = self.plan.blocks[block]
-            self._full_targets = FullTargets.of_texts(self.masked_lm, self._data.loader("train", groups))
+            batches = self.bar(self._data.loader("train", groups), "Full targets", brief=True)
+            self._full_targets = FullTargets.of_texts(self.masked_lm, batches)
             self._index_in_block = index_in_block(groups, self.plan.n_groups).to(self.device)
             self._prepared_block = block
 
-    def _finish_blocks_before(self, block: int, bar: ProgressBar = iter) -> None:
+    def _finish_blocks_before(self, block: int) -> None:
         """Store the masks of the block before this one, whose gates the bank still holds, unless they are stored.
 
         The first step of the next block calls this, and for the last block `discretize`, not the last step of the block
@@ -193,10 +202,13 @@ class BlockLearner(LightningModule):
         """
         if block > 0 and block - 1 not in self.store:
             log_odds = self._adjusted(self.size_counts).detach()
-            self._finisher.finish(block - 1, self.bank, log_odds, self.size_counts, bar)
+            bar = self.bar if block == len(self.plan.blocks) else partial(self.bar, brief=True)
+            with self.clock.time("polish"):
+                self.finisher.finish(block - 1, self.bank, log_odds, self.size_counts, bar)
 
     @property
-    def _finisher(self) -> BlockFinisher:
+    def finisher(self) -> BlockFinisher:
+        """Makes discrete masks of the gates of this run's blocks."""
         return BlockFinisher(self.masked_lm, self._data, self.plan, self.store, self.settings, self.notices)
 
     def _adjusted(self, sizes: Tensor) -> Tensor:
@@ -256,10 +268,11 @@ class BlockLearner(LightningModule):
             UserError: If the masks of a block are missing or damaged.
         """
         self.to(self.trainer.strategy.root_device)  # Lightning leaves models on the CPU when a fit is over
-        self._finish_blocks_before(len(self.plan.blocks), self.bar)
-        found = self._finisher.gather()
+        self._finish_blocks_before(len(self.plan.blocks))
+        found = self.finisher.gather()
         if self.constants is not None:
-            found = self._finisher.refit(found, self.constants, self.bar)
+            with self.clock.time("polish"):
+                found = self.finisher.refit(found, self.constants, self.bar)
         by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
         self.stages = [{"s": size, **dict(zip(STAGES, kl, strict=True))} for size, kl in by_size]
         return Mask(

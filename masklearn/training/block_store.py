@@ -1,7 +1,7 @@
 """What a run has finished so far: the masks of its blocks, and the progress of the polish under way."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from masklearn.errors import UserError, one_line
 from masklearn.files import atomic_write
+from masklearn.progress import ProgressBar, no_bar
 
 CHECKSUM_KEY = "sha256"
 """Metadata key of the checksum of a file's tensors."""
@@ -20,8 +21,6 @@ READ_ERRORS = (OSError, KeyError, ValueError, SafetensorError)
 """Errors of reading a file that is missing or damaged."""
 Step = TypeVar("Step")
 """A step of a polish; the store counts steps and looks into none."""
-ProgressBar = Callable[[Sequence[Step]], Iterable[Step]]
-"""Passes on the steps that it is given, and shows how many are done."""
 
 
 class BlockStore:
@@ -92,7 +91,7 @@ class BlockStore:
         return {name: torch.cat([block[name] for block in blocks])[order] for name in blocks[0] if name != "groups"}
 
     def resume_polish(
-        self, name: str, steps: Sequence[Step], masks: Tensor, kl: Tensor, n_spent: Tensor, bar: ProgressBar = iter
+        self, name: str, steps: Sequence[Step], masks: Tensor, kl: Tensor, n_spent: Tensor, bar: ProgressBar = no_bar
     ) -> Iterator[Step]:
         """The steps of a polish that are left to do; the progress is written after each.
 
@@ -108,7 +107,7 @@ class BlockStore:
             bar: Shows the progress.
         """
         if not self.folder:
-            yield from bar(steps)
+            yield from bar(steps, "Polish")
             return
         file, n_done, initial = self.folder / f"{name}.safetensors", 0, masks.cpu().clone()
         with suppress(*READ_ERRORS):  # without a readable file the polish starts at its first step
@@ -118,7 +117,7 @@ class BlockStore:
                 masks.copy_(saved["masks"])
                 kl.copy_(saved["kl"])
                 n_spent.copy_(saved["spent"])
-        for number, step in enumerate(bar(steps[n_done:]), n_done + 1):
+        for number, step in enumerate(bar(steps[n_done:], "Polish"), n_done + 1):
             yield step
             progress = {"done": torch.tensor(number), "masks": masks, "kl": kl, "spent": n_spent}
             _write(file, {"initial": initial, **progress})

@@ -1,13 +1,13 @@
 """Blocks of groups: how many groups share a step, what is computed once for a block, and how its masks are finished."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 
-from masklearn.data import BlockPlan, MaskData
+from masklearn.data import Batch, BlockPlan, MaskData
 from masklearn.gates import GateBank
 from masklearn.masking import MaskedLM
 from masklearn.progress import ProgressBar
@@ -71,7 +71,7 @@ class BlockFinisher:
         groups = self.plan.blocks[block]
         restarts, temperature, scorer = self.settings.restarts, self.settings.temperature[1], self._scorer(groups)
         polish_masks = self._polish(f"polish-{block}", groups, bar) if self.settings.polish else None
-        found = discretize(bank, log_odds, sizes, scorer, restarts, temperature, polish_masks)
+        found = discretize(bank, log_odds, sizes, scorer, restarts, temperature, polish_masks, bar)
         self._report(scorer)
         self.store.put(block, groups, vars(found))
 
@@ -86,7 +86,7 @@ class BlockFinisher:
     def refit(self, found: DiscretizedMasks, constants: LearnedConstants, bar: ProgressBar) -> DiscretizedMasks:
         """Train learned constants further for the masks of all groups, and polish the masks under the new ones."""
         train, selection = (partial(self.data.loader, split) for split in ("train", "selection"))
-        constants.refit(self.masked_lm, found.mask, train, selection)
+        constants.refit(self.masked_lm, found.mask, train, selection, bar)
         if not self.settings.polish:
             return found
         groups = range(len(found.mask))
@@ -110,9 +110,13 @@ class BlockFinisher:
             )
 
     def _scorer(self, groups: Sequence[int]) -> MaskScorer:
-        """Scores masks of some groups on their selection texts, as many texts at a time as a training step has rows."""
+        """Scores masks of some groups on their selection texts."""
+        return MaskScorer(self.masked_lm, self.selection_loader(groups), groups)
+
+    def selection_loader(self, groups: Sequence[int]) -> Iterable[Batch]:
+        """The selection texts of some groups, as many texts at a time as a training step has rows."""
         n_texts = self.data.texts_per_group * self.settings.rows_per_text * self.plan.groups_per_block
-        return MaskScorer(self.masked_lm, self.data.loader("selection", groups, n_texts, MAX_SELECTION_TEXTS), groups)
+        return self.data.loader("selection", groups, n_texts, MAX_SELECTION_TEXTS)
 
     @property
     def _thorough(self) -> bool:
@@ -121,7 +125,7 @@ class BlockFinisher:
 
     def _polish(self, name: str, groups: Sequence[int], bar: ProgressBar) -> Polish:
         """The polish of some groups, followed on the progress bar; its progress is stored if it is a long one."""
-        tracker: StepTracker = lambda steps, *_: bar(steps)  # noqa: E731
+        tracker: StepTracker = lambda steps, *_: bar(steps, "Polish")  # noqa: E731
         if self._thorough:
             tracker = partial(self.store.resume_polish, name, bar=bar)
         settings = {"rounds": self.settings.polish, "thorough": self._thorough, "budget": self._polish_budget(groups)}

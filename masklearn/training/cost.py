@@ -14,8 +14,8 @@ from masklearn.selection.discretization import masks_scored
 from masklearn.training.learned_ablation import REFIT_ROWS_PER_TEXT, REFIT_STEPS
 from masklearn.training.settings import LearnerSettings
 
-Phase = Literal["learning", "polish", "evaluation"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
+Phase = Literal["learning", "polish", "evaluation", "probe"]
+"""The phases of a run, and the probe that estimates their cost."""
 FORWARD_AND_BACKWARD = 3
 """What a token costs that is run forward and, at twice the cost, backward; a forward alone costs one."""
 SAMPLING_SECONDS = 0.01
@@ -26,7 +26,7 @@ class PhaseClock:
     """Seconds of every phase so far. A phase within another one stops the outer one's clock."""
 
     def __init__(self) -> None:
-        self.seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
+        self.seconds: dict[Phase, float] = dict.fromkeys(get_args(Phase), 0.0)
         self._open: list[Phase] = []
         self._since = 0.0
 

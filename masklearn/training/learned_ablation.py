@@ -14,6 +14,7 @@ from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.data import Batch, MaskData, SplitName
 from masklearn.masking import MaskedLM, ablation_from_means
 from masklearn.objective import chunked_kl
+from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.scorer import MaskScorer
 from masklearn.training.rows import assign_masks, mean_by_mask
 
@@ -60,7 +61,14 @@ class LearnedConstants(nn.Module):
         values = [mean + std * shift for mean, std, shift in per_node_kind]
         return Ablation("learned", tuple(values[: self.n_layers]), tuple(values[self.n_layers :]))
 
-    def refit(self, masked_lm: MaskedLM, masks: Tensor, train: BatchSource, selection: BatchSource) -> Ablation:
+    def refit(
+        self,
+        masked_lm: MaskedLM,
+        masks: Tensor,
+        train: BatchSource,
+        selection: BatchSource,
+        bar: ProgressBar = no_bar,
+    ) -> Ablation:
         """Train the constants further for discrete masks; keep the better of old and new on the selection texts.
 
         Args:
@@ -68,9 +76,10 @@ class LearnedConstants(nn.Module):
             masks: Boolean, shape (groups, sizes, nodes).
             train: The training split.
             selection: The texts on which discrete masks are selected.
+            bar: Shows the progress.
         """
         before = self._evaluate(masked_lm, masks, selection)
-        self._train(masked_lm, masks, train)
+        self._train(masked_lm, masks, train, bar)
         after = self._evaluate(masked_lm, masks, selection)
         masked_lm.ablation = min(before, after, key=lambda pair: pair[0])[1]
         return masked_lm.ablation
@@ -82,13 +91,13 @@ class LearnedConstants(nn.Module):
         kl = scorer(masks.transpose(0, 1).to(masked_lm.device))
         return (kl + LOG_KL_EPS).log().mean().item(), masked_lm.ablation
 
-    def _train(self, masked_lm: MaskedLM, masks: Tensor, train: BatchSource) -> None:
+    def _train(self, masked_lm: MaskedLM, masks: Tensor, train: BatchSource, bar: ProgressBar) -> None:
         """Minimise the log KL of the masks on the training split."""
         gates = masks.float().flatten(0, 1).to(masked_lm.device)
         n_sizes, generator = masks.shape[1], torch.Generator().manual_seed(0)
         optimizer = torch.optim.Adam(self.parameters(), lr=CONSTANTS_LR)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, REFIT_STEPS)
-        for batch in islice(_cycle(train), REFIT_STEPS):
+        for batch in bar(islice(_cycle(train), REFIT_STEPS), "Refit of constants", total=REFIT_STEPS):
             offsets = torch.rand(batch.group.shape, generator=generator)
             mask_ids = assign_masks(batch.group.cpu(), n_sizes, min(REFIT_ROWS_PER_TEXT, n_sizes), offsets)
             mask_ids, batch = mask_ids.to(masked_lm.device), batch.to(masked_lm.device)
@@ -103,7 +112,9 @@ class LearnedConstants(nn.Module):
             schedule.step()
 
 
-def fit_ablation(name: AblationName, masked_lm: MaskedLM, masks: Tensor, data: MaskData) -> Ablation:
+def fit_ablation(
+    name: AblationName, masked_lm: MaskedLM, masks: Tensor, data: MaskData, bar: ProgressBar = no_bar
+) -> Ablation:
     """Find the values of an ablation on the training split.
 
     Args:
@@ -111,17 +122,18 @@ def fit_ablation(name: AblationName, masked_lm: MaskedLM, masks: Tensor, data: M
         masked_lm: The model; its ablation changes if values are learned.
         masks: The masks for which constants are learned, boolean, shape (groups, sizes, nodes).
         data: The texts, set up, with as many groups as there are masks.
+        bar: Shows the progress.
     """
 
-    def batches(split: SplitName) -> Iterable[Batch]:
-        return (batch.to(masked_lm.device) for batch in data.loader(split))
+    def batches(split: SplitName, loaded: ProgressBar = no_bar) -> Iterable[Batch]:
+        return (batch.to(masked_lm.device) for batch in loaded(data.loader(split), "Mean ablation", brief=True))
 
     if name not in STORED_ABLATIONS:
         return Ablation(name)
     if name != "learned":
-        return mean_ablation(name, masked_lm, batches("train"))
-    constants = LearnedConstants(masked_lm, batches("train"))
-    return constants.refit(masked_lm, masks, partial(batches, "train"), partial(batches, "selection"))
+        return mean_ablation(name, masked_lm, batches("train", bar))
+    constants = LearnedConstants(masked_lm, batches("train", bar))
+    return constants.refit(masked_lm, masks, partial(batches, "train"), partial(batches, "selection"), bar)
 
 
 def mean_ablation(name: AblationName, masked_lm: MaskedLM, batches: Iterable[Batch]) -> Ablation:

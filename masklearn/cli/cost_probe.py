@@ -1,0 +1,147 @@
+"""What a run will cost: measured in its first steps, printed, and compared with what it took."""
+
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from masklearn import evaluation
+from masklearn.cli.cost_table import PhaseCost, cost_table
+from masklearn.data import Batch, MaskData
+from masklearn.selection.baselines import random_masks
+from masklearn.training.cost import (
+    FORWARD_AND_BACKWARD,
+    Phase,
+    discretization_tokens,
+    learning_tokens,
+    peak_memory,
+    tokens_per_step,
+)
+from masklearn.training.learner import MaskLearner
+from masklearn.training.probe import seconds_per_polish_token
+
+PROBED_STEPS = 3
+"""Steps that are timed. The first step of a process is not among them if others follow."""
+POLISH_PROBE_STEPS = 6
+"""The probe of polish scores about as many tokens as this many steps do."""
+UNLIMITED_POLISH = 3.5
+"""What polish without a budget usually takes on small models, in multiples of learning."""
+UNLIMITED_NOTE = (
+    f"Polish has no limit here; it usually takes about {UNLIMITED_POLISH:g} times the forwards of learning. "
+    "Set one with --model.polish_budget"
+)
+
+
+class CostProbe(Callback):
+    """Times the first steps of a run, then a short polish and the evaluation of one batch, and prints the cost.
+
+    The steps are the run's own, and the rest reads the learner and changes nothing in it, so masks do not depend on it.
+
+    Args:
+        stop: Whether to end the run once its cost is printed.
+    """
+
+    def __init__(self, stop: bool = False) -> None:
+        self.stop = stop
+        self.costs: dict[Phase, PhaseCost] = {}
+        """The cost that is expected, by phase; empty until it is known."""
+        self._memory = ExitStack()
+        self._peak: list[int] = []
+        self._first_step, self._since, self._tokens = 0, 0.0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._first_step, self._since = trainer.global_step, time.monotonic()
+        self._peak = self._memory.enter_context(peak_memory(pl_module.device))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop looking at the memory."""
+        self._memory.close()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the step; after the last one that is probed, measure the rest and print the cost."""
+        if self.costs:
+            return
+        learner: MaskLearner = pl_module  # pyright: ignore[reportAssignmentType]
+        n_done = trainer.global_step - self._first_step
+        steps_left = learner.plan.steps - self._first_step % learner.plan.steps  # of the block that the probe is in
+        n_probed = min(1 + PROBED_STEPS, steps_left)
+        rows = FORWARD_AND_BACKWARD * learner.settings.rows_per_text
+        if n_done > 1 or n_probed == 1:
+            self._tokens += rows * int(batch.real.sum())
+        if n_done == 1 < n_probed:
+            self._since = _now(learner.device)
+        if n_done == n_probed:
+            seconds = _now(learner.device) - self._since
+            self._memory.close()
+            with learner.clock.time("probe"):
+                self._probe(trainer, learner, seconds / self._tokens)
+            trainer.should_stop = trainer.should_stop or self.stop
+
+    def _probe(self, trainer: Trainer, learner: MaskLearner, seconds_per_learning_token: float) -> None:
+        """Find the cost of every phase, and print it."""
+        start, data = time.monotonic(), learner.finisher.data
+        learning, validation = self._tokens_of_learning(trainer, learner)
+        self.costs["learning"] = PhaseCost(
+            learning + validation, seconds_per_learning_token * (learning + validation), self._peak[0]
+        )
+        self.costs["polish"] = self._cost_of_polish(learner, learning)
+        self.costs["evaluation"] = _cost_of_evaluation(learner, data)
+        learned = trainer.global_step - self._first_step
+        done = seconds_per_learning_token * self._tokens * learned / max(1, learned - 1)
+        left = sum(cost.seconds for cost in self.costs.values()) - done
+        unlimited = learner.settings.polish and learner.settings.polish_budget is None
+        note = UNLIMITED_NOTE if unlimited else ""
+        probed = time.monotonic() - start
+        Tqdm.write(cost_table(self.costs, left, learned, probed, note))
+
+    def _tokens_of_learning(self, trainer: Trainer, learner: MaskLearner) -> tuple[float, float]:
+        """Tokens that steps score in this process, and those of its validation."""
+        data, plan = learner.finisher.data, learner.plan
+        block, step = plan.at(self._first_step)
+        rows, groups = learner.settings.rows_per_text, [group for each in plan.blocks[block:] for group in each]
+        tokens = learning_tokens(data, plan, rows, groups)
+        tokens *= 1 - step / plan.steps if len(plan.blocks) == 1 else 1
+        interval = trainer.val_check_batch
+        if not trainer.limit_val_batches or not isinstance(interval, int):
+            return tokens, 0.0
+        n_validations = plan.total_steps // interval - self._first_step // interval
+        return tokens, n_validations * (len(learner.sizes) + 1) * sum(map(len, data.parts["validation"].ids))
+
+    def _cost_of_polish(self, learner: MaskLearner, learning: float) -> PhaseCost:
+        """Cost of discretisation and polish, where learning scores so many tokens."""
+        settings, plan, data = learner.settings, learner.plan, learner.finisher.data
+        budget = UNLIMITED_POLISH if settings.polish_budget is None else settings.polish_budget
+        polishes = 0 if not settings.polish else 2 if settings.ablation == "learned" else 1
+        groups = plan.blocks[plan.at(self._first_step)[0]]
+        step = FORWARD_AND_BACKWARD * settings.rows_per_text * tokens_per_step(data, plan, groups)
+        with peak_memory(learner.device) as peak:
+            per_token = seconds_per_polish_token(learner, min(POLISH_PROBE_STEPS * step, 0.1 * learning))
+        tokens = polishes * budget * learning + discretization_tokens(data, plan, settings, len(learner.sizes))
+        return PhaseCost(tokens, per_token * tokens, peak[0])
+
+
+def _cost_of_evaluation(learner: MaskLearner, data: MaskData) -> PhaseCost:
+    """Cost of the evaluation, from that of a random subgraph of every size on one batch."""
+    batch: Batch = next(iter(data.loader("test")))
+    n_groups, n_sizes = len(data.groups.names), len(learner.sizes)
+    masks = random_masks(1, torch.tensor(learner.sizes), learner.graph.n_nodes)[0][:, None].expand(-1, n_groups, -1)
+    with peak_memory(learner.device) as peak:
+        start = time.monotonic()
+        evaluation.measure(learner.masked_lm, masks, [batch])
+        per_token = (time.monotonic() - start) / ((n_sizes + 1) * batch.input_ids.numel())
+    n_subgraphs = evaluation.subgraphs_evaluated(n_sizes, batch.answers is not None)
+    tokens = n_subgraphs * sum(map(len, data.parts["test"].ids))
+    return PhaseCost(tokens, per_token * tokens, peak[0])
+
+
+def _now(device: torch.device) -> float:
+    """The time when the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()

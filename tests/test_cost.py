@@ -1,0 +1,245 @@
+"""The cost of a run: counted by hand, estimated without a trace, and no forwards that nobody needs."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import GROUPS, SMALL, Run, texts, tiny_llama
+from families import FAMILIES, Family
+from torch import Tensor
+from torch.testing import assert_close
+
+import masklearn as ml
+from masklearn import evaluation
+from masklearn.ablation import Ablation
+from masklearn.cli import cost_probe, train
+from masklearn.cli.cost_table import PhaseCost, cost_table, duration
+from masklearn.data.batching import StepSampler
+from masklearn.gates import top
+from masklearn.mask_file import Mask, ModelId
+from masklearn.masking import MaskedLM, masked_lm, skipping
+from masklearn.models import override_forward
+from masklearn.training import cost, memory
+from masklearn.training.cost import PhaseClock, learning_tokens, peak_memory
+
+SHORT = [*SMALL, "--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--model.steps", "6"]
+SHORT += ["--model.sizes", "[18]"]
+FAMILY_NAMES = ("gpt2", "falcon", "phi", "gemma2", "olmo2", "mixtral", "bloom", "opt", "mpt")
+
+
+@contextmanager
+def counted_mlps(lm: MaskedLM) -> Iterator[list[int]]:
+    """The rows of every MLP that runs."""
+    rows: list[int] = []
+
+    def count(forward):
+        def run(*args, **kwargs):
+            rows.append(len(args[0] if args else next(iter(kwargs.values()))))
+            return forward(*args, **kwargs)
+
+        return run
+
+    with ExitStack() as stack:
+        for site in lm.layout.sites:
+            stack.enter_context(override_forward(site.mlp_branch, count))
+        yield rows
+
+
+def bank(lm: MaskedLM, sizes: list[int]) -> Mask:
+    """Random masks of three groups."""
+    scores = torch.rand(3, len(sizes), lm.graph.n_nodes, generator=torch.Generator().manual_seed(0))
+    counts = torch.tensor(sizes)
+    return Mask(top(scores, counts), scores, counts, lm.graph, ModelId("m", None, "f"), ("a", "b", "c"))
+
+
+def batches() -> list[Any]:
+    """Four texts of three groups, numbered from 0."""
+    index = {group: i for i, group in enumerate(GROUPS)}
+    return [b._replace(group=torch.tensor([index[g] for g in b.group.tolist()])) for b in texts()]
+
+
+# --- counting ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_phase_within_another_stops_its_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 10.0, 13.0, 20.0, 100.0, 101.0])
+    monkeypatch.setattr(cost.time, "monotonic", lambda: next(now))
+    clock = PhaseClock()
+    with clock.time("learning"), clock.time("polish"):
+        pass
+    with clock.time("evaluation"):
+        pass
+    assert clock.seconds == {"learning": 10.0 + 7.0, "polish": 3.0, "evaluation": 1.0, "probe": 0.0}
+
+
+def test_tokens_of_learning_are_those_of_the_texts_that_steps_get() -> None:
+    data = ml.MaskData(task="mixed", limit=12, scope="input")
+    data.setup()
+    plan = data.block_plan(5, 3)
+    lengths = [len(ids) for ids in data.parts["train"].ids]
+    steps = list(StepSampler(data.train_indices_by_group, lengths, plan, seed=0))
+    expected = sum(3 * 2 * lengths[text] for step in steps for text in step)  # two rows of each text; a backward is two
+    found = learning_tokens(data, plan, 2, [group for block in plan.blocks for group in block])
+    assert found == pytest.approx(expected)
+
+
+def test_a_peak_is_seen_though_it_is_gone_at_the_end() -> None:
+    with peak_memory(torch.device("cpu")) as low:
+        pass
+    with peak_memory(torch.device("cpu")) as high:
+        block = torch.ones(2**26)  # 256 MiB
+        for _ in range(5):
+            block.mul_(1.0)
+        del block
+    assert high[0] > low[0] + 2**27
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_runs_as_many_subgraphs_as_it_is_said_to_and_the_full_model_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm, rows, full = MaskedLM(tiny_llama()), [0], [0]
+    forward, run_full = MaskedLM.forward, MaskedLM.full
+
+    def counted(self: MaskedLM, input_ids: Tensor, scored: Tensor, gates: Tensor, *args: Any) -> Tensor:
+        rows[0] += len(gates) * len(input_ids)
+        return forward(self, input_ids, scored, gates, *args)
+
+    def counted_full(self: MaskedLM, input_ids: Tensor, scored: Tensor) -> Tensor:
+        full[0] += len(input_ids)
+        return run_full(self, input_ids, scored)
+
+    monkeypatch.setattr(MaskedLM, "forward", counted)
+    monkeypatch.setattr(MaskedLM, "full", counted_full)
+    evaluation.evaluate(lm, bank(lm, [2, 9]), batches())
+    assert full[0] == 4
+    assert rows[0] + full[0] == 4 * evaluation.subgraphs_evaluated(2, with_answers=False) == 4 * (2 * 21 + 1)
+
+
+def test_kinds_measured_together_are_as_measured_alone() -> None:
+    lm = MaskedLM(tiny_llama())
+    generator = torch.Generator().manual_seed(3)
+    kinds = [torch.rand(k, 3, lm.graph.n_nodes, generator=generator) > 0.4 for k in (70, 3)]  # more than one forward
+    rows, by_group = evaluation.measure(lm, kinds, batches())
+    alone = [evaluation.measure(lm, kind, batches()) for kind in kinds]
+    for row, expected in zip(rows, alone[0][0] + alone[1][0], strict=True):
+        assert row == pytest.approx(expected, abs=1e-6)
+    assert_close(by_group, torch.cat([of_kind for _, of_kind in alone], 1))
+
+
+# --- closed MLPs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name in FAMILY_NAMES], ids=lambda family: family.name)
+def test_masks_give_the_same_whether_closed_mlps_run_or_not(family: Family) -> None:
+    lm = MaskedLM(family.build())
+    generator = torch.Generator().manual_seed(1)
+    masks = (torch.rand(5, 2, lm.graph.n_nodes, generator=generator) > 0.5).float()
+    masks[0] = 0  # no MLP of this row is open
+    ids = torch.randint(3, 50, (2, 7), generator=generator)
+    everywhere = torch.ones_like(ids, dtype=torch.bool)
+    for ablation in (Ablation(), lm.mean_ablation([(ids, everywhere)])):
+        lm.ablation = ablation
+        whole = lm(ids, everywhere, masks)  # with gradients every MLP runs
+        with torch.no_grad():
+            assert_close(lm(ids, everywhere, masks), whole, atol=1e-5, rtol=1e-4)
+
+
+def test_an_mlp_runs_in_the_rows_in_which_it_is_open() -> None:
+    lm = MaskedLM(tiny_llama())
+    masks = torch.zeros(4, 1, lm.graph.n_nodes)
+    masks[:3, 0, lm.graph.names.index("m0")] = 1
+    masks[0, 0, lm.graph.names.index("m1")] = 0.5
+    ids = texts()[0].input_ids[:1]
+    with counted_mlps(lm) as rows, torch.no_grad():
+        lm(ids, torch.ones_like(ids, dtype=torch.bool), masks)
+    assert rows == [3, 1, 1]  # a forward of one row tells what an MLP puts out that is closed everywhere
+    with counted_mlps(lm) as rows:
+        lm(ids, torch.ones_like(ids, dtype=torch.bool), masks)
+    assert rows == [4, 4, 4]
+
+
+def test_the_wrong_rows_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = MaskedLM(tiny_llama())
+    masks = (torch.rand(6, 1, lm.graph.n_nodes, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    ids = texts()[0].input_ids[:1]
+    everywhere = torch.ones_like(ids, dtype=torch.bool)
+    right = lm(ids, everywhere, masks)
+    monkeypatch.setattr(
+        masked_lm, "closed_mlps_skipped", lambda layout, gates: skipping.closed_mlps_skipped(layout, gates.flip(0))
+    )
+    with torch.no_grad():
+        assert (lm(ids, everywhere, masks) - right).abs().max() > 1e-2
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_run_prints_its_cost_before_and_after(run: Run) -> None:
+    before, after = run.output.index("Expected cost, from 4 steps"), run.output.index("Time: learning")
+    assert before < run.output.index("Discretising masks") < after
+    for phase in ("learning", "polish", "evaluation"):
+        assert re.search(rf"^ *{phase} +(<= )?[\d.]+ ?[kMG]? +.*GiB$", run.output, re.MULTILINE)
+        measured = run.metrics["cost"][phase]
+        assert measured["tokens"] > 0 and measured["estimated_seconds"] > 0 and measured["seconds"] >= 0
+    assert re.search(r"Expected end: \d\d:\d\d:\d\d, in ", run.output)
+
+
+def test_an_estimate_is_printed_and_nothing_is_written(
+    in_an_empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train([*SHORT, "--run.estimate", "true"]) == 0
+    printed = capsys.readouterr().out
+    assert "Expected cost, from 4 steps" in printed and "Discretising" not in printed
+    assert list(in_an_empty_folder.iterdir()) == []
+    assert train([*SHORT, "--run.estimate", "true", "--run.resume", "true"]) == 2
+
+
+def test_the_probe_leaves_no_trace_in_the_masks(in_an_empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train([*SHORT, "--run.dir", "probed"]) == 0
+    monkeypatch.setattr(cost_probe.CostProbe, "on_train_batch_end", lambda *_: None)
+    assert train([*SHORT, "--run.dir", "unprobed"]) == 0
+    probed, unprobed = (Path(name, "mask.safetensors").read_bytes() for name in ("probed", "unprobed"))
+    assert probed == unprobed
+    assert json.loads(Path("unprobed/metrics.json").read_text())["cost"] == {}
+    assert json.loads(Path("probed/metrics.json").read_text())["cost"]
+
+
+def test_an_estimate_says_what_would_fit_into_memory(
+    in_an_empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("masklearn.training.probe.free_bytes", lambda device: 2**20)
+    assert train([*SHORT, "--run.estimate", "true", "--model.draws", "4"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "does not fit into memory" in line
+    length = int(re.search(r"--data.max_length (\d+)", line)[1])  # pyright: ignore[reportOptionalSubscript]
+    per_row = memory.bytes_per_row(MaskedLM(ml.load_lm()), length)
+    assert 4 * per_row <= memory.ACTIVATION_SHARE * 2**20
+    assert not (in_an_empty_folder / "runs").exists()
+
+
+def test_every_phase_after_learning_has_a_bar(run: Run) -> None:
+    for phase in ("Polish", "Evaluation"):
+        assert re.search(rf"{phase}: 100%", run.output)
+
+
+def test_durations_and_the_table_read_well() -> None:
+    assert [duration(s) for s in (0.42, 59.4, 61, 7500)] == ["0.4 s", "59 s", "1 min 01 s", "2 h 05 min"]
+    costs = {"learning": PhaseCost(64_000, 12, 2**30), "polish": PhaseCost(1.28e6, 30, 2**31)}
+    table = cost_table(costs, 40, 4, 0.5)  # pyright: ignore[reportArgumentType]
+    assert "learning       64 k     12 s  1.0 GiB\n  polish  <= 1.28 M  <= 30 s  2.0 GiB" in table
