@@ -21,7 +21,7 @@ from masklearn.training.cost import (
     tokens_per_step,
 )
 from masklearn.training.learner import MaskLearner
-from masklearn.training.probe import seconds_per_polish_token
+from masklearn.training.probe import seconds_per_scored_token
 
 PROBED_STEPS = 3
 """Steps that are timed. The first step of a process is not among them if others follow."""
@@ -121,9 +121,10 @@ class CostProbe(Callback):
         groups = plan.blocks[plan.at(self._first_step)[0]]
         step = FORWARD_AND_BACKWARD * settings.rows_per_text * tokens_per_step(data, plan, groups)
         with peak_memory(learner.device) as peak:
-            per_token = seconds_per_polish_token(learner, min(POLISH_PROBE_STEPS * step, 0.1 * learning))
-        tokens = polishes * budget * learning + discretization_tokens(data, plan, settings, len(learner.sizes))
-        return PhaseCost(tokens, per_token * tokens, peak[0])
+            soft, per_token = seconds_per_scored_token(learner, min(POLISH_PROBE_STEPS * step, 0.1 * learning))
+        discretized = discretization_tokens(data, plan, settings, len(learner.sizes))
+        polished = polishes * budget * learning
+        return PhaseCost(discretized + polished, soft * discretized + per_token * polished, peak[0])
 
 
 def _cost_of_evaluation(learner: MaskLearner, data: MaskData) -> PhaseCost:
@@ -136,7 +137,9 @@ def _cost_of_evaluation(learner: MaskLearner, data: MaskData) -> PhaseCost:
         evaluation.measure(learner.masked_lm, masks, [batch])
         per_token = (time.monotonic() - start) / ((n_sizes + 1) * batch.input_ids.numel())
     n_subgraphs = evaluation.subgraphs_evaluated(n_sizes, batch.answers is not None)
-    tokens = n_subgraphs * sum(map(len, data.parts["test"].ids))
+    lengths = sorted(map(len, data.parts["test"].ids))  # padded to the longest of each batch
+    batches = [lengths[begin : begin + data.batch_size] for begin in range(0, len(lengths), data.batch_size)]
+    tokens = n_subgraphs * sum(max(lengths) * len(lengths) for lengths in batches)
     return PhaseCost(tokens, per_token * tokens, peak[0])
 
 

@@ -14,6 +14,9 @@ from masklearn.objective import kl_divergence
 NUCLEI = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
 """Nucleus sizes, in percent of the probability, as in Kervadec et al. 2026 (arXiv 2605.27033)."""
 
+LEADING_RANKS = 128
+"""Tokens that are sorted to find recovered nuclei; the whole vocabulary only where all of these agree."""
+
 
 def tv_distance(full: Tensor, masked: Tensor) -> Tensor:
     """Total variation of log-probabilities (..., vocabulary), in [0, 1], of shape (...)."""
@@ -41,24 +44,38 @@ def recovered_nucleus(full: Tensor, masked: Tensor) -> Tensor:
         One of `NUCLEI`, or 0 if no nucleus is recovered. Shape (K, positions).
     """
     recovered = torch.zeros(masked.shape[:-1], device=masked.device)
-    top_agrees = full.argmax(-1) == masked.argmax(-1)  # elsewhere no nucleus is recovered, and nothing need be sorted
-    pair = full.expand_as(masked)[top_agrees], masked[top_agrees]
-    orders = [logp.argsort(dim=-1, descending=True, stable=True) for logp in pair]
-    n_equal = (orders[0] == orders[1]).long().cumprod(-1).sum(-1)  # leading ranks at which the tokens agree
-    percentage = torch.zeros_like(recovered[top_agrees])
-    all_recovered = torch.ones_like(percentage, dtype=torch.bool)
-    for percent in NUCLEI:
-        full_size, masked_size = (_nucleus_size(logp, order, percent) for logp, order in zip(pair, orders, strict=True))
-        all_recovered &= (full_size == masked_size) & (full_size <= n_equal)
-        percentage[all_recovered] = percent
-    recovered[top_agrees] = percentage
+    undecided = full.argmax(-1) == masked.argmax(-1)  # elsewhere no nucleus is recovered, and nothing need be sorted
+    n_ranks, vocabulary = min(LEADING_RANKS, full.shape[-1]), full.shape[-1]
+    while undecided.any():
+        orders = [_leading(logp, n_ranks) for logp in (full.expand_as(masked)[undecided], masked[undecided])]
+        percentage, n_equal = _recovered_among(*orders)
+        recovered[undecided] = percentage
+        # A tie with a token beyond the leading ones makes the last ranks uncertain
+        certain = torch.stack([(logp > logp[:, -1:]).sum(-1) for _, logp in orders]).amin(0)
+        undecided = undecided.masked_scatter(undecided, (n_equal >= certain) & (n_ranks < vocabulary))
+        n_ranks = vocabulary
     return recovered
 
 
-def _nucleus_size(logp: Tensor, order: Tensor, percent: float) -> Tensor:
-    """Number of top tokens that hold a percentage of the probability."""
-    cumulative = logp.gather(-1, order).exp().cumsum(-1)
-    return (cumulative < percent / 100 - 1e-6).sum(-1) + 1
+def _leading(logp: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The `n` most probable tokens, the first of equal ones first, and their log-probabilities; both (positions, n)."""
+    tokens = logp.topk(n).indices.sort(-1).values if n < logp.shape[-1] else None
+    logp = logp if tokens is None else logp.gather(-1, tokens)
+    values, order = logp.sort(dim=-1, descending=True, stable=True)
+    return order if tokens is None else tokens.gather(-1, order), values
+
+
+def _recovered_among(full: tuple[Tensor, Tensor], masked: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """See `recovered_nucleus`, from the leading tokens of both; and the leading ranks at which the tokens agree."""
+    n_equal = (full[0] == masked[0]).long().cumprod(-1).sum(-1)
+    percentage = torch.zeros(len(n_equal), device=n_equal.device)
+    all_recovered = torch.ones_like(n_equal, dtype=torch.bool)
+    cumulative = [logp.exp().cumsum(-1) for _, logp in (full, masked)]
+    for percent in NUCLEI:
+        full_size, masked_size = ((values < percent / 100 - 1e-6).sum(-1) + 1 for values in cumulative)
+        all_recovered &= (full_size == masked_size) & (full_size <= n_equal)
+        percentage[all_recovered] = percent
+    return percentage, n_equal
 
 
 @dataclass(frozen=True)
@@ -82,7 +99,7 @@ class DistributionPair:
 
     @cached_property
     def nucleus(self) -> Tensor:
-        """See `recovered_nucleus`. It sorts the vocabulary: for a large one, most of the work of evaluation."""
+        """See `recovered_nucleus`."""
         return recovered_nucleus(self.full, self.masked)
 
 

@@ -2,6 +2,8 @@
 
 import time
 
+import torch
+
 from masklearn.data import MaskData
 from masklearn.masking import MaskedLM
 from masklearn.selection.polish import polish
@@ -9,6 +11,9 @@ from masklearn.selection.scorer import MaskScorer
 from masklearn.training.block_learner import BlockLearner
 from masklearn.training.memory import ACTIVATION_SHARE, bytes_per_row, free_bytes
 from masklearn.training.settings import LearnerSettings
+
+SOFT_MASKS = 4
+"""Soft gate vectors that are scored together to time them."""
 
 
 def what_fits(masked_lm: MaskedLM, data: MaskData, settings: LearnerSettings) -> str:
@@ -33,23 +38,31 @@ def what_fits(masked_lm: MaskedLM, data: MaskData, settings: LearnerSettings) ->
     )
 
 
-def seconds_per_polish_token(learner: BlockLearner, limit: float) -> float:
-    """Seconds that polish takes for a token, from a short polish of the masks that the gates give now.
+def seconds_per_scored_token(learner: BlockLearner, limit: float) -> tuple[float, float]:
+    """Seconds that discretisation and polish take for a token, from a short polish of the masks that gates give now.
 
     Args:
         learner: The learner, during a step. Nothing in it changes.
-        limit: Tokens to score, about.
+        limit: Tokens that the polish scores, about.
+
+    Returns:
+        Seconds a token where gates are soft, as in most of discretisation; and in polish.
     """
     plan, settings = learner.plan, learner.settings
     groups = plan.blocks[plan.at(learner.global_step)[0]]
     batch = next(iter(learner.finisher.selection_loader(groups)))
     present = sorted(set(batch.group.tolist()), key=groups.index)
     rows = [groups.index(group) * settings.restarts for group in present]
-    middle = len(learner.sizes) // 2
-    masks = learner.bank.discretize(learner.size_counts)[rows, middle]
-    scores = learner.bank.log_odds.detach()[rows, min(middle, learner.bank.log_odds.shape[1] - 1)]
+    mean = sum(learner.sizes) / len(learner.sizes)  # the more nodes are open, the longer a forward takes
+    index = min(range(len(learner.sizes)), key=lambda i: abs(learner.sizes[i] - mean))
+    masks = learner.bank.discretize(learner.size_counts)[rows, index]
+    scores = learner.bank.log_odds.detach()[rows, min(index, learner.bank.log_odds.shape[1] - 1)]
     scorer = MaskScorer(learner.masked_lm, [batch], present)
+    soft = torch.full((min(len(learner.sizes), SOFT_MASKS), *masks.shape), 0.5, device=scorer.device)
+    start = time.monotonic()
+    scorer(soft).sum().item()  # a GPU is done only now
+    seconds_per_soft_token = (time.monotonic() - start) / scorer.tokens.spent
     start = time.monotonic()
     kl = polish(scorer, masks[None], scores[None], settings.polish, not settings.per_input, budget=limit)[1]
-    kl.sum().item()  # a GPU is done only now
-    return (time.monotonic() - start) / (scorer.tokens.spent + batch.input_ids.numel())
+    kl.sum().item()
+    return seconds_per_soft_token, (time.monotonic() - start) / (scorer.tokens.spent + batch.input_ids.numel())
