@@ -57,6 +57,10 @@ class CostProbe(Callback):
         self._first_step, self._since = trainer.global_step, time.monotonic()
         self._peak = self._memory.enter_context(peak_memory(pl_module.device))
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop looking at the memory, if the run was too short for a probe."""
+        self._memory.close()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop looking at the memory."""
         self._memory.close()
@@ -86,11 +90,10 @@ class CostProbe(Callback):
     def _probe(self, trainer: Trainer, learner: MaskLearner, seconds_per_learning_token: float) -> None:
         """Find the cost of every phase, and print it."""
         start, data = time.monotonic(), learner.finisher.data
-        learning, validation = self._tokens_of_learning(trainer, learner)
-        self.costs["learning"] = PhaseCost(
-            learning + validation, seconds_per_learning_token * (learning + validation), self._peak[0]
-        )
-        self.costs["polish"] = self._cost_of_polish(learner, learning)
+        of_blocks, before = self._tokens_of_steps(learner)
+        learning = of_blocks - before + self._tokens_of_validation(trainer, learner)
+        self.costs["learning"] = PhaseCost(learning, seconds_per_learning_token * learning, self._peak[0])
+        self.costs["polish"] = self._cost_of_polish(learner, of_blocks)
         self.costs["evaluation"] = _cost_of_evaluation(learner, data)
         learned = trainer.global_step - self._first_step
         done = seconds_per_learning_token * self._tokens * learned / max(1, learned - 1)
@@ -100,21 +103,24 @@ class CostProbe(Callback):
         probed = time.monotonic() - start
         Tqdm.write(cost_table(self.costs, left, learned, probed, note))
 
-    def _tokens_of_learning(self, trainer: Trainer, learner: MaskLearner) -> tuple[float, float]:
-        """Tokens that steps score in this process, and those of its validation."""
-        data, plan = learner.finisher.data, learner.plan
+    def _tokens_of_steps(self, learner: MaskLearner) -> tuple[float, float]:
+        """Tokens of the steps of all blocks that are not finished, and of those of their steps that came before."""
+        data, plan, rows = learner.finisher.data, learner.plan, learner.settings.rows_per_text
         block, step = plan.at(self._first_step)
-        rows, groups = learner.settings.rows_per_text, [group for each in plan.blocks[block:] for group in each]
-        tokens = learning_tokens(data, plan, rows, groups)
-        tokens *= 1 - step / plan.steps if len(plan.blocks) == 1 else 1
+        of_blocks = [learning_tokens(data, plan, rows, groups) for groups in plan.blocks[block:]]
+        return sum(of_blocks), of_blocks[0] * step / plan.steps
+
+    def _tokens_of_validation(self, trainer: Trainer, learner: MaskLearner) -> float:
+        """Tokens that validations score in this process."""
         interval = trainer.val_check_batch
         if not trainer.limit_val_batches or not isinstance(interval, int):
-            return tokens, 0.0
-        n_validations = plan.total_steps // interval - self._first_step // interval
-        return tokens, n_validations * (len(learner.sizes) + 1) * sum(map(len, data.parts["validation"].ids))
+            return 0.0
+        n_validations = learner.plan.total_steps // interval - self._first_step // interval
+        texts = learner.finisher.data.parts["validation"].ids
+        return n_validations * (len(learner.sizes) + 1) * sum(map(len, texts))
 
     def _cost_of_polish(self, learner: MaskLearner, learning: float) -> PhaseCost:
-        """Cost of discretisation and polish, where learning scores so many tokens."""
+        """Cost of discretisation and polish of blocks whose learning scores so many tokens."""
         settings, plan, data = learner.settings, learner.plan, learner.finisher.data
         budget = UNLIMITED_POLISH if settings.polish_budget is None else settings.polish_budget
         polishes = 0 if not settings.polish else 2 if settings.ablation == "learned" else 1
