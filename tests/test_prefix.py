@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from masklearn.masking import MaskedLM
 from masklearn.models import can_share_prefixes, prefix, prefix_of, recording
 from masklearn.models.forward_override import override_forward
-from masklearn.selection import scorer as scorer_module
+from masklearn.selection import chunks
 from masklearn.selection.scorer import MaskScorer
 from masklearn.selection.search import greedy
 
@@ -53,11 +53,17 @@ def unshared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+def free_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let forwards have no fixed cost."""
+    monkeypatch.setattr(chunks, "LAUNCH_FLOPS", {"cpu": 0})
+    monkeypatch.setattr(chunks, "READ_TOKENS", {"cpu": 0})
+
+
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.name in SOME], ids=lambda family: family.name)
 def test_masks_score_the_same_with_shared_prefixes(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     masked_lm = MaskedLM(family.build())
     assert can_share_prefixes(masked_lm.layout)
-    monkeypatch.setattr(scorer_module, "MIN_FORWARD_TOKENS", 1)  # as many starts as there are
+    free_forwards(monkeypatch)  # as many starts as there are
     scorer, masks = MaskScorer(masked_lm, texts(), GROUPS), candidates(masked_lm.graph.n_nodes)
     with counted_layers(masked_lm) as shared:
         found = scorer(masks)
@@ -68,7 +74,7 @@ def test_masks_score_the_same_with_shared_prefixes(family: Family, monkeypatch: 
 
 
 def test_greedy_search_runs_fewer_layers_for_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scorer_module, "MIN_FORWARD_TOKENS", 1)
+    free_forwards(monkeypatch)
     masked_lm = MaskedLM(tiny_llama(layers=8))
     scorer, n_nodes = MaskScorer(masked_lm, texts()[:1], [3, 7]), masked_lm.graph.n_nodes
     with counted_layers(masked_lm) as shared:

@@ -4,5 +4,15 @@ from masklearn.masking.activation_stats import ActivationStats, ablation_from_me
 from masklearn.masking.contributions import node_contributions
 from masklearn.masking.gating import gated, verified_layout
 from masklearn.masking.masked_lm import MaskedLM
+from masklearn.masking.memory import free_bytes, scored_together
 
-__all__ = ["ActivationStats", "MaskedLM", "ablation_from_means", "gated", "node_contributions", "verified_layout"]
+__all__ = [
+    "ActivationStats",
+    "MaskedLM",
+    "ablation_from_means",
+    "free_bytes",
+    "gated",
+    "node_contributions",
+    "scored_together",
+    "verified_layout",
+]

@@ -1,6 +1,6 @@
 """The LightningModule that learns masks, by gradient descent on the log-odds of gates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -132,7 +132,7 @@ class MaskLearner(BlockLearner):
         # The KLs of different sizes differ by orders of magnitude; the gradient of the log is relative to the KL.
         loss = (((kl + LOG_KL_EPS).log() + penalty) * sampled).sum()
         self._loss, self._error = loss.detach(), error.detach()
-        self._log_step(kl.detach(), sampled, log_odds.detach())
+        self._to_log = kl.detach(), sampled, log_odds.detach()
         return loss
 
     def _size_error(self, log_odds: Tensor) -> Tensor:
@@ -181,6 +181,7 @@ class MaskLearner(BlockLearner):
         as reading the flag any earlier would wait for the device; until then all updates are skipped.
         """
         assert self.bank.log_odds.grad is not None
+        self._log_step(*self._to_log)  # not in the training step, which is repeated if memory runs out
         step = self.global_step
         skips = self.guard.note(self._loss, self.bank.log_odds.grad, step)
         optimizer.found_inf = skips  # pyright: ignore[reportAttributeAccessIssue]  (read by fused optimisers)
@@ -189,10 +190,13 @@ class MaskLearner(BlockLearner):
         if self.device.type == "cpu" or self._is_logged(step) or (step + 1) % self.plan.steps == 0:
             self.guard.check()
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Descend on the gates, then update the budget."""
-        step = self.block_step
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Descend on the gates, then update the budget. If memory runs out, forward and backward begin again."""
+        step, retry = self.block_step, self.masked_lm.row_limit.retry
+        assert optimizer_closure is not None
+        super().optimizer_step(epoch, batch_idx, optimizer, lambda: retry(optimizer_closure))
         self._detach_ablation()
         penalty_scale = self.schedule.penalty_scale_at(step)
         logit_clip = self.schedule.logit_clip_at(step, self.graph.n_nodes)

@@ -1,10 +1,9 @@
 """How many rows of a training step fit into memory: the memory of one row, compared with what is free."""
 
-import psutil
 import torch
 from torch import Tensor
 
-from masklearn.masking import MaskedLM
+from masklearn.masking import MaskedLM, free_bytes
 
 ACTIVATION_SHARE = 0.6
 """Share of the free memory that the activations of a step may take; logits, gradients and other processes need the
@@ -48,11 +47,6 @@ def fit_to_memory(
         f"{free / 2**30:.1f} GiB are free. If memory runs out, lower --data.max_length or --model.draws"
     )
     return 1, 1, notice
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes of memory that are free on a device now."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def bytes_per_row(masked_lm: MaskedLM, n_tokens: int) -> int:
