@@ -13,8 +13,12 @@ from masklearn.masking import MaskedLM
 
 LAUNCH_FLOPS = {"cpu": 2e7, "cuda": 1e11}
 """Arithmetic that a device does in the time that it takes to launch the operations of one layer."""
-READ_TOKENS = {"cpu": 16, "cuda": 128}
+READ_TOKENS = {"cpu": 24, "cuda": 128}
 """Tokens for which a layer computes as long as it takes to read its weights."""
+SETUP_SHARE = 0.5
+"""Time that every layer of a forward takes even if it is skipped, as a share of that for launching its operations."""
+MAX_COST_RATIO = 0.9
+"""Prefixes are shared if the estimated cost is below this multiple of that of whole forwards."""
 
 
 @dataclass(frozen=True)
@@ -24,35 +28,34 @@ class ForwardCost:
     n_layers: int
     row_tokens: int
     """Tokens of one mask: those of all texts of a batch."""
+    setup_tokens: float
+    """Fixed cost of a layer, whether it is run or skipped."""
     fixed_tokens: float
-    """Fixed cost of a layer, whatever the number of its rows."""
+    """Fixed cost of a layer that is run, whatever the number of its rows."""
 
     @classmethod
     def of(cls, masked_lm: MaskedLM, row_tokens: int) -> "ForwardCost":
         """The cost on the device of a model."""
         layers, device = masked_lm.layout.sites, "cpu" if masked_lm.device.type == "cpu" else "cuda"
         weights = sum(parameter.numel() for parameter in layers[0].layer.parameters())
-        fixed = LAUNCH_FLOPS[device] / (2 * weights) + READ_TOKENS[device]
-        return cls(len(layers), row_tokens, fixed)
+        launch = LAUNCH_FLOPS[device] / (2 * weights)
+        return cls(len(layers), row_tokens, SETUP_SHARE * launch, launch + READ_TOKENS[device])
 
     def of_chunk(self, n_masks: int, first_layer: int) -> float:
         """The cost of one forward of some masks from a layer on."""
-        return (self.n_layers - first_layer) * (self.fixed_tokens + n_masks * self.row_tokens)
-
-    @property
-    def of_prefix(self) -> float:
-        """The cost of the forward whose layers are shared."""
-        return self.of_chunk(1, 0)
+        n_run = self.n_layers - first_layer
+        return self.n_layers * self.setup_tokens + n_run * (self.fixed_tokens + n_masks * self.row_tokens)
 
     def of_batches(self, batches: Sequence[Sequence[slice]], first_layers: Sequence[int]) -> float:
         """The cost of the chunks that `plan_batches` makes."""
         chunks = (chunk for batch in batches for chunk in batch)
         return sum(self.of_chunk(chunk.stop - chunk.start, first_layers[chunk.stop - 1]) for chunk in chunks)
 
-    def of_whole(self, n_masks: int, batch_size: int) -> float:
-        """The cost of whole forwards of some masks, `batch_size` in each."""
-        n_forwards = -(-n_masks // batch_size)
-        return self.n_layers * (n_forwards * self.fixed_tokens + n_masks * self.row_tokens)
+    def favours_sharing(self, batches: Sequence[Sequence[slice]], first_layers: Sequence[int]) -> bool:
+        """Whether these chunks, and the forward whose layers they share, cost clearly less than whole forwards."""
+        shared = self.of_chunk(1, 0) + self.of_batches(batches, first_layers)
+        whole = sum(self.of_chunk(batch[-1].stop - batch[0].start, 0) for batch in batches)
+        return shared < MAX_COST_RATIO * whole
 
 
 def plan_batches(first_layers: Sequence[int], batch_size: int, cost: ForwardCost) -> list[list[slice]]:

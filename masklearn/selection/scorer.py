@@ -186,7 +186,7 @@ class MaskScorer:
         first_layers, order = self._by_first_layer(masks, majority)
         batch_size = max(1, scored_together(self.masked_lm) // n_tokens)
         batches = plan_batches(first_layers, batch_size, cost)
-        if cost.of_prefix + cost.of_batches(batches, first_layers) < cost.of_whole(len(masks), batch_size):
+        if cost.favours_sharing(batches, first_layers):
             self.tokens.charge(n_tokens)
             prefix = self.masked_lm.prefix(batch.input_ids, majority[scored.group_index], batch.corrupted)
         if prefix is None:
