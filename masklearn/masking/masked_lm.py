@@ -137,17 +137,17 @@ class MaskedLM(nn.Module):
     def _run(self, rows: Rows) -> Tensor:
         """The last hidden states of some rows at the scored positions, shape (K, positions, width)."""
         assert rows.gates is not None
-        k, ablation = len(rows.gates), self._ablation_on(rows.corrupted)
+        k, ablation = len(rows.gates), self.ablation_on(rows.corrupted)
         with ExitStack() as stack:
             stack.enter_context(gated(self.lm, rows.gates.flatten(0, 1), ablation, self.layout))
             if rows.prefix and rows.first_layer:
                 stack.enter_context(starting_at(self.layout, rows.prefix, rows.first_layer, k))
             hidden = self.layout.hidden(rows.input_ids.repeat(k, 1))
-        return _at_positions(hidden.unflatten(0, (k, -1)), rows.scored)
+        return at_scored(hidden.unflatten(0, (k, -1)), rows.scored)
 
     def _run_full(self, rows: Rows) -> Tensor:
         """As `_run`, of the full model."""
-        return _at_positions(self.layout.hidden(rows.input_ids)[None], rows.scored)
+        return at_scored(self.layout.hidden(rows.input_ids)[None], rows.scored)
 
     @torch.no_grad()
     def prefix(self, input_ids: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Prefix | None:
@@ -164,7 +164,7 @@ class MaskedLM(nn.Module):
         if not self._shares_prefixes:
             return None
         try:
-            with gated(self.lm, gates, self._ablation_on(corrupted), self.layout), recording(self.layout) as outputs:
+            with gated(self.lm, gates, self.ablation_on(corrupted), self.layout), recording(self.layout) as outputs:
                 self.layout.hidden(input_ids)
             return prefix_of(self.layout, outputs)
         except (RuntimeError, MemoryError) as error:
@@ -177,7 +177,7 @@ class MaskedLM(nn.Module):
     def _shares_prefixes(self) -> bool:
         return can_share_prefixes(self.layout)
 
-    def _ablation_on(self, corrupted: Tensor | None) -> Ablation:
+    def ablation_on(self, corrupted: Tensor | None) -> Ablation:
         """The ablation with the values that closed nodes emit on a batch."""
         if self.ablation.name != "resample":
             return self.ablation
@@ -248,6 +248,6 @@ class MaskedLM(nn.Module):
         return ablation_from_means(name, *self.activation_stats(batches, positional))
 
 
-def _at_positions(hidden: Tensor, scored: Tensor) -> Tensor:
+def at_scored(hidden: Tensor, scored: Tensor) -> Tensor:
     """Hidden states (K, inputs, tokens, width) at scored positions (boolean, or indices): (K, positions, width)."""
     return hidden[:, scored] if scored.dtype == torch.bool else hidden.flatten(1, 2).index_select(1, scored)

@@ -13,6 +13,8 @@ from masklearn.models import Prefix
 Result = TypeVar("Result")
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
 """How the error of an allocation reads that is not a `torch.OutOfMemoryError`: torch has none for a CPU's memory."""
+DEVICE_FAILURE = ("cuda error", "cudnn_status", "cublas_status", "hip error")
+"""How the error of a device reads that fails or disappears, if it is not a `torch.AcceleratorError`."""
 CPU_FORWARD_TOKENS = 2**11
 """Tokens of a forward without gradients on a CPU: larger ones leave its cache and take longer for each token."""
 
@@ -22,6 +24,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether an error says that a device failed or disappeared; it has to be reset, and with it the process."""
+    failed = isinstance(error, torch.AcceleratorError) or any(text in str(error).lower() for text in DEVICE_FAILURE)
+    return failed and not is_out_of_memory(error)
 
 
 class Rows(NamedTuple):

@@ -9,6 +9,7 @@ from torch import Tensor
 from masklearn.ablation import AblationName
 from masklearn.data import Batch
 from masklearn.gates import GateName, open_probability, sample
+from masklearn.masking import CompileMode
 from masklearn.models import EMBEDDED, DTypeName
 from masklearn.objective import chunked_kl
 from masklearn.training.block_learner import BlockLearner
@@ -59,6 +60,10 @@ class MaskLearner(BlockLearner):
         lr: Learning rate: how far the log-odds of a gate move in a step, at most; by default 0.4, and 0.8 with gates
             mean-field.
         temperature: Softness of the gates at the first and at the last step (dimensionless).
+        compile: Whether training steps are compiled, on a GPU as CUDA graphs, which launch a whole step at once: auto
+            (on a GPU, if the model is so small that a step spends its time on launching operations), true (also on a
+            CPU, where compiling takes minutes and gains little), or false. Results change by rounding only. A model
+            that cannot be compiled runs as it is, and a line says so.
         seed: Seed of the gates' noise.
     """
 
@@ -84,11 +89,12 @@ class MaskLearner(BlockLearner):
         gates: GateName | None = None,
         lr: float | None = None,
         temperature: tuple[float, float] = (1.0, 0.5),
+        compile: CompileMode = "auto",
         seed: int = 0,
     ) -> None:
         settings = LearnerSettings(
             lm, revision, dtype, allow_pickle, trust_remote_code, sizes, scope, max_groups, ablation, family, budget,
-            steps, draws, restarts, block, polish, polish_budget, gates, lr, temperature, seed,
+            steps, draws, restarts, block, polish, polish_budget, gates, lr, temperature, compile, seed,
         )  # fmt: skip
         super().__init__(settings)
         self.save_hyperparameters()
@@ -122,7 +128,7 @@ class MaskLearner(BlockLearner):
         gates = self._gates(log_odds.flatten(0, 1)[mask_ids], noise)  # (rows, inputs, nodes)
         if self.constants is not None:
             self.masked_lm.ablation = self.constants()
-        masked = self.masked_lm(batch.input_ids, batch.positions, gates, batch.corrupted)  # (rows, positions, width)
+        masked = self.run_rows(batch.input_ids, batch.positions, gates, batch.corrupted)  # (rows, positions, width)
         kl = chunked_kl(self._targets(batch), masked, self.masked_lm.unembed)  # (rows, positions)
         mask_id_per_position = mask_ids.index_select(1, batch.input_of_positions)
         kl, count = mean_by_mask(kl, mask_id_per_position, log_odds[..., 0].numel())
