@@ -24,6 +24,7 @@ from timing import machine, now, write_results
 from transformers import PreTrainedModel
 
 import masklearn as ml
+from masklearn.masking import MaskedLM
 
 TINY = {"vocab_size": 512, "n_embd": 96, "n_head": 12, "n_layer": 2, "hidden_size": 72, "intermediate_size": 128,
         "num_hidden_layers": 2, "num_attention_heads": 9, "num_key_value_heads": 3}  # fmt: skip
@@ -72,7 +73,7 @@ class Benchmark:
     ) -> tuple[ml.MaskLearner, float]:
         """Learn masks of a loaded model; returns the learner and the seconds that it took."""
         learner, start = ml.MaskLearner(**settings), now()
-        learner.use(lm)
+        learner.use(MaskedLM(lm))
         quiet_trainer(callbacks=[callback], accelerator=DEVICE).fit(learner, datamodule=data)
         return learner, now() - start
 

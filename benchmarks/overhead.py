@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 import masklearn as ml
+from masklearn.masking import MaskedLM
 
 SHAPES = {"GPT-2 small": (GPT2_SMALL, None), "Llama 1B, 4 layers": (LLAMA_1B, 4)}
 """Shapes, and the number of layers if it is reduced."""
@@ -53,7 +54,7 @@ class AlternatingTimes(Callback):
 def measure(lm: PreTrainedModel, data: ml.MaskData, draws: int, steps: int) -> dict[str, Any]:
     """Return the ratio of the times of a step and of a bare pass, and both times, on the GPU if there is one."""
     learner = ml.MaskLearner(sizes="log:12", steps=steps, draws=draws, polish=0, compile=False)
-    learner.use(lm)
+    learner.use(MaskedLM(lm))
     times = AlternatingTimes(draws)
     quiet_trainer(max_steps=steps, callbacks=[times]).fit(learner, datamodule=data)
     found = ratio(times.step_seconds[WARM_UP_STEPS:], times.bare_seconds[WARM_UP_STEPS:])

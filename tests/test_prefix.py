@@ -131,8 +131,8 @@ def test_neighbouring_layers_share_a_chunk_if_another_forward_costs_more() -> No
     layers = [3, 3, 2, 0]
     assert chunks.plan_batches(layers, 4, ForwardCost(4, 1, 0, 0)) == [[slice(0, 2), slice(2, 3), slice(3, 4)]]
     assert chunks.plan_batches(layers, 4, ForwardCost(4, 1, 0, 100)) == [[slice(0, 4)]]
-    # Three chunks cost (1.5 + 2) * 1 + (1.5 + 1) * 2 + (1.5 + 1) * 4 = 18.5; the last two together 3.5 + 3.5 * 4 = 17.5,
-    # the first two together 4.5 * 2 + 10 = 19, all together 5.5 * 4 = 22
+    # Three chunks cost (1.5 + 2) * 1 + (1.5 + 1) * 2 + (1.5 + 1) * 4 = 18.5, with the last two together 3.5 + 3.5 * 4 =
+    # 17.5, the first two together 4.5 * 2 + 10 = 19, all together 5.5 * 4 = 22
     assert chunks.plan_batches(layers, 4, ForwardCost(4, 1, 0, 1.5)) == [[slice(0, 2), slice(2, 4)]]
     assert chunks.plan_batches(layers, 2, ForwardCost(4, 1, 0, 0)) == [
         [slice(0, 2)],

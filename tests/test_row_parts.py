@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import masklearn as ml
+from masklearn.cli.entry_points import train
 from masklearn.data import Batch
 from masklearn.evaluation import measure
 from masklearn.masking import MaskedLM
@@ -137,7 +139,28 @@ def test_a_run_that_runs_out_of_memory_learns_the_same_gates(
     assert_close(learned[1], learned[0], atol=1e-3, rtol=1e-3)
     for name, value in logged[0].items():
         assert_close(logged[1][name], value, atol=1e-3, rtol=1e-3)
-    assert capsys.readouterr().out.count("Memory ran out: learning") in (
-        2,
-        3,
-    )  # 20 rows, then 10, then 5; shorter texts have more
+    # 20 rows, then 10, then 5; a shorter text has more rows at as many tokens
+    assert capsys.readouterr().out.count("Memory ran out: learning") in (2, 3)
+
+
+def test_a_device_that_fails_leaves_a_run_that_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    flags = ["--data.task", "names", "--data.limit", "24", "--model.steps", "4", "--model.polish", "0"]
+    flags += ["--model.sizes", "[8]", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+    step = ml.MaskLearner.training_step
+
+    def failing(learner: ml.MaskLearner, *args: Any) -> Tensor:
+        if learner.global_step == 2:
+            raise RuntimeError("CUDA error: unspecified launch failure\nCompile with TORCH_USE_CUDA_DSA")
+        return step(learner, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ml.MaskLearner, "training_step", failing)
+        assert train([*flags, "--run.dir", "run"]) == 2
+    error = capsys.readouterr().err
+    assert "the device failed (CUDA error: unspecified launch failure)" in error and "--run.resume true" in error
+    assert train(["--config", "run/config.yaml", "--run.resume", "true"]) == 0
+    assert (tmp_path / "run" / "mask.safetensors").is_file()

@@ -44,8 +44,8 @@ def run_training(args: list[str] | None) -> None:
         if not is_device_failure(error):
             raise
         raise UserError(
-            f"the device failed ({one_line(error)}). Finished blocks and {cli.folder / LAST_CHECKPOINT} are kept as they "
-            f"were last saved. Once it works again, go on with: {cli.folder.resume_command}"
+            f"the device failed ({one_line(error)[:200]}). The run is kept as it was last saved. "
+            f"Once the device works again, go on with: {cli.folder.resume_command}"
         ) from error
     finally:
         if cli.tracker:

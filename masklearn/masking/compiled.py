@@ -105,7 +105,7 @@ class CompiledSteps:
             traced = make_fx(eager, tracing_mode="fake", _allow_non_fake_inputs=True)(*sample)
             compiled: Pass = torch.compile(traced, backend=BACKEND, dynamic=False)
         else:
-            compiled = torch.cuda.make_graphed_callables(eager, sample, pool=self._pool)
+            compiled = torch.cuda.make_graphed_callables(eager, sample, pool=self._pool)  # pyright: ignore
         for found, expected in zip(_outcome(compiled, sample), _outcome(eager, sample), strict=True):
             tolerance = torch.finfo(masked_lm.lm.dtype).eps ** 0.5  # half of the digits
             if not (found - expected).norm() <= tolerance * expected.norm():

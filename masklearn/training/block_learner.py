@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from masklearn.ablation import Ablation
 from masklearn.data import Batch, BlockPlan, MaskData
@@ -92,24 +91,22 @@ class BlockLearner(LightningModule):
             UserError: If the model cannot be loaded or masked, or a size does not fit it.
         """
         settings = self.settings
-        self.use(
-            load_lm(
-                settings.lm,
-                settings.revision,
-                settings.dtype,
-                allow_pickle=settings.allow_pickle,
-                trust_remote_code=settings.trust_remote_code,
-            )
+        lm = load_lm(
+            settings.lm,
+            settings.revision,
+            settings.dtype,
+            allow_pickle=settings.allow_pickle,
+            trust_remote_code=settings.trust_remote_code,
         )
+        self.use(MaskedLM(lm, Ablation("resample") if settings.ablation == "resample" else Ablation()))
 
-    def use(self, lm: PreTrainedModel) -> None:
+    def use(self, masked_lm: MaskedLM) -> None:
         """Learn masks of this model instead of loading the one that the settings name; resolves the sizes.
 
         Raises:
-            UserError: If the model cannot be masked, or a size does not fit it.
+            UserError: If a size does not fit the model.
         """
-        settings = self.settings
-        self.masked_lm = MaskedLM(lm, Ablation("resample") if settings.ablation == "resample" else Ablation())
+        settings, self.masked_lm = self.settings, masked_lm
         self.sizes = resolve_sizes(settings.sizes, self.graph.n_nodes)
         self.schedule = settings.schedule(self.graph.n_nodes)
         self.register_buffer("size_counts", torch.tensor(self.sizes), persistent=False)

@@ -7,8 +7,8 @@ from masklearn.masking import MaskedLM, free_bytes
 from masklearn.objective import MAX_CHUNK_LOGITS
 
 ACTIVATION_SHARE = 0.6
-"""Share of the free memory that the activations of a step may take; gradients, the gaps that texts of many lengths leave
-in a GPU's memory, and other processes need the rest."""
+"""Share of the free memory that the activations of a step may take; gradients, other processes, and the gaps that texts
+of many lengths leave in a GPU's memory need the rest."""
 HEAD_BYTES = 24 * MAX_CHUNK_LOGITS
 """Memory for the logits of the output head on a GPU: of the largest chunk of positions the full model's and the masked
 model's logits, log-probabilities and their gradient, in float32 and in the model's dtype."""
