@@ -1,78 +1,180 @@
-"""Tokens per second, peak memory and texts traced per minute, for GPT-2 small, a 1B and an 8B Llama shape on a GPU.
+"""Everything there is to measure on one GPU, in at most eight minutes, most important first.
 
-Without a GPU the script runs on tiny models on the CPU, to show that it works. Those numbers say nothing about a GPU.
+The rows: the time of a step over a bare forward and backward; eager and compiled steps of SmolLM2; masks of single
+texts; and twelve shared sizes of an 8B model. Models are made on the device with random weights, unless `--smollm`
+names the folder of the real one. Results are written after every row.
 """
 
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import auto_cli
-from overhead import measure
+from lightning import Callback
+from operations import CountedSteps, Operations
+from overhead import WARM_UP_STEPS, bare_pass, measure
 from setting import quiet_trainer
-from shapes import GPT2_SMALL, LLAMA_1B, LLAMA_8B, build, save, write_texts
+from shapes import GPT2_SMALL, LLAMA_1B, LLAMA_8B, SMOLLM2, build, write_texts
 from timing import machine, now, write_results
+from transformers import PreTrainedModel
 
 import masklearn as ml
-from masklearn.models import DTypeName
+from masklearn.masking import MaskedLM
 
-SHAPES: dict[str, dict[str, Any]] = {"GPT-2 small": GPT2_SMALL, "Llama 1B": LLAMA_1B, "Llama 8B": LLAMA_8B}
-CPU_SIZES = {"vocab_size": 512, "n_embd": 96, "hidden_size": 64, "intermediate_size": 128}
-"""Sizes that replace those of a shape on a CPU; the number of layers is reduced as well."""
+TINY = {"vocab_size": 512, "n_embd": 96, "n_head": 12, "n_layer": 2, "hidden_size": 72, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 9, "num_key_value_heads": 3}  # fmt: skip
+"""Sizes that replace those of a shape in a dry run."""
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def texts_per_minute(shape: dict[str, Any], layers: int | None, n: int, tokens: int, dtype: DTypeName) -> float:
-    """Measure how many texts a minute get their own masks at twelve sizes, everything after loading included."""
-    with tempfile.TemporaryDirectory() as folder:
-        lm = save(build(shape, layers, getattr(torch, dtype)), Path(folder) / "lm")
-        path = write_texts(Path(folder) / "texts.jsonl", n, tokens + 8)
-        data = ml.MaskData(path=path, lm=lm, max_length=tokens, positions="last", scope="input")
-        learner = ml.MaskLearner(lm, dtype=dtype, sizes="log:12", scope="input")
-        learner.load()
+class Timed(Callback):
+    """Times every training step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.start = now()
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds.append(now() - self.start)
+
+
+class Benchmark:
+    """The rows, and the models and texts that they use; all tiny in a dry run."""
+
+    def __init__(self, dry: bool, smollm: str | None, texts: str | None, folder: Path) -> None:
+        self.dry, self.smollm, self.texts, self.folder = dry, smollm, texts, folder
+        self.dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+
+    def model(self, shape: dict[str, Any]) -> PreTrainedModel:
+        """A model of a shape with random weights, made on the device."""
+        sizes = {name: size for name, size in TINY.items() if name in shape} if self.dry else {}
+        return build(shape | sizes, dtype=self.dtype, device=DEVICE)
+
+    def smol(self) -> PreTrainedModel:
+        """SmolLM2-135M, or a model of its shape."""
+        if self.smollm is None:
+            return self.model(SMOLLM2)
+        return ml.load_lm(self.smollm, dtype="bfloat16" if DEVICE == "cuda" else "float32", device=DEVICE)
+
+    def data(self, n: int, tokens: int, lm: str | None = None, **settings: Any) -> ml.MaskData:
+        """`n` texts of so many tokens: of the given file if there is one, otherwise of the embedded language."""
+        path = self.texts or write_texts(self.folder / "texts.jsonl", n, tokens + 8)
+        return ml.MaskData(path=path, lm=lm or "embedded", limit=n, max_length=tokens, **settings)
+
+    def learn(
+        self, lm: PreTrainedModel, data: ml.MaskData, callback: Callback, **settings: Any
+    ) -> tuple[ml.MaskLearner, float]:
+        """Learn masks of a loaded model; returns the learner and the seconds that it took."""
+        learner, start = ml.MaskLearner(**settings), now()
+        learner.use(MaskedLM(lm))
+        quiet_trainer(callbacks=[callback], accelerator=DEVICE).fit(learner, datamodule=data)
+        return learner, now() - start
+
+    def overhead(self, shape: dict[str, Any], texts: int, steps: int = 14) -> dict[str, Any]:
+        """A step with four rows for each text, over a bare pass; and what a step computes beyond it."""
+        lm, tokens = self.model(shape), 16 if self.dry else 128
+        found = measure(lm, self.data(3 * texts, tokens, batch_size=texts), draws=4, steps=5 if self.dry else steps)
+        counted, bare = CountedSteps(), Operations()
+        data = self.data(3 * texts, tokens, batch_size=texts)
+        self.learn(lm, data, counted, sizes="log:12", steps=WARM_UP_STEPS + 2, draws=4, polish=0, compile=False)
+        lm.to(DEVICE)  # pyright: ignore[reportArgumentType]
+        with bare:
+            bare_pass(lm, torch.zeros(found["rows"], tokens, dtype=torch.long, device=DEVICE))
+        step = counted.steps[WARM_UP_STEPS]
+        return found | {
+            "extra_operations": step.counts.total() - bare.counts.total(),
+            "reads_back": step.n_reads_back,
+        }
+
+    def compiled(self, compile_steps: bool) -> dict[str, Any]:
+        """A step of SmolLM2 on 64 rows of 64 tokens, as it is or compiled."""
+        timed, data = Timed(), self.data(48, 16 if self.dry else 64, self.smollm, batch_size=16)
+        settings = {"sizes": "log:12", "steps": 8 if self.dry else 40, "draws": 4, "polish": 0}
+        _, seconds = self.learn(self.smol(), data, timed, compile=compile_steps, **settings)
+        steps = statistics.median(timed.seconds[len(timed.seconds) // 2 :])
+        return {"step": steps, "first_step": timed.seconds[0], "seconds": seconds}
+
+    def per_input(self) -> dict[str, Any]:
+        """Masks of 32 single texts at twelve sizes, scored at the last token: learning and polish."""
+        data = self.data(4 if self.dry else 32, 16, self.smollm, scope="input", positions="last")
+        return self.masks(self.smol(), data, sizes="log:12", scope="input")
+
+    def large(self) -> dict[str, Any]:
+        """Twelve sizes of an 8B shape that texts share: 300 steps and polish."""
+        texts, tokens = (8, 16) if self.dry else (64, 128)
+        data = self.data(texts, tokens, batch_size=2 if self.dry else 8)
+        budget = {"steps": 4, "polish": 1} if self.dry else {"steps": 300, "polish_budget": 1.0}
+        return self.masks(self.model(LLAMA_8B), data, sizes="log:12", **budget)
+
+    def masks(self, lm: PreTrainedModel, data: ml.MaskData, **settings: Any) -> dict[str, Any]:
+        """Learn and polish masks; everything after loading is timed."""
+        timed = Timed()
+        learner, learning = self.learn(lm, data, timed, **settings)
         start = now()
-        quiet_trainer().fit(learner, datamodule=data)
         learner.discretize()
-        return 60 * n / (now() - start)
+        found = {"step": statistics.median(timed.seconds), "learning": learning, "polish": now() - start}
+        return found | {"stages": learner.stages, "notices": learner.notices}
+
+
+def rows(benchmark: Benchmark) -> dict[str, Callable[[], dict[str, Any]]]:
+    """All rows by name, in the order in which they are measured."""
+    few = 2 if benchmark.dry else 0
+    return {
+        "overhead, GPT-2 small, 64 x 128": partial(benchmark.overhead, GPT2_SMALL, few or 16),
+        "overhead, Llama 1B, 64 x 128": partial(benchmark.overhead, LLAMA_1B, few or 16),
+        "overhead, Llama 8B, 32 x 128": partial(benchmark.overhead, LLAMA_8B, few or 8),
+        "SmolLM2, 64 x 64, eager": partial(benchmark.compiled, False),
+        "SmolLM2, 64 x 64, compiled": partial(benchmark.compiled, True),
+        "SmolLM2, per input, 32 texts": benchmark.per_input,
+        "Llama 8B, 12 shared sizes": benchmark.large,
+    }
 
 
 def main(
-    texts: int = 16, draws: int = 4, tokens: int = 128, steps: int = 20, traced: int = 32, out: Path | None = None
+    dry: bool = False,
+    smollm: str | None = None,
+    texts: str | None = None,
+    minutes: float = 8.0,
+    out: Path | None = None,
 ) -> None:
-    """Measure every shape.
+    """Measure every row for which there is time.
 
     Args:
-        texts: Texts in a step.
-        draws: Rows for each text.
-        tokens: Tokens in a row.
-        steps: Steps to time.
-        traced: Texts that get masks of their own in the second measurement.
-        out: JSON file to write.
+        dry: Run every row on tiny models, to test the script; the numbers mean nothing.
+        smollm: Folder of SmolLM2-135M; random weights by default.
+        texts: Text file; by default texts of the embedded language.
+        minutes: No row begins after this time.
+        out: JSON file to write after every row.
     """
-    has_gpu = torch.cuda.is_available()
-    dtype: DTypeName = "bfloat16" if has_gpu else "float32"
-    print(machine() + ("" if has_gpu else "\nNOT RUN ON A GPU: tiny models on the CPU, to show that the script works"))
-    if not has_gpu:
-        texts, draws, tokens, steps, traced = 2, 2, 16, 5, 2
-    results: dict[str, Any] = {"gpu": has_gpu, "dtype": dtype, "when": time.strftime("%Y-%m-%d")}
-    for name, full_shape in SHAPES.items():
-        shape = full_shape if has_gpu else full_shape | {k: v for k, v in CPU_SIZES.items() if k in full_shape}
-        layers = None if has_gpu else 2
-        if has_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        row: dict[str, Any] = measure(shape, layers, texts, draws, tokens, steps, dtype)
-        rows = row["rows"] * tokens
-        row |= {"tokens_per_s": rows / row["ours"], "bare_tokens_per_s": rows / row["theirs"]}
-        row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30 if has_gpu else None
-        row["texts_per_minute"] = texts_per_minute(shape, layers, traced, tokens, dtype)
-        results[name] = row
-        print(
-            f"{name}: {row['tokens_per_s']:.0f} tokens/s, bare {row['bare_tokens_per_s']:.0f}; "
-            f"peak {row['peak_gib'] or 0:.1f} GiB; {row['texts_per_minute']:.0f} texts a minute",
-            flush=True,
-        )
-    write_results(results, out)
+    print(machine(), flush=True)
+    results: dict[str, Any] = {"dry": dry, "device": DEVICE, "smollm": smollm, "when": time.strftime("%Y-%m-%d")}
+    with tempfile.TemporaryDirectory() as folder:
+        start = now()
+        for name, measure_row in rows(Benchmark(dry, smollm, texts, Path(folder))).items():
+            results[name] = _measured(measure_row) if now() - start < 60 * minutes else {"skipped": "no time left"}
+            print(f"{name}: {results[name]}", flush=True)
+            write_results(results, out)
+
+
+def _measured(measure_row: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A row with its seconds and peak memory; an error is reported in its place, so that the next rows are run."""
+    start = now()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        found = measure_row()
+    except Exception as error:  # whatever happens to one row, the others are measured
+        found = {"error": f"{type(error).__name__}: {error}"[:500]}
+    peak = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else None
+    return found | {"peak_gib": peak, "row_seconds": now() - start}
 
 
 if __name__ == "__main__":

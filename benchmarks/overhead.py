@@ -12,14 +12,14 @@ import torch
 from jsonargparse import auto_cli
 from lightning import Callback, Trainer
 from setting import quiet_trainer
-from shapes import GPT2_SMALL, LLAMA_1B, build, save, write_texts
+from shapes import GPT2_SMALL, LLAMA_1B, build, write_texts
 from timing import format_ratio, machine, now, ratio, seconds, write_results
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 import masklearn as ml
-from masklearn.models import DTypeName
+from masklearn.masking import MaskedLM
 
 SHAPES = {"GPT-2 small": (GPT2_SMALL, None), "Llama 1B, 4 layers": (LLAMA_1B, 4)}
 """Shapes, and the number of layers if it is reduced."""
@@ -51,25 +51,14 @@ class AlternatingTimes(Callback):
         self.bare_seconds.append(seconds(lambda: bare_pass(pl_module.masked_lm.lm, rows)))
 
 
-def measure(
-    shape: dict[str, Any],
-    layers: int | None,
-    texts: int,
-    draws: int,
-    tokens: int,
-    steps: int,
-    dtype: DTypeName = "float32",
-) -> dict[str, Any]:
+def measure(lm: PreTrainedModel, data: ml.MaskData, draws: int, steps: int) -> dict[str, Any]:
     """Return the ratio of the times of a step and of a bare pass, and both times, on the GPU if there is one."""
-    with tempfile.TemporaryDirectory() as folder:
-        lm = save(build(shape, layers, getattr(torch, dtype)), Path(folder) / "lm")
-        path = write_texts(Path(folder) / "texts.jsonl", 3 * texts, tokens + 8)
-        data = ml.MaskData(path=path, lm=lm, batch_size=texts, max_length=tokens)
-        learner = ml.MaskLearner(lm, dtype=dtype, sizes="log:12", steps=steps, draws=draws, polish=0)
-        times = AlternatingTimes(draws)
-        quiet_trainer(max_steps=steps, callbacks=[times]).fit(learner, datamodule=data)
+    learner = ml.MaskLearner(sizes="log:12", steps=steps, draws=draws, polish=0, compile=False)
+    learner.use(MaskedLM(lm))
+    times = AlternatingTimes(draws)
+    quiet_trainer(max_steps=steps, callbacks=[times]).fit(learner, datamodule=data)
     found = ratio(times.step_seconds[WARM_UP_STEPS:], times.bare_seconds[WARM_UP_STEPS:])
-    return {"rows": texts * draws, "tokens": tokens} | found
+    return {"rows": data.batch_size * draws, "tokens": data.longest_text} | found
 
 
 def main(texts: int = 4, draws: int = 4, tokens: int = 64, steps: int = 9, out: Path | None = None) -> None:
@@ -85,7 +74,10 @@ def main(texts: int = 4, draws: int = 4, tokens: int = 64, steps: int = 9, out: 
     print(machine())
     results = {}
     for name, (shape, layers) in SHAPES.items():
-        results[name] = measure(shape, layers, texts, draws, tokens, steps)
+        with tempfile.TemporaryDirectory() as folder:
+            path = write_texts(Path(folder) / "texts.jsonl", 3 * texts, tokens + 8)
+            data = ml.MaskData(path=path, batch_size=texts, max_length=tokens)
+            results[name] = measure(build(shape, layers), data, draws, steps)
         print(
             f"{name}, {texts * draws} rows of {tokens} tokens: a step over a bare pass {format_ratio(results[name])}",
             flush=True,

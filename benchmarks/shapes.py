@@ -19,18 +19,25 @@ LLAMA_1B: dict[str, Any] = {
 LLAMA_8B: dict[str, Any] = LLAMA_1B | {
     "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336, "tie_word_embeddings": False,
 }  # fmt: skip
+SMOLLM2: dict[str, Any] = {
+    "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576,
+    "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True,
+}  # fmt: skip
 SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def build(shape: dict[str, Any], layers: int | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Build a model of a shape, with fewer layers if `layers` is given."""
+def build(
+    shape: dict[str, Any], layers: int | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> PreTrainedModel:
+    """Build a model of a shape on a device, with fewer layers if `layers` is given."""
     torch.manual_seed(0)
     depth_name = "n_layer" if "n_layer" in shape else "num_hidden_layers"
     shape = shape | SPECIAL_IDS | ({depth_name: layers} if layers else {})
     default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        lm = GPT2LMHeadModel(GPT2Config(**shape)) if "n_layer" in shape else LlamaForCausalLM(LlamaConfig(**shape))
+        with torch.device(device):
+            lm = GPT2LMHeadModel(GPT2Config(**shape)) if "n_layer" in shape else LlamaForCausalLM(LlamaConfig(**shape))
     finally:
         torch.set_default_dtype(default_dtype)
     return lm.eval().requires_grad_(False)

@@ -13,7 +13,8 @@ from torch.testing import assert_close
 from masklearn.masking import MaskedLM
 from masklearn.models import can_share_prefixes, prefix, prefix_of, recording
 from masklearn.models.forward_override import override_forward
-from masklearn.selection import scorer as scorer_module
+from masklearn.selection import chunks
+from masklearn.selection.chunks import ForwardCost
 from masklearn.selection.scorer import MaskScorer
 from masklearn.selection.search import greedy
 
@@ -53,11 +54,17 @@ def unshared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+def free_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let forwards have no fixed cost."""
+    monkeypatch.setattr(chunks, "LAUNCH_FLOPS", {"cpu": 0})
+    monkeypatch.setattr(chunks, "READ_TOKENS", {"cpu": 0})
+
+
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.name in SOME], ids=lambda family: family.name)
 def test_masks_score_the_same_with_shared_prefixes(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     masked_lm = MaskedLM(family.build())
     assert can_share_prefixes(masked_lm.layout)
-    monkeypatch.setattr(scorer_module, "MIN_FORWARD_TOKENS", 1)  # as many starts as there are
+    free_forwards(monkeypatch)  # as many starts as there are
     scorer, masks = MaskScorer(masked_lm, texts(), GROUPS), candidates(masked_lm.graph.n_nodes)
     with counted_layers(masked_lm) as shared:
         found = scorer(masks)
@@ -68,7 +75,7 @@ def test_masks_score_the_same_with_shared_prefixes(family: Family, monkeypatch: 
 
 
 def test_greedy_search_runs_fewer_layers_for_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scorer_module, "MIN_FORWARD_TOKENS", 1)
+    free_forwards(monkeypatch)
     masked_lm = MaskedLM(tiny_llama(layers=8))
     scorer, n_nodes = MaskScorer(masked_lm, texts()[:1], [3, 7]), masked_lm.graph.n_nodes
     with counted_layers(masked_lm) as shared:
@@ -118,3 +125,32 @@ def test_layers_that_return_more_than_the_stream_share_nothing() -> None:
     assert not can_share_prefixes(bloom.layout)
     masks = candidates(bloom.graph.n_nodes)
     assert MaskScorer(bloom, texts(), GROUPS)(masks).isfinite().all()
+
+
+def test_neighbouring_layers_share_a_chunk_if_another_forward_costs_more() -> None:
+    layers = [3, 3, 2, 0]
+    assert chunks.plan_batches(layers, 4, ForwardCost(4, 1, 0, 0)) == [[slice(0, 2), slice(2, 3), slice(3, 4)]]
+    assert chunks.plan_batches(layers, 4, ForwardCost(4, 1, 0, 100)) == [[slice(0, 4)]]
+    # Three chunks cost (1.5 + 2) * 1 + (1.5 + 1) * 2 + (1.5 + 1) * 4 = 18.5, with the last two together 3.5 + 3.5 * 4 =
+    # 17.5, the first two together 4.5 * 2 + 10 = 19, all together 5.5 * 4 = 22
+    assert chunks.plan_batches(layers, 4, ForwardCost(4, 1, 0, 1.5)) == [[slice(0, 2), slice(2, 4)]]
+    assert chunks.plan_batches(layers, 2, ForwardCost(4, 1, 0, 0)) == [
+        [slice(0, 2)],
+        [slice(2, 3), slice(3, 4)],
+    ]
+
+
+def test_prefixes_are_not_shared_where_forwards_cost_more_than_their_rows() -> None:
+    masked_lm = MaskedLM(tiny_llama())  # a layer of a few thousand weights takes no time beside its launch
+    scorer, masks = MaskScorer(masked_lm, texts(), GROUPS), candidates(masked_lm.graph.n_nodes)
+    with counted_layers(masked_lm) as rows:
+        scorer(masks)
+    assert sum(rows) == len(masks) * 4 * masked_lm.graph.n_layers
+
+
+def test_a_deep_model_runs_fewer_layers_for_every_single_flip() -> None:
+    cost, layers = ForwardCost(30, 16, 0, 30), sorted([i // 2 % 30 for i in range(60)], reverse=True)
+    batches = chunks.plan_batches(layers, 60, cost)
+    assert cost.favours_sharing(batches, layers)
+    passes = 30 + sum((c.stop - c.start) * (30 - layers[c.stop - 1]) for batch in batches for c in batch)
+    assert 1.6 * passes < 60 * 30

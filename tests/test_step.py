@@ -1,51 +1,17 @@
 """A training step costs little beside the model, and never waits for the device; a bad step changes nothing."""
 
-from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, Trainer
-from torch.utils._python_dispatch import TorchDispatchMode
+from lightning import Trainer
+from operations import READS_BACK, CountedSteps, Operations
 
 import masklearn as ml
 from masklearn.errors import NonFiniteLoss
 from masklearn.training.step_guard import StepGuard
 
-VIEWS = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze",
-         "detach", "alias", "split", "unbind", "as_strided", "_reshape_alias", "lift_fresh"}  # fmt: skip
-READS_BACK = {"_local_scalar_dense", "nonzero"}
-"""Operations for which a program waits until a GPU has done all its work."""
 MAX_EXTRA_OPERATIONS = 200
-
-
-class Operations(TorchDispatchMode):
-    """Counts what is computed while the context is open; views cost nothing and do not count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name not in VIEWS:
-            self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
-class CountedSteps(Callback):
-    """Counts the operations of each step."""
-
-    def __init__(self) -> None:
-        self.steps: list[Counter[str]] = []
-
-    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        self.mode = Operations()
-        self.mode.__enter__()
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.mode.__exit__(None, None, None)
-        self.steps.append(self.mode.counts)
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
@@ -58,7 +24,7 @@ def test_a_step_adds_few_operations_to_a_bare_pass_and_reads_nothing_back(settin
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=100, limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(learner, datamodule=data)
-    step = counted.steps[3]
+    step = counted.steps[3].counts
     assert not READS_BACK & set(step), "the step waits for the device"
     lm, input_ids = learner.masked_lm.lm, next(iter(data.loader("train"))).input_ids.repeat(4, 1)
     embeddings = lm.get_input_embeddings()(input_ids).requires_grad_()

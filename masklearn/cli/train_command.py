@@ -16,8 +16,9 @@ from masklearn.cli.run_results import evaluated_texts, mask_config, print_result
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.cli.trainer_flags import flags_without, limiting_flags, name_limits
 from masklearn.data import MaskData
-from masklearn.errors import NonFiniteLoss, UserError
+from masklearn.errors import NonFiniteLoss, UserError, one_line
 from masklearn.mask_file import Mask
+from masklearn.masking import is_device_failure
 from masklearn.training.block_store import BlockStore
 from masklearn.training.learner import MaskLearner
 from masklearn.training.probe import what_fits
@@ -40,6 +41,13 @@ def run_training(args: list[str] | None) -> None:
         has_started = (cli.folder / CONFIG_FILE).is_file()
         next_step = f"Go on with: {cli.folder.resume_command}" if has_started else "Nothing has been written"
         raise UserError(f"stopped. {next_step}") from None
+    except RuntimeError as error:
+        if not is_device_failure(error):
+            raise
+        raise UserError(
+            f"the device failed ({one_line(error)[:200]}). The run is kept as it was last saved. "
+            f"Once the device works again, go on with: {cli.folder.resume_command}"
+        ) from error
     finally:
         if cli.tracker:
             cli.tracker.finish()

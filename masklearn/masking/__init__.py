@@ -1,8 +1,24 @@
 """The frozen model under gates: the only folder that applies gates and registers hooks."""
 
 from masklearn.masking.activation_stats import ActivationStats, ablation_from_means
+from masklearn.masking.compiled import CompiledSteps, CompileMode, compiling_pays
 from masklearn.masking.contributions import node_contributions
 from masklearn.masking.gating import gated, verified_layout
 from masklearn.masking.masked_lm import MaskedLM
+from masklearn.masking.memory import free_bytes, scored_together
+from masklearn.masking.row_parts import is_device_failure
 
-__all__ = ["ActivationStats", "MaskedLM", "ablation_from_means", "gated", "node_contributions", "verified_layout"]
+__all__ = [
+    "ActivationStats",
+    "CompileMode",
+    "CompiledSteps",
+    "MaskedLM",
+    "ablation_from_means",
+    "compiling_pays",
+    "free_bytes",
+    "gated",
+    "is_device_failure",
+    "node_contributions",
+    "scored_together",
+    "verified_layout",
+]

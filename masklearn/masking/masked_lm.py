@@ -14,6 +14,7 @@ from masklearn.graph import NodeGraph
 from masklearn.masking.activation_stats import ActivationStats, ablation_from_means
 from masklearn.masking.gating import gated, verified_layout
 from masklearn.masking.hooks import ActivationEdit, edited_activations
+from masklearn.masking.row_parts import RowLimit, Rows, is_out_of_memory
 from masklearn.masking.skipping import closed_mlps_skipped
 from masklearn.models import (
     Layout,
@@ -55,6 +56,10 @@ class MaskedLM(nn.Module):
         super().__init__()
         self.lm, self.ablation = lm, ablation
         self.layout = verified_layout(lm)
+        self.row_limit = RowLimit()
+        """What a forward runs at once; lowered when memory runs out."""
+        self.bytes_per_token: float | None = None
+        """Memory that a forward without gradients takes for each token, once `scored_together` has measured it."""
 
     @property
     def graph(self) -> NodeGraph:
@@ -99,7 +104,7 @@ class MaskedLM(nn.Module):
         Raises:
             UserError: If some of them are NaN or infinite.
         """
-        hidden = _at_positions(self.layout.hidden(input_ids)[None], scored)[0]
+        hidden = self.row_limit.run(self._run_full, Rows(input_ids, scored))[0]
         require_finite_outputs(self.lm, hidden)
         return hidden
 
@@ -128,16 +133,25 @@ class MaskedLM(nn.Module):
         Raises:
             UserError: If the ablation is resample and there are no corrupted inputs.
         """
-        k = len(gates)
+        return self.row_limit.run(self._run, Rows(input_ids, scored, gates, corrupted, prefix, first_layer))
+
+    def _run(self, rows: Rows) -> Tensor:
+        """The last hidden states of some rows at the scored positions, shape (K, positions, width)."""
+        assert rows.gates is not None
+        k, ablation = len(rows.gates), self.ablation_on(rows.corrupted)
         with ExitStack() as stack:
-            stack.enter_context(gated(self.lm, gates.flatten(0, 1), self._ablation_on(corrupted), self.layout))
+            stack.enter_context(gated(self.lm, rows.gates.flatten(0, 1), ablation, self.layout))
             if not torch.is_grad_enabled():
-                mlp_gates = self.graph.by_layer(gates.flatten(0, 1))[..., -1]
+                mlp_gates = self.graph.by_layer(rows.gates.flatten(0, 1))[..., -1]
                 stack.enter_context(closed_mlps_skipped(self.layout, mlp_gates))
-            if prefix and first_layer:
-                stack.enter_context(starting_at(self.layout, prefix, first_layer, k))
-            hidden = self.layout.hidden(input_ids.repeat(k, 1))
-        return _at_positions(hidden.unflatten(0, (k, -1)), scored)
+            if rows.prefix and rows.first_layer:
+                stack.enter_context(starting_at(self.layout, rows.prefix, rows.first_layer, k))
+            hidden = self.layout.hidden(rows.input_ids.repeat(k, 1))
+        return at_scored(hidden.unflatten(0, (k, -1)), rows.scored)
+
+    def _run_full(self, rows: Rows) -> Tensor:
+        """As `_run`, of the full model."""
+        return at_scored(self.layout.hidden(rows.input_ids)[None], rows.scored)
 
     @torch.no_grad()
     def prefix(self, input_ids: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Prefix | None:
@@ -149,19 +163,25 @@ class MaskedLM(nn.Module):
             corrupted: As in `forward`.
 
         Returns:
-            None if a forward of this model cannot start in a later layer.
+            None if a forward of this model cannot start in a later layer, or if memory is short.
         """
         if not self._shares_prefixes:
             return None
-        with gated(self.lm, gates, self._ablation_on(corrupted), self.layout), recording(self.layout) as outputs:
-            self.layout.hidden(input_ids)
-        return prefix_of(self.layout, outputs)
+        try:
+            with gated(self.lm, gates, self.ablation_on(corrupted), self.layout), recording(self.layout) as outputs:
+                self.layout.hidden(input_ids)
+            return prefix_of(self.layout, outputs)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._shares_prefixes = False
+            return None
 
     @cached_property
     def _shares_prefixes(self) -> bool:
         return can_share_prefixes(self.layout)
 
-    def _ablation_on(self, corrupted: Tensor | None) -> Ablation:
+    def ablation_on(self, corrupted: Tensor | None) -> Ablation:
         """The ablation with the values that closed nodes emit on a batch."""
         if self.ablation.name != "resample":
             return self.ablation
@@ -232,6 +252,6 @@ class MaskedLM(nn.Module):
         return ablation_from_means(name, *self.activation_stats(batches, positional))
 
 
-def _at_positions(hidden: Tensor, scored: Tensor) -> Tensor:
+def at_scored(hidden: Tensor, scored: Tensor) -> Tensor:
     """Hidden states (K, inputs, tokens, width) at scored positions (boolean, or indices): (K, positions, width)."""
     return hidden[:, scored] if scored.dtype == torch.bool else hidden.flatten(1, 2).index_select(1, scored)

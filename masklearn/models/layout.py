@@ -1,7 +1,7 @@
 """A model's node graph, the places where its nodes can be gated, and its forward in two halves: body and head."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ class Layout:
         There is no attention mask. Padding is on the right, where no real token of a causal model attends to it, and
         attention without a mask takes its fast path.
         """
-        with _no_packed_texts():
+        with _no_read_backs(self.body):
             return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def unembed(self, hidden: Tensor) -> Tensor:
@@ -98,18 +98,31 @@ class Layout:
 
 
 @contextmanager
-def _no_packed_texts() -> Iterator[None]:
-    """Tell transformers that rows hold one text each; it would read the positions back from the device to find out."""
-    name = "find_packed_sequence_indices"
-    before = getattr(masking_utils, name, None)
-    if before is None:
+def _no_read_backs(body: nn.Module) -> Iterator[None]:
+    """Leave out two checks of transformers that read input ids or positions back from the device.
+
+    One asks whether rows hold several packed texts, the other warns of padding without an attention mask.
+    """
+    unchecked = {(masking_utils, "find_packed_sequence_indices"), (body, "warn_if_padding_and_no_attention_mask")}
+    with ExitStack() as stack:
+        for owner, name in unchecked:
+            if hasattr(owner, name):
+                stack.enter_context(_disabled(owner, name))
         yield
-        return
-    setattr(masking_utils, name, lambda position_ids: None)
+
+
+@contextmanager
+def _disabled(owner: Any, name: str) -> Iterator[None]:
+    """Let a function of a module or an object do nothing while the context is open."""
+    is_own, before = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, lambda *_: None)
     try:
         yield
     finally:
-        setattr(masking_utils, name, before)
+        if is_own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
 
 
 class _BodyOutput:

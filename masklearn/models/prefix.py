@@ -25,6 +25,10 @@ class Prefix:
     outputs: tuple[Any, ...]
     """The whole output of every layer with its stream left out: what a skipped layer returns besides the stream."""
 
+    def select(self, inputs: slice) -> "Prefix":
+        """The prefix of some of the inputs."""
+        return Prefix({layer: stream[inputs] for layer, stream in self.streams.items()}, self.outputs)
+
     def nearest_start(self, layer: int) -> int:
         """The last layer up to this one whose stream is kept; 0 if none is."""
         return max((start for start in self.streams if start <= layer), default=0)

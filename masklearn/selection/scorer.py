@@ -5,19 +5,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from masklearn.data import Batch
-from masklearn.masking import MaskedLM
+from masklearn.masking import MaskedLM, scored_together
 from masklearn.models import Prefix
 from masklearn.objective import chunked_kl
+from masklearn.selection.chunks import ForwardCost, plan_batches, whole_batches
 
-MIN_FORWARD_TOKENS, MAX_FORWARD_TOKENS = 2**7, 2**15
-"""Tokens in one forward, over all of its rows. Masks with different first layers are put together up to the first."""
 SUBSAMPLE_STRIDE = 4
 """The subsample keeps every fourth text of a group."""
 SUBSAMPLE_MIN_TEXTS = 64
@@ -153,9 +152,13 @@ class MaskScorer:
         gates, groups = masks.float().requires_grad_(), self._all_groups if groups is None else groups
         gradient = torch.zeros_like(gates)
         for scored in self._batches_of(groups):
-            kl = self._kl(scored, gates[None], inverse_temperature)[0]
-            gradient += torch.autograd.grad(kl.sum(), gates)[0]
+            gradient += self.masked_lm.row_limit.retry(partial(self._gradient, scored, gates, inverse_temperature))
         return gradient / self.n_positions[groups][:, None]
+
+    def _gradient(self, scored: ScoredBatch, gates: Tensor, inverse_temperature: float) -> Tensor:
+        """The gradient of the KL, summed over positions, with respect to gates (groups, nodes)."""
+        kl = self._kl(scored, self._hidden(scored, gates[None]), len(gates), inverse_temperature)
+        return torch.autograd.grad(kl.sum(), gates)[0]
 
     @property
     def _all_groups(self) -> Tensor:
@@ -173,26 +176,28 @@ class MaskScorer:
                 yield reindexed if kept.all() else reindexed.select(kept)
 
     def _kl_of_all(self, scored: ScoredBatch, masks: Tensor) -> Tensor:
-        """As `_kl`, in chunks of masks; masks that agree in their first layers share these.
+        """The KL of masks (K, groups, nodes) summed over the positions of every group, shape (K, groups).
 
         Candidates of a search differ from one mask in a node or two. This mask, the majority of the candidates, runs
-        once, and every candidate starts in the first layer in which it differs from it.
+        once, and every candidate starts in a layer in which it still agrees with it, if that takes less time.
         """
-        n_tokens = scored.batch.input_ids.numel()
-        masks_per_forward = max(1, MAX_FORWARD_TOKENS // n_tokens)
         batch, majority, prefix = scored.batch, masks.mean(0).round(), None
+        n_tokens, cost = batch.input_ids.numel(), ForwardCost.of(self.masked_lm, batch.input_ids.numel())
         first_layers, order = self._by_first_layer(masks, majority)
-        if sum(first_layers) > self.masked_lm.graph.n_layers:  # it saves more than the majority's forward costs
+        batch_size = max(1, scored_together(self.masked_lm) // n_tokens)
+        batches = plan_batches(first_layers, batch_size, cost)
+        if cost.favours_sharing(batches, first_layers):
             self.tokens.charge(n_tokens)
             prefix = self.masked_lm.prefix(batch.input_ids, majority[scored.group_index], batch.corrupted)
         if prefix is None:
-            return torch.cat([self._kl(scored, chunk) for chunk in masks.split(masks_per_forward)])
-        masks = masks.gather(0, order[..., None].expand_as(masks))
-        kl = torch.empty_like(masks[..., 0])
-        for chunk in _chunks(first_layers, max(1, MIN_FORWARD_TOKENS // n_tokens), masks_per_forward):
-            start = prefix.nearest_start(first_layers[chunk.stop - 1])
-            kl[chunk] = self._kl(scored, masks[chunk], prefix=prefix, first_layer=start)
-        return torch.empty_like(kl).scatter_(0, order, kl)
+            batches = whole_batches(len(masks), batch_size)
+        masks, kl = masks.gather(0, order[..., None].expand_as(masks)), list[Tensor]()
+        for chunks in batches:
+            starts = [prefix.nearest_start(first_layers[chunk.stop - 1]) if prefix else 0 for chunk in chunks]
+            forwards = zip(chunks, starts, strict=True)
+            masked = torch.cat([self._hidden(scored, masks[chunk], prefix, start) for chunk, start in forwards])
+            kl.append(self._kl(scored, masked, masks.shape[1]))
+        return torch.empty_like(masks[..., 0]).scatter_(0, order, torch.cat(kl))
 
     def _by_first_layer(self, masks: Tensor, majority: Tensor) -> tuple[list[int], Tensor]:
         """The order of every group's masks in which the first layers that differ from the majority descend.
@@ -207,33 +212,16 @@ class MaskScorer:
         order = first.argsort(dim=0, descending=True, stable=True)
         return first.gather(0, order).amin(1).tolist(), order
 
-    def _kl(
-        self,
-        scored: ScoredBatch,
-        gates: Tensor,
-        inverse_temperature: float = 1.0,
-        prefix: Prefix | None = None,
-        first_layer: int = 0,
-    ) -> Tensor:
-        """KL summed over the positions of every group, shape (K, groups), under gates (K, groups, nodes)."""
-        batch, gates_of_texts = scored.batch, gates[:, scored.group_index]
+    def _hidden(self, scored: ScoredBatch, gates: Tensor, prefix: Prefix | None = None, first_layer: int = 0) -> Tensor:
+        """Last hidden states (K, positions, width) under gates (K, groups, nodes)."""
+        batch = scored.batch
         share = 3 if gates.requires_grad else 1 - first_layer / self.masked_lm.graph.n_layers
         self.tokens.charge(share * len(gates) * batch.input_ids.numel())
-        masked = self.masked_lm(batch.input_ids, batch.scored, gates_of_texts, batch.corrupted, prefix, first_layer)
+        gates = gates[:, scored.group_index]
+        return self.masked_lm(batch.input_ids, batch.scored, gates, batch.corrupted, prefix, first_layer)
+
+    def _kl(self, scored: ScoredBatch, masked: Tensor, n_groups: int, inverse_temperature: float = 1.0) -> Tensor:
+        """KL of last hidden states (K, positions, width), summed over the positions of every group: (K, groups)."""
         kl = chunked_kl(scored.full, masked, self.masked_lm.unembed, inverse_temperature)
-        total = torch.zeros(gates.shape[:-1], device=gates.device)
+        total = torch.zeros(len(kl), n_groups, device=kl.device)
         return total.index_add(1, scored.group_index_of_positions, kl)
-
-
-def _chunks(first_layers: Sequence[int], least: int, most: int) -> Iterator[slice]:
-    """Cut masks in descending order of their first layers into chunks to run together.
-
-    A chunk starts in the first layer of its last mask. So beyond `least` masks it takes only masks of that layer.
-    """
-    begin = 0
-    while begin < len(first_layers):
-        end = min(begin + least, begin + most, len(first_layers))
-        while end < min(begin + most, len(first_layers)) and first_layers[end] == first_layers[end - 1]:
-            end += 1
-        yield slice(begin, end)
-        begin = end

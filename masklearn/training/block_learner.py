@@ -1,5 +1,6 @@
 """The base of the learner: groups are learned in blocks, one after the other, and a stopped run can resume in any."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from masklearn.errors import UserError
 from masklearn.gates import GateBank
 from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask, ModelId
-from masklearn.masking import MaskedLM
+from masklearn.masking import CompiledSteps, MaskedLM, compiling_pays
 from masklearn.models import load_lm
 from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.discretization import STAGES
@@ -64,6 +65,8 @@ class BlockLearner(LightningModule):
         self._index_in_block: Tensor
         """Index in the prepared block of every group of the run, on the device; shape (groups,)."""
         self.guard = StepGuard()
+        self.run_rows: Callable[..., Tensor]
+        """Runs the rows of a step as `MaskedLM.forward` does, compiled or not; set when training starts."""
 
     # --- before training ----------------------------------------------------------------------------------------------
 
@@ -93,7 +96,6 @@ class BlockLearner(LightningModule):
             UserError: If the model cannot be loaded or masked, or a size does not fit it.
         """
         settings = self.settings
-        resampled = Ablation("resample") if settings.ablation == "resample" else Ablation()
         lm = load_lm(
             settings.lm,
             settings.revision,
@@ -101,7 +103,15 @@ class BlockLearner(LightningModule):
             allow_pickle=settings.allow_pickle,
             trust_remote_code=settings.trust_remote_code,
         )
-        self.masked_lm = MaskedLM(lm, resampled)
+        self.use(MaskedLM(lm, Ablation("resample") if settings.ablation == "resample" else Ablation()))
+
+    def use(self, masked_lm: MaskedLM) -> None:
+        """Learn masks of this model instead of loading the one that the settings name; resolves the sizes.
+
+        Raises:
+            UserError: If a size does not fit the model.
+        """
+        settings, self.masked_lm = self.settings, masked_lm
         self.sizes = resolve_sizes(settings.sizes, self.graph.n_nodes)
         self.schedule = settings.schedule(self.graph.n_nodes)
         self.register_buffer("size_counts", torch.tensor(self.sizes), persistent=False)
@@ -177,8 +187,13 @@ class BlockLearner(LightningModule):
         return self.plan.at(self.global_step)[1]
 
     def on_fit_start(self) -> None:
-        """Start from the constants that a checkpoint may have restored."""
+        """Start from the constants that a checkpoint may have restored, and compile steps if that pays."""
         self._detach_ablation()
+        rows = self.plan.groups_per_block * self._data.texts_per_group * self.settings.rows_per_text
+        compiled = self.settings.compile
+        if compiled == "auto":
+            compiled = compiling_pays(self.masked_lm, rows * self._data.longest_text)
+        self.run_rows = CompiledSteps(self.masked_lm) if compiled else self.masked_lm.forward
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Finish the previous block at the first step of a block, and prepare the block of this step."""

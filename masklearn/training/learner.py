@@ -1,6 +1,6 @@
 """The LightningModule that learns masks, by gradient descent on the log-odds of gates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from masklearn.ablation import AblationName
 from masklearn.data import Batch
 from masklearn.gates import GateName, open_probability, sample
+from masklearn.masking import CompileMode
 from masklearn.models import EMBEDDED, DTypeName
 from masklearn.objective import chunked_kl
 from masklearn.training.block_learner import BlockLearner
@@ -59,6 +60,10 @@ class MaskLearner(BlockLearner):
         lr: Learning rate: how far the log-odds of a gate move in a step, at most; by default 0.4, and 0.8 with gates
             mean-field.
         temperature: Softness of the gates at the first and at the last step (dimensionless).
+        compile: Whether training steps are compiled, on a GPU as CUDA graphs, which launch a whole step at once: auto
+            (on a GPU, if the model is so small that a step spends its time on launching operations), true (also on a
+            CPU, where compiling takes minutes and gains little), or false. Results change by rounding only. A model
+            that cannot be compiled runs as it is, and a line says so.
         seed: Seed of the gates' noise.
     """
 
@@ -84,11 +89,12 @@ class MaskLearner(BlockLearner):
         gates: GateName | None = None,
         lr: float | None = None,
         temperature: tuple[float, float] = (1.0, 0.5),
+        compile: CompileMode = "auto",
         seed: int = 0,
     ) -> None:
         settings = LearnerSettings(
             lm, revision, dtype, allow_pickle, trust_remote_code, sizes, scope, max_groups, ablation, family, budget,
-            steps, draws, restarts, block, polish, polish_budget, gates, lr, temperature, seed,
+            steps, draws, restarts, block, polish, polish_budget, gates, lr, temperature, compile, seed,
         )  # fmt: skip
         super().__init__(settings)
         self.save_hyperparameters()
@@ -122,7 +128,7 @@ class MaskLearner(BlockLearner):
         gates = self._gates(log_odds.flatten(0, 1)[mask_ids], noise)  # (rows, inputs, nodes)
         if self.constants is not None:
             self.masked_lm.ablation = self.constants()
-        masked = self.masked_lm(batch.input_ids, batch.positions, gates, batch.corrupted)  # (rows, positions, width)
+        masked = self.run_rows(batch.input_ids, batch.positions, gates, batch.corrupted)  # (rows, positions, width)
         kl = chunked_kl(self._targets(batch), masked, self.masked_lm.unembed)  # (rows, positions)
         mask_id_per_position = mask_ids.index_select(1, batch.input_of_positions)
         kl, count = mean_by_mask(kl, mask_id_per_position, log_odds[..., 0].numel())
@@ -132,7 +138,7 @@ class MaskLearner(BlockLearner):
         # The KLs of different sizes differ by orders of magnitude; the gradient of the log is relative to the KL.
         loss = (((kl + LOG_KL_EPS).log() + penalty) * sampled).sum()
         self._loss, self._error = loss.detach(), error.detach()
-        self._log_step(kl.detach(), sampled, log_odds.detach())
+        self._to_log = kl.detach(), sampled, log_odds.detach()
         return loss
 
     def _size_error(self, log_odds: Tensor) -> Tensor:
@@ -181,6 +187,7 @@ class MaskLearner(BlockLearner):
         as reading the flag any earlier would wait for the device; until then all updates are skipped.
         """
         assert self.bank.log_odds.grad is not None
+        self._log_step(*self._to_log)  # not in the training step, which is repeated if memory runs out
         step = self.global_step
         skips = self.guard.note(self._loss, self.bank.log_odds.grad, step)
         optimizer.found_inf = skips  # pyright: ignore[reportAttributeAccessIssue]  (read by fused optimisers)
@@ -189,10 +196,13 @@ class MaskLearner(BlockLearner):
         if self.device.type == "cpu" or self._is_logged(step) or (step + 1) % self.plan.steps == 0:
             self.guard.check()
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Descend on the gates, then update the budget."""
-        step = self.block_step
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Descend on the gates, then update the budget. If memory runs out, forward and backward begin again."""
+        step, retry = self.block_step, self.masked_lm.row_limit.retry
+        assert optimizer_closure is not None
+        super().optimizer_step(epoch, batch_idx, optimizer, lambda: retry(optimizer_closure))
         self._detach_ablation()
         penalty_scale = self.schedule.penalty_scale_at(step)
         logit_clip = self.schedule.logit_clip_at(step, self.graph.n_nodes)

@@ -1,14 +1,17 @@
 """How many rows of a training step fit into memory: the memory of one row, compared with what is free."""
 
-import psutil
 import torch
 from torch import Tensor
 
-from masklearn.masking import MaskedLM
+from masklearn.masking import MaskedLM, free_bytes
+from masklearn.objective import MAX_CHUNK_LOGITS
 
 ACTIVATION_SHARE = 0.6
-"""Share of the free memory that the activations of a step may take; logits, gradients and other processes need the
-rest."""
+"""Share of the free memory that the activations of a step may take; gradients, other processes, and the gaps that texts
+of many lengths leave in a GPU's memory need the rest."""
+HEAD_BYTES = 24 * MAX_CHUNK_LOGITS
+"""Memory for the logits of the output head on a GPU: of the largest chunk of positions the full model's and the masked
+model's logits, log-probabilities and their gradient, in float32 and in the model's dtype."""
 
 
 def fit_to_memory(
@@ -29,7 +32,10 @@ def fit_to_memory(
     Returns:
         The groups and the texts of each, both at least 1, and a notice for the user if they differ from the request.
     """
-    free, needed = free_bytes(masked_lm.device), rows_per_text * bytes_per_row(masked_lm, n_tokens)
+    free = free_bytes(masked_lm.device)
+    if masked_lm.device.type == "cuda":
+        free = max(1, free - HEAD_BYTES)
+    needed = rows_per_text * bytes_per_row(masked_lm, n_tokens)
     fitting_texts = int(ACTIVATION_SHARE * free / needed)
     if fitting_texts >= requested_groups * texts_per_group:
         return requested_groups, texts_per_group, ""
@@ -48,11 +54,6 @@ def fit_to_memory(
         f"{free / 2**30:.1f} GiB are free. If memory runs out, lower --data.max_length or --model.draws"
     )
     return 1, 1, notice
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes of memory that are free on a device now."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def bytes_per_row(masked_lm: MaskedLM, n_tokens: int) -> int:

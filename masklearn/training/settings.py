@@ -8,6 +8,7 @@ from typing import Literal
 from masklearn.ablation import AblationName
 from masklearn.errors import UserError
 from masklearn.gates import GateName
+from masklearn.masking import CompileMode
 from masklearn.models import DTypeName
 from masklearn.selection.polish import LARGE_GRAPH_NODES
 from masklearn.training.schedule import Schedule
@@ -56,6 +57,7 @@ class LearnerSettings:
     gates: GateName | None
     lr: float | None
     temperature: tuple[float, float]
+    compile: CompileMode
     seed: int
 
     def __post_init__(self) -> None:

@@ -1,0 +1,121 @@
+"""Training steps of few fixed shapes, compiled: on a GPU as CUDA graphs, which launch a whole pass at once.
+
+A model whose layers are small spends a step launching operations. A graph records those of one forward and backward
+and replays them. Inputs are padded on the right to few lengths, so that few shapes occur; padding changes no result.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import pad
+
+from masklearn.ablation import Ablation
+from masklearn.errors import one_line
+from masklearn.masking.gating import gated
+from masklearn.masking.masked_lm import MaskedLM, at_scored
+
+CompileMode = bool | Literal["auto"]
+"""Whether steps are compiled; auto: on a GPU, if the model is launch-bound."""
+LAUNCH_BOUND_FLOPS = 4e11
+"""A model is launch-bound if a step takes fewer operations of arithmetic for each layer: about a millisecond on a GPU,
+in which a hundred operations are launched."""
+BACKEND = "inductor"
+"""Backend of `torch.compile`, which compiles steps where there are no CUDA graphs."""
+MAX_SHAPES = 8
+"""Shapes that are compiled; further ones run eagerly, as each keeps memory."""
+MIN_LENGTH = 8
+"""Shortest length to which inputs are padded."""
+
+Pass = Callable[..., Tensor]
+"""Maps input ids (rows, tokens), gates (rows, nodes) and values of closed nodes to hidden states, the last dimension of
+which is the width."""
+
+
+def compiling_pays(masked_lm: MaskedLM, tokens_per_step: int) -> bool:
+    """Whether compiled steps of so many tokens are expected to be faster: on a GPU, if the model is launch-bound."""
+    weights = sum(parameter.numel() for parameter in masked_lm.layout.sites[0].layer.parameters())
+    return masked_lm.device.type == "cuda" and 6 * weights * tokens_per_step < LAUNCH_BOUND_FLOPS
+
+
+def padded_length(n_tokens: int, context: int | None) -> int:
+    """The length to which inputs are padded: a power of two, or one and a half of it, within the model's context."""
+    length = MIN_LENGTH
+    while length < n_tokens:
+        length = length * 3 // 2 if length & (length - 1) == 0 else length * 4 // 3
+    return max(n_tokens, min(length, context or length))
+
+
+class CompiledSteps:
+    """Stands in for a `MaskedLM` in training steps. The first step of every shape is compared with an eager one.
+
+    What cannot be compiled runs eagerly; the first failure says so in one line.
+    """
+
+    def __init__(self, masked_lm: MaskedLM) -> None:
+        self.masked_lm, self.failed = masked_lm, False
+        self._passes: dict[tuple[torch.Size, ...], Pass] = {}
+        self._pool = torch.cuda.graph_pool_handle() if masked_lm.device.type == "cuda" else None
+
+    def __call__(self, input_ids: Tensor, scored: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Tensor:
+        """As `MaskedLM.forward`."""
+        k, n_tokens = len(gates), input_ids.shape[1]
+        length = padded_length(n_tokens, self.masked_lm.context)
+        padding = (0, length - n_tokens)
+        ablation = self.masked_lm.ablation_on(None if corrupted is None else pad(corrupted, padding))
+        args = pad(input_ids, padding).repeat(k, 1), gates.flatten(0, 1), *ablation.heads, *ablation.mlps
+        run = None
+        if k * input_ids.numel() <= self.masked_lm.row_limit.max_tokens[True]:
+            run = self._pass_for(ablation, args)
+        if run is None:
+            return self.masked_lm(input_ids, scored, gates, corrupted)
+        return at_scored(run(*args)[:, :n_tokens].unflatten(0, (k, -1)), scored)
+
+    def _pass_for(self, ablation: Ablation, args: tuple[Tensor, ...]) -> Pass | None:
+        """The compiled pass for arguments of these shapes; None if there is none."""
+        shapes = tuple(arg.shape for arg in args)
+        if self.failed or shapes in self._passes or len(self._passes) == MAX_SHAPES:
+            return self._passes.get(shapes)
+        try:
+            self._passes[shapes] = self._compile(ablation, args)
+        except Exception as error:  # compilers raise errors of many kinds
+            self.failed = True
+            self._passes.clear()
+            print(f"Steps run without --model.compile: {type(self.masked_lm.lm).__name__} cannot be compiled "
+                  f"({one_line(error)[:200]})", flush=True)  # fmt: skip
+        return self._passes.get(shapes)
+
+    def _compile(self, ablation: Ablation, args: tuple[Tensor, ...]) -> Pass:
+        """Compile the pass for arguments of these shapes, and compare it with the eager pass.
+
+        Raises:
+            Exception: If it cannot be compiled, or gives other results.
+        """
+        masked_lm, n_heads = self.masked_lm, len(ablation.heads)
+
+        def eager(input_ids: Tensor, gates: Tensor, *values: Tensor) -> Tensor:
+            given = Ablation(ablation.name, values[:n_heads], values[n_heads:])
+            with gated(masked_lm.lm, gates, given, masked_lm.layout):
+                return masked_lm.layout.hidden(input_ids)
+
+        sample = tuple(arg.detach().requires_grad_(arg.requires_grad) for arg in args)
+        if self._pool is None:
+            traced = make_fx(eager, tracing_mode="fake", _allow_non_fake_inputs=True)(*sample)
+            compiled: Pass = torch.compile(traced, backend=BACKEND, dynamic=False)
+        else:
+            compiled = torch.cuda.make_graphed_callables(eager, sample, pool=self._pool)  # pyright: ignore
+        for found, expected in zip(_outcome(compiled, sample), _outcome(eager, sample), strict=True):
+            tolerance = torch.finfo(masked_lm.lm.dtype).eps ** 0.5  # half of the digits
+            if not (found - expected).norm() <= tolerance * expected.norm():
+                raise ValueError("the compiled step gives other results")
+        return compiled
+
+
+def _outcome(run: Pass, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Hidden states of a pass, and the gradients of a weighted sum of them, in float32."""
+    hidden = run(*args).float()
+    weights = torch.linspace(-1, 1, hidden.shape[-1], device=hidden.device)
+    inputs = [arg for arg in args if arg.requires_grad]
+    return (hidden.detach().clone(), *(g.float() for g in torch.autograd.grad((hidden * weights).sum(), inputs)))
