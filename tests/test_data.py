@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 import masklearn as ml
 from masklearn.data import BlockPlan
 from masklearn.data.batching import SplitDataset, StepSampler
-from masklearn.data.columns import Text
+from masklearn.data.encoded import Encoded
 from masklearn.data.splits import Groups
-from masklearn.data.tokenization import Encoded
+from masklearn.data.texts import Text
 from masklearn.tiny import tasks
 
 TEXTS = [

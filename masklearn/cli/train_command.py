@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from lightning import Callback
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
@@ -81,7 +82,9 @@ def _prepare(cli: TrainCLI) -> None:
         cli.folder.claim(cli.requested_yaml)
     if cli.tracked:
         _start_tracking(cli)
-    print("\n".join([_introduction(learner, data), *data.notices, *([notice] if notice else [])]), flush=True)
+    warning = evaluation.implausible_answers(learner.masked_lm, data)
+    remarks = [*data.notices, *(remark for remark in (notice, warning) if remark)]
+    print("\n".join([_introduction(learner, data), data.preview, *remarks]), flush=True)
 
 
 def _start_tracking(cli: TrainCLI) -> None:
@@ -148,7 +151,8 @@ def _discretize(cli: TrainCLI) -> Mask:
     print(f"Discretising masks{polish}", flush=True)
     if cli.trainer.progress_bar_callback:
         learner.bar = partial(Tqdm, desc="Polish", unit="mask", file=sys.stdout)  # as the trainer's bars
-    mask = replace(learner.discretize(), config=mask_config(cli.requested))
+    learned_texts = torch.tensor(cli.datamodule.learned_texts, dtype=torch.int64)
+    mask = replace(learner.discretize(), config=mask_config(cli.requested), learned_texts=learned_texts)
     for notice in learner.notices:
         print(notice, flush=True)
     return mask

@@ -62,8 +62,9 @@ def measure(
 
     Returns:
         One row of metrics for each subgraph, averaged over all texts: see `SubgraphMetrics`, and `AnswerMetrics` if
-        texts have answers. Undefined metrics are None, for example the cross-entropy if no token follows a scored
-        position. And the KL and the TV distance of each group, shape (2, K, groups).
+        texts have answers. With completions also `answer_logp` and `full_answer_logp`, the log-probability of a whole
+        completion in nats, a mean over texts. Undefined metrics are None, for example the cross-entropy if no token
+        follows a scored position. And the KL and the TV distance of each group, shape (2, K, groups).
     """
     masks = masks.to(masked_lm.device)
     n_groups = masks.shape[1]
@@ -72,7 +73,9 @@ def measure(
         (SubgraphMetrics(len(part), n_groups).to(masks.device), AnswerMetrics(len(part)).to(masks.device))
         for part in parts
     ]
+    completions = list[int]()
     for batch in (batch.to(masked_lm.device) for batch in batches):
+        completions += [] if batch.completion_lengths is None else batch.completion_lengths.tolist()
         group = batch.group if n_groups > 1 else torch.zeros_like(batch.group)
         full = ScoredPositions.of(masked_lm, batch, group)
         begin = 0
@@ -81,7 +84,12 @@ def measure(
             _update_meters(masked_lm, full, masked, meter, by_text, slice(begin, begin + len(part)))
             _update_answers(masked_lm, batch, full.hidden, masked, answer_meter)
             begin += len(part)
-    return _tabulate(meters, n_groups)
+    rows, by_group = _tabulate(meters, n_groups)
+    if completions:
+        mean_length = sum(completions) / len(completions)
+        names = {"answer_logp": "cross_entropy", "full_answer_logp": "full_cross_entropy"}
+        rows = [row | {name: -mean_length * row[loss] for name, loss in names.items()} for row in rows]
+    return rows, by_group
 
 
 def _update_meters(
@@ -106,11 +114,11 @@ def _update_meters(
 def _update_answers(
     masked_lm: MaskedLM, batch: Batch, full_hidden: Tensor, masked: Tensor, meter: AnswerMetrics
 ) -> None:
-    """Evaluate the answers of a batch at the last scored position of each text."""
+    """Evaluate the answers of a batch at the position that they follow."""
     if batch.answers is None:
         return
-    last = batch.scored.sum(1).cumsum(0) - 1
-    logp = log_probabilities(torch.cat([full_hidden[None, last], masked[:, last]]), masked_lm.unembed)
+    at = batch.before_answers
+    logp = log_probabilities(torch.cat([full_hidden[None, at], masked[:, at]]), masked_lm.unembed)
     meter.update(logp, batch.answers, batch.wrong)
 
 
