@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -91,10 +91,8 @@ class DataFile:
         Raises:
             FileError: If it holds something else in the file's place.
         """
-        raw = (
-            cast(IO[bytes], pa.input_stream(self.path, compression=self.codec)) if self.codec else self.path.open("rb")
-        )
-        file = io.BufferedReader(cast(io.RawIOBase, raw), BLOCK_BYTES)
+        raw: Any = pa.input_stream(self.path, compression=self.codec) if self.codec else self.path.open("rb")
+        file = io.BufferedReader(raw, BLOCK_BYTES)
         try:
             _require_no_stand_in(file.peek())
         except (OSError, FileError):

@@ -175,9 +175,9 @@ def _require_gates_fit(graph: NodeGraph, gates: Tensor) -> None:
 
 def _require_whole_texts(arguments: dict[str, Any]) -> None:
     """Refuse a call that begins behind the first token: what closed nodes emit depends on the position in the text."""
-    past = arguments.get("past_key_values")
-    n_cached = past.get_seq_length() if hasattr(past, "get_seq_length") else 0 if past is None else 1
-    if n_cached or arguments.get("use_cache") or arguments.get("cache_params") is not None:
+    past: Any = arguments.get("past_key_values")
+    is_cached = past is not None and (not hasattr(past, "get_seq_length") or past.get_seq_length() > 0)
+    if is_cached or arguments.get("use_cache") or arguments.get("cache_params") is not None:
         raise UserError(
             "this ablation depends on the position in the text, which a cache leaves out. Run whole texts, for example "
             "lm.generate(..., use_cache=False)"
