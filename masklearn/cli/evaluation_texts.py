@@ -101,15 +101,16 @@ def choose_settings(
         UserError: If the flags change which texts of the mask's run are held out.
     """
     changed = {key for key, value in requested.items() if _resolved(key, value) != _resolved(key, learned_on.get(key))}
+    harmless = set(HARMLESS_KEYS)
+    if COMPLETION in (requested.get("positions"), learned_on.get("positions")):
+        harmless.remove("positions")
     if changed & set(SOURCE_KEYS):
         dropped = (*SOURCE_KEYS, *SOURCE_OPTIONS)
         return {key: value for key, value in learned_on.items() if key not in dropped} | requested, True
     if changed & set(SELECTION_KEYS):
         return {key: value for key, value in learned_on.items() if key != "limit"} | requested, True
-    if COMPLETION in {settings.get("positions") for settings in (requested, learned_on) if "positions" in changed}:
-        changed.add(COMPLETION)
-    if changed - set(HARMLESS_KEYS) and learned_on and not any_split:
-        flags = ", ".join(f"--data.{key}" for key in sorted(changed - set(HARMLESS_KEYS)))
+    if changed - harmless and learned_on and not any_split:
+        flags = ", ".join(f"--data.{key}" for key in sorted(changed - harmless))
         raise UserError(
             f"{flags} would change which texts are held out of those that {path} was learned on. Leave them out, or "
             "evaluate on all texts, training texts included: --part all"

@@ -15,12 +15,12 @@ from masklearn.data.texts import Answers, Text
 YEARS_IN_A_CENTURY = 100
 MIN_SHARE = 0.9
 """Fraction of the texts that must be of a task for their answers to be read as the task's."""
-CENTURY_AT_END = re.compile(r"(?<!\d)\d\d$")
+CENTURY_AT_END = re.compile(r"(?<!\d)\d\d\Z")
 NAMES = re.compile(r"\b([A-Z]\w+),? and ([A-Z]\w+)\b")
 PRONOUNS = {"man": " he", "woman": " she", "boy": " he", "girl": " she"}
-SPACED_AFTER = re.compile(r"[^\W_]$|[,.;:!?]$")
+SPACED_AFTER = re.compile(r"[^\W_]\Z|[,.;:!?]\Z")
 """The end of a text that a word continues with a space before it."""
-PART_OF_NUMBER = re.compile(r"\d[.,:]?$")
+PART_OF_NUMBER = re.compile(r"\d[.,:]?\Z")
 
 Found = tuple[Answers, Answers]
 """Right and wrong answers of one text."""

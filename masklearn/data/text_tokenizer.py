@@ -130,6 +130,8 @@ class TextTokenizer:
             ) from error
 
     def _raw(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        if not texts:
+            return []
         try:
             return cast(list[list[int]], self.tokenizer(list(texts), add_special_tokens=special)["input_ids"])
         except Exception as error:  # tokenizers raises no narrower class
