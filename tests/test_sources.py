@@ -6,10 +6,13 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 import pytest
+import torch
 from conftest import refused
+from test_mask_file import bank
 from text_files import TEXTS, write
 
 import masklearn as ml
+from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.data.columns import RequestedColumns
 from masklearn.data.sources import Source
 
@@ -178,3 +181,10 @@ def test_paths_may_be_path_objects_and_begin_at_home(tmp_path: Path, monkeypatch
         data = ml.MaskData(path=given)
         data.setup()
         assert len(data.parts["all"]) == len(TEXTS)
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "train.parquet", TEXTS)
+    assert len(Source(None, "~/folder", None, "train", None, RequestedColumns(), None, 0).read()[0]) == len(TEXTS)
+    flags = EvaluateFlags(["~/mask.safetensors"], out="~/results")
+    assert (flags.mask, flags.out) == ([str(tmp_path / "mask.safetensors")], str(tmp_path / "results"))
+    bank().save("~/mask.safetensors")
+    assert torch.equal(ml.Mask.load(Path("~/mask.safetensors")).mask, bank().mask)

@@ -115,6 +115,7 @@ class TrainCLI(LightningCLI):
     def _settle_folder(self) -> None:
         """Decide which folder the run uses and whether it is resumed."""
         run = self.config.run
+        run.dir = run.dir and str(Path(run.dir).expanduser())
         self.resume = bool(run.resume) or _is_requeued(run.dir)
         config_file = Path(str(self.config.config[-1])) if self.config.config else None
         if self.resume and config_file and _belongs_to_run(config_file, run.dir):

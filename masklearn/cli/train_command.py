@@ -83,8 +83,8 @@ def _prepare(cli: TrainCLI) -> None:
     if cli.tracked:
         _start_tracking(cli)
     warning = evaluation.implausible_answers(learner.masked_lm, data)
-    remarks = [*data.notices, *(remark for remark in (notice, warning) if remark)]
-    print("\n".join([_introduction(learner, data), data.preview, *remarks]), flush=True)
+    lines = [_introduction(learner, data), data.preview, *data.notices, notice, warning]
+    print("\n".join(line for line in lines if line), flush=True)
 
 
 def _start_tracking(cli: TrainCLI) -> None:

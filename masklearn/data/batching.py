@@ -134,6 +134,11 @@ class SplitDataset(Dataset[Item]):
         """Name of every input in its source."""
         return [text.name for text in self.encoded]
 
+    def without(self, hashes: frozenset[int]) -> "SplitDataset":
+        """The texts that have none of these hashes."""
+        kept = [i for i, text in enumerate(self.encoded) if hashes.isdisjoint(text.hashes)]
+        return SplitDataset([self.encoded[i] for i in kept], [self.groups[i] for i in kept])
+
     def indices_by_group(self, n_groups: int) -> list[list[int]]:
         """Indices of the texts of every group."""
         indices: list[list[int]] = [[] for _ in range(n_groups)]

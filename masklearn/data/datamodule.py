@@ -180,31 +180,6 @@ class MaskData(LightningDataModule):
         """Hashes of the texts that masks are learned and selected on, ascending."""
         return sorted({h for name in ("train", "validation") for text in self.parts[name].encoded for h in text.hashes})
 
-    def leave_out(self, split: SplitName, learned_texts: Collection[int]) -> int:
-        """Leave the texts out of a split that masks were learned on.
-
-        Args:
-            split: The split.
-            learned_texts: Hashes of texts, see `learned_texts`.
-
-        Returns:
-            How many texts are left out.
-
-        Raises:
-            UserError: If a group has no other texts.
-        """
-        whole, hashes = self.parts[split], frozenset(learned_texts)
-        kept = [i for i, text in enumerate(whole.encoded) if hashes.isdisjoint(text.hashes)]
-        self.parts[split] = SplitDataset([whole.encoded[i] for i in kept], [whole.groups[i] for i in kept])
-        emptied = set(whole.groups) - set(self.parts[split].groups)
-        if emptied:
-            of = f" of group {self.groups.names[min(emptied)]!r}" if len(self.groups.names) > 1 else ""
-            raise UserError(
-                f"{self.source}: the masks were learned on all of its texts{of}, under this or another name. Give "
-                "others, or evaluate on these all the same: --part all"
-            )
-        return len(whole) - len(kept)
-
     @property
     def longest_text(self) -> int:
         """Tokens of the longest text."""

@@ -167,7 +167,8 @@ class Source:
         assert self.hub_id is not None
         streaming = self.limit is not None and "[" not in self.split  # the library streams whole splits only
         try:
-            rows = datasets.load_dataset(self.hub_id, self.subset, split=self.split, streaming=streaming)
+            hub_id = str(Path(self.hub_id).expanduser()) if self.hub_id.startswith("~") else self.hub_id
+            rows = datasets.load_dataset(hub_id, self.subset, split=self.split, streaming=streaming)
             names = rows.column_names or list(next(iter(rows), {}))
             return names, _selected(rows, self.columns, self.limit)
         except (ValueError, OSError, RuntimeError, DatasetsError) as error:
