@@ -51,6 +51,11 @@ class Ablation:
         """Whether it has values: zero ablation needs none, and resample ablation gets them batch by batch."""
         return bool(self.heads)
 
+    @property
+    def positional(self) -> bool:
+        """Whether its values depend on the position in the text."""
+        return any(value.shape[1] > 1 for value in (*self.heads, *self.mlps))
+
     def to(self, device: torch.device) -> "Ablation":
         """The ablation with its values on a device."""
         heads, mlps = (tuple(value.to(device) for value in values) for values in (self.heads, self.mlps))

@@ -65,6 +65,8 @@ class Mask:
     """One row for each size, as in `metrics.json`."""
     version: str = field(default_factory=masklearn_version)
     """The version of masklearn that learned the masks."""
+    learned_texts: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """Hashes of the texts that the masks were learned and selected on, int64, shape (texts,); empty if unknown."""
 
     def __post_init__(self) -> None:
         expected = (len(self.groups), len(self.sizes), self.graph.n_nodes)
@@ -76,6 +78,8 @@ class Mask:
             raise ValueError(f"scores are {self.scores.dtype} of shape {tuple(self.scores.shape)}, expected {expected}")
         if self.sizes.dtype != torch.int64 or self.sizes.dim() != 1:
             raise ValueError(f"sizes are {self.sizes.dtype} of {self.sizes.dim()} dimensions, expected int64 of one")
+        if self.learned_texts.dtype != torch.int64 or self.learned_texts.dim() != 1:
+            raise ValueError(f"learned texts are {self.learned_texts.dtype}, expected hashes, int64 of one dimension")
         ends = (0, *self.sizes.tolist(), self.graph.n_nodes + 1)
         if any(small >= large for small, large in pairwise(ends)):
             raise ValueError(f"sizes are {ends[1:-1]}, expected ascending from 1 to {self.graph.n_nodes}")
@@ -172,6 +176,8 @@ class Mask:
         """
         self.check()
         tensors = {"mask": self.mask, "scores": self.scores, "sizes": self.sizes, **self.ablation.to_tensors()}
+        if len(self.learned_texts):
+            tensors["learned_texts"] = self.learned_texts
         metadata = {
             "format": FORMAT,
             "model": vars(self.model),
@@ -184,7 +190,7 @@ class Mask:
             "masklearn": self.version,
         }
         packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        atomic_write(Path(path), pack(packed, {key: json.dumps(value) for key, value in metadata.items()}))
+        atomic_write(Path(path).expanduser(), pack(packed, {key: json.dumps(value) for key, value in metadata.items()}))
 
     @classmethod
     def load(cls, path: str | Path) -> "Mask":
@@ -194,7 +200,7 @@ class Mask:
             UserError: If the file is absent, damaged, not a mask file, or of a newer format.
         """
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(Path(path).expanduser(), framework="pt") as file:
                 metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
             if not isinstance(metadata["format"], int) or metadata["format"] > FORMAT:
@@ -213,10 +219,11 @@ class Mask:
                 metadata["config"],
                 metadata["metrics"],
                 metadata["masklearn"],
+                tensors.get("learned_texts", torch.zeros(0, dtype=torch.int64)),
             )
         except KeyError as error:
             raise UserError(f"{path} is not a mask file: it has no {error.args[0]!r}") from error
-        except (OSError, SafetensorError, UserError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, SafetensorError, UserError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"cannot read the mask file {path}: {one_line(error)}") from error
 
 

@@ -247,7 +247,7 @@ def test_resuming_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--trainer.max_epoch", "3"], "Did you mean trainer.max_epochs?"),
         (["names"], "no flag or key names"),
         (["--model.steps", "many"], "model.steps"),
-        (["--data.positions", "middle"], "choose from last, all, random, each"),
+        (["--data.positions", "middle"], "choose from last, all, random, each, completion"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--config", "stepz.yaml"], "no flag or key model.stepz. Did you mean model.steps?"),
         (["--config", "broken.yaml"], "line 2"),

@@ -2,48 +2,19 @@ import json
 from itertools import islice, pairwise
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from text_files import TEXTS, write
 
 import masklearn as ml
 from masklearn.data import BlockPlan
 from masklearn.data.batching import SplitDataset, StepSampler
-from masklearn.data.columns import Text
+from masklearn.data.encoded import Encoded
 from masklearn.data.splits import Groups
-from masklearn.data.tokenization import Encoded
+from masklearn.data.texts import Text
 from masklearn.tiny import tasks
-
-TEXTS = [
-    f"the {noun} near the dogs {verb} ."
-    for noun in ("dog", "cat", "bird", "king")
-    for verb in ("runs", "sings", "waits")
-]
-
-
-def write(path: Path, texts: list[str]) -> Path:
-    """Write texts in the format that the file name says."""
-    rows = datasets.Dataset.from_dict({"id": list(range(len(texts))), "text": texts})
-    if path.suffix == ".txt":
-        path.write_text("\n\n".join(texts))
-    elif path.suffix == ".csv":
-        rows.to_csv(path)
-    elif path.suffix == ".parquet":
-        rows.to_parquet(path)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".txt"])
-def test_every_format_gives_the_same_tokens(tmp_path: Path, suffix: str) -> None:
-    data = ml.MaskData(path=str(write(tmp_path / f"texts{suffix}", TEXTS)))
-    data.setup()
-    tokenizer = ml.load_tokenizer()
-    assert data.parts["all"].ids == tokenizer(TEXTS)["input_ids"]
-    assert [len(data.parts[part]) for part in ("train", "validation", "test")] == [10, 1, 1]
 
 
 def test_a_batch_by_hand(tmp_path: Path) -> None:
@@ -225,41 +196,6 @@ def test_short_texts_are_left_out_with_skip_short(tmp_path: Path) -> None:
     assert len(data.parts["all"]) == len(TEXTS)
 
 
-def test_a_hub_dataset_is_read_like_a_file(tmp_path: Path) -> None:
-    """The datasets library loads a folder of data files as it loads a hub id."""
-    write(tmp_path / "train.parquet", TEXTS)
-    for limit in (None, 5):
-        data = ml.MaskData(dataset=str(tmp_path), limit=limit)
-        data.prepare_data()
-        data.setup()
-        assert len(data.parts["all"]) == (limit or len(TEXTS))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("no.jsonl", None, "there is no file"),
-        ("empty.jsonl", "", "is empty"),
-        ("blank.txt", "\n \n\n", "holds no text"),
-        ("bad.jsonl", '{"text": "dog"}\n{"text": \n', "bad.jsonl, line 2, column 9: this is not JSON"),
-        ("columns.jsonl", '{"prompt": "dog", "id": 1}\n', "no column 'text'; it has prompt, id.*text_column"),
-        ("columns.csv", "prompt,id\ndog,1\n", "no column 'text'; it has prompt, id"),
-        ("number.jsonl", '{"text": "dog runs"}\n{"text": null}\n', "row 2: 'text' holds None, which is not text"),
-        ("two.txt", "the dog\nthe cat\nthe dog\n", "holds 2 different texts.*at least 3"),
-        ("texts.pdf", "%PDF", r"ends in '\.pdf'; supported are \.jsonl"),
-        ("foreign.txt", "the dog\nein Hund\nthe cat\n", "tokenizer of embedded cannot read these texts.*--model.lm"),
-        ("bad.parquet", "no parquet", "cannot read"),
-    ],
-)
-def test_an_unusable_file_gives_one_clear_line(tmp_path: Path, name: str, content: str | None, message: str) -> None:
-    path = tmp_path / name
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ml.UserError, match=message) as caught:
-        ml.MaskData(path=str(path)).setup("fit")
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -273,12 +209,6 @@ def test_an_unusable_file_gives_one_clear_line(tmp_path: Path, name: str, conten
 def test_invalid_settings_are_rejected(settings: dict, message: str) -> None:
     with pytest.raises(ml.UserError, match=message):
         ml.MaskData(**settings)
-
-
-def test_a_hub_dataset_with_a_script_gives_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / f"{tmp_path.name}.py").touch()
-    with pytest.raises(ml.UserError, match=r"data\.dataset: cannot load .*scripts"):
-        ml.MaskData(dataset=str(tmp_path)).setup()
 
 
 def test_a_limited_number_of_texts_is_spread_over_the_file(tmp_path: Path) -> None:
@@ -296,38 +226,11 @@ def test_a_limited_number_of_texts_is_spread_over_the_file(tmp_path: Path) -> No
             assert taken[0] == 0 and (len(taken) == 1 or max(gaps) - min(gaps) <= 1)
 
 
-def test_an_unreachable_hub_dataset_gives_one_clear_line() -> None:
-    with pytest.raises(ml.UserError, match=r"data\.dataset: cannot load 'nobody/nothing'"):
-        ml.MaskData(dataset="nobody/nothing").setup()
-
-
 def test_texts_truncated_to_the_same_tokens_are_in_the_same_split() -> None:
     data = ml.MaskData(task="mixed", limit=500, max_length=6)
     data.setup()
     held_out = {tuple(row) for part in ("validation", "test") for row in data.parts[part].ids}
     assert not held_out & {tuple(row) for row in data.parts["train"].ids}
-
-
-def test_a_path_is_not_a_glob_pattern(tmp_path: Path) -> None:
-    write(tmp_path / "a1.jsonl", ["the dog"] * 3)
-    path = write(tmp_path / "a[1].jsonl", TEXTS)
-    data = ml.MaskData(path=str(path))
-    data.setup()
-    assert len(data.parts["all"]) == len(TEXTS)
-
-
-def test_blank_lines_are_not_counted(tmp_path: Path) -> None:
-    data = ml.MaskData(path=str(write(tmp_path / "texts.txt", TEXTS)), limit=7)
-    data.setup()
-    assert len(data.parts["all"]) == 7
-
-
-def test_one_text_is_enough_where_no_split_is_needed(tmp_path: Path) -> None:
-    data = ml.MaskData(path=str(write(tmp_path / "texts.txt", TEXTS[:1])))
-    data.setup()
-    assert len(list(data.loader("all"))) == 1
-    with pytest.raises(ml.UserError, match="too few texts for a validation split"):
-        data.loader("validation")
 
 
 def test_pad_tokens_of_the_text_itself_count(tmp_path: Path) -> None:
@@ -356,3 +259,26 @@ def test_a_loader_by_length_gives_the_same_texts_with_less_padding() -> None:
     lengths = [n for batch in sorted_ for n in batch.real.sum(1).tolist()]
     assert lengths == sorted(lengths) == [len(data.parts["all"].ids[index]) for index in indices]
     assert sum(batch.real.numel() for batch in sorted_) < 0.7 * sum(batch.real.numel() for batch in in_file_order)
+
+
+def test_held_out_texts_are_capped_and_the_cap_is_said(tmp_path: Path) -> None:
+    rows = [{"text": text, "group": "ab"[i % 4 == 0]} for i, text in enumerate(islice(tasks.texts(0), 300))]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole, capped = (ml.MaskData(path=path, scope="column:group", **s) for s in ({}, {"max_test": 10}))
+    whole.setup()
+    capped.setup()
+    assert capped.parts["train"].ids == whole.parts["train"].ids
+    for name in ("validation", "test"):
+        assert len(whole.parts[name]) > 20
+        assert len(capped.parts[name]) == 10
+        assert [*capped.parts[name].groups].count(0) == 5
+        assert {*map(tuple, capped.parts[name].ids)} <= {*map(tuple, whole.parts[name].ids)}
+    assert not whole.notices
+    n = len(whole.parts["validation"]) + len(whole.parts["test"])
+    assert capped.notices[-1].startswith(f"{n - 20} of {n} held-out texts are not used")
+    alone = ml.MaskData(path=path, scope="input", max_test=10)
+    alone.setup()
+    assert len(alone.parts["test"]) == 300
+    with pytest.raises(ml.UserError, match="data.max_test is 0"):
+        ml.MaskData(max_test=0)

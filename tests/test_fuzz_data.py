@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import masklearn as ml
 from masklearn import cli
-from masklearn.data.readers import MAX_TEXT_LENGTH, READERS, read_file
+from masklearn.data.opening import MAX_TEXT_LENGTH
+from masklearn.data.readers import READERS, read_file
 
 GOOD = {"text": "the dog runs ."}
 ROWS = [json.dumps(GOOD)] * 20_000
@@ -64,8 +65,14 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "a quote without an end": ("a.csv", 'text\n"abc\n', "this is not CSV"),
     "a quote and more": ("a.csv", 'text\n"abc"d\n', "this is not CSV"),
     "a header alone": ("a.csv", "text\n", "holds no text"),
-    "no header": ("a.csv", "the dog runs .\n", "holds no text"),
-    "a year of three digits": ("a.csv", "clean,corrupted,label\na b,a c,123\n", "is not a two-digit year"),
+    "no header": ("a.csv", "the dog runs .\n", "has no column 'text'; it has the dog runs"),
+    "a pointer of Git LFS": ("a.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
+    "a pointer in place of Parquet": ("a.parquet", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    "a web page": ("a.txt", "\n<!DOCTYPE html>\n<html><body>not found</body></html>", "is a web page (HTML)"),
+    "a web page with a mark": ("a.jsonl", b"\xef\xbb\xbf<HTML lang='en'>", "is a web page (HTML)"),
+    "half a gzip file": ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:30], "cannot read"),
+    "no gzip file": ("a.jsonl.gz", '{"text": "a"}\n', "cannot read"),
+    "tabs and too few": ("a.tsv", "text\tlabel\na,b\n", "line 2: 1 values for the 2 columns"),
     "an invalid token id": (
         "a.csv",
         "clean,corrupted,correct_idx,incorrect_idx\nthe dog,the cat,-3,4\n",
@@ -177,8 +184,14 @@ def test_a_line_that_is_too_long_is_not_read_to_its_end(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+def zstd(content: bytes) -> bytes:
+    return pa.compress(content, codec="zstd", asbytes=True)
+
+
 VALID: dict[str, tuple[str, bytes, list[str]]] = {
     "a byte order mark": ("a.jsonl", b'\xef\xbb\xbf{"text": "a"}\n', ["a"]),
+    "line ends of old Macs": ("a.txt", b"a\r\rb\rc", ["a", "b", "c"]),
+    "a table with line ends of old Macs": ("a.csv", b"text\ra\rb\r", ["a", "b"]),
     "Windows line ends": ("a.txt", b"a\r\n\r\nb\r\n", ["a", "b"]),
     "no line end": ("a.csv", b"text\na", ["a"]),
     "a comma and a break in quotes": ("a.csv", b'text\n"a, b"\n"c\nd"\n', ["a, b", "c\nd"]),
@@ -186,6 +199,15 @@ VALID: dict[str, tuple[str, bytes, list[str]]] = {
     "an object a line": ("a.json", b'{"text": "a"}\n{"text": "b"}\n', ["a", "b"]),
     "an object over lines": ("a.json", b'{\n"text": "a"\n}\n', ["a"]),
     "a list of texts": ("a.json", b'["a", "b"]', ["a", "b"]),
+    "tabs": ("a.tsv", b"id\ttext\n1\ta, b\n", ["a, b"]),
+    "tabs by another name": ("a.csv", b"id\ttext\n1\ta, b\n", ["a, b"]),
+    "newline-delimited JSON": ("a.ndjson", b'{"text": "a"}\n', ["a"]),
+    "capitals": ("A.JSONL", b'{"text": "a"}\n', ["a"]),
+    "gzip": ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n'), ["a"]),
+    "gzip in capitals": ("a.TXT.GZ", gzip.compress(b"a\r\nb"), ["a", "b"]),
+    "zstd": ("a.csv.zst", zstd(b"text\na\n"), ["a"]),
+    "gzip around a list": ("a.json.gz", gzip.compress(b'["a", "b"]'), ["a", "b"]),
+    "a name with dots": ("a.v1.txt", b"a", ["a"]),
 }
 
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import masklearn as ml
-from masklearn.data.columns import Columns, RequestedColumns, Text
+from masklearn.data.columns import Columns, RequestedColumns
+from masklearn.data.encoded import Encoded
 from masklearn.data.resampling import add_resample_texts
-from masklearn.data.tokenization import Encoded
+from masklearn.data.texts import RowReader, Text
 from masklearn.evaluation.answer_metrics import AnswerMetrics, areas, faithfulness
 from masklearn.evaluation.bank_report import measure
 from masklearn.masking import MaskedLM
@@ -26,7 +27,7 @@ NOUNS = ("dog", "cat", "bird", "king", "poet")
 
 
 def read_row(row: dict[str, Any], **requested: str) -> Text:
-    return Columns.of("the file", list(row), RequestedColumns(**requested)).read(0, row)
+    return RowReader(Columns.of("the file", list(row), RequestedColumns(**requested)))(0, row)
 
 
 CLEAN, CORRUPTED = "the dog near the dogs", "the cat near the dogs"
@@ -41,7 +42,7 @@ KNOWN_FILES: dict[str, tuple[dict[str, Any], Text]] = {
     ),
     "EAP, years": (
         {"clean": CLEAN, "corrupted": CORRUPTED, "label": 97},
-        Text(0, CLEAN, "", CORRUPTED, ("98", "99"), tuple(f"{year:02d}" for year in range(98))),
+        Text(0, CLEAN, "", CORRUPTED, (97,)),  # words follow from all texts together: see test_answers.py
     ),
     "Edge-Pruning": (
         {"clean": "1 + 2 = <predict>3</predict> .", "corrupted": "1 + 5 = <predict>6</predict> ."},
@@ -145,7 +146,7 @@ def test_ambiguous_answers_and_ids_of_another_tokenizer_are_ignored_with_a_notic
     assert next(iter(data.loader("all"))).answers is None
 
 
-@pytest.mark.parametrize("given", ["318.0", "[12, 13]", -4])  # pandas writes the first for a column with a gap
+@pytest.mark.parametrize("given", ["318.0", "[12, -3]", -4])  # pandas writes the first for a column with a gap
 def test_a_value_that_is_not_a_token_id_is_rejected(given: object, tmp_path: Path) -> None:
     ids = [{"clean": r["clean"], "corrupted": r["corrupted"], "correct_idx": 12, "incorrect_idx": 3} for r in rows()]
     ids[2]["correct_idx"] = given
@@ -156,7 +157,9 @@ def test_a_value_that_is_not_a_token_id_is_rejected(given: object, tmp_path: Pat
 
 def test_a_text_with_an_answer_is_not_truncated(tmp_path: Path) -> None:
     data = ml.MaskData(path=write(tmp_path / "pairs.jsonl", rows()), max_length=4)
-    with pytest.raises(ml.UserError, match="5 texts with answers are longer .* --data.max_length 6"):
+    with pytest.raises(
+        ml.UserError, match="5 of 5 texts with answers are longer .* --data.max_length 6, .* --data.truncation left"
+    ):
         data.setup("fit")
 
 

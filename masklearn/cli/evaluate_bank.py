@@ -13,7 +13,7 @@ import torch
 from masklearn import evaluation
 from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.cli.evaluate_flags import EvaluateFlags
-from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, load_texts
+from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, leave_out_learned, load_texts
 from masklearn.cli.progress import phase_bars
 from masklearn.data import MaskData, SplitName
 from masklearn.errors import UserError
@@ -71,8 +71,9 @@ def evaluate_bank(
     )  # fmt: skip
     data = load(texts.settings)
     mask = bank.of(data.groups.names)
-    for notice in data.notices:
-        print(notice)
+    warning = evaluation.implausible_answers(masked_lm, data)
+    for line in (data.preview, *data.notices, *leave_out_learned(data, texts, bank), *([warning] if warning else [])):
+        print(line)
     ablations = flags.ablations or [mask.ablation.name]
     learned_on = _training_data(path, mask, texts, data, load, flags, ablations)
     scorer = _baseline_scorer(masked_lm, mask, learned_on, flags) if _needs_scorer(flags) else None

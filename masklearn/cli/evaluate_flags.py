@@ -61,7 +61,8 @@ class EvaluateFlags:
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        self.mask, self.lm, self.out = mask, lm, out
+        self.mask, self.lm = [str(Path(path).expanduser()) for path in mask], lm
+        self.out = out and str(Path(out).expanduser())
         self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         self.ablations: list[AblationName] | None = [ablation] if isinstance(ablation, str) else ablation
         self.study, self.seed, self.track = study, seed, track

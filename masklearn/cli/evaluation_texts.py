@@ -17,8 +17,10 @@ SOURCE_OPTIONS = ("subset", "split", "limit")
 """Settings that belong to one source, and are dropped with it."""
 SELECTION_KEYS = ("subset", "split", "text_column")
 """Settings that select other texts from the same source."""
-HARMLESS_KEYS = ("positions", "batch_size", "workers")
+HARMLESS_KEYS = ("positions", "batch_size", "workers", "answer_ids", "max_test")
 """Settings that change neither the texts nor how they are split."""
+COMPLETION = "completion"
+"""Scored positions that make the answer part of the text, and so change how texts are split."""
 MODEL_KEYS = ("lm", "revision", "scope", "max_groups", "trust_remote_code")
 """Settings of the data that are taken from the model's."""
 
@@ -34,6 +36,8 @@ class EvaluationTexts:
     are_others: bool
     """Whether the texts are others than those of the mask's run."""
     split: SplitName
+    all_requested: bool
+    """Whether the user asked for all texts, those that the masks were learned on included."""
     scope: str
 
 
@@ -60,7 +64,9 @@ def evaluation_texts(path: str, bank: Mask, requested: dict[str, Any], split: Sp
             f"{path} holds masks of single texts, which evaluate.py does not evaluate on other texts. "
             "Leave out --data.*"
         )
-    return EvaluationTexts(settings, learned_on, are_others, split or ("all" if are_others else "test"), scope)
+    return EvaluationTexts(
+        settings, learned_on, are_others, split or ("all" if are_others else "test"), split == "all", scope
+    )
 
 
 def settings_learned_on(path: str, bank: Mask) -> dict[str, Any]:
@@ -95,13 +101,16 @@ def choose_settings(
         UserError: If the flags change which texts of the mask's run are held out.
     """
     changed = {key for key, value in requested.items() if _resolved(key, value) != _resolved(key, learned_on.get(key))}
+    harmless = set(HARMLESS_KEYS)
+    if COMPLETION in (requested.get("positions"), learned_on.get("positions")):
+        harmless.remove("positions")
     if changed & set(SOURCE_KEYS):
         dropped = (*SOURCE_KEYS, *SOURCE_OPTIONS)
         return {key: value for key, value in learned_on.items() if key not in dropped} | requested, True
     if changed & set(SELECTION_KEYS):
         return {key: value for key, value in learned_on.items() if key != "limit"} | requested, True
-    if changed - set(HARMLESS_KEYS) and learned_on and not any_split:
-        flags = ", ".join(f"--data.{key}" for key in sorted(changed - set(HARMLESS_KEYS)))
+    if changed - harmless and learned_on and not any_split:
+        flags = ", ".join(f"--data.{key}" for key in sorted(changed - harmless))
         raise UserError(
             f"{flags} would change which texts are held out of those that {path} was learned on. Leave them out, or "
             "evaluate on all texts, training texts included: --part all"
@@ -136,3 +145,37 @@ def load_texts(
     data.setup()
     data.require_context(masked_lm.context)
     return data
+
+
+def leave_out_learned(data: MaskData, texts: EvaluationTexts, bank: Mask) -> list[str]:
+    """Leave out texts that the masks were learned on, where these come from another source than the masks' run.
+
+    Args:
+        data: The texts to evaluate on.
+        texts: What they are.
+        bank: The content of the mask file.
+
+    Returns:
+        What the user should know on it, a line each.
+
+    Raises:
+        UserError: If no others are left.
+    """
+    if not texts.are_others:
+        return []
+    if not len(bank.learned_texts):
+        return ["The mask file is of an older version and does not say which texts it was learned on"]
+    learned = frozenset(bank.learned_texts.tolist())
+    if texts.all_requested:
+        n = sum(not learned.isdisjoint(text.hashes) for text in data.parts[texts.split].encoded)
+        return [f"The masks were learned on {n} of these texts, and are evaluated on them too"] if n else []
+    whole = data.parts[texts.split]
+    data.parts[texts.split] = others = whole.without(learned)
+    if emptied := {*whole.groups} - {*others.groups}:
+        of = f" of group {data.groups.names[min(emptied)]!r}" if len(data.groups.names) > 1 else ""
+        raise UserError(
+            f"{data.source}: the masks were learned on all of its texts{of}, under this or another name. Give others, "
+            "or evaluate on these all the same: --part all"
+        )
+    n = len(whole) - len(others)
+    return [f"{n} texts are left out, as the masks were learned on them; --part all evaluates on them too"] if n else []

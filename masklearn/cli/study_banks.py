@@ -7,17 +7,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from masklearn import evaluation
 from masklearn.cli.evaluate_bank import EvaluatedBank
 from masklearn.cli.run_folder import MASK_FILE, METRICS_FILE
 from masklearn.data import MaskData
 from masklearn.data.batching import Item
+from masklearn.data.preview import token_text
 from masklearn.density import MaskMeasurements, TopTokens
 from masklearn.density.curves import densities
 from masklearn.density.measurements import COMPARED_KINDS, mean_true_entropy
-from masklearn.models import load_tokenizer
 
 N_TOP_TOKENS = 6
 """Tokens shown of a distribution."""
@@ -46,7 +45,7 @@ def measurements(name: str, bank: EvaluatedBank) -> MaskMeasurements:
         bank: The bank.
     """
     data, texts = bank.data, bank.data.parts[bank.split]
-    tokenizer = load_tokenizer(data.lm, data.revision, data.trust_remote_code)
+    tokenizer = data.load_tokenizer()
     scored = [_scored_positions(data, texts[i]) for i in range(len(texts))]
     context_ids = [ids[: positions[-1] + 1] for ids, positions in zip(texts.ids, scored, strict=True)]
     context_tokens = [tokenizer.convert_ids_to_tokens(ids) for ids in context_ids]
@@ -60,7 +59,7 @@ def measurements(name: str, bank: EvaluatedBank) -> MaskMeasurements:
         lengths=[sum(positions) / len(positions) + 1 for positions in scored],
         group_index=texts.groups,
         source=str(data.source),
-        tokens=[_token_text(tokenizer, ids[-2], ids[-1]) for ids in texts.ids],
+        tokens=[token_text(tokenizer, ids[-2], ids[-1]) for ids in texts.ids],
         true_entropy=[mean_true_entropy(*pair) for pair in zip(context_tokens, scored, strict=True)]
         if language_is_known
         else [],
@@ -81,12 +80,6 @@ def _scored_positions(data: MaskData, item: Item) -> list[int]:
     return scored.nonzero().flatten().tolist()
 
 
-def _token_text(tokenizer: PreTrainedTokenizerBase, previous: int, token: int) -> str:
-    """A token's text after another token: many tokenizers drop the leading space of a token decoded alone."""
-    alone, both = str(tokenizer.decode([previous])), str(tokenizer.decode([previous, token]))
-    return both.removeprefix(alone) if both.startswith(alone) else str(tokenizer.decode([token]))
-
-
 def top_tokens(measured: MaskMeasurements, bank: EvaluatedBank) -> TopTokens:
     """The top next tokens for one example input: the one of median density, or the first if there are no densities.
 
@@ -97,7 +90,7 @@ def top_tokens(measured: MaskMeasurements, bank: EvaluatedBank) -> TopTokens:
     order = densities(measured).argsort(kind="stable")
     example = int(order[(len(order) - 1) // 2])
     data = bank.data
-    tokenizer = load_tokenizer(data.lm, data.revision, data.trust_remote_code)
+    tokenizer = data.load_tokenizer()
     batch = data.collate([data.parts[bank.split][example]])
     last = int(batch.input_ids[batch.scored][-1])
     bank.masked_lm.ablation = bank.ablation
@@ -110,7 +103,7 @@ def top_tokens(measured: MaskMeasurements, bank: EvaluatedBank) -> TopTokens:
             masks = torch.cat([masks, torch.ones_like(masks[:1])])
         ids, probabilities = evaluation.top_tokens(bank.masked_lm, batch, masks, N_TOP_TOKENS)
         tokens[kind] = [
-            [(_token_text(tokenizer, last, token), round(p, 6)) for token, p in zip(*pair, strict=True)]
+            [(token_text(tokenizer, last, token), round(p, 6)) for token, p in zip(*pair, strict=True)]
             for pair in zip(ids.tolist(), probabilities.tolist(), strict=True)
         ]
     sizes = [*measured.sizes, *([] if has_full_model else [measured.n_nodes])]

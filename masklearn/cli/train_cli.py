@@ -119,6 +119,7 @@ class TrainCLI(LightningCLI):
     def _settle_folder(self) -> None:
         """Decide which folder the run uses and whether it is resumed."""
         run = self.config.run
+        run.dir = run.dir and str(Path(run.dir).expanduser())
         self.resume, self.estimate = bool(run.resume) or _is_requeued(run.dir), bool(run.estimate)
         if self.resume and self.estimate:
             raise UserError("run.estimate is for a run that has not begun. Leave out --run.resume, or --run.estimate")

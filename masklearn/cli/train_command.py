@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import torch
 from lightning import Callback
 
 from masklearn import evaluation
@@ -102,7 +103,9 @@ def _prepare(cli: TrainCLI) -> None:
         cli.folder.claim(cli.requested_yaml)
     if cli.tracked:
         _start_tracking(cli)
-    print("\n".join([_introduction(learner, data), *data.notices, *([notice] if notice else [])]), flush=True)
+    warning = evaluation.implausible_answers(learner.masked_lm, data)
+    lines = [_introduction(learner, data), data.preview, *data.notices, notice, warning]
+    print("\n".join(line for line in lines if line), flush=True)
 
 
 def _start_tracking(cli: TrainCLI) -> None:
@@ -168,7 +171,8 @@ def _discretize(cli: TrainCLI) -> Mask:
     learner = cli.model
     polish = ", then polishing them (node swaps that lower the KL)" if learner.settings.polish else ""
     print(f"Discretising masks{polish}", flush=True)
-    mask = replace(learner.discretize(), config=mask_config(cli.requested))
+    learned_texts = torch.tensor(cli.datamodule.learned_texts, dtype=torch.int64)
+    mask = replace(learner.discretize(), config=mask_config(cli.requested), learned_texts=learned_texts)
     for notice in learner.notices:
         print(notice, flush=True)
     return mask

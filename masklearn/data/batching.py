@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from masklearn.data.encoded import Encoded
 from masklearn.data.positions import TRUNCATING, Positions
-from masklearn.data.tokenization import Encoded
 
 
 class Batch(NamedTuple):
@@ -32,6 +32,8 @@ class Batch(NamedTuple):
     """Correct next tokens of every input, filled up with -1. Shape (inputs, answers)."""
     wrong: Tensor | None = None
     """Wrong next tokens of every input, filled up with -1. Shape (inputs, answers)."""
+    completion_lengths: Tensor | None = None
+    """Tokens of every input's completion, if these are what is scored. Shape (inputs,)."""
     flat_positions: Tensor | None = None
     """See `positions`; found on the CPU, so that no step waits for a GPU. Shape (positions,)."""
 
@@ -40,6 +42,12 @@ class Batch(NamedTuple):
         """Indices of the scored positions in the flattened tokens, ascending, shape (positions,)."""
         found = self.flat_positions
         return self.scored.flatten().nonzero()[:, 0] if found is None else found
+
+    @property
+    def before_answers(self) -> Tensor:
+        """Index among the scored positions of the one that every input's answer follows, shape (inputs,)."""
+        last = self.scored.sum(1).cumsum(0) - 1
+        return last if self.completion_lengths is None else last + 1 - self.completion_lengths
 
     @property
     def input_of_positions(self) -> Tensor:
@@ -71,6 +79,7 @@ def collate(items: Sequence[Item], positions: Positions, pad_id: int) -> Batch:
     indices, texts, groups = zip(*items, strict=True)
     input_ids = _padded([text.ids for text in texts], pad_id)
     lengths = torch.tensor([len(text.ids) for text in texts])
+    prompts = torch.tensor([text.prompt_length for text in texts])
     position = torch.arange(input_ids.shape[1]).expand(len(texts), -1)
     real = position < lengths[:, None]
     last = lengths[:, None] - (2 if positions in TRUNCATING else 1)  # truncated inputs end with the token to predict
@@ -79,7 +88,10 @@ def collate(items: Sequence[Item], positions: Positions, pad_id: int) -> Batch:
         _padded(rows, -1) if any(rows) else None
         for rows in ([text.answers for text in texts], [text.wrong for text in texts])
     )
-    scored = real if positions == "all" else position == last
+    if positions == "completion":
+        scored = (position >= prompts[:, None] - 1) & (position < lengths[:, None] - 1)
+    else:
+        scored = real if positions == "all" else position == last
     return Batch(
         input_ids,
         real,
@@ -89,6 +101,7 @@ def collate(items: Sequence[Item], positions: Positions, pad_id: int) -> Batch:
         corrupted=None if None in corrupted else _padded(corrupted, pad_id),
         answers=answers,
         wrong=wrong,
+        completion_lengths=lengths - prompts if positions == "completion" else None,
         flat_positions=scored.flatten().nonzero()[:, 0],
     )
 
@@ -120,6 +133,11 @@ class SplitDataset(Dataset[Item]):
     def names(self) -> list[str]:
         """Name of every input in its source."""
         return [text.name for text in self.encoded]
+
+    def without(self, hashes: frozenset[int]) -> "SplitDataset":
+        """The texts that have none of these hashes."""
+        kept = [i for i, text in enumerate(self.encoded) if hashes.isdisjoint(text.hashes)]
+        return SplitDataset([self.encoded[i] for i in kept], [self.groups[i] for i in kept])
 
     def indices_by_group(self, n_groups: int) -> list[list[int]]:
         """Indices of the texts of every group."""
@@ -163,6 +181,13 @@ class BlockPlan:
     def at(self, step: int) -> tuple[int, int]:
         """The block to which a step of the run belongs, and the step's number in it; past the end, the last of both."""
         return divmod(min(step, self.total_steps - 1), self.steps)
+
+
+def evenly_spaced(indices: Sequence[int], n: int | None) -> Sequence[int]:
+    """At most `n` of the indices, evenly spread over them; all if `n` is None."""
+    if n is None or len(indices) <= n:
+        return indices
+    return [indices[i * len(indices) // n] for i in range(n)]
 
 
 class StepSampler(Sampler[list[int]]):

@@ -1,27 +1,41 @@
 """The data module: reads texts, tokenises and splits them, and makes batches of them."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
-from masklearn.data.batching import Batch, BlockPlan, Item, SplitDataset, StepLoader, StepSampler, collate
+from masklearn.data.answer_tokens import AnswerIds
+from masklearn.data.batching import (
+    Batch,
+    BlockPlan,
+    Item,
+    SplitDataset,
+    StepLoader,
+    StepSampler,
+    collate,
+    evenly_spaced,
+)
 from masklearn.data.columns import RequestedColumns
+from masklearn.data.encoding import Encoding
 from masklearn.data.positions import Positions, expand_positions
+from masklearn.data.preview import preview
 from masklearn.data.resampling import add_resample_texts
-from masklearn.data.sources import Source, TaskName
+from masklearn.data.sources import Source, TaskName, chosen_task
 from masklearn.data.splits import DATASET, INPUT, Groups, group_column
-from masklearn.data.tokenization import Encoded, Encoder
+from masklearn.data.text_tokenizer import BosRule
+from masklearn.data.tokenization import Truncation
 from masklearn.errors import UserError
 from masklearn.models import EMBEDDED, load_tokenizer
 
 SplitName = Literal["train", "validation", "selection", "test", "all"]
 """The splits, and two sets drawn from them: the texts on which discrete masks are selected, and all texts."""
-MIN_SELECTION_INPUTS: dict[Positions, int] = {"all": 64, "last": 256, "random": 256, "each": 256}
+MIN_SELECTION_INPUTS: dict[Positions, int] = {"all": 64, "last": 256, "random": 256, "each": 256, "completion": 128}
 """Inputs of each group on which discrete masks are selected, at least; fewer only where the group has fewer."""
 
 
@@ -29,24 +43,35 @@ class MaskData(LightningDataModule):
     """Texts from a file, the hub or the embedded generator, tokenised for a model and split by content.
 
     Args:
-        path: Text file: .jsonl, .json, .csv or .parquet with a text column, or .txt with one text per line.
+        path: Text file: .jsonl, .json, .csv, .tsv or .parquet with a text column, or .txt with one text per line, also
+            with .gz or .zst; or a folder that datasets' save_to_disk has written.
         dataset: Hugging Face hub id of a dataset, in place of a file.
         subset: Configuration of the hub dataset, if it has several.
-        split: Split of the hub dataset to read; masklearn makes its own train, validation and test splits within it.
+        split: Split to read, or a part of it such as train[:50%]; a file is its train split. masklearn makes its own
+            train, validation and test splits within it.
         task: Task of the embedded generator, in place of a file; mixed if no source is given.
-        text_column: Column with the texts; by default text, or clean.
+        text_column: Column with the texts; by default text, clean, messages (a chat, through the tokenizer's chat
+            template), prompt (if there is a completion), or tokens or input_ids (token ids, used as they are). A path
+            such as pair.prompt leads into nested columns.
         corrupted_column: Column with the corrupted text of every pair, from which closed nodes are resampled; by
             default corrupted or corrupt, if there is one. Pairs of unequal token length are left out.
         answer_column: Column with the correct continuation of the text: one text, several, or token ids in a column
-            named ..._idx. By default answer, answers, correct_idx or label, if the texts come in pairs.
-        wrong_answer_column: Column with wrong continuations, in the same form; by default wrong_answer, wrong_answers
-            or incorrect_idx.
+            named ..._idx. By default the names of several circuit tools, if the texts come in pairs.
+        wrong_answer_column: Column with wrong continuations, in the same form.
+        completion_column: Column with the answer to the prompt, for positions completion; by default completion.
+        answer_ids: What token ids among the answers are: auto (checked against the texts, and refused if nothing
+            shows that they are of this tokenizer), this-tokenizer, or ignore.
         max_length: Longest text, in tokens; longer texts are truncated.
+        truncation: Where longer texts are cut: right (refused where their end counts) or left.
+        bos: Begin token of every text: auto (one if the tokenizer puts one there), always, or never.
+        chat: Make plain texts the message of a user, in the tokenizer's chat template.
         pack: Concatenate the texts and split the result into chunks of max_length tokens, instead of truncating texts.
         positions: Next-token distributions that count: the last one of every text, all, random (one of every text,
-            drawn with the seed; the text is truncated there), or each (every token of a text makes one input).
+            drawn with the seed; the text is truncated there), each (every token of a text makes one input), or
+            completion (every token of the answer to a prompt, and none of the prompt).
         batch_size: Texts of each group in a step; every text is run under several masks.
         limit: Use only this many texts, from the start; by default all of a file, and 1000 of the embedded generator.
+        max_test: Texts of the validation split, and of the test split, at most; the rest of these is not used.
         skip_short: Leave out texts of fewer than two tokens, instead of stopping at the first.
         seed: Seed of the embedded generator, of random positions and of the order of the training texts.
         lm: Model whose tokenizer is used.
@@ -55,78 +80,51 @@ class MaskData(LightningDataModule):
         max_groups: Most groups that a column may make: see the model's max_groups.
         trust_remote_code: Run the code that comes with the tokenizer: see the model's trust_remote_code.
         workers: Processes that prepare batches ahead of time; their number changes the time and nothing else.
+        tokenizer: Hub id or folder of a tokenizer, for a model that comes without one; by default the model's own.
     """
 
     def __init__(
-        self,
-        path: str | None = None,
-        dataset: str | None = None,
-        subset: str | None = None,
-        split: str = "train",
-        task: TaskName | None = None,
-        text_column: str | None = None,
-        corrupted_column: str | None = None,
-        answer_column: str | None = None,
-        wrong_answer_column: str | None = None,
-        max_length: int = 128,
-        pack: bool = False,
-        positions: Positions = "all",
-        batch_size: int = 16,
-        limit: int | None = None,
-        skip_short: bool = False,
-        seed: int = 0,
-        lm: str = EMBEDDED,
-        revision: str | None = None,
-        scope: str = DATASET,
-        max_groups: int | None = None,
-        trust_remote_code: bool = False,
-        workers: int = 0,
-    ) -> None:
+        self, path: str | Path | None = None, dataset: str | None = None, subset: str | None = None,
+        split: str = "train", task: TaskName | None = None,
+        text_column: str | None = None, corrupted_column: str | None = None, answer_column: str | None = None,
+        wrong_answer_column: str | None = None, completion_column: str | None = None, answer_ids: AnswerIds = "auto",
+        max_length: int = 128, truncation: Truncation = "right", bos: BosRule = "auto", chat: bool = False,
+        pack: bool = False, positions: Positions = "all", batch_size: int = 16, limit: int | None = None,
+        max_test: int = 512, skip_short: bool = False, seed: int = 0,
+        lm: str = EMBEDDED, revision: str | None = None, scope: str = DATASET, max_groups: int | None = None,
+        trust_remote_code: bool = False, workers: int = 0, tokenizer: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.max_length, self.pack = max_length, pack
+        self.encoding = Encoding(max_length, truncation, positions, bos, chat, pack, answer_ids, skip_short)
         self.positions: Positions = positions
-        self.batch_size, self.skip_short, self.seed = batch_size, skip_short, seed
+        self.batch_size, self.max_test, self.seed, self.workers = batch_size, max_test, seed, workers
         self.lm, self.revision, self.trust_remote_code = lm, revision, trust_remote_code
-        self.workers = workers
+        self.tokenizer = tokenizer
         self.scope, self.max_groups = scope, max_groups
-        task = self._default_task(path, dataset, task)
+        if pack and scope == INPUT:
+            raise UserError(
+                "data.pack joins the texts and splits them into chunks, so with --model.scope input no given text has "
+                "masks of its own. Leave out --data.pack"
+            )
+        path = None if path is None else str(path)
         columns = RequestedColumns(
-            text_column, corrupted_column, answer_column, wrong_answer_column, group_column(scope)
+            text_column, corrupted_column, answer_column, wrong_answer_column, group_column(scope), completion_column
         )
-        self.source = Source(path, dataset, subset, split, task, columns, limit, seed)
+        task, known = chosen_task(path, dataset, task, lm), answer_ids == "this-tokenizer"
+        self.source = Source(path, dataset, subset, split, task, columns, limit, seed, known)
         self.plan: BlockPlan | None = None
         """Which groups are learned together; without a plan all of them are."""
         self.token_counts: Counter[int] = Counter()
         """Occurrences of every token in the texts. First tokens are not counted, since nothing predicts them."""
         self.parts: dict[str, SplitDataset] = {}
         """The texts by `SplitName`; empty before `setup`."""
-        self.pad_id = 0
+        self.pad_id, self.preview = 0, ""
         self.notices: list[str] = []
         """Remarks for the user on the texts that were read."""
         minimums = {"batch_size": (batch_size, 1), "max_length": (max_length, 2), "limit": (limit, 1)}
-        for flag, (value, minimum) in (minimums | {"workers": (workers, 0)}).items():
+        for flag, (value, minimum) in (minimums | {"workers": (workers, 0), "max_test": (max_test, 1)}).items():
             if value is not None and value < minimum:
                 raise UserError(f"data.{flag} is {value}; it must be at least {minimum}")
-
-    def _default_task(self, path: str | None, dataset: str | None, task: TaskName | None) -> TaskName | None:
-        """The task of the embedded generator: the one given, or mixed if no source of texts is given.
-
-        Raises:
-            UserError: If several sources are given, none for a model that needs one, or a source cannot be packed.
-        """
-        given = [name for name, value in {"path": path, "dataset": dataset, "task": task}.items() if value]
-        if len(given) > 1:
-            raise UserError(
-                f"data.{given[0]} and data.{given[1]} are both given, but texts come from one source. Remove one"
-            )
-        if not given and self.lm != EMBEDDED:
-            raise UserError(f"model.lm is {self.lm}, but no text is given for it. Add --data.path or --data.dataset")
-        if self.pack and self.scope == INPUT:
-            raise UserError(
-                "data.pack joins the texts and splits them into chunks, so with --model.scope input no given text has "
-                "masks of its own. Leave out --data.pack"
-            )
-        return task if given else "mixed"
 
     def prepare_data(self) -> None:
         """Download the hub dataset, if there is one: Lightning calls this in one process only."""
@@ -141,9 +139,11 @@ class MaskData(LightningDataModule):
         """
         if self.parts:
             return
-        tokenizer = load_tokenizer(self.lm, self.revision, self.trust_remote_code)
+        tokenizer = self.load_tokenizer()
         self.pad_id = cast(int, tokenizer.pad_token_id or 0)
-        whole = self._encoded(tokenizer)
+        texts, self.notices = self.source.read()
+        whole, notices = self.encoding.encode(texts, tokenizer, str(self.source), self.tokenizer or self.lm)
+        self.notices += notices
         self.token_counts = Counter(token for text in whole for token in text.ids[1:])
         texts = expand_positions(self.positions, whole, self.seed)
         self.groups = Groups.of_scope(self.scope, texts, self.max_groups)
@@ -154,6 +154,13 @@ class MaskData(LightningDataModule):
         if stage == "fit":
             self.groups.require_texts_in_every_split(indices, contents, str(self.source))
         everything = list(range(len(texts)))
+        n_held_out = len(indices["validation"]) + len(indices["test"])
+        indices = self.groups.capped(indices, self.max_test)
+        if n_left_out := n_held_out - len(indices["validation"]) - len(indices["test"]):
+            self.notices.append(
+                f"{n_left_out} of {n_held_out} held-out texts are not used, so that evaluation takes no longer than "
+                f"learning: --data.max_test {self.max_test}"
+            )
         texts = add_resample_texts(texts, indices["train"] or everything, self.seed)
         indices["selection"] = self.groups.selection(indices, MIN_SELECTION_INPUTS[self.positions])
         indices["all"] = everything
@@ -161,6 +168,17 @@ class MaskData(LightningDataModule):
             name: SplitDataset([texts[i] for i in chosen], [self.groups.of_text[i] for i in chosen])
             for name, chosen in indices.items()
         }
+        self.preview = preview(tokenizer, self.collate([self.parts["all"][0]]))
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the texts: the one given, or that of the model."""
+        revision = None if self.tokenizer else self.revision
+        return load_tokenizer(self.tokenizer or self.lm, revision, self.trust_remote_code)
+
+    @property
+    def learned_texts(self) -> list[int]:
+        """Hashes of the texts that masks are learned and selected on, ascending."""
+        return sorted({h for name in ("train", "validation") for text in self.parts[name].encoded for h in text.hashes})
 
     @property
     def longest_text(self) -> int:
@@ -239,7 +257,7 @@ class MaskData(LightningDataModule):
             raise UserError(f"{self.source} holds too few texts for a {split} split")
         by_group = texts.indices_by_group(len(self.groups.names))
         chosen = by_group if groups is None else [by_group[group] for group in set(groups)]
-        indices = sorted(index for of_group in chosen for index in _evenly_spaced(of_group, max_texts))
+        indices = sorted(index for of_group in chosen for index in evenly_spaced(of_group, max_texts))
         if by_length:
             lengths = [len(ids) for ids in texts.ids]
             indices.sort(key=lengths.__getitem__)
@@ -262,34 +280,6 @@ class MaskData(LightningDataModule):
         """The test split."""
         return self.loader("test")
 
-    def _encoded(self, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-        """The tokenised texts, without those of fewer than two tokens.
-
-        Raises:
-            UserError: If there are such texts and `skip_short` is off, or if the texts cannot be used.
-        """
-        texts = self.source.read()
-        encoder = Encoder(tokenizer, str(self.source), self.lm, self.max_length)
-        encoded, self.notices = (encoder.packed(texts), []) if self.pack else encoder(texts)
-        short = [text for text in encoded if len(text.ids) < 2]
-        if short and not self.skip_short:
-            first = next(text.text for text in texts if text.row == short[0].row)
-            raise UserError(
-                f"{self.source}: {len(short)} of {len(encoded)} texts are shorter than two tokens, the first is text "
-                f"{short[0].row + 1}, {first!r}. Remove them, or leave them out with --data.skip_short true"
-            )
-        kept = [text for text in encoded if len(text.ids) > 1]
-        if not kept:
-            raise UserError(f"{self.source} holds no text of two tokens or more")
-        return kept
-
     def collate(self, items: list[Item]) -> Batch:
         """Pad some texts to one length, and mark the scored positions."""
         return collate(items, self.positions, self.pad_id)
-
-
-def _evenly_spaced(indices: Sequence[int], n: int | None) -> Sequence[int]:
-    """At most `n` of the indices, evenly spread over them; all if `n` is None."""
-    if n is None or len(indices) <= n:
-        return indices
-    return [indices[i * len(indices) // n] for i in range(n)]

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from masklearn.data.tokenization import Encoded
+from masklearn.data.encoded import Encoded
 
-Positions = Literal["last", "all", "random", "each"]
+Positions = Literal["last", "all", "random", "each", "completion"]
 """`last`, `all`: of the whole text. `random`: one position; the text is truncated after the token to predict.
-`each`: every position in turn, each as an input of its own, truncated likewise."""
+`each`: every position in turn, each as an input of its own, truncated likewise. `completion`: every token of the
+answer to a prompt, and none of the prompt."""
 TRUNCATING: tuple[Positions, ...] = ("random", "each")
 """Modes whose inputs end with the token to predict, which the scored position does not see."""
 MIN_CONTEXT_TOKENS = 2

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from masklearn.data.tokenization import Encoded
+from masklearn.data.encoded import Encoded
 
 RANDOM_TRIES = 8
 """Texts drawn at random before all candidates are searched in order."""

@@ -1,22 +1,46 @@
-"""Sources of texts: a file, a hub dataset or the embedded generator."""
+"""Sources of texts: a file, a folder of the datasets library, a hub dataset or the embedded generator."""
 
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import datasets
 from datasets.exceptions import DatasetsError
 
-from masklearn.data.columns import Columns, RequestedColumns, Text
+from masklearn.data.answers import answers_in_words, spaced
+from masklearn.data.columns import WITHOUT_WORDS, Columns, RequestedColumns
+from masklearn.data.opening import existing_path
 from masklearn.data.readers import Row, read_file
+from masklearn.data.texts import RowReader, Text
 from masklearn.errors import UserError, one_line
+from masklearn.models import EMBEDDED
 from masklearn.tiny import tasks
 
 TaskName = Literal["mixed", "names", "agreement", "years", "copy"]
 """Tasks of the embedded generator."""
 
+DEFAULT_SPLIT = "train"
+SAVED_DATASET = ("dataset_dict.json", "state.json")
+"""Files of which one is in every folder that `save_to_disk` has written."""
 DEFAULT_TASK_TEXTS = 1000
 """Texts drawn from the embedded generator when no limit is given."""
+
+
+def chosen_task(path: str | None, dataset: str | None, task: TaskName | None, lm: str) -> TaskName | None:
+    """The task of the embedded generator: the one given, or mixed if no source of texts is given.
+
+    Raises:
+        UserError: If several sources are given, or none for a model that needs one.
+    """
+    given = [name for name, value in {"path": path, "dataset": dataset, "task": task}.items() if value]
+    if len(given) > 1:
+        raise UserError(
+            f"data.{given[0]} and data.{given[1]} are both given, but texts come from one source. Remove one"
+        )
+    if not given and lm != EMBEDDED:
+        raise UserError(f"model.lm is {lm}, but no text is given for it. Add --data.path or --data.dataset")
+    return task if given else "mixed"
 
 
 @dataclass(frozen=True)
@@ -24,13 +48,13 @@ class Source:
     """Where texts come from. Exactly one of `path`, `hub_id` and `task` is set."""
 
     path: str | None
-    """A file."""
+    """A file, or a folder that the datasets library has saved."""
     hub_id: str | None
     """A dataset on the Hugging Face hub."""
     subset: str | None
     """Configuration of the hub dataset."""
     split: str
-    """Split of the hub dataset."""
+    """Split of the dataset, or a slice of it such as train[:50%]."""
     task: TaskName | None
     """A task of the embedded generator."""
     columns: RequestedColumns
@@ -38,23 +62,44 @@ class Source:
     """Maximum number of texts, taken from the start."""
     seed: int
     """Seed of the embedded generator."""
+    ids_are_known: bool = False
+    """Whether token ids among the answers are meant as they are, even if the texts are of a known task."""
 
     def __str__(self) -> str:
         return self.path or self.hub_id or f"the embedded {self.task} texts"
 
-    def read(self) -> list[Text]:
-        """All texts, in the order of the source.
+    def read(self) -> tuple[list[Text], list[str]]:
+        """All texts, in the order of the source; and notices for the user.
 
         Raises:
             UserError: If there are none, or if they cannot be read.
         """
         if self.task:
-            return self._generate(self.task)
-        names, rows = read_file(self.path, self.columns.readable, self.limit) if self.path else self._rows_of_hub()
-        if not rows:
+            return self._generate(self.task), []
+        names, rows = self._rows()
+        if not names:
             raise UserError(f"{self} holds no text. Give at least one")
         columns = Columns.of(str(self), names, self.columns)
-        return [columns.read(index, row) for index, row in enumerate(rows)]
+        if not rows:
+            raise UserError(f"{self} holds no text. Give at least one")
+        read_row = RowReader(columns)
+        texts = [read_row(index, row) for index, row in enumerate(rows)]
+        notices = [
+            f"The column {name!r} is not used: "
+            + (
+                "it does not hold the words that follow"
+                if name in WITHOUT_WORDS
+                else f"answers are read beside corrupted texts, or with --data.answer_column {name}"
+            )
+            for name in columns.unused
+        ]
+        if columns.answer and not self.ids_are_known:
+            texts, found = answers_in_words(texts, columns)
+            notices += found
+        if columns.answer:
+            texts, found = spaced(texts)
+            notices += found
+        return texts, notices
 
     def _generate(self, task: TaskName) -> list[Text]:
         if self.columns.group:
@@ -74,19 +119,69 @@ class Source:
             for index, prompt in enumerate(islice(tasks.prompts(task, self.seed), n))
         ]
 
+    def _rows(self) -> tuple[list[str], list[Row]]:
+        """Names of all columns, and the rows of the split up to the limit."""
+        if not self.path:
+            return self._rows_of_hub()
+        if (folder := existing_path(self.path)).is_dir() and any((folder / name).is_file() for name in SAVED_DATASET):
+            return self._rows_of_folder(folder)
+        is_slice = self.split != DEFAULT_SPLIT
+        names, rows = read_file(self.path, self.columns.readable, None if is_slice else self.limit)
+        if is_slice:
+            rows = [rows[i] for _, part in self._ranges({DEFAULT_SPLIT: len(rows)}) for i in part][: self.limit]
+        return names, rows
+
+    def _rows_of_folder(self, folder: Path) -> tuple[list[str], list[Row]]:
+        """Names and rows of a dataset, or of the splits of several, that `save_to_disk` has written."""
+        try:
+            found = datasets.load_from_disk(str(folder))
+        except (ValueError, OSError, RuntimeError, DatasetsError) as error:
+            raise UserError(
+                f"data.path: cannot read {self.path}: {one_line(error)}. Give an undamaged folder"
+            ) from error
+        splits = found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict({DEFAULT_SPLIT: found})
+        ranges = self._ranges({str(name): len(split) for name, split in splits.items()})
+        names, rows = list[str](), list[Row]()
+        for name, part in ranges:
+            names += [column for column in splits[name].column_names if column not in names]
+            rows += _selected(splits[name].select(part), self.columns, None)
+        return names, rows[: self.limit]
+
+    def _ranges(self, lengths: dict[str, int]) -> list[tuple[str, range]]:
+        """The rows of every split that `split` names.
+
+        Raises:
+            UserError: If it names none of the splits, or is not valid.
+        """
+        try:
+            parts = datasets.ReadInstruction.from_spec(self.split).to_absolute(lengths)
+        except (ValueError, AssertionError) as error:
+            raise UserError(
+                f"data.split is {self.split!r} ({one_line(error)}); {self} has {', '.join(lengths)}. Give one, "
+                f"or a part such as '{next(iter(lengths))}[:50%]'"
+            ) from error
+        return [(part.splitname, range(part.from_ or 0, part.to or lengths[part.splitname])) for part in parts]
+
     def _rows_of_hub(self) -> tuple[list[str], list[Row]]:
         """Names of all columns, and the rows; with a limit, only these rows are downloaded."""
         assert self.hub_id is not None
+        streaming = self.limit is not None and "[" not in self.split  # the library streams whole splits only
         try:
-            rows = datasets.load_dataset(self.hub_id, self.subset, split=self.split, streaming=self.limit is not None)
+            hub_id = str(Path(self.hub_id).expanduser()) if self.hub_id.startswith("~") else self.hub_id
+            rows = datasets.load_dataset(hub_id, self.subset, split=self.split, streaming=streaming)
             names = rows.column_names or list(next(iter(rows), {}))
-            selected = rows.select_columns([name for name in names if name in self.columns.readable])
-            return names, [dict(row) for row in islice(selected, self.limit)]
+            return names, _selected(rows, self.columns, self.limit)
         except (ValueError, OSError, RuntimeError, DatasetsError) as error:
             raise UserError(
                 f"data.dataset: cannot load {self.hub_id!r}, split {self.split!r} ({one_line(error)}). "
                 "Give a hub id that this machine can reach, or a file with --data.path"
             ) from error
+
+
+def _selected(rows: Any, columns: RequestedColumns, limit: int | None) -> list[Row]:
+    """The columns of a dataset that may be read, of at most `limit` rows; no rows if it has none of these columns."""
+    names = [name for name in rows.column_names or list(next(iter(rows), {})) if name in columns.readable]
+    return [dict(row) for row in islice(rows.select_columns(names), limit)] if names else []
 
 
 def _continuations(words: tuple[str, ...]) -> tuple[str, ...]:

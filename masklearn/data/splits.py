@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from masklearn.data.columns import Text
-from masklearn.data.tokenization import Encoded
+from masklearn.data.batching import evenly_spaced
+from masklearn.data.encoded import Encoded
+from masklearn.data.texts import Text
 from masklearn.errors import UserError
 
 HELD_OUT = 0.1
@@ -100,6 +101,23 @@ class Groups:
         return {
             split: [i for i in indices if split_of[contents[i]] == split] for split in ("train", "validation", "test")
         }
+
+    def capped(self, splits: dict[str, list[int]], max_test: int) -> dict[str, list[int]]:
+        """The splits with at most `max_test` validation texts, and as many test texts, of all groups together.
+
+        Those kept are evenly spread over each group. The rest is left out, also of training. If nothing is held out,
+        nothing is left out.
+        """
+        if not self.held_out:
+            return splits
+        most, result = max(1, max_test // len(self.names)), dict(splits)
+        for name in ("validation", "test"):
+            by_group: dict[int, list[int]] = {}
+            for index in splits[name]:
+                by_group.setdefault(self.of_text[index], []).append(index)
+            if len(splits[name]) > max_test:
+                result[name] = sorted(i for members in by_group.values() for i in evenly_spaced(members, most))
+        return result
 
     def selection(self, splits: dict[str, list[int]], min_texts: int) -> list[int]:
         """Indices of the texts on which discrete masks are selected, ascending.

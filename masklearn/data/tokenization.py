@@ -1,38 +1,21 @@
-"""Texts to tokens: truncated or packed, each with its corrupted counterpart and the tokens that answer it."""
+"""Texts to tokens: truncated or packed, each with its completion, its corrupted counterpart and its answers."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Literal
 
-from transformers import PreTrainedTokenizerBase
+from masklearn.data.answer_tokens import AnswerEncoder
+from masklearn.data.encoded import Encoded, text_hash
+from masklearn.data.positions import Positions
+from masklearn.data.text_tokenizer import TextTokenizer
+from masklearn.data.texts import Text
+from masklearn.errors import UserError
 
-from masklearn.data.columns import Text
-from masklearn.errors import UserError, one_line
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One text in tokens."""
-
-    row: int
-    """Its index in the source, from 0."""
-    group_value: str
-    """The value of the group column."""
-    ids: list[int]
-    corrupted: list[int] | None = None
-    """The other text of its pair, or another text of the source; of as many tokens."""
-    answers: tuple[int, ...] = ()
-    """Tokens that are right continuations of the text."""
-    wrong: tuple[int, ...] = ()
-    """Tokens that are wrong continuations."""
-    position: int = 0
-    """Index of the token to predict, where every position of a text gives an input of its own; 0 otherwise."""
-
-    @property
-    def name(self) -> str:
-        """Name of the input: the text's row, and the position where it has one."""
-        return f"{self.row}:{self.position}" if self.position else f"{self.row}"
+Truncation = Literal["right", "left"]
+"""The end at which texts that are too long are cut."""
+END_COUNTS: tuple[Positions, ...] = ("last", "completion")
+"""Modes that score the end of the text."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +23,18 @@ class Encoder:
     """Tokenises texts and truncates or packs them to a maximum length.
 
     Args:
-        tokenizer: The model's tokenizer.
-        source: The source of the texts in words, for messages.
-        lm: Name of the model, for messages.
+        tokenizer: The tokenizer.
+        answers: Maps answers to tokens.
         max_length: Maximum tokens of a text.
+        truncation: The end at which longer texts are cut.
+        positions: Which positions are scored.
     """
 
-    tokenizer: PreTrainedTokenizerBase
-    source: str
-    lm: str
+    tokenizer: TextTokenizer
+    answers: AnswerEncoder
     max_length: int
+    truncation: Truncation = "right"
+    positions: Positions = "all"
 
     def __call__(self, texts: Sequence[Text]) -> tuple[list[Encoded], list[str]]:
         """The texts in tokens, truncated where they are too long; and notices for the user.
@@ -58,17 +43,20 @@ class Encoder:
         at the same position of the corrupted text, which needs positions that correspond.
 
         Raises:
-            UserError: If the tokenizer cannot read the texts, if a text with an answer would be truncated, or if every
-                pair is of unequal length.
+            UserError: If the tokenizer cannot read the texts, if truncation would cut off the end of a text where the
+                end counts, if a completion is missing, or if every pair is of unequal length.
         """
-        ids = self._tokenize([text.text for text in texts])
-        self._require_answered_texts_fit(texts, ids)
-        encoded = [Encoded(t.row, t.group_value, row[: self.max_length]) for t, row in zip(texts, ids, strict=True)]
         notices: list[str] = []
-        encoded = self._with_answers(texts, encoded, ids, notices)
+        prompts, completions = self._prompts(texts)
+        ids = self._ids(texts, prompts)
+        encoded = [Encoded(t.row, t.group_value, row, hashes=_hashes(t)) for t, row in zip(texts, ids, strict=True)]
+        encoded = self.answers(texts, prompts, encoded, notices)
         if any(text.corrupted is not None for text in texts):
-            encoded = self._with_corrupted(texts, encoded, ids, notices)
-        return encoded, notices
+            encoded = self._with_corrupted(texts, encoded, notices)
+        if completions:
+            encoded = self._with_completions(encoded, prompts, completions, {t.row: i for i, t in enumerate(texts)})
+        self._require_ends(encoded)
+        return [self._cut(text) for text in encoded], notices
 
     def packed(self, texts: Sequence[Text]) -> list[Encoded]:
         """The texts of each group concatenated and split into chunks of `max_length` tokens; the last may be shorter.
@@ -78,117 +66,136 @@ class Encoder:
         Raises:
             UserError: If the tokenizer cannot read the texts, or if they have corrupted texts or answers.
         """
-        if any(text.corrupted is not None or text.answers for text in texts):
-            raise UserError(f"{self.source} holds pairs or answers, which cannot be packed. Leave out --data.pack")
-        streams: dict[str, list[int]] = defaultdict(list)
-        end = self.tokenizer.eos_token_id
-        for text, ids in zip(texts, self._tokenize([text.text for text in texts]), strict=True):
-            has_begin = ids[:1] == [self.tokenizer.bos_token_id]
-            separator = [end] if isinstance(end, int) and not has_begin and ids[-1:] != [end] else []
-            streams[text.group_value] += ids + separator
+        if self.positions == "completion" or any(text.corrupted is not None or text.answers for text in texts):
+            raise UserError(
+                f"{self.tokenizer.source} holds pairs or answers, which cannot be packed. Leave out --data.pack"
+            )
+        streams: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        end = self.tokenizer.tokenizer.eos_token_id
+        for text, ids in zip(texts, self._ids(texts, self._prompts(texts)[0]), strict=True):
+            separator = [end] if isinstance(end, int) and not self.tokenizer.begin else []
+            (hashed,) = _hashes(text)
+            streams[text.group_value] += [(token, hashed) for token in ids + separator]
         chunks = [
-            (group_value, ids[begin : begin + self.max_length])
-            for group_value, ids in streams.items()
-            for begin in range(0, len(ids), self.max_length)
+            (group_value, tokens[begin : begin + self.max_length])
+            for group_value, tokens in streams.items()
+            for begin in range(0, len(tokens), self.max_length)
         ]
-        long_enough = [chunk for chunk in chunks if len(chunk[1]) > 1]
-        return [Encoded(index, group_value, ids) for index, (group_value, ids) in enumerate(long_enough)]
+        return [
+            Encoded(index, group_value, [token for token, _ in chunk], hashes=tuple({hashed for _, hashed in chunk}))
+            for index, (group_value, chunk) in enumerate(chunk for chunk in chunks if len(chunk[1]) > 1)
+        ]
 
-    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        try:
-            return cast(list[list[int]], self.tokenizer(list(texts))["input_ids"])
-        except Exception as error:  # tokenizers raises no narrower class
+    def _prompts(self, texts: Sequence[Text]) -> tuple[list[str], list[str]]:
+        """What every text says, chats rendered; and the completions, if these are scored."""
+        if self.positions != "completion":
+            whole = [self._whole(text) for text in texts]
+            return whole, []
+        pairs = [self.tokenizer.prompt_and_completion(text) for text in texts]
+        missing = next((text for text, pair in zip(texts, pairs, strict=True) if pair is None), None)
+        if missing is not None:
             raise UserError(
-                f"{self.source}: the tokenizer of {self.lm} cannot read these texts ({one_line(error)}). "
-                "Give the model that the texts are for with --model.lm"
-            ) from error
+                f"data.positions is completion, but text {missing.row + 1} of {self.tokenizer.source} has none. Give "
+                "columns prompt and completion, messages that end with an answer, or name a column with "
+                "--data.completion_column or --data.answer_column"
+            )
+        found = [pair for pair in pairs if pair is not None]
+        return [prompt for prompt, _ in found], [completion for _, completion in found]
 
-    def _require_answered_texts_fit(self, texts: Sequence[Text], ids: list[list[int]]) -> None:
-        too_long = [i for i, text in enumerate(texts) if text.answers and len(ids[i]) > self.max_length]
-        if too_long:
+    def _whole(self, text: Text) -> str:
+        pair = self.tokenizer.prompt_and_completion(text) if text.completion is not None else None
+        return "".join(pair) if pair else self.tokenizer.prompt(text.text)
+
+    def _ids(self, texts: Sequence[Text], prompts: Sequence[str]) -> list[list[int]]:
+        """The tokens of every prompt; those of the source where it holds tokens."""
+        vocabulary = len(self.tokenizer.tokenizer)
+        for text in texts:
+            if text.ids and max(text.ids) >= vocabulary:
+                raise UserError(
+                    f"{self.tokenizer.source}, row {text.row + 1}: there is no token {max(text.ids)} among the "
+                    f"{vocabulary} of the tokenizer of {self.tokenizer.lm}. Give the model that the tokens are of"
+                )
+        of_prompts = iter(self.tokenizer.ids([p for t, p in zip(texts, prompts, strict=True) if t.ids is None]))
+        return [next(of_prompts) if text.ids is None else list(text.ids) for text in texts]
+
+    def _require_ends(self, encoded: Sequence[Encoded]) -> None:
+        """Check that no text is cut where it counts."""
+        ends = [text for text in encoded if self.positions in END_COUNTS or (self.positions == "all" and text.answers)]
+        long = [text for text in ends if len(text.ids) > self.max_length]
+        if long and self.truncation == "right":
+            what = "texts with answers" if long[0].answers else "texts"
             raise UserError(
-                f"{self.source}: {len(too_long)} texts with answers are longer than data.max_length "
-                f"{self.max_length}, the first is text {texts[too_long[0]].row + 1} of {len(ids[too_long[0]])} "
-                f"tokens. Raise it: --data.max_length {max(len(ids[i]) for i in too_long)}"
+                f"{self.tokenizer.source}: {len(long)} of {len(encoded)} {what} are longer than data.max_length "
+                f"{self.max_length}, and their end counts, which truncation would cut off; the first is text "
+                f"{long[0].row + 1} of {len(long[0].ids)} tokens. Raise it: --data.max_length "
+                f"{max(len(text.ids) for text in long)}, or cut the beginning: --data.truncation left"
+            )
+        completions = [len(text.ids) - text.prompt_length for text in encoded if text.prompt_length]
+        if completions and max(completions) + len(self.tokenizer.begin) >= self.max_length:
+            raise UserError(
+                f"{self.tokenizer.source}: a completion has {max(completions)} tokens, so no prompt fits before it in "
+                f"data.max_length {self.max_length}. Raise it: --data.max_length {max(len(t.ids) for t in encoded)}"
             )
 
-    def _with_corrupted(
-        self, texts: Sequence[Text], encoded: list[Encoded], ids: list[list[int]], notices: list[str]
+    def _cut(self, text: Encoded) -> Encoded:
+        """A text of `max_length` tokens at most; it keeps its begin tokens."""
+        excess = len(text.ids) - self.max_length
+        if excess <= 0:
+            return text
+        corrupted = text.corrupted
+        if self.truncation == "right":
+            return replace(text, ids=text.ids[: self.max_length], corrupted=corrupted and corrupted[: self.max_length])
+        kept = len(self.tokenizer.begin)
+        rows = [row and row[:kept] + row[kept + excess :] for row in (text.ids, corrupted)]
+        return replace(
+            text, ids=rows[0] or [], corrupted=rows[1], prompt_length=text.prompt_length and text.prompt_length - excess
+        )
+
+    def _with_completions(
+        self, encoded: list[Encoded], prompts: Sequence[str], completions: Sequence[str], index_of_row: dict[int, int]
     ) -> list[Encoded]:
+        """The texts with their completions behind them, up to the first end token."""
+        indices = [index_of_row[text.row] for text in encoded]
+        tails = self.tokenizer.continuations(
+            [prompts[i] for i in indices], [completions[i] for i in indices], [text.ids for text in encoded]
+        )
+        end = self.tokenizer.tokenizer.eos_token_id
+        result = list[Encoded]()
+        for text, tail in zip(encoded, tails, strict=True):
+            if end in tail:
+                tail = tail[: tail.index(end) + 1]  # it is predicted, and nothing behind it
+            if not tail or not text.ids:
+                raise UserError(f"{self.tokenizer.source}, row {text.row + 1}: the prompt or the completion is empty")
+            corrupted = text.corrupted and text.corrupted + tail
+            result.append(replace(text, ids=text.ids + tail, corrupted=corrupted, prompt_length=len(text.ids)))
+        return result
+
+    def _with_corrupted(self, texts: Sequence[Text], encoded: list[Encoded], notices: list[str]) -> list[Encoded]:
         """The texts with their corrupted counterparts, without the pairs of unequal length."""
-        corrupted = self._tokenize([text.corrupted or "" for text in texts])
-        unequal = {i for i, (row, other) in enumerate(zip(ids, corrupted, strict=True)) if len(row) != len(other)}
+        corrupted = self.tokenizer.ids([self.tokenizer.prompt(text.corrupted or "") for text in texts])
+        unequal = {
+            i for i, (text, other) in enumerate(zip(encoded, corrupted, strict=True)) if len(text.ids) != len(other)
+        }
         if unequal:
             first = min(unequal)
             example = (
-                f"the first is text {texts[first].row + 1} of {len(ids[first])} tokens, "
+                f"the first is text {texts[first].row + 1} of {len(encoded[first].ids)} tokens, "
                 f"with {len(corrupted[first])} in its corrupted text"
             )
             if len(unequal) == len(texts):
                 raise UserError(
-                    f"{self.source}: every pair has a corrupted text of another token length; {example}. Give pairs "
-                    "of equal length for this tokenizer, or name another column with --data.corrupted_column"
+                    f"{self.tokenizer.source}: every pair has a corrupted text of another token length; {example}. "
+                    "Give pairs of equal length for this tokenizer, or name another column with --data.corrupted_column"
                 )
             notices.append(
                 f"{len(unequal)} of {len(texts)} pairs are left out, as their token lengths differ; {example}"
             )
         return [
-            replace(text, corrupted=other[: self.max_length])
+            replace(text, corrupted=other)
             for i, (text, other) in enumerate(zip(encoded, corrupted, strict=True))
             if i not in unequal
         ]
 
-    def _with_answers(
-        self, texts: Sequence[Text], encoded: list[Encoded], ids: list[list[int]], notices: list[str]
-    ) -> list[Encoded]:
-        """The texts with their answers, each as its first token.
 
-        A token that begins right and wrong answers alike is dropped, as it does not distinguish them.
-        """
-        first_token, vocabulary = self._first_tokens(texts, ids), len(self.tokenizer)
-        foreign = [a for text in texts for a in text.answers + text.wrong if isinstance(a, int) and a >= vocabulary]
-        if foreign:
-            notices.append(
-                f"Answers are ignored: they hold token ids of another tokenizer, for example {foreign[0]}, where this "
-                f"one has {vocabulary} tokens"
-            )
-            return encoded
-        answered, n_ambiguous = [], 0
-        for text, tokens in zip(texts, encoded, strict=True):
-            right, wrong = (
-                {a if isinstance(a, int) else first_token[text.text, a] for a in answers}
-                for answers in (text.answers, text.wrong)
-            )
-            shared = right & wrong
-            n_ambiguous += bool(shared)
-            right, wrong = right - shared, wrong - shared
-            if not right or (text.wrong and not wrong):
-                right, wrong = set(), set()
-            answered.append(replace(tokens, answers=tuple(sorted(right)), wrong=tuple(sorted(wrong))))
-        if n_ambiguous:
-            notices.append(
-                f"In {n_ambiguous} of {len(texts)} texts a right and a wrong answer begin with the same token; "
-                "these answers are ignored, as this token does not distinguish them"
-            )
-        return answered
-
-    def _first_tokens(self, texts: Sequence[Text], ids: list[list[int]]) -> dict[tuple[str, str], int]:
-        """The first token of every (text, answer), tokenised together where the tokenizer keeps the text's tokens."""
-        context = {text.text: row for text, row in zip(texts, ids, strict=True)}
-        pairs = list(
-            dict.fromkeys((text.text, a) for text in texts for a in text.answers + text.wrong if isinstance(a, str))
-        )
-        if not pairs:
-            return {}
-        joined = self._tokenize([text + answer for text, answer in pairs])
-        first_token: dict[tuple[str, str], int] = {}
-        for (text, answer), tokens in zip(pairs, joined, strict=True):
-            n = len(context[text])
-            if tokens[:n] != context[text] or len(tokens) == n:  # the tokenizer merges them, or adds an end token
-                tokens, n = cast(list[int], self.tokenizer(answer, add_special_tokens=False)["input_ids"]), 0
-            if len(tokens) == n:
-                raise UserError(
-                    f"{self.source}: the answer {answer!r} has no token in the tokenizer of {self.lm}. Fix it"
-                )
-            first_token[text, answer] = tokens[n]
-        return first_token
+def _hashes(text: Text) -> tuple[int]:
+    return (text_hash(text.content),)

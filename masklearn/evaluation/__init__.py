@@ -1,5 +1,6 @@
 """Masks x data x metrics to one tidy table: the one code path for every reported number."""
 
+from masklearn.evaluation.answer_check import implausible_answers
 from masklearn.evaluation.bank_report import describe, evaluate, subgraphs_evaluated
 from masklearn.evaluation.measure import Row, measure, top_tokens
 from masklearn.evaluation.per_text import PerTextRecorder, PerTextResults
@@ -13,6 +14,7 @@ __all__ = [
     "describe",
     "evaluate",
     "format_report",
+    "implausible_answers",
     "measure",
     "stages_table",
     "subgraphs_evaluated",

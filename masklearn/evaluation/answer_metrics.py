@@ -12,7 +12,7 @@ from masklearn.sizes import MIB_FRACTIONS
 
 
 class AnswerMetrics(Metric):
-    """Means over texts that have answers, for K subgraphs side by side, at the last scored position of each text.
+    """Means over texts that have answers, for K subgraphs side by side, at the position that each answer follows.
 
     `compute` returns tensors of shape (K,):
 

@@ -71,24 +71,35 @@ def measure(
 
     Returns:
         One row of metrics for each subgraph, averaged over all texts: see `SubgraphMetrics`, and `AnswerMetrics` if
-        texts have answers. Undefined metrics are None, for example the cross-entropy if no token follows a scored
-        position. And the KL and the TV distance of each group, shape (2, K, groups).
+        texts have answers. With completions also `answer_logp` and `full_answer_logp`, the log-probability of a whole
+        completion in nats, a mean over texts. Undefined metrics are None, for example the cross-entropy if no token
+        follows a scored position. And the KL and the TV distance of each group, shape (2, K, groups).
     """
     kinds = [kind.to(masked_lm.device) for kind in ([masks] if isinstance(masks, Tensor) else masks)]
     n_masks, n_groups = sum(map(len, kinds)), kinds[0].shape[1]
     meter = SubgraphMetrics(n_masks, n_groups).to(masked_lm.device)
     answer_meter = AnswerMetrics(n_masks).to(masked_lm.device)
     batch = full = gates = None
+    completions = list[int]()
     forwards = [(batch, part) for batch in batches for part in _parts(n_masks, batch, masked_lm.device)]
     for texts, part in bar(forwards, "Evaluation"):
         if batch is None or full is None or gates is None or not part.start:
             batch = texts.to(masked_lm.device)
+            completions += [] if batch.completion_lengths is None else batch.completion_lengths.tolist()
             group = batch.group if n_groups > 1 else torch.zeros_like(batch.group)
             full, gates = ScoredPositions.of(masked_lm, batch, group), torch.cat([kind[:, group] for kind in kinds])
         masked = masked_lm(batch.input_ids, batch.scored, gates[part].float(), batch.corrupted)
         _update_meters(masked_lm, full, masked, meter, by_text, part)
         _update_answers(masked_lm, batch, full.hidden, masked, answer_meter, part)
-    return _tabulate(meter, answer_meter, n_groups)
+    rows, by_group = _tabulate(meter, answer_meter, n_groups)
+    return (_with_completions(rows, completions) if completions else rows), by_group
+
+
+def _with_completions(rows: list[Row], lengths: list[int]) -> list[Row]:
+    """The rows with the log-probabilities of whole completions of these lengths, in nats, means over texts."""
+    mean_length = sum(lengths) / len(lengths)
+    names = {"answer_logp": "cross_entropy", "full_answer_logp": "full_cross_entropy"}
+    return [row | {name: -mean_length * row[loss] for name, loss in names.items()} for row in rows]
 
 
 def _parts(n_masks: int, batch: Batch, device: torch.device) -> list[slice]:
@@ -120,11 +131,11 @@ def _update_meters(
 def _update_answers(
     masked_lm: MaskedLM, batch: Batch, full_hidden: Tensor, masked: Tensor, meter: AnswerMetrics, part: slice
 ) -> None:
-    """Evaluate the answers of a batch at the last scored position of each text."""
+    """Evaluate the answers of a batch at the position that they follow."""
     if batch.answers is None:
         return
-    last = batch.scored.sum(1).cumsum(0) - 1
-    logp = log_probabilities(torch.cat([full_hidden[None, last], masked[:, last]]), masked_lm.unembed)
+    at = batch.before_answers
+    logp = log_probabilities(torch.cat([full_hidden[None, at], masked[:, at]]), masked_lm.unembed)
     meter.update(logp, batch.answers, batch.wrong, part)
 
 

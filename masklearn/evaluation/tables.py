@@ -7,6 +7,8 @@ from typing import Any
 from masklearn.evaluation.measure import Row
 
 ANSWER_COLUMNS = {
+    "answer_logp": "answer logp",
+    "full_answer_logp": "full logp",
     "logit_diff": "logit diff",
     "full_logit_diff": "full diff",
     "prob_diff": "prob diff",

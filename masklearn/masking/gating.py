@@ -1,8 +1,9 @@
 """Applies gates: what every head and MLP emits, open, half-open or closed."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from masklearn.ablation import Ablation, at_positions
 from masklearn.errors import UserError
 from masklearn.graph import NodeGraph
-from masklearn.masking.hooks import ActivationEdit, edited_activations
+from masklearn.masking.hooks import ActivationEdit, checked_calls, edited_activations
 from masklearn.models import Layout, verify_gates
 
 _CACHED_LAYOUT = "_masklearn_layout"
@@ -32,8 +33,11 @@ def gated(
         layout: The model's verified layout; found and verified here if it is not given.
 
     Raises:
-        UserError: If there is not one gate for each node, or if the values that closed nodes emit are not known.
+        UserError: If there is not one gate for each node, if the values that closed nodes emit are not known, if the
+            model is in training mode, or when it is called with a cache that these values do not allow.
     """
+    if any(module.training for module in lm.modules()):
+        raise UserError("the model is in training mode, in which dropout acts at random. Call lm.eval() first")
     layout = layout or verified_layout(lm)
     graph = layout.graph
     _require_gates_fit(graph, gates)
@@ -44,7 +48,11 @@ def gated(
         )
     gates = gates if gates.dtype == torch.float64 else gates.float()
     edits = _GateEdits(layout, graph.by_layer(torch.atleast_2d(gates)), ablation)
-    with edited_activations(layout, edits.heads, edits.mlp, edits.attention if edits.norms_rescale else None):
+    with ExitStack() as stack:
+        if ablation.positional:
+            stack.enter_context(checked_calls(lm, _require_whole_texts))
+        attention = edits.attention if edits.norms_rescale else None
+        stack.enter_context(edited_activations(layout, edits.heads, edits.mlp, attention))
         yield lm
 
 
@@ -163,3 +171,20 @@ def _apply_attention_gate(output: Tensor, gate: Tensor) -> Tensor:
 def _require_gates_fit(graph: NodeGraph, gates: Tensor) -> None:
     if gates.dim() not in (1, 2) or gates.shape[-1] != graph.n_nodes:
         raise UserError(f"gates of shape {tuple(gates.shape)} do not fit a model of {graph.n_nodes} nodes")
+
+
+def _require_whole_texts(arguments: dict[str, Any]) -> None:
+    """Refuse a call that begins behind the first token: what closed nodes emit depends on the position in the text."""
+    past: Any = arguments.get("past_key_values")
+    is_cached = past is not None and (not hasattr(past, "get_seq_length") or past.get_seq_length() > 0)
+    if is_cached or arguments.get("use_cache") or arguments.get("cache_params") is not None:
+        raise UserError(
+            "this ablation depends on the position in the text, which a cache leaves out. Run whole texts, for example "
+            "lm.generate(..., use_cache=False)"
+        )
+    padding = arguments.get("attention_mask")
+    if isinstance(padding, Tensor) and padding.dim() == 2 and not padding[:, 0].all():
+        raise UserError(
+            "this ablation depends on the position in the text, which padding on the left shifts. Pad on the right, or "
+            "run the texts one by one"
+        )

@@ -32,6 +32,20 @@ def edit_output(module: nn.Module, edit: ActivationEdit) -> RemovableHandle:
 
 
 @contextmanager
+def checked_calls(module: nn.Module, check: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Call `check` with the keyword arguments of every call of a module while the context is open."""
+
+    def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        check(kwargs)
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def edited_activations(
     layout: Layout,
     heads: Callable[[int], ActivationEdit],

@@ -1,0 +1,148 @@
+"""A model's tokenizer as masks need it: one begin token where the model knows one, no end token, chats as text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from masklearn.data.texts import Content, Message, Text
+from masklearn.errors import UserError, one_line
+
+BosRule = Literal["auto", "always", "never"]
+"""When texts begin with a begin token: `auto` if the tokenizer puts one there, `always`, or `never`."""
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """Tokenises texts and chats.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        source: The source of the texts in words, for messages.
+        lm: Name of the tokenizer, for messages.
+        bos: When a text begins with a begin token.
+        chat: Whether plain texts become a user's message in the tokenizer's chat template.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+    lm: str
+    bos: BosRule = "auto"
+    chat: bool = False
+
+    @cached_property
+    def begin(self) -> list[int]:
+        """The tokens that texts begin with.
+
+        Raises:
+            UserError: If a begin token is requested of a tokenizer that has none.
+        """
+        if self.bos == "never":
+            return []
+        end = self.tokenizer.eos_token_id
+        added = self._raw([""], special=True)[0]
+        if added[-1:] == [end] and (len(added) > 1 or end != self.tokenizer.bos_token_id):
+            added = added[:-1]
+        if added or self.bos == "auto":
+            return added
+        token = end if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
+        if not isinstance(token, int):
+            raise UserError(f"data.bos is always, but the tokenizer of {self.lm} has no begin token. Leave it out")
+        return [token]  # as TransformerLens does for families without a begin token, and MIB with it
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts: the begin tokens once, also where a text writes them out, and no end token.
+
+        Nothing follows an end token, so nothing is predicted there.
+
+        Raises:
+            UserError: If the tokenizer cannot read the texts.
+        """
+        return [self._without_end(row) for row in self._begun(texts)]
+
+    def _begun(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts, the begin tokens once."""
+        written = str(self.tokenizer.decode(self.begin)).strip() if self.begin else ""
+        bare = [text[len(written) :] if written and text.startswith(written) else text for text in texts]
+        return [self.begin + row for row in self._raw(bare, special=False)]
+
+    def continuations(
+        self, texts: Sequence[str], continuations: Sequence[str], ids: Sequence[list[int]]
+    ) -> list[list[int]]:
+        """The tokens of every continuation of a text, tokenised with it where the tokenizer keeps the text's tokens.
+
+        An end token that a continuation writes out is one of its tokens.
+
+        Args:
+            texts: The texts.
+            continuations: One for each text.
+            ids: The tokens of each text.
+        """
+        joined = self._begun([text + more for text, more in zip(texts, continuations, strict=True)])
+        result = list[list[int]]()
+        for row, whole, more in zip(ids, joined, continuations, strict=True):
+            tail = whole[len(row) :]
+            if whole[: len(row)] != row or not tail:  # the tokenizer merges the two
+                tail = self._raw([more], special=False)[0]
+            result.append(tail if str(self.tokenizer.eos_token) in more else self._without_end(tail))
+        return result
+
+    def prompt(self, content: Content) -> str:
+        """A text, or a chat with everything that its template puts before the next answer."""
+        if isinstance(content, str):
+            return self._render((Message("user", content),), answer_next=True) if self.chat else content
+        return self._render(content, answer_next=content[-1].role != "assistant")
+
+    def prompt_and_completion(self, text: Text) -> tuple[str, str] | None:
+        """A text's prompt, and the completion whose tokens are scored; None if it has none.
+
+        The completion is that of its column, the last answer of a chat, or the first right answer.
+        """
+        messages, completion = text.text, text.completion
+        if completion is None and not isinstance(messages, str) and messages[-1].role == "assistant":
+            messages, completion = messages[:-1], messages[-1:]
+        if completion is None:
+            answer = next((answer for answer in text.answers if isinstance(answer, str)), None)
+            return None if answer is None else (self.prompt(text.text), answer)
+        if isinstance(messages, str) and isinstance(completion, str) and not self.chat:
+            return messages, completion
+        messages = (Message("user", messages),) if isinstance(messages, str) else messages
+        completion = (Message("assistant", completion),) if isinstance(completion, str) else completion
+        prompt = self._render(messages, answer_next=True)
+        whole = self._render(messages + completion, answer_next=False)
+        if not whole.startswith(prompt):  # some templates write a thought before an answer that is asked for
+            begin = whole.rfind(completion[0].content.strip())
+            prompt = whole[: max(begin, 0)]
+        return prompt, whole[len(prompt) :]
+
+    def _render(self, messages: Sequence[Message], answer_next: bool) -> str:
+        chat: list[dict[str, Any]] = [message._asdict() for message in messages]
+        try:
+            return cast(
+                str, self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=answer_next)
+            )
+        except Exception as error:  # templates raise what they like
+            raise UserError(
+                f"{self.source}: the tokenizer of {self.lm} cannot write these messages ({one_line(error)}). "
+                "Give the tokenizer of a chat model with --data.tokenizer"
+            ) from error
+
+    def _raw(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        try:
+            return cast(list[list[int]], self.tokenizer(list(texts), add_special_tokens=special)["input_ids"])
+        except Exception as error:  # tokenizers raises no narrower class
+            raise UserError(
+                f"{self.source}: the tokenizer of {self.lm} cannot read these texts ({one_line(error)}). "
+                "Give the model that the texts are for with --model.lm"
+            ) from error
+
+    def _without_end(self, ids: list[int]) -> list[int]:
+        """Tokens without end tokens behind them."""
+        end = len(ids)
+        while end and ids[end - 1] == self.tokenizer.eos_token_id:
+            end -= 1
+        return ids[:end]
