@@ -10,17 +10,21 @@ from masklearn.gates import top
 from masklearn.masking import MaskedLM
 from masklearn.selection import polish as polish_module
 from masklearn.selection.attribution import single_ablation
-from masklearn.selection.polish import Step, StepKind, polish, visit_order
+from masklearn.selection.polish import PER_INPUT, SHARED, SearchWidths, Step, StepKind, polish, visit_order
 from masklearn.selection.scorer import MaskScorer, TokenBudget
 from masklearn.selection.search import exhaustive, greedy
+from masklearn.selection.swaps import SearchWidth
+
+NARROW = SearchWidths(*2 * (SearchWidth(3, (4, 8), 0.1, 1e-5),))
+"""A search that is too narrow to find what the wider one finds."""
+EVERY_NODE = SearchWidth(15, (15, 15), 0.0, 0.0)
+"""All nodes of the model are candidates."""
 
 
-@pytest.mark.parametrize(
-    ("thorough", "large_graph_nodes"),
-    [(False, polish_module.LARGE_GRAPH_NODES), (True, polish_module.LARGE_GRAPH_NODES), (False, 1)],
-)
+@pytest.mark.parametrize("large_graph_nodes", [polish_module.LARGE_GRAPH_NODES, 1])
+@pytest.mark.parametrize("widths", [SHARED, PER_INPUT])
 def test_polish_never_raises_the_kl_keeps_sizes_and_comes_close_to_the_best_masks(
-    masked_lm: MaskedLM, thorough: bool, large_graph_nodes: int, monkeypatch: pytest.MonkeyPatch
+    masked_lm: MaskedLM, widths: SearchWidths, large_graph_nodes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Masks of arbitrary scores end less than half as far from the best masks of 3 of 15 nodes."""
     monkeypatch.setattr(polish_module, "LARGE_GRAPH_NODES", large_graph_nodes)
@@ -29,7 +33,7 @@ def test_polish_never_raises_the_kl_keeps_sizes_and_comes_close_to_the_best_mask
     scorer = MaskScorer(masked_lm, texts(), GROUPS)
     scores = torch.rand(3, 3, n_nodes, generator=torch.Generator().manual_seed(2))
     masks = top(scores, sizes[:, None])
-    polished, kl = polish(scorer, masks, scores, rounds=8, thorough=thorough)
+    polished, kl = polish(scorer, masks, scores, rounds=8, widths=widths)
     assert torch.equal(polished.sum(-1), masks.sum(-1))
     assert (kl <= scorer(masks) + 1e-6).all()
     assert_close(kl, scorer(polished), atol=1e-5, rtol=1e-4)
@@ -38,19 +42,12 @@ def test_polish_never_raises_the_kl_keeps_sizes_and_comes_close_to_the_best_mask
     assert (kl[0].mean() - best.mean()) < 0.5 * (scorer(masks)[0].mean() - best.mean())
 
 
-@pytest.mark.parametrize(
-    ("thorough", "large_graph_nodes", "width"),
-    [(False, 1, "BROAD"), (True, polish_module.LARGE_GRAPH_NODES, "THOROUGH")],
-)
-def test_large_graphs_and_thorough_polish_search_wider(
-    masked_lm: MaskedLM, thorough: bool, large_graph_nodes: int, width: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With all nodes as candidates, no greedy swap improves the result."""
+def test_with_all_nodes_as_candidates_no_greedy_swap_improves_the_result(masked_lm: MaskedLM) -> None:
     n_nodes, scorer = masked_lm.graph.n_nodes, MaskScorer(masked_lm, texts(), GROUPS)
-    monkeypatch.setattr(polish_module, "LARGE_GRAPH_NODES", large_graph_nodes)
-    monkeypatch.setattr(polish_module, width, polish_module.SearchWidth(n_nodes, (n_nodes, n_nodes), 0.0, 0.0))
+    assert n_nodes == EVERY_NODE.n_open_candidates
     scores = torch.rand(1, 3, n_nodes, generator=torch.Generator().manual_seed(3))
-    polished, kl = polish(scorer, top(scores, torch.tensor([[6]])), scores, 50, thorough)
+    widths = SearchWidths(EVERY_NODE, EVERY_NODE)
+    polished, kl = polish(scorer, top(scores, torch.tensor([[6]])), scores, 50, widths)
     for group in range(3):
         closed, opened = (~polished[0, group]).nonzero()[:, 0], polished[0, group].nonzero()[:, 0]
         grown = polished[0].repeat(len(closed), 1, 1)
@@ -83,19 +80,19 @@ class Table(MaskScorer):
 
 
 @pytest.mark.parametrize("n_nodes", [4, 40])  # pair swaps try all pairs, or pairs from shortlists
-def test_thorough_polish_tries_pairs_where_guided_swaps_stall(n_nodes: int) -> None:
+def test_shared_masks_are_polished_by_pairs_where_guided_swaps_stall(n_nodes: int) -> None:
     """Opening node 2 lowers the KL most but leads to no better mask; elimination and growth end at nodes 0 and 1."""
     scorer = Table({(1,): 1.5, (0, 1, 2): 0.5, (0, 1, 3): 0.6, (0, 1): 1.0, (0, 3): 0.1})
     masks = (torch.arange(n_nodes) < 2)[None, None]
-    for thorough, expected in ((False, [0, 1]), (True, [0, 3])):
-        polished, _ = polish(scorer, masks, torch.zeros(1, 1, n_nodes), 4, thorough)
+    for widths, expected in ((NARROW, [0, 1]), (SHARED, [0, 3])):
+        polished, _ = polish(scorer, masks, torch.zeros(1, 1, n_nodes), 4, widths)
         assert polished[0, 0].nonzero()[:, 0].tolist() == expected
 
 
-def test_thorough_polish_tries_two_swaps_at_once_where_no_single_swap_helps() -> None:
+def test_shared_masks_are_polished_by_two_swaps_at_once_where_no_single_swap_helps() -> None:
     """Elimination and growth end at nodes 0 and 1; only two swaps at once lead on to nodes 2 and 3."""
     scorer = Table({(0, 1, 2, 3): 0.5, (0, 1, 2): 0.4, (1,): 1.5, (0, 1): 1.0, (0, 3): 2.0, (2, 3): 0.1})
-    polished, kl = polish(scorer, (torch.arange(5) < 2)[None, None], torch.zeros(1, 1, 5), 4, thorough=True)
+    polished, kl = polish(scorer, (torch.arange(5) < 2)[None, None], torch.zeros(1, 1, 5), 4)
     assert polished[0, 0].nonzero()[:, 0].tolist() == [2, 3] and kl.item() == pytest.approx(0.1)
 
 
@@ -126,20 +123,17 @@ def test_polish_scores_on_all_texts_only_the_candidates_that_do_best_on_the_subs
     weights, masks = [1.0, 2, 3, 4, 5, 6, 7, 9], torch.eye(8, dtype=torch.bool)[None, :1]
     unscreened, screened = Weights(weights), Weights(weights, subsample_weights=[1.0, 2, 3, 4, 5, 6, 9, 7])
     for scorer in (unscreened, screened):
-        polished, _ = polish(scorer, masks, torch.zeros(1, 1, 8), 4, thorough=True)
+        polished, _ = polish(scorer, masks, torch.zeros(1, 1, 8), 4)
         assert polished[0, 0].nonzero()[:, 0].tolist() == [7]
     assert screened.n_scored < unscreened.n_scored
 
 
-def test_thorough_polish_is_no_worse_than_greedy_in_either_direction(
-    masked_lm: MaskedLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_polish_is_no_worse_than_greedy_in_either_direction(masked_lm: MaskedLM) -> None:
     """Without swaps: the way down begins with all nodes and the way up with none, whatever the learned masks."""
     n_nodes, scorer = masked_lm.graph.n_nodes, MaskScorer(masked_lm, texts(), GROUPS)
-    monkeypatch.setattr(polish_module, "THOROUGH", polish_module.SearchWidth(n_nodes, (n_nodes, n_nodes), 0.0, 0.0))
     scores = torch.rand(1, 3, n_nodes, generator=torch.Generator().manual_seed(2))
     for size in (5, 8, 11):
-        _, kl = polish(scorer, top(scores, torch.tensor([[size]])), scores, rounds=0, thorough=True)
+        _, kl = polish(scorer, top(scores, torch.tensor([[size]])), scores, 0, SearchWidths(EVERY_NODE, EVERY_NODE))
         for forward in (False, True):
             assert (kl <= scorer(greedy(scorer, [size], n_nodes, forward)) + 1e-6).all()
 
@@ -173,12 +167,9 @@ def test_good_masks_of_one_size_improve_all_other_sizes(masked_lm: MaskedLM) -> 
 
 def test_the_steps_of_two_sizes_by_hand() -> None:
     shrink, grow = Step(StepKind.SHRINK_FROM_LARGER, 0), Step(StepKind.GROW_FROM_SMALLER, 1)
-    assert visit_order(2, swap_all=False, from_all=False, from_none=False) == [Step(StepKind.SWAP, 1), shrink, grow]
-    assert visit_order(2, swap_all=True, from_all=True, from_none=True) == [
-        *(Step(StepKind.SWAP, 0), Step(StepKind.SWAP, 1)),
-        *(Step(StepKind.GROW_FROM_NONE, 0), grow),
-        *(Step(StepKind.SHRINK_FROM_ALL, 1), shrink),
-    ]
+    swaps_and_up = [Step(StepKind.SWAP, 0), Step(StepKind.SWAP, 1), Step(StepKind.GROW_FROM_NONE, 0), grow]
+    assert visit_order(2, from_all=True) == [*swaps_and_up, Step(StepKind.SHRINK_FROM_ALL, 1), shrink]
+    assert visit_order(2, from_all=False) == [*swaps_and_up, shrink]
 
 
 def test_a_polish_stops_at_its_budget_with_masks_no_worse_than_before(masked_lm: MaskedLM) -> None:
@@ -187,19 +178,19 @@ def test_a_polish_stops_at_its_budget_with_masks_no_worse_than_before(masked_lm:
     scores = torch.rand(2, 3, n_nodes, generator=torch.Generator().manual_seed(2))
     masks = top(scores, sizes[:, None])
     start = scorer(masks)
-    unlimited, kl_unlimited = polish(scorer, masks, scores, rounds=2, thorough=True)
+    unlimited, kl_unlimited = polish(scorer, masks, scores, rounds=2)
     whole = scorer.tokens.spent
     assert whole > 0 and scorer.tokens.untried_steps == 0
-    unchanged, kl = polish(scorer, masks, scores, rounds=2, thorough=True, budget=0)
+    unchanged, kl = polish(scorer, masks, scores, rounds=2, budget=0)
     assert torch.equal(unchanged, masks) and scorer.tokens.untried_steps == 6
     previous = start
     for budget in (0.1 * whole, 0.4 * whole, 0.8 * whole):
-        found, kl = polish(scorer, masks, scores, rounds=2, thorough=True, budget=budget)
+        found, kl = polish(scorer, masks, scores, rounds=2, budget=budget)
         largest_charge = 3 * 50 * sum(scored.batch.input_ids.numel() for scored in scorer.batches)
         assert scorer.tokens.spent <= budget + largest_charge
         assert torch.equal(found.sum(-1), masks.sum(-1)) and scorer.tokens.untried_steps > 0
         assert_close(kl, scorer(found), atol=1e-5, rtol=1e-4)
         assert (kl <= previous + 1e-6).all()
         previous = kl
-    enough, kl = polish(scorer, masks, scores, rounds=2, thorough=True, budget=whole + 1)
+    enough, kl = polish(scorer, masks, scores, rounds=2, budget=whole + 1)
     assert torch.equal(enough, unlimited) and torch.equal(kl, kl_unlimited)

@@ -2,12 +2,9 @@
 
 A polish is a sequence of steps. Each works on the masks of one size, in three passes:
 
-1. Swaps of one node for another (`swaps`), at the largest size; if thorough, at every size.
-2. Way down, from the largest size to the smallest. The masks compete with those of the next larger size, shrunk.
-3. Way up, from the smallest size to the largest. The masks compete with those of the next smaller size, grown.
-
-If thorough, the way up comes before the way down: it searches more widely and gains most, so that a budget is best
-spent there.
+1. Swaps of one node for another (`swaps`), at every size. They gain most for what they cost.
+2. Way up, from no node to the largest size. The masks compete with those of the next smaller size, grown.
+3. Way down, from all nodes to the smallest size. The masks compete with those of the next larger size, shrunk.
 """
 
 import math
@@ -23,14 +20,24 @@ from masklearn.selection.candidates import replace_if_better
 from masklearn.selection.scorer import BudgetSpent, MaskScorer
 from masklearn.selection.swaps import SearchWidth, resize, swap_until_stalled
 
-FAST, DEFAULT = SearchWidth(3, (4, 8), 0.1, 1e-5), SearchWidth(3, (4, 12), 0.1, 1e-5)
-BROAD, THOROUGH = SearchWidth(10, (20, 20), 0.05, 1e-4), SearchWidth(10, (50, 50), 0.05, 0.0, 8)
-"""In large graphs the wider search is spent only on masks with high KL, since they dominate the mean over groups."""
-LARGE_GRAPH_NODES = 100
-"""Nodes from which on a graph is large: greedy elimination, whose cost grows with their square, takes longer than a
-polish with the wider search."""
-RESIZE_DIVISOR, LARGE_GRAPH_RESIZE_DIVISOR = 2, 4
-"""On the way to another size, a mask gains or loses one node at a time for every two (four) that it has."""
+
+class SearchWidths(NamedTuple):
+    """How widely a polish searches."""
+
+    swap: SearchWidth
+    """Swaps at every size, and of resized masks that may win."""
+    resize: SearchWidth
+    """Ways to another size, and the swaps that follow the way up."""
+
+
+SHARED = SearchWidths(SearchWidth(3, (4, 12), 0.1, 1e-5), SearchWidth(10, (50, 50), 0.05, 0.0, 8))
+"""Widths for masks that texts share: few masks, which are searched until nothing helps."""
+PER_INPUT = SearchWidths(SearchWidth(5, (6, 16), 0.05, 1e-5), SearchWidth(6, (20, 20), 0.05, 0.0))
+"""Widths for masks of single texts: many masks, so that every token scored has to gain more."""
+LARGE_GRAPH_NODES = 60
+"""Nodes from which on a graph is large: one node at a time, the way through all sizes would cost too much."""
+LARGE_GRAPH_RESIZE_DIVISOR = 4
+"""In large graphs, on the way to another size, a mask gains or loses one node at a time for every four that it has."""
 MAX_KL_RATIO = 2.0
 """A resized mask is worth swaps if its KL is below this multiple of its competitor's."""
 
@@ -76,7 +83,7 @@ def polish(
     masks: Tensor,
     scores: Tensor,
     rounds: int,
-    thorough: bool = False,
+    widths: SearchWidths = SHARED,
     tracker: StepTracker = all_steps,
     budget: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
@@ -88,10 +95,8 @@ def polish(
         scorer: Scores masks, on text that no result is reported on.
         masks: Boolean, shape (sizes, groups, nodes), sizes ascending.
         scores: High for nodes to keep, same shape.
-        rounds: Swaps of a mask in one step, at most; in large graphs as many again with the wider search.
-        thorough: Spend more time: begin the way down with all nodes and the way up with none, swap nodes of resized
-            masks before they compete, try more candidates, and where swaps stall try pairs from two shortlists. Without
-            it, only large graphs begin the way up with no node.
+        rounds: Swaps of a mask in one step, at most.
+        widths: How widely it searches.
         tracker: Follows the steps, see `StepTracker`.
         budget: Tokens to score at most, see `TokenBudget`. The polish stops when they are spent and keeps the masks it
             has found; `scorer.tokens` says how many steps were left.
@@ -101,38 +106,25 @@ def polish(
     """
     masks, kl = masks.clone(), scorer(masks)
     n_nodes = masks.shape[-1]
-    large = n_nodes >= LARGE_GRAPH_NODES
-    state = _Polish(
-        scorer=scorer,
-        masks=masks,
-        kl=kl,
-        scores=scores,
-        rounds=rounds,
-        thorough=thorough,
-        widths=(FAST, BROAD) if large and not thorough else (DEFAULT,),
-        resize_divisor=LARGE_GRAPH_RESIZE_DIVISOR if large else n_nodes if thorough else RESIZE_DIVISOR,
-    )
-    from_all = thorough and not masks[-1, 0].all()
-    state.run_all(visit_order(len(masks), thorough, from_all, large or thorough), tracker, budget)
+    divisor = LARGE_GRAPH_RESIZE_DIVISOR if n_nodes >= LARGE_GRAPH_NODES else n_nodes
+    state = _Polish(scorer, masks, kl, scores, rounds, widths, divisor)
+    state.run_all(visit_order(len(masks), from_all=not bool(masks[-1, 0].all())), tracker, budget)
     return masks, kl
 
 
-def visit_order(n_sizes: int, swap_all: bool, from_all: bool, from_none: bool) -> list[Step]:
-    """The steps of a polish: swaps, then the way down and the way up; if swaps are at all sizes, the way up first.
+def visit_order(n_sizes: int, from_all: bool) -> list[Step]:
+    """The steps of a polish: swaps, then the way up and the way down.
 
     Args:
         n_sizes: Sizes, ascending.
-        swap_all: Begin with swaps at all sizes, or at the largest alone.
-        from_all: Begin the way down with all nodes, or with the masks of the largest size.
-        from_none: Begin the way up with no node, or with the masks of the smallest size.
+        from_all: Begin the way down with all nodes; if the largest size is all nodes, this would lead nowhere.
     """
     largest = n_sizes - 1
-    swaps = [Step(StepKind.SWAP, i) for i in range(0 if swap_all else largest, n_sizes)]
+    swaps = [Step(StepKind.SWAP, i) for i in range(n_sizes)]
+    up = [Step(StepKind.GROW_FROM_NONE, 0), *(Step(StepKind.GROW_FROM_SMALLER, i) for i in range(1, n_sizes))]
     down = [Step(StepKind.SHRINK_FROM_ALL, largest)] if from_all else []
     down += [Step(StepKind.SHRINK_FROM_LARGER, i) for i in range(largest - 1, -1, -1)]
-    up = [Step(StepKind.GROW_FROM_NONE, 0)] if from_none else []
-    up += [Step(StepKind.GROW_FROM_SMALLER, i) for i in range(1, n_sizes)]
-    return [*swaps, *up, *down] if swap_all else [*swaps, *down, *up]
+    return [*swaps, *up, *down]
 
 
 @dataclass(frozen=True)
@@ -144,9 +136,7 @@ class _Polish:
     kl: Tensor
     scores: Tensor
     rounds: int
-    thorough: bool
-    widths: tuple[SearchWidth, ...]
-    """Widths of the swaps of a step, from narrow to wide."""
+    widths: SearchWidths
     resize_divisor: int
     """See `resize`."""
 
@@ -168,64 +158,43 @@ class _Polish:
 
     def run(self, step: Step) -> None:
         """Make one step."""
-        i = step.size_index
+        i, mask = step.size_index, self.masks[step.size_index]
         match step.kind:
             case StepKind.SWAP:
-                self.swap(i, self.all_groups, self.widths)
-            case StepKind.SHRINK_FROM_ALL:
-                self.shrink(i, torch.ones_like(self.masks[i]))
-            case StepKind.SHRINK_FROM_LARGER:
-                self.shrink(i, self.masks[i + 1])
+                self.swap(mask, self.kl[i], i, self.all_groups, self.widths.swap)
             case StepKind.GROW_FROM_NONE:
-                self.grow(i, torch.zeros_like(self.masks[i]), THOROUGH if self.thorough else BROAD)
+                self.grow(i, torch.zeros_like(mask))
             case StepKind.GROW_FROM_SMALLER:
-                self.grow(i, self.masks[i - 1], self.resize_width)
+                self.grow(i, self.masks[i - 1])
+            case StepKind.SHRINK_FROM_ALL:
+                self.compete(i, torch.ones_like(mask))
+            case StepKind.SHRINK_FROM_LARGER:
+                self.compete(i, self.masks[i + 1])
 
     @property
     def all_groups(self) -> Tensor:
         """Indices of all groups."""
         return torch.arange(self.scorer.n_groups, device=self.masks.device)
 
-    @property
-    def resize_width(self) -> SearchWidth:
-        """Width of the search on the way to another size."""
-        return THOROUGH if self.thorough else self.widths[0]
+    def swap(self, mask: Tensor, kl: Tensor, i: int, groups: Tensor, width: SearchWidth) -> None:
+        """Swap nodes in masks of size `i` of some groups, in place."""
+        swap_until_stalled(self.scorer, mask, kl, self.scores[i], groups, self.rounds, width)
 
-    def swap(self, i: int, groups: Tensor, widths: Sequence[SearchWidth]) -> None:
-        """Swap nodes in the masks of size `i` of some groups."""
-        swap_until_stalled(self.scorer, self.masks[i], self.kl[i], self.scores[i], groups, self.rounds, widths)
+    def grow(self, i: int, start: Tensor) -> None:
+        """A step of the way up: compete with smaller masks, grown, then swap with the wider search."""
+        self.compete(i, start)
+        self.swap(self.masks[i], self.kl[i], i, self.all_groups, self.widths.resize)
 
-    def shrink(self, i: int, start: Tensor) -> None:
-        """A step of the way down: compete with larger masks, shrunk, then swap unless both were swapped already."""
-        self.compete(i, start, self.resize_width)
-        if not self.thorough:
-            self.swap(i, self.all_groups, self.widths)
-
-    def grow(self, i: int, start: Tensor, width: SearchWidth) -> None:
-        """A step of the way up: compete with smaller masks, grown, then swap where those won; all if thorough."""
-        replaced = self.compete(i, start, width)
-        if self.thorough:
-            self.swap(i, self.all_groups, (THOROUGH,))
-        else:
-            self.swap(i, replaced, self.widths)
-
-    def compete(self, i: int, start: Tensor, width: SearchWidth) -> Tensor:
-        """Resize the masks `start` to size `i` and let them replace that size's masks where their KL is lower.
-
-        Returns:
-            Indices of the groups whose mask was replaced.
-        """
-        mask, kl, scores = self.masks[i], self.kl[i], self.scores[i]
+    def compete(self, i: int, start: Tensor) -> None:
+        """Resize the masks `start` to size `i`, and let them replace that size's masks where their KL is lower."""
+        mask, kl, scores, width = self.masks[i], self.kl[i], self.scores[i], self.widths.resize
         groups = self.all_groups[kl > width.kl_tolerance]
         if not len(groups):
-            return groups
+            return
         other, other_kl = mask.clone(), kl.clone()
         other[groups], other_kl[groups] = resize(
             self.scorer, start[groups], scores[groups], groups, int(mask[0].sum()), self.resize_divisor, width
         )
-        if self.thorough:
-            promising = self.all_groups[other_kl < MAX_KL_RATIO * kl]
-            swap_until_stalled(self.scorer, other, other_kl, scores, promising, self.rounds, self.widths)
-        replaced = self.all_groups[other_kl < kl]
+        promising = self.all_groups[other_kl < MAX_KL_RATIO * kl]
+        self.swap(other, other_kl, i, promising, self.widths.swap)
         replace_if_better(mask, kl, self.all_groups, other, other_kl)
-        return replaced

@@ -4,7 +4,6 @@ Gradients choose which nodes to try to open, scores which nodes to try to close.
 (groups, nodes), one for each of some groups.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,17 +39,9 @@ class SearchWidth(NamedTuple):
 
 
 def swap_until_stalled(
-    scorer: MaskScorer,
-    mask: Tensor,
-    kl: Tensor,
-    scores: Tensor,
-    groups: Tensor,
-    rounds: int,
-    widths: Sequence[SearchWidth],
+    scorer: MaskScorer, mask: Tensor, kl: Tensor, scores: Tensor, groups: Tensor, rounds: int, width: SearchWidth
 ) -> None:
-    """Swap nodes in the masks of some groups, in place, up to `rounds` times at every width.
-
-    A group that stalls at one width continues at the next.
+    """Swap nodes in the masks of some groups, in place, up to `rounds` times, until they stall.
 
     Args:
         scorer: Scores the masks.
@@ -58,29 +49,25 @@ def swap_until_stalled(
         kl: Their KL, shape (all groups,).
         scores: High for nodes to keep, same shape as the masks.
         groups: Indices of the groups to work on.
-        rounds: Swaps of a mask at every width, at most.
-        widths: From narrow to wide.
+        rounds: Swaps of a mask, at most.
+        width: How many candidates a swap has.
     """
-    active = [groups, *[groups[:0]] * (len(widths) - 1)]  # the groups at each width
-    for _ in range(0 if mask[0].all() else rounds * len(widths)):
-        stalled = groups[:0]
-        for i, width in enumerate(widths):
-            at_width = torch.cat([active[i], stalled])
-            above_tolerance = at_width[kl[at_width] > width.kl_tolerance]
-            active[i], stalled = _swap_once(scorer, mask, kl, scores, above_tolerance, width)
+    for _ in range(0 if mask[0].all() else rounds):
+        groups = groups[kl[groups] > width.kl_tolerance]
+        groups = _swap_once(scorer, mask, kl, scores, groups, width)
 
 
 def _swap_once(
     scorer: MaskScorer, mask: Tensor, kl: Tensor, scores: Tensor, groups: Tensor, width: SearchWidth
-) -> tuple[Tensor, Tensor]:
-    """One swap in the masks of some groups, in place. Returns the groups that gained enough and the stalled ones."""
+) -> Tensor:
+    """One swap in the masks of some groups, in place. Returns the groups that gained enough."""
     threshold = kl[groups] * (1 - width.min_relative_gain)
     stalled = groups
     for neighbour in (guided_swap, pair_swap) if width.n_pair_candidates else (guided_swap,):
         if len(stalled):
             replace_if_better(mask, kl, stalled, *neighbour(scorer, mask[stalled], scores[stalled], stalled, width))
         stalled = groups[kl[groups] >= threshold]
-    return groups[kl[groups] < threshold], stalled
+    return groups[kl[groups] < threshold]
 
 
 def guided_swap(

@@ -54,6 +54,8 @@ class BlockLearner(LightningModule):
         """Times polish; whoever calls the trainer times learning."""
         self.notices: list[str] = []
         """What the user should know about the masks, once they are discrete."""
+        self.untried_steps: list[int] = []
+        """Steps for which the budget of each polish of this process left no tokens."""
         self.stages: list[dict[str, float]] = []
         """For every size the KL at each of the `STAGES` from gates to masks, in nats, mean over groups; on the texts on
         which masks are selected."""
@@ -224,7 +226,7 @@ class BlockLearner(LightningModule):
     @property
     def finisher(self) -> BlockFinisher:
         """Makes discrete masks of the gates of this run's blocks."""
-        return BlockFinisher(self.masked_lm, self._data, self.plan, self.store, self.settings, self.notices)
+        return BlockFinisher(self.masked_lm, self._data, self.plan, self.store, self.settings, self.untried_steps)
 
     def _adjusted(self, sizes: Tensor) -> Tensor:
         """The bank's log-odds, adjusted to expect these sizes, shape (groups x restarts, sizes, nodes)."""
@@ -288,6 +290,11 @@ class BlockLearner(LightningModule):
         if self.constants is not None:
             with self.clock.time("polish"):
                 found = self.finisher.refit(found, self.constants, self.bar)
+        if untried := max(self.untried_steps, default=0):
+            self.notices.append(
+                f"Polish used up --model.polish_budget {self.settings.polish_budget:g} with up to {untried} of its steps "
+                "untried; the masks are the best found until then. null is no limit"
+            )
         by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
         self.stages = [{"s": size, **dict(zip(STAGES, kl, strict=True))} for size, kl in by_size]
         return Mask(

@@ -55,8 +55,8 @@ class BlockFinisher:
     plan: BlockPlan
     store: BlockStore
     settings: LearnerSettings
-    notices: list[str]
-    """What the user should know is added here."""
+    untried_steps: list[int]
+    """For every polish, how many of its steps the budget left no tokens for."""
 
     def finish(self, block: int, bank: GateBank, log_odds: Tensor, sizes: Tensor, bar: ProgressBar) -> None:
         """Discretise and polish the masks of a block, and store them.
@@ -72,7 +72,7 @@ class BlockFinisher:
         restarts, temperature, scorer = self.settings.restarts, self.settings.temperature[1], self._scorer(groups)
         polish_masks = self._polish(f"polish-{block}", groups, bar) if self.settings.polish else None
         found = discretize(bank, log_odds, sizes, scorer, restarts, temperature, polish_masks, bar)
-        self._report(scorer)
+        self.untried_steps.append(scorer.tokens.untried_steps)
         self.store.put(block, groups, vars(found))
 
     def gather(self) -> DiscretizedMasks:
@@ -92,7 +92,7 @@ class BlockFinisher:
         groups = range(len(found.mask))
         scorer = self._scorer(groups)
         found = repolish(found, scorer, self._polish("polish-again", groups, bar))
-        self._report(scorer)
+        self.untried_steps.append(scorer.tokens.untried_steps)
         return found
 
     def _polish_budget(self, groups: Sequence[int]) -> float:
@@ -101,13 +101,6 @@ class BlockFinisher:
             return math.inf
         tokens = learning_tokens(self.data, self.plan, self.settings.rows_per_text, groups)
         return self.settings.polish_budget * tokens
-
-    def _report(self, scorer: MaskScorer) -> None:
-        if scorer.tokens.untried_steps:
-            self.notices.append(
-                f"Polish stopped at --model.polish_budget {self.settings.polish_budget:g} with "
-                f"{scorer.tokens.untried_steps} steps left; the masks are those found so far"
-            )
 
     def _scorer(self, groups: Sequence[int]) -> MaskScorer:
         """Scores masks of some groups on their selection texts."""
@@ -118,15 +111,10 @@ class BlockFinisher:
         n_texts = self.data.texts_per_group * self.settings.rows_per_text * self.plan.groups_per_block
         return self.data.loader("selection", groups, n_texts, MAX_SELECTION_TEXTS)
 
-    @property
-    def _thorough(self) -> bool:
-        """Shared masks are worth a longer polish, whose progress is stored, than the masks of single texts."""
-        return not self.settings.per_input
-
     def _polish(self, name: str, groups: Sequence[int], bar: ProgressBar) -> Polish:
-        """The polish of some groups, followed on the progress bar; its progress is stored if it is a long one."""
+        """The polish of some groups, followed on the progress bar; its progress is stored if texts share the masks."""
         tracker: StepTracker = lambda steps, *_: bar(steps, "Polish")  # noqa: E731
-        if self._thorough:
+        if not self.settings.per_input:
             tracker = partial(self.store.resume_polish, name, bar=bar)
-        settings = {"rounds": self.settings.polish, "thorough": self._thorough, "budget": self._polish_budget(groups)}
-        return partial(polish, tracker=tracker, **settings)
+        rounds, widths, budget = self.settings.polish, self.settings.search_widths, self._polish_budget(groups)
+        return partial(polish, rounds=rounds, widths=widths, tracker=tracker, budget=budget)

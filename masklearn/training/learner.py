@@ -45,8 +45,8 @@ class MaskLearner(BlockLearner):
         budget: How the expected size is driven to the requested one: projected (all log-odds of a mask are shifted by
             the same amount, so that it holds at every step), or lagrangian (a penalty with a multiplier; independent
             sizes only).
-        steps: Optimiser steps of every block of groups; by default 300, and with scope input 40, or 80 if the model has
-            100 nodes or more.
+        steps: Optimiser steps of every block of groups; by default 300, and with scope input 80, or 240 if the model
+            has 60 nodes or more.
         draws: Gate vectors drawn for each text and step, spread over the sizes; by default 4, and 1 with scope input.
         restarts: Times to learn every mask, in parallel with different noise; the best one is kept.
         block: Groups learned together; by default as many as make 64 texts a step, fewer if memory requires it.
@@ -54,7 +54,8 @@ class MaskLearner(BlockLearner):
             split, to which training texts are added if it is small (with scope input: on the text itself). Every size
             is polished separately, so nested masks may cease to be nested. 0 for no polish.
         polish_budget: Most tokens that polish may score, as a multiple of those that learning scores (a forward counts
-            one for each token, a backward two); no limit by default. Polish stops there with the masks found so far.
+            one for each token, a backward two); null for no limit. Polish tries what gains most first, and keeps the
+            masks found so far when the budget is used up.
         gates: hard-concrete (drawn with noise), or mean-field (each gate at its probability of being open, without
             noise); by default hard-concrete, and mean-field with scope input.
         lr: Learning rate: how far the log-odds of a gate move in a step, at most; by default 0.4, and 0.8 with gates
@@ -85,7 +86,7 @@ class MaskLearner(BlockLearner):
         restarts: int = 1,
         block: int | None = None,
         polish: int = 4,
-        polish_budget: float | None = None,
+        polish_budget: float | None = 2.0,
         gates: GateName | None = None,
         lr: float | None = None,
         temperature: tuple[float, float] = (1.0, 0.5),

@@ -63,6 +63,6 @@ def seconds_per_scored_token(learner: BlockLearner, limit: float) -> tuple[float
     scorer(soft).sum().item()  # a GPU is done only now
     seconds_per_soft_token = (time.monotonic() - start) / scorer.tokens.spent
     start = time.monotonic()
-    kl = polish(scorer, masks[None], scores[None], settings.polish, not settings.per_input, budget=limit)[1]
+    kl = polish(scorer, masks[None], scores[None], settings.polish, settings.search_widths, budget=limit)[1]
     kl.sum().item()
     return seconds_per_soft_token, (time.monotonic() - start) / (scorer.tokens.spent + batch.input_ids.numel())

@@ -10,7 +10,7 @@ from masklearn.errors import UserError
 from masklearn.gates import GateName
 from masklearn.masking import CompileMode
 from masklearn.models import DTypeName
-from masklearn.selection.polish import LARGE_GRAPH_NODES
+from masklearn.selection.polish import LARGE_GRAPH_NODES, PER_INPUT, SHARED, SearchWidths
 from masklearn.training.schedule import Schedule
 
 FamilyName = Literal["nested", "independent"]
@@ -21,9 +21,9 @@ MAX_COUNT = 10**9
 """Largest value of a setting that counts something; it only excludes typing errors."""
 SHARED_STEPS, SHARED_DRAWS = 300, 4
 """Steps, and draws per text and step, where texts share masks."""
-PER_INPUT_STEPS, PER_INPUT_DRAWS = 40, 1
+PER_INPUT_STEPS, PER_INPUT_DRAWS = 80, 1
 """The same where every text has its own masks, and polish finds more than further steps do."""
-PER_INPUT_STEPS_LARGE_GRAPH = 80
+PER_INPUT_STEPS_LARGE_GRAPH = 240
 """Steps where every text has its own masks and the model has `LARGE_GRAPH_NODES` nodes or more."""
 DEFAULT_LR: dict[GateName, float] = {"hard-concrete": 0.4, "mean-field": 0.8}
 """Learning rate of the log-odds by kind of gate."""
@@ -103,6 +103,11 @@ class LearnerSettings:
     def rows_per_text(self) -> int:
         """Rows of each text in a step."""
         return self.draws_per_text * self.restarts
+
+    @property
+    def search_widths(self) -> SearchWidths:
+        """How widely polish searches."""
+        return PER_INPUT if self.per_input else SHARED
 
     def schedule(self, n_nodes: int = 0) -> Schedule:
         """The schedule of a block, for a model of `n_nodes` nodes, or 0 before the model is loaded."""
