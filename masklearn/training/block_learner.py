@@ -292,7 +292,7 @@ class BlockLearner(LightningModule):
                 found = self.finisher.refit(found, self.constants, self.bar)
         if untried := max(self.untried_steps, default=0):
             self.notices.append(
-                f"Polish used up --model.polish_budget {self.settings.polish_budget:g} with up to {untried} of its steps "
+                f"Polish used up --model.polish_budget {self.settings.polish_budget:g} with {untried} of its steps "
                 "untried; the masks are the best found until then. null is no limit"
             )
         by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
