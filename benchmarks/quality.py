@@ -9,6 +9,7 @@ from typing import Any, get_args
 import torch
 from jsonargparse import auto_cli
 from learned_bank import CHEAP_BASELINES, LearnedBank, Rows, kl_of, kl_over_cheap_baselines, learn_bank, mean_kl
+from llm import llm
 from pandas import DataFrame
 from setting import Setting
 from timing import machine, write_results
@@ -163,12 +164,13 @@ def main(
     small_texts: int = 80,
     large_texts: int = 16,
     n_seeds: int = 5,
+    with_greedy: bool = True,
     out: Path | None = None,
 ) -> None:
     """Compare learned masks with the best known subgraphs and with baselines.
 
     Args:
-        parts: What to measure; add `large` if there is such a model.
+        parts: What to measure; add `large` or `llm` (with rivals) if there is a larger model.
         setting: A pretrained model and its texts.
         sizes: Sizes of masks of single texts, in nodes, or for example log:12.
         large: A larger model and its texts, for masks of single texts.
@@ -178,6 +180,7 @@ def main(
         small_texts: Number of texts for small models; tasks take four times as many.
         large_texts: Number of texts for the larger model.
         n_seeds: Seeds whose masks are compared.
+        with_greedy: Whether `llm` runs greedy elimination, which takes longest.
         out: JSON file to write.
     """
     measured: dict[str, partial[Rows]] = {
@@ -185,6 +188,7 @@ def main(
         "dataset": partial(dataset, setting, texts),
         "inputs": partial(inputs, setting, single_texts, sizes, max_length=128),
         "large": partial(inputs, large or setting, large_texts, sizes, max_length=24),
+        "llm": partial(llm, large or setting, large_texts, sizes, max_length=64, with_greedy=with_greedy),
         "tasks": partial(tasks, 4 * small_texts),
         "splits": partial(splits, setting, texts),
         "seeds": partial(seeds, setting, texts, n_seeds),

@@ -1,0 +1,81 @@
+"""Masks of single texts on real language models: learned, by rivals for as many scored tokens, and by greedy search."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from learned_bank import LearnedBank, Rows, learn_bank
+from rivals import GRADIENT_TOKENS, mattr, uniform_gradient_sampling
+from setting import Setting
+from torch import Tensor
+
+from masklearn.gates import top
+from masklearn.selection.attribution import integrated_gradients, single_ablation
+from masklearn.selection.polish import PER_INPUT, polish
+from masklearn.selection.scorer import MaskScorer
+from masklearn.selection.search import greedy
+
+MIN_KL = 1e-9
+"""KL in nats that ratios take as the least."""
+
+
+def llm(setting: Setting, texts: int, sizes: str | list[int], max_length: int, with_greedy: bool) -> Rows:
+    """Masks of single texts at their last token. Ratios are geometric means over texts, learned over the row's masks.
+
+    Every rival scores as many tokens as the learned bank: its scores alone, or its scores and then the same polish.
+    """
+    bank = learn_bank(setting, {"sizes": sizes, "scope": "input"}, limit=texts, positions="last", max_length=max_length)
+    scorer, learner = bank.scorer("all"), bank.learner
+    n_nodes, n_steps = learner.graph.n_nodes, learner.schedule.steps
+    tokens_per_text = sum(scored.batch.input_ids.numel() for scored in scorer.batches)
+    learning = GRADIENT_TOKENS * n_steps
+    budget = learner.settings.polish_budget or 0.0
+    learned_kl = scorer(bank.masks)
+    table = _Table(scorer, bank, learned_kl)
+    table.add("learned, cut", top(bank.mask.scores[:, 0], torch.tensor(learner.sizes)[:, None]), learning, bank.seconds)
+    table.add("learned, polished", bank.masks, learning * (1 + budget), bank.seconds)
+    for name, find, fixed_cost in _rivals(scorer, n_nodes):
+        for with_polish in (False, True):
+            cost = fixed_cost or learning * (1 if with_polish else 1 + budget)
+            masks = top(find(int(cost / GRADIENT_TOKENS)), torch.tensor(learner.sizes)[:, None])
+            if with_polish:
+                left = (learning * (1 + budget) - cost) * tokens_per_text
+                scores = find(int(cost / GRADIENT_TOKENS)).expand(len(learner.sizes), -1, -1)
+                masks = polish(scorer, masks, scores, learner.settings.polish, PER_INPUT, budget=left)[0]
+                cost = learning * (1 + budget)
+            table.add(f"{name}{', polished' if with_polish else ''}", masks, cost)
+    if with_greedy:
+        scorer.tokens.spent = 0
+        masks = greedy(scorer, learner.sizes, n_nodes)
+        table.add("greedy", masks, scorer.tokens.spent / tokens_per_text)
+    return table.rows
+
+
+def _rivals(scorer: MaskScorer, n_nodes: int) -> list[tuple[str, Callable[[int], Tensor], int]]:
+    """Name, scores after a number of steps, and the tokens for each of a text if they do not depend on the steps."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        ("mattr, uniform sizes", lambda n: mattr(scorer, n_nodes, n, log_sizes=False), 0),
+        ("mattr, log sizes", lambda n: mattr(scorer, n_nodes, n, log_sizes=True), 0),
+        ("ugs", partial(uniform_gradient_sampling, scorer, n_nodes), 0),
+        ("integrated gradients", lambda n: integrated_gradients(scorer), 10 * GRADIENT_TOKENS),
+        ("single ablation", lambda n: single_ablation(scorer, n_nodes), n_nodes),
+        ("random", lambda n: torch.rand(scorer.n_groups, n_nodes, generator=generator), 1),
+    ]
+
+
+class _Table:
+    """The rows, printed as they come."""
+
+    def __init__(self, scorer: MaskScorer, bank: LearnedBank, learned_kl: Tensor) -> None:
+        self.scorer, self.sizes, self.learned_kl = scorer, bank.learner.sizes, learned_kl
+        self.rows: Rows = []
+
+    def add(self, name: str, masks: Tensor, cost: float, seconds: float | None = None) -> None:
+        """A row of masks (sizes, groups, nodes) that cost so many scored tokens for each token of a text."""
+        kl = self.scorer(masks)
+        ratio = (self.learned_kl.clamp_min(MIN_KL) / kl.clamp_min(MIN_KL)).log().mean(1).exp()
+        row = {"masks": name, "tokens": cost, "KL": kl.mean(1).tolist(), "learned over it": ratio.tolist()}
+        row |= {"no worse on": (self.learned_kl <= kl * 1.0001).sum(1).tolist(), "seconds": seconds, "s": self.sizes}
+        self.rows.append(row)
+        print(name, f"{cost:.0f}", *(f"{v:.3g}" for v in row["KL"]), "|", *(f"{v:.2f}" for v in ratio), flush=True)

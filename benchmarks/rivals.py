@@ -1,0 +1,72 @@
+"""Rivals that learn node scores by gradient descent, as published, on the same texts and for the same scored tokens."""
+
+import torch
+from torch import Tensor
+
+from masklearn.selection.scorer import MaskScorer
+from masklearn.training.budget import Projected
+
+Operator = Projected().adjust_log_odds
+"""Shifts log-odds so that their sigmoids sum to a size: the sigmoid top-k of MAttr (arXiv 2609.25518)."""
+MATTR_SHARPNESS, MATTR_LR = 2.0, 0.05
+"""Inverse temperature of MAttr's sigmoid, and the learning rate of its Adam."""
+UGS_LR, UGS_BETAS = 0.1, (0.9, 0.995)
+"""Adam of uniform gradient sampling: Li and Janson 2024 (arXiv:2409.09951); a rate in the published range."""
+GRADIENT_TOKENS = 3
+"""Tokens that a step counts for each of a text: a forward, and a backward at twice its cost."""
+
+
+def mattr(scorer: MaskScorer, n_nodes: int, n_steps: int, log_sizes: bool) -> Tensor:
+    """MAttr: one score for every node; every step draws a size and descends on the KL of a sigmoid top-k mask.
+
+    Args:
+        scorer: Scores the groups' masks.
+        n_nodes: Nodes of the model.
+        n_steps: Steps.
+        log_sizes: Whether sizes are drawn uniformly on a logarithmic axis or on a linear one.
+
+    Returns:
+        Scores, shape (groups, nodes).
+    """
+    scores, generator = torch.zeros(scorer.n_groups, n_nodes, requires_grad=True), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam([scores], lr=MATTR_LR)
+    for _ in range(n_steps):
+        share = torch.rand(scorer.n_groups, generator=generator)
+        size = n_nodes**share if log_sizes else 1 + (n_nodes - 1) * share
+        gates = Operator(MATTR_SHARPNESS * scores, size).sigmoid()
+        _descend(optimizer, gates, scorer.gradient(gates.detach()))
+    return scores.detach()
+
+
+def uniform_gradient_sampling(scorer: MaskScorer, n_nodes: int, n_steps: int) -> Tensor:
+    """Gates are 0, 1 or uniform between them, with a learned mean; only uniform gates have a gradient.
+
+    One score serves every size, as in the other methods here: each step draws a size and shifts the means to it.
+
+    Args:
+        scorer: Scores the groups' masks.
+        n_nodes: Nodes of the model.
+        n_steps: Steps.
+
+    Returns:
+        Scores, shape (groups, nodes).
+    """
+    scores, generator = torch.zeros(scorer.n_groups, n_nodes, requires_grad=True), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam([scores], lr=UGS_LR, betas=UGS_BETAS)
+    for _ in range(n_steps):
+        size = 1 + (n_nodes - 1) * torch.rand(scorer.n_groups, generator=generator)
+        mean = Operator(scores, size).sigmoid()
+        uniform_share = (mean * (1 - mean)).detach()
+        drawn, value = torch.rand((2, *mean.shape), generator=generator)
+        is_uniform = drawn < uniform_share
+        is_one = drawn > 1 - (mean.detach() - uniform_share / 2)
+        gradient = scorer.gradient(torch.where(is_uniform, value, is_one.float()))
+        _descend(optimizer, mean, gradient * is_uniform / uniform_share.clamp_min(0.01))
+    return scores.detach()
+
+
+def _descend(optimizer: torch.optim.Optimizer, gates: Tensor, gradient: Tensor) -> None:
+    """A step of the optimiser, from the gradient with respect to the gates."""
+    optimizer.zero_grad()
+    gates.backward(gradient)
+    optimizer.step()
