@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from masklearn.cli.parsing import as_user_errors
-from masklearn.data import MaskData, SplitName
+from masklearn.data import MaskData, SplitName, require_known_tokens
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
@@ -135,4 +135,5 @@ def load_texts(
     data.prepare_data()
     data.setup()
     data.require_context(masked_lm.context)
+    require_known_tokens(data, masked_lm.n_embeddings)
     return data

@@ -17,7 +17,6 @@ from masklearn.data.batching import Item
 from masklearn.density import MaskMeasurements, TopTokens
 from masklearn.density.curves import densities
 from masklearn.density.measurements import COMPARED_KINDS, mean_true_entropy
-from masklearn.models import load_tokenizer
 
 N_TOP_TOKENS = 6
 """Tokens shown of a distribution."""
@@ -46,7 +45,7 @@ def measurements(name: str, bank: EvaluatedBank) -> MaskMeasurements:
         bank: The bank.
     """
     data, texts = bank.data, bank.data.parts[bank.split]
-    tokenizer = load_tokenizer(data.lm, data.revision, data.trust_remote_code)
+    tokenizer = data.load_tokenizer()
     scored = [_scored_positions(data, texts[i]) for i in range(len(texts))]
     context_ids = [ids[: positions[-1] + 1] for ids, positions in zip(texts.ids, scored, strict=True)]
     context_tokens = [tokenizer.convert_ids_to_tokens(ids) for ids in context_ids]
@@ -97,7 +96,7 @@ def top_tokens(measured: MaskMeasurements, bank: EvaluatedBank) -> TopTokens:
     order = densities(measured).argsort(kind="stable")
     example = int(order[(len(order) - 1) // 2])
     data = bank.data
-    tokenizer = load_tokenizer(data.lm, data.revision, data.trust_remote_code)
+    tokenizer = data.load_tokenizer()
     batch = data.collate([data.parts[bank.split][example]])
     last = int(batch.input_ids[batch.scored][-1])
     bank.masked_lm.ablation = bank.ablation

@@ -165,6 +165,13 @@ class BlockPlan:
         return divmod(min(step, self.total_steps - 1), self.steps)
 
 
+def evenly_spaced(indices: Sequence[int], n: int | None) -> Sequence[int]:
+    """At most `n` of the indices, evenly spread over them; all if `n` is None."""
+    if n is None or len(indices) <= n:
+        return indices
+    return [indices[i * len(indices) // n] for i in range(n)]
+
+
 class StepSampler(Sampler[list[int]]):
     """The texts of every training step: up to `plan.batch_size` of each group of the current block.
 

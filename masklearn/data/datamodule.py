@@ -1,7 +1,7 @@
 """The data module: reads texts, tokenises and splits them, and makes batches of them."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from itertools import pairwise
 from typing import Any, Literal, cast
 
@@ -9,15 +9,24 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
-from masklearn.data.batching import Batch, BlockPlan, Item, SplitDataset, StepLoader, StepSampler, collate
+from masklearn.data.batching import (
+    Batch,
+    BlockPlan,
+    Item,
+    SplitDataset,
+    StepLoader,
+    StepSampler,
+    collate,
+    evenly_spaced,
+)
 from masklearn.data.columns import RequestedColumns
 from masklearn.data.positions import Positions, expand_positions
 from masklearn.data.resampling import add_resample_texts
-from masklearn.data.sources import Source, TaskName
+from masklearn.data.sources import RowsOrTexts, Source, TaskName, chosen_task
 from masklearn.data.splits import DATASET, INPUT, Groups, group_column
 from masklearn.data.tokenization import Encoded, Encoder
 from masklearn.errors import UserError
-from masklearn.models import EMBEDDED, load_tokenizer
+from masklearn.models import EMBEDDED, TokenizerOrName, load_tokenizer
 
 SplitName = Literal["train", "validation", "selection", "test", "all"]
 """The splits, and two sets drawn from them: the texts on which discrete masks are selected, and all texts."""
@@ -55,6 +64,8 @@ class MaskData(LightningDataModule):
         max_groups: Most groups that a column may make: see the model's max_groups.
         trust_remote_code: Run the code that comes with the tokenizer: see the model's trust_remote_code.
         workers: Processes that prepare batches ahead of time; their number changes the time and nothing else.
+        texts: The texts themselves, in place of a file: strings, or rows with the columns of a file.
+        tokenizer: Name of another model whose tokenizer is used, for models that come without one.
     """
 
     def __init__(
@@ -81,19 +92,28 @@ class MaskData(LightningDataModule):
         max_groups: int | None = None,
         trust_remote_code: bool = False,
         workers: int = 0,
+        texts: RowsOrTexts | None = None,
+        tokenizer: TokenizerOrName | None = None,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore=["texts", "tokenizer"], logger=False)
         self.max_length, self.pack = max_length, pack
         self.positions: Positions = positions
         self.batch_size, self.skip_short, self.seed = batch_size, skip_short, seed
         self.lm, self.revision, self.trust_remote_code = lm, revision, trust_remote_code
         self.workers = workers
         self.scope, self.max_groups = scope, max_groups
-        task = self._default_task(path, dataset, task)
+        self.tokenizer = tokenizer
+        task = chosen_task(path, dataset, task, texts, lm)
+        if pack and scope == INPUT:
+            raise UserError(
+                "data.pack joins the texts and splits them into chunks, so with --model.scope input no given text has "
+                "masks of its own. Leave out --data.pack"
+            )
         columns = RequestedColumns(
             text_column, corrupted_column, answer_column, wrong_answer_column, group_column(scope)
         )
-        self.source = Source(path, dataset, subset, split, task, columns, limit, seed)
+        self.source = Source(path, dataset, subset, split, task, columns, limit, seed, texts)
         self.plan: BlockPlan | None = None
         """Which groups are learned together; without a plan all of them are."""
         self.token_counts: Counter[int] = Counter()
@@ -108,26 +128,6 @@ class MaskData(LightningDataModule):
             if value is not None and value < minimum:
                 raise UserError(f"data.{flag} is {value}; it must be at least {minimum}")
 
-    def _default_task(self, path: str | None, dataset: str | None, task: TaskName | None) -> TaskName | None:
-        """The task of the embedded generator: the one given, or mixed if no source of texts is given.
-
-        Raises:
-            UserError: If several sources are given, none for a model that needs one, or a source cannot be packed.
-        """
-        given = [name for name, value in {"path": path, "dataset": dataset, "task": task}.items() if value]
-        if len(given) > 1:
-            raise UserError(
-                f"data.{given[0]} and data.{given[1]} are both given, but texts come from one source. Remove one"
-            )
-        if not given and self.lm != EMBEDDED:
-            raise UserError(f"model.lm is {self.lm}, but no text is given for it. Add --data.path or --data.dataset")
-        if self.pack and self.scope == INPUT:
-            raise UserError(
-                "data.pack joins the texts and splits them into chunks, so with --model.scope input no given text has "
-                "masks of its own. Leave out --data.pack"
-            )
-        return task if given else "mixed"
-
     def prepare_data(self) -> None:
         """Download the hub dataset, if there is one: Lightning calls this in one process only."""
         if self.source.hub_id:
@@ -141,7 +141,7 @@ class MaskData(LightningDataModule):
         """
         if self.parts:
             return
-        tokenizer = load_tokenizer(self.lm, self.revision, self.trust_remote_code)
+        tokenizer = self.load_tokenizer()
         self.pad_id = cast(int, tokenizer.pad_token_id or 0)
         whole = self._encoded(tokenizer)
         self.token_counts = Counter(token for text in whole for token in text.ids[1:])
@@ -161,6 +161,11 @@ class MaskData(LightningDataModule):
             name: SplitDataset([texts[i] for i in chosen], [self.groups.of_text[i] for i in chosen])
             for name, chosen in indices.items()
         }
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the texts: the one given, or that of the model."""
+        revision = None if self.tokenizer else self.revision
+        return load_tokenizer(self.tokenizer or self.lm, revision, self.trust_remote_code)
 
     @property
     def longest_text(self) -> int:
@@ -239,7 +244,7 @@ class MaskData(LightningDataModule):
             raise UserError(f"{self.source} holds too few texts for a {split} split")
         by_group = texts.indices_by_group(len(self.groups.names))
         chosen = by_group if groups is None else [by_group[group] for group in set(groups)]
-        indices = sorted(index for of_group in chosen for index in _evenly_spaced(of_group, max_texts))
+        indices = sorted(index for of_group in chosen for index in evenly_spaced(of_group, max_texts))
         if by_length:
             lengths = [len(ids) for ids in texts.ids]
             indices.sort(key=lengths.__getitem__)
@@ -286,10 +291,3 @@ class MaskData(LightningDataModule):
     def collate(self, items: list[Item]) -> Batch:
         """Pad some texts to one length, and mark the scored positions."""
         return collate(items, self.positions, self.pad_id)
-
-
-def _evenly_spaced(indices: Sequence[int], n: int | None) -> Sequence[int]:
-    """At most `n` of the indices, evenly spread over them; all if `n` is None."""
-    if n is None or len(indices) <= n:
-        return indices
-    return [indices[i * len(indices) // n] for i in range(n)]

@@ -9,7 +9,9 @@ from datasets.exceptions import DatasetsError
 
 from masklearn.data.columns import Columns, RequestedColumns, Text
 from masklearn.data.readers import Row, read_file
+from masklearn.data.rows_given import RowsOrTexts, rows_given
 from masklearn.errors import UserError, one_line
+from masklearn.models import EMBEDDED
 from masklearn.tiny import tasks
 
 TaskName = Literal["mixed", "names", "agreement", "years", "copy"]
@@ -19,9 +21,28 @@ DEFAULT_TASK_TEXTS = 1000
 """Texts drawn from the embedded generator when no limit is given."""
 
 
+def chosen_task(
+    path: str | None, dataset: str | None, task: TaskName | None, texts: RowsOrTexts | None, lm: str
+) -> TaskName | None:
+    """The task of the embedded generator: the one given, or mixed if no source of texts is given.
+
+    Raises:
+        UserError: If several sources are given, or none for a model that needs one.
+    """
+    sources = {"path": path, "dataset": dataset, "task": task, "texts": texts}
+    given = [name for name, value in sources.items() if value is not None and value != ""]
+    if len(given) > 1:
+        raise UserError(
+            f"data.{given[0]} and data.{given[1]} are both given, but texts come from one source. Remove one"
+        )
+    if not given and lm != EMBEDDED:
+        raise UserError(f"model.lm is {lm}, but no text is given for it. Add --data.path or --data.dataset")
+    return task if given else "mixed"
+
+
 @dataclass(frozen=True)
 class Source:
-    """Where texts come from. Exactly one of `path`, `hub_id` and `task` is set."""
+    """Where texts come from. Exactly one of `path`, `hub_id`, `task` and `given` is set."""
 
     path: str | None
     """A file."""
@@ -38,8 +59,12 @@ class Source:
     """Maximum number of texts, taken from the start."""
     seed: int
     """Seed of the embedded generator."""
+    given: RowsOrTexts | None = None
+    """The texts themselves."""
 
     def __str__(self) -> str:
+        if self.given is not None:
+            return f"the {len(self.given)} texts given"
         return self.path or self.hub_id or f"the embedded {self.task} texts"
 
     def read(self) -> list[Text]:
@@ -50,7 +75,10 @@ class Source:
         """
         if self.task:
             return self._generate(self.task)
-        names, rows = read_file(self.path, self.columns.readable, self.limit) if self.path else self._rows_of_hub()
+        if self.given is not None:
+            names, rows = rows_given(self.given, self.limit)
+        else:
+            names, rows = read_file(self.path, self.columns.readable, self.limit) if self.path else self._rows_of_hub()
         if not rows:
             raise UserError(f"{self} holds no text. Give at least one")
         columns = Columns.of(str(self), names, self.columns)

@@ -11,8 +11,6 @@ from masklearn.selection.scorer import MaskScorer
 
 STAGES = ("soft", "sampled", "cut", "polished")
 """Every gate at its probability of being open; gates sampled; only the top `s` nodes open; the masks after polish."""
-N_GATE_SAMPLES = 16
-"""Gate vectors sampled over all groups, and at least one for each group."""
 MIN_KL = 1e-9
 """KL in nats below which restarts count as equally good."""
 Polish = Callable[[MaskScorer, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -39,6 +37,7 @@ def discretize(
     restarts: int,
     temperature: float,
     polish: Polish | None = None,
+    n_samples: int = 1,
 ) -> DiscretizedMasks:
     """Keep the top `s` nodes of every mask, choose the best restart of each, and polish it.
 
@@ -50,6 +49,7 @@ def discretize(
         restarts: How many times every mask was learned.
         temperature: Temperature of the gates at the end of training (dimensionless).
         polish: Improves the masks; None for no polish.
+        n_samples: Gate vectors sampled of every mask for the `sampled` stage.
     """
     nested = bank.log_odds.shape[1] == 1
     scores = bank.log_odds.detach().expand(-1, len(sizes), -1)
@@ -59,7 +59,7 @@ def discretize(
     )  # (restarts, sizes, groups, nodes); a last block may have fewer groups than the bank
     best = _best_restart(scorer, masks, nested)[None, ..., None].expand(1, *masks.shape[1:])
     masks, scores, log_odds = (t.gather(0, best)[0] for t in (masks, scores, log_odds))
-    kl = [scorer(open_probability(log_odds)), _sampled_kl(scorer, log_odds, temperature), scorer(masks)]
+    kl = [scorer(open_probability(log_odds)), _sampled_kl(scorer, log_odds, temperature, n_samples), scorer(masks)]
     if polish:
         masks, polished = polish(scorer, masks, scores)
         kl.append(polished)
@@ -96,9 +96,8 @@ def _best_restart(scorer: MaskScorer, masks: Tensor, nested: bool) -> Tensor:
     return (log_kl.sum(1, keepdim=True).expand_as(log_kl) if nested else log_kl).argmin(0)
 
 
-def _sampled_kl(scorer: MaskScorer, log_odds: Tensor, temperature: float) -> Tensor:
+def _sampled_kl(scorer: MaskScorer, log_odds: Tensor, temperature: float, n_samples: int) -> Tensor:
     """Mean KL over sampled gates, shape (sizes, groups); the samples are the same in every call."""
     generator = torch.Generator().manual_seed(0)
-    n_samples = -(-N_GATE_SAMPLES // scorer.n_groups)
     noise = [torch.rand(log_odds.shape, generator=generator).to(log_odds.device) for _ in range(n_samples)]
     return torch.stack([scorer(sample(log_odds, temperature, uniform)) for uniform in noise]).mean(0)

@@ -7,13 +7,13 @@ from lightning import LightningModule
 from torch import Tensor
 
 from masklearn.ablation import Ablation
-from masklearn.data import Batch, BlockPlan, MaskData
+from masklearn.data import Batch, BlockPlan, MaskData, require_known_tokens
 from masklearn.errors import UserError
 from masklearn.gates import GateBank
 from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
-from masklearn.models import load_lm
+from masklearn.models import is_offloaded, load_lm, name_of
 from masklearn.selection.discretization import STAGES
 from masklearn.sizes import resolve_sizes
 from masklearn.training.block_store import BlockStore, ProgressBar
@@ -96,6 +96,11 @@ class BlockLearner(LightningModule):
             allow_pickle=settings.allow_pickle,
             trust_remote_code=settings.trust_remote_code,
         )
+        if is_offloaded(lm):
+            raise UserError(
+                f"{name_of(lm)} has offloaded weights, and learning runs it too often to read them from the disk. "
+                "Load it whole, for example in bfloat16; gates work on it as it is"
+            )
         self.masked_lm = MaskedLM(lm, resampled)
         self.sizes = resolve_sizes(settings.sizes, self.graph.n_nodes)
         self.schedule = settings.schedule(self.graph.n_nodes)
@@ -121,6 +126,7 @@ class BlockLearner(LightningModule):
                 f"the learner's scope is {settings.scope}, but the data's is {data.scope}. Give both the same"
             )
         data.require_context(self.masked_lm.context)
+        require_known_tokens(data, self.masked_lm.n_embeddings)
         notice = ""
         if step_shape is None:
             step_shape, notice = choose_step_shape(self.masked_lm, data, settings.rows_per_text, settings.block)
@@ -160,6 +166,11 @@ class BlockLearner(LightningModule):
     def graph(self) -> NodeGraph:
         """The nodes of the model."""
         return self.masked_lm.graph
+
+    def on_train_epoch_end(self) -> None:
+        """Stop at the end of the plan, whatever number of epochs the trainer was given."""
+        if self.global_step >= self.plan.total_steps:
+            self.trainer.should_stop = True
 
     # --- one block after the other ------------------------------------------------------------------------------------
 
@@ -267,7 +278,7 @@ class BlockLearner(LightningModule):
             scores=found.scores,
             sizes=torch.tensor(self.sizes),
             graph=self.graph,
-            model=ModelId(self.settings.lm, self.settings.revision, self.masked_lm.layout.fingerprint),
+            model=ModelId(name_of(self.masked_lm.lm), self.settings.revision, self.masked_lm.layout.fingerprint),
             groups=self._data.groups.names,
             ablation=self.masked_lm.ablation,
             positions=self._data.positions,

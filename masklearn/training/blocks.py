@@ -69,7 +69,8 @@ class BlockFinisher:
         groups = self.plan.blocks[block]
         restarts, temperature, scorer = self.settings.restarts, self.settings.temperature[1], self._scorer(groups)
         polish_masks = self._polish(f"polish-{block}", groups, bar) if self.settings.polish else None
-        found = discretize(bank, log_odds, sizes, scorer, restarts, temperature, polish_masks)
+        n_samples = self.settings.sampled_kl_draws
+        found = discretize(bank, log_odds, sizes, scorer, restarts, temperature, polish_masks, n_samples)
         self._report(scorer)
         self.store.put(block, groups, vars(found))
 
