@@ -12,15 +12,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from masklearn.cli.checkpoints import CHECKPOINT_FOLDER, LAST_CHECKPOINT, StepCheckpoint
 from masklearn.cli.parsing import as_user_errors, require_complete, require_harmless_configs
-from masklearn.cli.progress import Progress
 from masklearn.cli.run_flags import RunFlags
 from masklearn.cli.run_folder import CONFIG_FILE, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps
-from masklearn.cli.trainer_flags import require_supported_flags, set_validation_interval, trainer_defaults
+from masklearn.cli.trainer_flags import require_supported_flags, set_validation_interval
 from masklearn.data import MaskData
 from masklearn.errors import UserError, one_line
 from masklearn.training.learner import MaskLearner
+from masklearn.training.progress import Progress
 from masklearn.training.settings import SHARED_STEPS
+from masklearn.training.trainer import trainer_defaults
 
 if TYPE_CHECKING:
     from masklearn.tracking import Tracker

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from masklearn.errors import UserError
 
 VALIDATION_INTERVAL = 50
@@ -22,18 +20,6 @@ NEUTRAL_VALUES = (None, 1, False, "32", 32, "32-true")
 SINGLE_DEVICE_VALUES = {"devices": (1, "1", [0]), "num_nodes": (1,)}
 NO_LIMIT = {"max_steps": "-1", "max_time": "null"}
 """Lightning's flags that limit a run, and the values that lift the limit."""
-
-
-def trainer_defaults() -> dict[str, Any]:
-    """Defaults of the trainer's flags, where a run's differ from Lightning's."""
-    return {
-        "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
-        "devices": 1,
-        "max_epochs": 1,  # a run is one pass over the steps of all blocks
-        "log_every_n_steps": 10,
-        "num_sanity_val_steps": 0,
-        "enable_model_summary": False,
-    }
 
 
 def require_supported_flags(trainer: Any) -> None:

@@ -3,7 +3,7 @@
 from masklearn.evaluation.bank_report import describe, evaluate
 from masklearn.evaluation.measure import Row, measure, top_tokens
 from masklearn.evaluation.per_text import PerTextRecorder, PerTextResults
-from masklearn.evaluation.tables import aligned, format_report, stages_table
+from masklearn.evaluation.tables import aligned, format_report, html_table, stages_table, table
 
 __all__ = [
     "PerTextRecorder",
@@ -13,7 +13,9 @@ __all__ = [
     "describe",
     "evaluate",
     "format_report",
+    "html_table",
     "measure",
     "stages_table",
+    "table",
     "top_tokens",
 ]

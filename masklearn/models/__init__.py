@@ -1,6 +1,6 @@
 """Any Hugging Face causal language model: loading it, finding where its nodes can be gated, and verifying that."""
 
-from masklearn.models.diagnostics import input_device, text_config
+from masklearn.models.diagnostics import dtype_name, input_device, text_config
 from masklearn.models.discovery import LayerSites
 from masklearn.models.forward_override import first_output, with_first_output
 from masklearn.models.layout import Layout
@@ -28,6 +28,7 @@ __all__ = [
     "TokenizerOrName",
     "can_share_prefixes",
     "fingerprint",
+    "dtype_name",
     "first_output",
     "input_device",
     "is_offloaded",
