@@ -16,7 +16,7 @@ from masklearn import evaluation
 from masklearn.data import MaskData
 from masklearn.errors import UserError
 from masklearn.files import atomic_write
-from masklearn.mask_file import Mask
+from masklearn.mask_file import MASK_FILE, Mask
 from masklearn.masking import MaskedLM, gated
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Bank:
             UserError: If the file cannot be written.
         """
         file = Path(path).expanduser()
-        file = file if file.suffix else file / "mask.safetensors"
+        file = file if file.suffix else file / MASK_FILE
         self.mask.with_metrics(self.results["sizes"]).save(file)
         return file
 

@@ -48,7 +48,7 @@ def evaluate(
         UserError: If the masks do not belong to the model, or do not apply to the texts.
     """
     known = bank if isinstance(bank, Bank) else None
-    mask = bank.mask if isinstance(bank, Bank) else bank if isinstance(bank, Mask) else Mask.load(mask_file(bank))
+    mask = bank.mask if isinstance(bank, Bank) else bank if isinstance(bank, Mask) else Mask.load(bank)
     masked_lm = known.masked_lm if known and lm is None else _masked_lm(mask, lm)
     if texts is None and not settings:
         if known is None:
@@ -75,7 +75,13 @@ def _evaluated(
     batches = data.loader(split, by_length=True)
     rows, by_group = evaluation.evaluate(masked_lm, mask, batches, baselines, scorer)
     results = evaluation.describe(mask, rows, by_group, mask.config.get("data", {}))
-    return Bank(mask, masked_lm, data, results, f"{len(data.parts[split])} texts of {data.source}")
+    return Bank(
+        mask,
+        masked_lm,
+        data,
+        results,
+        f"{len(data.parts[split])} {'test ' if split == 'test' else ''}texts of {data.source}",
+    )
 
 
 def baselines(
@@ -105,12 +111,6 @@ def baselines(
             values = {metric: found.get(f"{metric}_mean", found.get(metric)) for metric in ("kl", "tv", "top1")}
             rows.append({"s": row["s"], "method": name, **values})
     return pd.DataFrame(rows).set_index(["s", "method"])
-
-
-def mask_file(path: str | Path) -> Path:
-    """The mask file of a run's folder; any other path as it is."""
-    file = Path(path).expanduser()
-    return file / "mask.safetensors" if file.is_dir() else file
 
 
 def _masked_lm(mask: Mask, lm: ModelOrName | None) -> MaskedLM:

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 
 import datasets
 import torch
@@ -38,6 +39,9 @@ def evaluate(args: list[str] | None = None) -> int:
 
 def _exit_code(command: Callable[[list[str] | None], None], args: list[str] | None) -> int:
     """Run a command: 0, or 2 after one line that says what went wrong."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack characters of tables and texts
     _silence_libraries()
     try:
         with quiet_lightning(), interruptible():

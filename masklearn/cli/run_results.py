@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from masklearn import evaluation
 from masklearn.cli.checkpoints import REQUEUE_PATTERN
 from masklearn.cli.drawing import can_draw, draw_run, node_maps
-from masklearn.cli.run_folder import BLOCKS_FOLDER, FIGURES_FOLDER, MASK_FILE, METRICS_FILE, RunFolder
+from masklearn.cli.run_folder import BLOCKS_FOLDER, FIGURES_FOLDER, METRICS_FILE, RunFolder
 from masklearn.data import MaskData
 from masklearn.files import atomic_write
-from masklearn.mask_file import Mask
+from masklearn.mask_file import MASK_FILE, Mask
 from masklearn.training.learner import MaskLearner
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from masklearn.cli.checkpoints import CHECKPOINT_FOLDER, LAST_CHECKPOINT, StepCheckpoint
-from masklearn.cli.parsing import as_user_errors, require_complete, require_harmless_configs
+from masklearn.cli.parsing import as_user_errors, explain, require_complete, require_harmless_configs
 from masklearn.cli.run_flags import RunFlags
 from masklearn.cli.run_folder import CONFIG_FILE, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps
@@ -90,11 +90,18 @@ class TrainCLI(LightningCLI):
             if section in ("model", "data", "trainer", "run"):
                 require_complete(given.get(section), default, section)
 
+    def instantiate_classes(self) -> None:
+        """Create model, data and trainer, or say in one line which class of the config cannot be created."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, ImportError) as error:
+            raise UserError(explain(str(error), ())) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the trainer, or say in one line what is wrong with its flags."""
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError, KeyError, ImportError) as error:
+        except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
             raise UserError(f"trainer: {one_line(error)}") from error
 
     def _set_seed(self) -> None:
@@ -129,6 +136,7 @@ class TrainCLI(LightningCLI):
                 )
             name = config_file.stem if config_file else "default"
             run.dir = str(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        run.dir = str(Path(run.dir).expanduser())
         self.folder = RunFolder(Path(run.dir))
 
     def _settle_trainer(self) -> None:

@@ -64,7 +64,7 @@ class Source:
 
     def __str__(self) -> str:
         if self.given is not None:
-            return f"the {len(self.given)} texts given"
+            return f"a list of {len(self.given)}"
         return self.path or self.hub_id or f"the embedded {self.task} texts"
 
     def read(self) -> list[Text]:
