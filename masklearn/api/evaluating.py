@@ -75,13 +75,8 @@ def _evaluated(
     batches = data.loader(split, by_length=True)
     rows, by_group = evaluation.evaluate(masked_lm, mask, batches, baselines, scorer)
     results = evaluation.describe(mask, rows, by_group, mask.config.get("data", {}))
-    return Bank(
-        mask,
-        masked_lm,
-        data,
-        results,
-        f"{len(data.parts[split])} {'test ' if split == 'test' else ''}texts of {data.source}",
-    )
+    kind = "held-out texts" if split == "test" and data.groups.held_out else "texts"
+    return Bank(mask, masked_lm, data, results, f"{len(data.parts[split])} {kind} of {data.source}")
 
 
 def baselines(

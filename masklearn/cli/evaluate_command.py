@@ -58,7 +58,7 @@ def _parse(args: Sequence[str]) -> tuple[EvaluateFlags, dict[str, Any]]:
 
 
 def _each_mask_appended(args: Sequence[str]) -> list[str]:
-    """The command line with a flag that adds to the list in front of every mask: `--mask a b` is `--mask a --mask b`."""
+    """The command line with a flag that adds to a list in front of every mask; `--mask a b` gives two."""
     appended, are_masks = list[str](), False
     for arg in args:
         if arg.startswith("-"):

@@ -70,6 +70,11 @@ def print_results(learner: MaskLearner, data: MaskData, description: dict[str, A
     print(f"\nResults on {evaluated_texts(data)}; KL, JS and CE in nats per scored token.\n\n{report}")
 
 
+def print_location(folder: RunFolder, tracker: "Tracker | None") -> None:
+    """Print where the run is, as the last line: its address if it is online, otherwise its folder."""
+    print(f"\nRun: {(tracker.url if tracker else None) or folder.path}", flush=True)
+
+
 def evaluated_texts(data: MaskData) -> str:
     """What the test split holds, in words: held-out texts, unless every text has masks of its own."""
     n_texts = len(data.parts["test"])

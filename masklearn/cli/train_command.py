@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from masklearn import evaluation
 from masklearn.cli.checkpoints import LAST_CHECKPOINT, AtomicCheckpointIO, newest_intact
 from masklearn.cli.run_folder import BLOCKS_FOLDER, CONFIG_FILE
-from masklearn.cli.run_results import evaluated_texts, mask_config, print_results, write_results
+from masklearn.cli.run_results import evaluated_texts, mask_config, print_location, print_results, write_results
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.cli.trainer_flags import flags_without, limiting_flags, name_limits
 from masklearn.data import MaskData
@@ -58,6 +58,7 @@ def _run(cli: TrainCLI) -> None:
     description = _evaluate(cli, mask) | {"seconds": round(time.monotonic() - start, 1)}
     write_results(cli.folder, mask, description, cli.tracker)
     print_results(cli.model, cli.datamodule, description)
+    print_location(cli.folder, cli.tracker)
 
 
 def _report_finished(cli: TrainCLI) -> bool:

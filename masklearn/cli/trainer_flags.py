@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from masklearn.errors import UserError
 
@@ -19,7 +19,7 @@ UNSUPPORTED_TRAINER_FLAGS = {
     "fast_dev_run": "For a quick look, use --model.steps 10 --data.limit 30",
 }
 """Lightning's flags that conflict with how a run works, and what to use instead."""
-NEUTRAL_VALUES = (None, 0, 1, False, "32", 32, "32-true")
+NEUTRAL_VALUES = (None, 1, False, "32", 32, "32-true")
 """Values of those flags that change nothing."""
 SINGLE_DEVICE_VALUES = {"devices": (1, "1", [0]), "num_nodes": (1,), "strategy": (None, "auto")}
 NO_LIMIT = {"max_steps": "-1", "max_time": "null"}
@@ -37,8 +37,8 @@ def require_supported_flags(trainer: Any) -> None:
     """
     if SLURMEnvironment.detect() and os.environ["SLURM_NTASKS"] != "1":
         raise UserError(
-            f"this SLURM job has {os.environ['SLURM_NTASKS']} tasks, but a run is one process. Submit it with sbatch -n 1, "
-            "and with --cpus-per-task for more cores; or start one run for each task from a script"
+            f"this SLURM job has {os.environ['SLURM_NTASKS']} tasks, but a run is one process. Submit it with sbatch "
+            "-n 1, and with --cpus-per-task for more cores"
         )
     for flag, alternative in UNSUPPORTED_TRAINER_FLAGS.items():
         if trainer[flag] is True or trainer[flag] not in NEUTRAL_VALUES:

@@ -16,16 +16,20 @@ def require_known_tokens(data: MaskData, n_embeddings: int) -> None:
     """
     if data.pad_id >= n_embeddings:
         data.pad_id = 0
-    unknown = {
-        text.row: next(token for token in (*text.ids, *(text.corrupted or ())) if token >= n_embeddings)
-        for text in data.parts["all"].encoded
-        if max(*text.ids, *(text.corrupted or ())) >= n_embeddings
-    }
-    if unknown:
-        row, token = min(unknown.items())
-        name = data.load_tokenizer().convert_ids_to_tokens(token)
-        raise UserError(
-            f"{data.source}: {len(unknown)} texts have tokens that {data.lm} has no embedding for; the first is text "
-            f"{row + 1} with {name!r}, token {token} of {n_embeddings}. They were added to the tokenizer alone: remove "
-            "them from the texts, or give a model trained with them"
-        )
+    texts = data.parts["all"].encoded
+    # the corrupted text may be another text of the source, so a token counts for the text itself first
+    for tokens in ([text.ids for text in texts], [text.corrupted or [] for text in texts]):
+        rows = zip(texts, tokens, strict=True)
+        unknown = {text.row: max(ids) for text, ids in rows if max(ids, default=0) >= n_embeddings}
+        if unknown:
+            raise _unknown_tokens(data, unknown, n_embeddings)
+
+
+def _unknown_tokens(data: MaskData, unknown: dict[int, int], n_embeddings: int) -> UserError:
+    row, token = min(unknown.items())
+    name = data.load_tokenizer().convert_ids_to_tokens(token)
+    return UserError(
+        f"{data.source}: {len(unknown)} texts have tokens that {data.lm} has no embedding for; the first is text "
+        f"{row + 1} with {name!r}, token {token} of {n_embeddings}. They were added to the tokenizer alone: remove "
+        "them from the texts, or give a model trained with them"
+    )

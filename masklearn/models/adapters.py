@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.utils import find_adapter_config_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from masklearn.errors import UserError
 from masklearn.models.sources import ModelSource

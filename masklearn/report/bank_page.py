@@ -8,7 +8,7 @@ from typing import Any
 
 from masklearn.mask_file import Mask
 from masklearn.report.run import overview
-from masklearn.report.style import ShownFigure, styled
+from masklearn.report.style import SCREEN_DPI, ShownFigure, styled
 from masklearn.version import masklearn_version
 
 
@@ -20,8 +20,9 @@ def run_overview(mask: Mask, rows: Sequence[dict[str, Any]]) -> ShownFigure:
 
 def png_element(figure: ShownFigure) -> str:
     """Return a figure as an image element of HTML."""
-    content = base64.b64encode(figure.png()).decode()
-    return f'<img alt="Masks, and KL and TV against size" style="max-width:100%" src="data:image/png;base64,{content}">'
+    content, width = base64.b64encode(figure.png()).decode(), round(figure.get_size_inches()[0] * SCREEN_DPI)
+    alt = "Masks, and KL and TV against size"
+    return f'<img alt="{alt}" width="{width}" style="max-width:100%" src="data:image/png;base64,{content}">'
 
 
 def bank_page(mask: Mask, rows: Sequence[dict[str, Any]], description: str, table: str) -> str:

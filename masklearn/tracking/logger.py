@@ -84,6 +84,11 @@ class Tracker(WandbLogger):
         for _, step, metrics in self.recent:
             super().log_metrics(_with_histograms(metrics), step)
 
+    @property
+    def url(self) -> str | None:
+        """The address of the W&B run; None if it is not online."""
+        return None if self.failed or self.run.offline or self.run.disabled else self.run.url
+
     def finish(self) -> None:
         """Send the remaining data; if that fails or takes too long, print how to send it later."""
         if self.failed:
