@@ -14,9 +14,10 @@ sys.path[:0] = [str(DOCS), str(DOCS.parent)]  # this checkout, whichever is inst
 import draw_architecture as architecture  # noqa: E402
 
 project, author, release = "masklearn", "the masklearn authors", metadata.version("masklearn")
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["study/*"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks keep their outputs; a test runs the tutorial
 suppress_warnings = ["ref.python"]  # the same short name in two modules
 
 autodoc_member_order = "bysource"

@@ -20,7 +20,7 @@ from masklearn.mask_file import MASK_FILE, Mask
 from masklearn.masking import MaskedLM, gated
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from masklearn.report.style import ShownFigure
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class Bank:
         with gated(self.lm, self.select(s, group), self.masked_lm.ablation) as lm:
             yield lm
 
-    def plot(self) -> "Figure":
+    def plot(self) -> "ShownFigure":
         """The masks, or the share of groups that keep each node; and KL and TV against size.
 
         Raises:
