@@ -42,7 +42,7 @@ def test_learning_gives_masks_and_metrics(bank: ml.Bank) -> None:
     assert bank.sizes == [4, 18] and bank.mask.mask.sum(-1).tolist() == [[4, 18]]
     assert len(bank.nodes(4)) == 4 and set(bank.nodes(4)) <= set(bank.mask.graph.names)
     assert bank.metrics.index.tolist() == [4, 18]
-    assert (bank.metrics[["kl", "random kl_mean"]] > 0).all(axis=None)
+    assert bank.metrics[["kl", "random kl_mean"]].to_numpy().min() > 0
     assert bank.mask.model.lm == "embedded" and bank.mask.config["model"]["steps"] == 4
     full = bank.lm(input_ids=torch.arange(3, 9)[None]).logits
     with bank.gated(4) as lm:
@@ -75,7 +75,8 @@ def test_what_a_notebook_shows(bank: ml.Bank, tmp_path: Path) -> None:
 def test_a_bank_is_evaluated_on_other_texts_and_from_its_file(bank: ml.Bank, tmp_path: Path) -> None:
     others = TEXTS[:3]
     evaluated = ml.evaluate(bank, others)
-    assert evaluated.texts.startswith("3 texts") and evaluated.metrics["kl"][4] != bank.metrics["kl"][4]
+    assert evaluated.texts.startswith("3 texts")
+    assert evaluated.metrics["kl"].tolist() != bank.metrics["kl"].tolist()
     bank.save(tmp_path)
     again = ml.evaluate(tmp_path, pd.DataFrame({"text": others}))
     assert again.metrics["kl"].tolist() == pytest.approx(evaluated.metrics["kl"].tolist())

@@ -237,7 +237,7 @@ def test_texts_with_tokens_beyond_the_embedding_are_named() -> None:
     assert "text 2" in message and "<tool>" in message
     fine = ml.MaskData(texts=["mary and john went to the", "mary and john"], tokenizer=tokenizer, scope="input")
     bank = ml.learn(lm, fine, sizes=[4], steps=1, polish=0, progress=False)
-    assert fine.pad_id == 0 and bank.metrics["kl"].notna().all()
+    assert fine.pad_id == 0 and len(bank.metrics["kl"].dropna()) == 1
 
 
 def test_the_version_of_the_hub_client_has_what_is_used() -> None:
