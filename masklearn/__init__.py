@@ -12,12 +12,12 @@ from masklearn.masking.masked_lm import MaskedLM
 from masklearn.models.loading import load_lm, load_tokenizer
 
 if TYPE_CHECKING:
-    from masklearn.api import Bank, baselines, evaluate, learn
+    from masklearn.api import LearnedBank, baselines, evaluate, learn
     from masklearn.data.datamodule import MaskData
     from masklearn.training.learner import MaskLearner
 
 _LAZY = {
-    "Bank": "masklearn.api",
+    "LearnedBank": "masklearn.api",
     "MaskData": "masklearn.data",
     "MaskLearner": "masklearn.training.learner",
     "baselines": "masklearn.api",
@@ -39,7 +39,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Ablation",
-    "Bank",
+    "LearnedBank",
     "Mask",
     "MaskData",
     "MaskLearner",

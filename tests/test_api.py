@@ -26,7 +26,7 @@ FAST: dict[str, Any] = {"sizes": [4, 0.5], "steps": 4, "polish": 0, "progress": 
 
 
 @pytest.fixture(scope="module")
-def bank() -> ml.Bank:
+def bank() -> ml.LearnedBank:
     return ml.learn(ml.load_lm(), TEXTS, **FAST)
 
 
@@ -38,7 +38,7 @@ def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- one call ---------------------------------------------------------------------------------------------------------
 
 
-def test_learning_gives_masks_and_metrics(bank: ml.Bank) -> None:
+def test_learning_gives_masks_and_metrics(bank: ml.LearnedBank) -> None:
     assert bank.sizes == [4, 18] and bank.mask.mask.sum(-1).tolist() == [[4, 18]]
     assert len(bank.nodes(4)) == 4 and set(bank.nodes(4)) <= set(bank.mask.graph.names)
     assert bank.metrics.index.tolist() == [4, 18]
@@ -61,7 +61,7 @@ def test_the_command_line_learns_the_same_masks(tmp_path: Path, capsys: pytest.C
     assert bank.metrics["kl"].tolist() == pytest.approx([row["kl"] for row in from_file.metrics])
 
 
-def test_what_a_notebook_shows(bank: ml.Bank, tmp_path: Path) -> None:
+def test_what_a_notebook_shows(bank: ml.LearnedBank, tmp_path: Path) -> None:
     html = bank._repr_html_()
     assert f"{bank.metrics['kl'][4]:.3f}" in html and "data:image/png" in html and "<script" not in html
     png, size = bank.plot()._repr_png_()
@@ -72,7 +72,7 @@ def test_what_a_notebook_shows(bank: ml.Bank, tmp_path: Path) -> None:
     assert ml.UserError("one line")._render_traceback_() == ["UserError: one line"]
 
 
-def test_a_bank_is_evaluated_on_other_texts_and_from_its_file(bank: ml.Bank, tmp_path: Path) -> None:
+def test_a_bank_is_evaluated_on_other_texts_and_from_its_file(bank: ml.LearnedBank, tmp_path: Path) -> None:
     others = TEXTS[:3]
     evaluated = ml.evaluate(bank, others)
     assert evaluated.texts.startswith("3 texts")
@@ -86,14 +86,14 @@ def test_a_bank_is_evaluated_on_other_texts_and_from_its_file(bank: ml.Bank, tmp
 
 
 def test_masks_of_texts_in_memory_are_not_evaluated_on_texts_of_the_generator(
-    bank: ml.Bank, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bank: ml.LearnedBank, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bank.save(tmp_path)
     assert evaluate(["--mask", str(tmp_path)]) == 2
     assert "texts given in Python" in capsys.readouterr().err
 
 
-def test_baselines_are_compared_with_the_learned_masks(bank: ml.Bank) -> None:
+def test_baselines_are_compared_with_the_learned_masks(bank: ml.LearnedBank) -> None:
     table = ml.baselines(bank, ["norm", "random"])
     assert table.index.tolist() == [(s, name) for s in (4, 18) for name in ("learned", "norm", "random")]
     assert table["kl"][4, "learned"] == pytest.approx(bank.metrics["kl"][4])

@@ -94,9 +94,11 @@ def test_offloaded_weights_are_gated_and_fingerprinted_but_not_learned_on(tokens
     pytest.importorskip("accelerate")
     lm = tiny_llama()
     lm.save_pretrained(tmp_path)
-    places: Any = dict.fromkeys(("model.embed_tokens", "model.layers", "model.norm", "lm_head"), "disk")
-    places["model.rotary_emb"] = "cpu"
-    offloaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offload")
+    device_map: Any = dict.fromkeys(("model.embed_tokens", "model.layers", "model.norm", "lm_head"), "disk")
+    device_map["model.rotary_emb"] = "cpu"
+    offloaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path, device_map=device_map, offload_folder=tmp_path / "offload"
+    )
     assert_close(gated_logits(offloaded, tokens), gated_logits(lm, tokens))
     assert MaskedLM(offloaded).layout.fingerprint == MaskedLM(lm).layout.fingerprint
     assert "offloaded" in refused(ml.MaskLearner(offloaded).load)

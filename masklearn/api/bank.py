@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Bank:
+class LearnedBank:
     """Masks, the model they belong to, and their metrics on some texts."""
 
     mask: Mask

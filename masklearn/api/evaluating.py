@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from masklearn import evaluation
-from masklearn.api.bank import Bank
+from masklearn.api.bank import LearnedBank
 from masklearn.api.texts import as_data, split_settings
 from masklearn.data import MaskData, SplitName, require_known_tokens
 from masklearn.errors import UserError
@@ -22,14 +22,14 @@ MAX_BASELINE_TEXTS = 64
 
 
 def evaluate(
-    bank: Bank | Mask | str | Path,
+    bank: LearnedBank | Mask | str | Path,
     texts: Any = None,
     *,
     lm: ModelOrName | None = None,
     tokenizer: TokenizerOrName | None = None,
     baselines: Sequence[Baseline] = CONTROLS,
     **settings: Any,
-) -> Bank:
+) -> LearnedBank:
     """Evaluate masks on texts: all of those given, or the held-out ones that a bank was learned with.
 
     Args:
@@ -47,8 +47,8 @@ def evaluate(
     Raises:
         UserError: If the masks do not belong to the model, or do not apply to the texts.
     """
-    known = bank if isinstance(bank, Bank) else None
-    mask = bank.mask if isinstance(bank, Bank) else bank if isinstance(bank, Mask) else Mask.load(bank)
+    known = bank if isinstance(bank, LearnedBank) else None
+    mask = bank.mask if isinstance(bank, LearnedBank) else bank if isinstance(bank, Mask) else Mask.load(bank)
     masked_lm = known.masked_lm if known and lm is None else _masked_lm(mask, lm)
     if texts is None and not settings:
         if known is None:
@@ -60,8 +60,13 @@ def evaluate(
 
 
 def _evaluated(
-    mask: Mask, masked_lm: MaskedLM, data: MaskData, split: SplitName, baselines: Sequence[Baseline], known: Bank | None
-) -> Bank:
+    mask: Mask,
+    masked_lm: MaskedLM,
+    data: MaskData,
+    split: SplitName,
+    baselines: Sequence[Baseline],
+    known: LearnedBank | None,
+) -> LearnedBank:
     scorer = None
     if not set(baselines) <= set(UNGUIDED):
         if known is None:
@@ -76,11 +81,11 @@ def _evaluated(
     rows, by_group = evaluation.evaluate(masked_lm, mask, batches, baselines, scorer)
     results = evaluation.describe(mask, rows, by_group, mask.config.get("data", {}))
     kind = "held-out texts" if split == "test" and data.groups.held_out else "texts"
-    return Bank(mask, masked_lm, data, results, f"{len(data.parts[split])} {kind} of {data.source}")
+    return LearnedBank(mask, masked_lm, data, results, f"{len(data.parts[split])} {kind} of {data.source}")
 
 
 def baselines(
-    bank: Bank,
+    bank: LearnedBank,
     names: Sequence[Baseline] | Baseline = ("random-matched", "norm", "attribution", "single-ablation"),
     texts: Any = None,
 ) -> pd.DataFrame:

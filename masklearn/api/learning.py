@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from masklearn import evaluation
 from masklearn.ablation import AblationName
-from masklearn.api.bank import Bank
+from masklearn.api.bank import LearnedBank
 from masklearn.api.texts import SHARED_SETTINGS, as_data, split_settings
 from masklearn.data import MaskData
 from masklearn.errors import UserError
@@ -35,7 +35,7 @@ def learn(
     tokenizer: TokenizerOrName | None = None,
     progress: bool = True,
     **settings: Any,
-) -> Bank:
+) -> LearnedBank:
     """Learn masks, and evaluate them on held-out texts.
 
     Args:
@@ -68,7 +68,7 @@ def learn(
         rows, by_group = evaluation.evaluate(learner.masked_lm, mask, batches)
     results = evaluation.describe(mask, rows, by_group, mask.config["data"])
     kind = "held-out texts" if data.groups.held_out else "texts, each under its own masks"
-    return Bank(mask, learner.masked_lm, data, results, f"{len(data.parts['test'])} {kind}")
+    return LearnedBank(mask, learner.masked_lm, data, results, f"{len(data.parts['test'])} {kind}")
 
 
 def _fit(learner: MaskLearner, data: MaskData, progress: bool) -> Mask:

@@ -101,15 +101,9 @@ class MaskData(LightningDataModule):
         self.positions: Positions = positions
         self.batch_size, self.skip_short, self.seed = batch_size, skip_short, seed
         self.lm, self.revision, self.trust_remote_code = lm, revision, trust_remote_code
-        self.workers = workers
+        self.workers, self.tokenizer = workers, tokenizer
         self.scope, self.max_groups = scope, max_groups
-        self.tokenizer = tokenizer
         task = chosen_task(path, dataset, task, texts, lm)
-        if pack and scope == INPUT:
-            raise UserError(
-                "data.pack joins the texts and splits them into chunks, so with --model.scope input no given text has "
-                "masks of its own. Leave out --data.pack"
-            )
         columns = RequestedColumns(
             text_column, corrupted_column, answer_column, wrong_answer_column, group_column(scope)
         )
@@ -123,8 +117,16 @@ class MaskData(LightningDataModule):
         self.pad_id = 0
         self.notices: list[str] = []
         """Remarks for the user on the texts that were read."""
-        minimums = {"batch_size": (batch_size, 1), "max_length": (max_length, 2), "limit": (limit, 1)}
-        for flag, (value, minimum) in (minimums | {"workers": (workers, 0)}).items():
+        self._require_valid(limit)
+
+    def _require_valid(self, limit: int | None) -> None:
+        if self.pack and self.scope == INPUT:
+            raise UserError(
+                "data.pack joins the texts and splits them into chunks, so with --model.scope input no given text has "
+                "masks of its own. Leave out --data.pack"
+            )
+        minimums = {"batch_size": (self.batch_size, 1), "max_length": (self.max_length, 2), "limit": (limit, 1)}
+        for flag, (value, minimum) in (minimums | {"workers": (self.workers, 0)}).items():
             if value is not None and value < minimum:
                 raise UserError(f"data.{flag} is {value}; it must be at least {minimum}")
 
