@@ -54,6 +54,11 @@ def escape_markup(app: Sphinx, what: str, name: str, obj: object, options: Any, 
             lines[i] = "".join(part for pair in zip(texts, [*codes, ""], strict=True) for part in pair)
 
 
+def skip_matplotlib(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: Any) -> bool | None:
+    """Leave out what matplotlib adds to subclasses of its figures."""
+    return True if getattr(obj, "__module__", "").startswith("matplotlib.") else None
+
+
 def write_api_pages(app: Sphinx) -> None:
     """A page for every folder of the package, with a section for every module; `docs/api` is not kept in git."""
     for name, page in architecture.api_pages().items():
@@ -65,4 +70,5 @@ def write_api_pages(app: Sphinx) -> None:
 
 def setup(app: Sphinx) -> None:
     app.connect("builder-inited", write_api_pages)
+    app.connect("autodoc-skip-member", skip_matplotlib)
     app.connect("autodoc-process-docstring", escape_markup, priority=400)  # before napoleon makes markup of sections
