@@ -58,7 +58,8 @@ def html_table(cells: list[list[str]]) -> str:
     head, *body = cells
     titles = "".join(f"<th scope='col'>{escape(title)}</th>" for title in head)
     lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in body)
-    return f"<table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table>"
+    table = f"<table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table>"
+    return f"<div style='overflow-x:auto; white-space:nowrap'>{table}</div>"
 
 
 def stages_table(rows: list[Row]) -> str:
