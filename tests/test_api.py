@@ -119,7 +119,7 @@ def test_texts_of_every_kind_are_the_same_texts(tmp_path: Path) -> None:
         TEXTS[:3], tuple(TEXTS[:3]), iter(TEXTS[:3]), rows, pd.DataFrame(rows), pd.Series(TEXTS[:3]),
         datasets.Dataset.from_list(rows), str(file), file,
     ]  # fmt: skip
-    read = [[text.text for text in as_data(texts, "embedded", None, {}).source.read()] for texts in given]
+    read = [[text.text for text in as_data(texts, "embedded", None, {}).source.read()[0]] for texts in given]
     assert read == [TEXTS[:3]] * len(given)
     assert len(as_data(TEXTS, "embedded", None, {"limit": 2}).source.read()) == 2
 

@@ -79,9 +79,8 @@ def _fit(learner: MaskLearner, data: MaskData, progress: bool) -> Mask:
     notice = learner.plan_blocks(data)
     if progress:
         warning = evaluation.implausible_answers(learner.masked_lm, data)
-        print(
-            "".join(f"{line}\n" for line in (data.preview, *data.notices, notice, warning) if line), end="", flush=True
-        )
+        for line in filter(None, (data.preview, *data.notices, notice, warning)):
+            print(line, flush=True)
         learner.bar = phase_bars(sys.stdout)
     try:
         trainer.fit(learner, datamodule=data)

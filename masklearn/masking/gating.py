@@ -44,7 +44,7 @@ def gated(
         UserError: If there is not one gate for each node, if the values that closed nodes emit are not known, if the
             model is in training mode, or when it is called with a cache that these values do not allow.
     """
-    if any(module.training for module in lm.modules()):
+    if any(module.training for module in unwrapped(lm).modules()):
         raise UserError("the model is in training mode, in which dropout acts at random. Call lm.eval() first")
     layout = layout or verified_layout(lm)
     graph = layout.graph
