@@ -14,9 +14,10 @@ sys.path[:0] = [str(DOCS), str(DOCS.parent)]  # this checkout, whichever is inst
 import draw_architecture as architecture  # noqa: E402
 
 project, author, release = "masklearn", "the masklearn authors", metadata.version("masklearn")
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["study/*"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks keep their outputs; a test runs the tutorial
 suppress_warnings = ["ref.python"]  # the same short name in two modules
 
 autodoc_member_order = "bysource"
@@ -53,6 +54,11 @@ def escape_markup(app: Sphinx, what: str, name: str, obj: object, options: Any, 
             lines[i] = "".join(part for pair in zip(texts, [*codes, ""], strict=True) for part in pair)
 
 
+def skip_matplotlib(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: Any) -> bool | None:
+    """Leave out what matplotlib adds to subclasses of its figures."""
+    return True if getattr(obj, "__module__", "").startswith("matplotlib.") else None
+
+
 def write_api_pages(app: Sphinx) -> None:
     """A page for every folder of the package, with a section for every module; `docs/api` is not kept in git."""
     for name, page in architecture.api_pages().items():
@@ -64,4 +70,5 @@ def write_api_pages(app: Sphinx) -> None:
 
 def setup(app: Sphinx) -> None:
     app.connect("builder-inited", write_api_pages)
+    app.connect("autodoc-skip-member", skip_matplotlib)
     app.connect("autodoc-process-docstring", escape_markup, priority=400)  # before napoleon makes markup of sections

@@ -14,7 +14,7 @@ import masklearn
 DOCS = Path(__file__).parent
 PACKAGE = Path(masklearn.__file__).parent
 FLOORS = {
-    "entry points": ["cli"],
+    "entry points": ["api", "cli"],
     "output": ["density", "report", "tracking"],
     "evaluation": ["evaluation"],
     "training": ["training"],

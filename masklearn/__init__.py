@@ -12,10 +12,18 @@ from masklearn.masking.masked_lm import MaskedLM
 from masklearn.models.loading import load_lm, load_tokenizer
 
 if TYPE_CHECKING:
+    from masklearn.api import LearnedBank, baselines, evaluate, learn
     from masklearn.data.datamodule import MaskData
     from masklearn.training.learner import MaskLearner
 
-_LAZY = {"MaskData": "masklearn.data", "MaskLearner": "masklearn.training.learner"}
+_LAZY = {
+    "LearnedBank": "masklearn.api",
+    "MaskData": "masklearn.data",
+    "MaskLearner": "masklearn.training.learner",
+    "baselines": "masklearn.api",
+    "evaluate": "masklearn.api",
+    "learn": "masklearn.api",
+}
 """Names that need Lightning, which takes seconds to import and is not needed to use a mask."""
 
 
@@ -25,8 +33,13 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_LAZY[name]), name)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
 __all__ = [
     "Ablation",
+    "LearnedBank",
     "Mask",
     "MaskData",
     "MaskLearner",
@@ -34,7 +47,10 @@ __all__ = [
     "Node",
     "NodeGraph",
     "UserError",
+    "baselines",
+    "evaluate",
     "gated",
+    "learn",
     "load_lm",
     "load_tokenizer",
 ]

@@ -7,6 +7,10 @@ from difflib import get_close_matches
 class UserError(Exception):
     """An error that the user can fix. The command line prints its message alone and exits with code 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the message, without the traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class NonFiniteLoss(UserError):
     """A loss or gradient is NaN or infinite; the parameters of the last finite step are kept."""

@@ -19,8 +19,16 @@ from masklearn.version import masklearn_version
 
 FORMAT = 2
 """Format version. Format 1, which is still read, had the values of mean ablation stacked over layers."""
+MASK_FILE = "mask.safetensors"
+"""Name of the mask file in a run's folder."""
 MAX_LISTED_GROUPS = 10
 """Groups that a message names."""
+
+
+def mask_path(path: str | Path) -> Path:
+    """The mask file of a run's folder; any other path as it is, with `~` for the home folder."""
+    file = Path(path).expanduser()
+    return file / MASK_FILE if file.is_dir() else file
 
 
 @dataclass(frozen=True)
@@ -194,13 +202,13 @@ class Mask:
 
     @classmethod
     def load(cls, path: str | Path) -> "Mask":
-        """Open a mask file. Masks are read and checked when they are selected.
+        """Open a mask file, or that of a run's folder. Masks are read and checked when they are selected.
 
         Raises:
             UserError: If the file is absent, damaged, not a mask file, or of a newer format.
         """
         try:
-            with safe_open(Path(path).expanduser(), framework="pt") as file:
+            with safe_open(mask_path(path), framework="pt") as file:
                 metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
             if not isinstance(metadata["format"], int) or metadata["format"] > FORMAT:

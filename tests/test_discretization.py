@@ -54,3 +54,21 @@ def test_every_stage_has_the_kl_of_its_gates(masked_lm: MaskedLM) -> None:
     soft, sampled, *_ = discretize(bank, uncertain, sizes, scorer, 1, 0.5).kl.unbind(-1)
     assert_close(soft, scorer(uncertain.sigmoid().transpose(0, 1)).T, atol=1e-5, rtol=1e-4)
     assert not torch.isclose(soft, discrete, rtol=0.01).any() and not torch.isclose(sampled, soft, rtol=0.01).any()
+
+
+def test_a_diagnostic_costs_one_scoring_of_the_masks_unless_more_draws_are_requested(masked_lm: MaskedLM) -> None:
+    sizes, scored = torch.tensor([4, 10]), list[int]()
+
+    class Counting(MaskScorer):
+        def __call__(self, masks: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
+            scored.append(len(masks))
+            return super().__call__(masks, groups)
+
+    scorer = Counting(masked_lm, texts(), GROUPS)
+    bank = GateBank(3, 1, masked_lm.graph.n_nodes)
+    log_odds = Projected().adjust_log_odds(bank.log_odds.detach().expand(-1, 2, -1), sizes)
+    discretize(bank, log_odds, sizes, scorer, 1, 0.5)
+    assert scored == [2, 2, 2]  # soft, sampled and cut
+    scored.clear()
+    discretize(bank, log_odds, sizes, scorer, 1, 0.5, n_samples=16)
+    assert scored == [2] * 18

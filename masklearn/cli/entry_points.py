@@ -2,8 +2,8 @@
 
 import logging
 import sys
-import warnings
 from collections.abc import Callable
+from io import TextIOWrapper
 
 import datasets
 import torch
@@ -14,18 +14,10 @@ from masklearn.cli.evaluate_command import run_evaluation
 from masklearn.cli.stopping import interruptible
 from masklearn.cli.train_command import run_training
 from masklearn.errors import UserError, one_line
+from masklearn.training.trainer import quiet_lightning
 
 MAX_MESSAGE_LENGTH = 1000
 """Characters of a message that are printed; the middle of a longer one is left out."""
-SILENCED_WARNINGS = (
-    ".*does not have many workers.*",
-    ".*LeafSpec.*",
-    ".*Checkpoint directory.*exists.*",
-    ".*in eval mode.*",
-    ".*dirpath has changed.*",
-    ".*smaller than the logging interval.*",
-)
-"""Patterns of warnings of other libraries that users can do nothing about."""
 
 
 def train(args: list[str] | None = None) -> int:
@@ -47,9 +39,12 @@ def evaluate(args: list[str] | None = None) -> int:
 
 def _exit_code(command: Callable[[list[str] | None], None], args: list[str] | None) -> int:
     """Run a command: 0, or 2 after one line that says what went wrong."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack characters of tables and texts
     _silence_libraries()
     try:
-        with interruptible():
+        with quiet_lightning(), interruptible():
             command(args)
     except UserError as error:
         message = str(error)
@@ -75,12 +70,8 @@ def printable(message: str) -> str:
 
 def _silence_libraries() -> None:
     """Silence the messages of other libraries, so that users see ours."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports every retry
     logging.raiseExceptions = False  # on a full disk, W&B's log prints a traceback for every line it cannot write
-    for message in SILENCED_WARNINGS:
-        warnings.filterwarnings("ignore", message)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -14,7 +14,6 @@ from masklearn import evaluation
 from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, leave_out_learned, load_texts
-from masklearn.cli.progress import phase_bars
 from masklearn.data import MaskData, SplitName
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
@@ -24,6 +23,7 @@ from masklearn.progress import ProgressBar
 from masklearn.selection.baselines import UNGUIDED
 from masklearn.selection.scorer import MaskScorer
 from masklearn.training.learned_ablation import fit_ablation
+from masklearn.training.progress import phase_bars
 
 LoadTexts = Callable[[dict[str, Any]], MaskData]
 """Settings of texts to the texts."""

@@ -49,12 +49,25 @@ def _parse(args: Sequence[str]) -> tuple[EvaluateFlags, dict[str, Any]]:
     )
     parser.add_class_arguments(EvaluateFlags)
     parser.add_class_arguments(MaskData, "data", skip=set(MODEL_KEYS))
-    appended = [re.sub(r"^--mask(?==|$)", "--mask+", arg) for arg in args]  # each --mask adds to the list
+    appended = _each_mask_appended(args)
     with as_user_errors(parser):
         parser.parse_args(appended)  # with defaults, to validate the whole
         given = parser.parse_args(appended, defaults=False).as_dict()
     requested = given.pop("data", {})
     return EvaluateFlags(**given), requested
+
+
+def _each_mask_appended(args: Sequence[str]) -> list[str]:
+    """The command line with a flag that adds to a list in front of every mask; `--mask a b` gives two."""
+    appended, are_masks = list[str](), False
+    for arg in args:
+        if arg.startswith("-"):
+            are_masks = arg == "--mask"
+            if not are_masks:
+                appended.append(re.sub(r"^--mask=", "--mask+=", arg))
+        else:
+            appended += ["--mask+", arg] if are_masks else [arg]
+    return appended
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from masklearn.ablation import AblationName
 from masklearn.data import SplitName
 from masklearn.errors import UserError
-from masklearn.mask_file import Mask
+from masklearn.mask_file import Mask, mask_path
 from masklearn.models import DTypeName
 from masklearn.selection.baselines import CONTROLS, Baseline
 
@@ -19,7 +19,7 @@ class EvaluateFlags:
     """Mask files to evaluate, and the texts, ablations and baselines to evaluate them with.
 
     Args:
-        mask: Mask file; may be given several times.
+        mask: Mask file, or the folder of a run; may be several, in a row or each with its own --mask.
         lm: Model to evaluate on, if it has moved since the masks were learned.
         dtype: Precision of the weights; that of the mask's run by default.
         part: Split to evaluate on: test, validation, train or all. By default the test split of the mask's own data,
@@ -61,7 +61,7 @@ class EvaluateFlags:
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        self.mask, self.lm = [str(Path(path).expanduser()) for path in mask], lm
+        self.mask, self.lm = [str(mask_path(path)) for path in mask], lm
         self.out = out and str(Path(out).expanduser())
         self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         self.ablations: list[AblationName] | None = [ablation] if isinstance(ablation, str) else ablation

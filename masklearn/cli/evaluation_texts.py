@@ -7,12 +7,12 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from masklearn.cli.parsing import as_user_errors
-from masklearn.data import MaskData, SplitName
+from masklearn.data import MaskData, SplitName, require_known_tokens
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
 
-SOURCE_KEYS = ("path", "dataset", "task")
+SOURCE_KEYS = ("path", "dataset", "task", "texts")
 SOURCE_OPTIONS = ("subset", "split", "limit")
 """Settings that belong to one source, and are dropped with it."""
 SELECTION_KEYS = ("subset", "split", "text_column")
@@ -137,13 +137,20 @@ def load_texts(
         trust_remote_code: Whether to run code that comes with the tokenizer.
 
     Raises:
-        UserError: If the texts cannot be read, or do not fit the model or the scope.
+        UserError: If the texts cannot be read, or do not fit the model or the scope; or if they are those of the masks'
+            run and were given in Python.
     """
+    if bank.config.get("texts") and not any(settings.get(key) for key in SOURCE_KEYS):
+        raise UserError(
+            f"the masks were learned on {bank.config['texts']}, which the mask file does not hold. Give texts with "
+            "--data.path"
+        )
     settings = {"positions": bank.positions, "trust_remote_code": trust_remote_code} | settings
     data = MaskData(**settings, lm=model.lm, revision=model.revision, scope=scope, max_groups=len(bank.groups))
     data.prepare_data()
     data.setup()
     data.require_context(masked_lm.context)
+    require_known_tokens(data, masked_lm.n_embeddings)
     return data
 
 

@@ -18,6 +18,10 @@ ALLOWED_MODULES = ("lightning.pytorch.", "pytorch_lightning.", "masklearn.")
 """Where the classes that a config names may come from: naming a class imports its module."""
 INVALID_CHOICE = re.compile(r'"(?P<key>[\w.]+)": .*?Literal\[(?P<names>[^]]*)\].*[Vv]alue: (?P<given>.+)')
 """The parser's message about a value that is not one of the names allowed."""
+CLASS_PROBLEM = re.compile(
+    r"Problem with given class_path '(?:\w+\.)*(?P<name>\w+)': (?P<reason>.+?) (?:- )?Expected an? "
+)
+"""The parser's message about a class that cannot be created, among those about types that were not given."""
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 """A string that may name code."""
 
@@ -45,6 +49,9 @@ def explain(message: str, known: Iterable[str]) -> str:
         return _unknown_key(flag[1], known)
     if key:
         return _unknown_key(".".join(key.groups()), known)
+    problem = CLASS_PROBLEM.search(text)
+    if problem:
+        return f"{problem['name']}: {problem['reason'].rstrip('. ')}"
     text = re.sub(r"<class '(\w+)'>|typing\.|^Parser key ", r"\1", text)
     choice = INVALID_CHOICE.fullmatch(text)
     if choice and {*re.findall(r"Expected an? (\w+)", text)} <= {"Literal", "list", "NoneType"}:

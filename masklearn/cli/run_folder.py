@@ -13,8 +13,9 @@ from masklearn.cli.checkpoints import CHECKPOINT_FOLDER
 from masklearn.density.study_folder import FIGURES_FOLDER, TABLES_FOLDER
 from masklearn.errors import UserError, one_line
 from masklearn.files import TEMP_PATTERN, atomic_write
+from masklearn.mask_file import MASK_FILE
 
-CONFIG_FILE, MASK_FILE, METRICS_FILE = "config.yaml", "mask.safetensors", "metrics.json"
+CONFIG_FILE, METRICS_FILE = "config.yaml", "metrics.json"
 LOCK_FILE = ".lock"
 BLOCKS_FOLDER = CHECKPOINT_FOLDER / "blocks"
 """Masks of finished blocks, until the mask file holds all of them."""
@@ -49,7 +50,7 @@ class RunFolder:
         """
         file = self / METRICS_FILE
         try:
-            return json.loads(file.read_text()) if file.is_file() else None
+            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
         except ValueError as error:
             raise UserError(
                 f"{file} is damaged ({one_line(error)}). Remove it. Go on with: {self.resume_command}"
@@ -117,7 +118,7 @@ class RunFolder:
                 f"run.resume: there is no run in {self.path}. Give its --config {CONFIG_FILE}, or its --run.dir"
             )
         try:
-            started_with = yaml.safe_load(config.read_text())
+            started_with = yaml.safe_load(config.read_text(encoding="utf-8"))
         except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"{config} is damaged: {one_line(error)}. Start a new run in another --run.dir") from error
         for section in ("model", "data"):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from masklearn import evaluation
 from masklearn.cli.checkpoints import REQUEUE_PATTERN
 from masklearn.cli.drawing import can_draw, draw_run, node_maps
-from masklearn.cli.run_folder import BLOCKS_FOLDER, FIGURES_FOLDER, MASK_FILE, METRICS_FILE, RunFolder
+from masklearn.cli.run_folder import BLOCKS_FOLDER, FIGURES_FOLDER, METRICS_FILE, RunFolder
 from masklearn.data import MaskData
 from masklearn.files import atomic_write
-from masklearn.mask_file import Mask
+from masklearn.mask_file import MASK_FILE, Mask
 from masklearn.training.learner import MaskLearner
 
 if TYPE_CHECKING:
@@ -68,6 +68,11 @@ def print_results(learner: MaskLearner, data: MaskData, description: dict[str, A
     print(f"\nKL at each stage on {on}, in nats per scored token.\n{STAGES_LEGEND}\n\n{stages}")
     report = evaluation.format_report(description)
     print(f"\nResults on {evaluated_texts(data)}; KL, JS and CE in nats per scored token.\n\n{report}")
+
+
+def print_location(folder: RunFolder, tracker: "Tracker | None") -> None:
+    """Print where the run is, as the last line: its address if it is online, otherwise its folder."""
+    print(f"\nRun: {(tracker.url if tracker else None) or folder.path}", flush=True)
 
 
 def evaluated_texts(data: MaskData) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-REQUEUE_SIGNAL = signal.SIGUSR1
-"""What SLURM sends before the time limit, with `#SBATCH --signal=SIGUSR1@90`."""
+REQUEUE_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)
+"""What SLURM sends before the time limit, with `#SBATCH --signal=SIGUSR1@90`; Windows has no such signal."""
 
 
 @contextmanager
@@ -55,8 +55,8 @@ class StopBetweenSteps(Callback):
             return
         signal.signal(signal.SIGINT, self._request_stop)
         signal.signal(signal.SIGTERM, self._request_stop)
-        handler = signal.getsignal(REQUEUE_SIGNAL)
-        if callable(handler):
+        handler = signal.getsignal(REQUEUE_SIGNAL) if REQUEUE_SIGNAL else None
+        if REQUEUE_SIGNAL and callable(handler):
             self.requeue = handler
             signal.signal(REQUEUE_SIGNAL, self._request_stop)
 
@@ -79,5 +79,5 @@ class StopBetweenSteps(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Requeue the job if the requeue signal stopped it."""
-        if self.stop_signal == REQUEUE_SIGNAL.name and self.requeue:
+        if REQUEUE_SIGNAL and self.stop_signal == REQUEUE_SIGNAL.name and self.requeue:
             self.requeue(REQUEUE_SIGNAL, None)

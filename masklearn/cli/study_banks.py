@@ -10,13 +10,14 @@ import torch
 
 from masklearn import evaluation
 from masklearn.cli.evaluate_bank import EvaluatedBank
-from masklearn.cli.run_folder import MASK_FILE, METRICS_FILE
+from masklearn.cli.run_folder import METRICS_FILE
 from masklearn.data import MaskData
 from masklearn.data.batching import Item
 from masklearn.data.preview import token_text
 from masklearn.density import MaskMeasurements, TopTokens
 from masklearn.density.curves import densities
 from masklearn.density.measurements import COMPARED_KINDS, mean_true_entropy
+from masklearn.mask_file import MASK_FILE
 
 N_TOP_TOKENS = 6
 """Tokens shown of a distribution."""
@@ -71,7 +72,9 @@ def seconds_of_learning(mask_file: Path) -> dict[str, float]:
     """How long a run took, from the results beside its mask file; empty if they are missing or damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         if mask_file.name == MASK_FILE:
-            return {"learning": float(json.loads(mask_file.with_name(METRICS_FILE).read_text())["seconds"])}
+            return {
+                "learning": float(json.loads(mask_file.with_name(METRICS_FILE).read_text(encoding="utf-8"))["seconds"])
+            }
     return {}
 
 

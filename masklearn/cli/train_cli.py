@@ -12,16 +12,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from masklearn.cli.checkpoints import CHECKPOINT_FOLDER, LAST_CHECKPOINT, StepCheckpoint
 from masklearn.cli.cost_probe import CostProbe
-from masklearn.cli.parsing import as_user_errors, require_complete, require_harmless_configs
-from masklearn.cli.progress import Progress
+from masklearn.cli.parsing import as_user_errors, explain, require_complete, require_harmless_configs
 from masklearn.cli.run_flags import RunFlags
 from masklearn.cli.run_folder import CONFIG_FILE, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps
-from masklearn.cli.trainer_flags import require_supported_flags, set_validation_interval, trainer_defaults
+from masklearn.cli.trainer_flags import require_supported_flags, set_validation_interval
 from masklearn.data import MaskData
 from masklearn.errors import UserError, one_line
 from masklearn.training.learner import MaskLearner
+from masklearn.training.progress import Progress
 from masklearn.training.settings import SHARED_STEPS
+from masklearn.training.trainer import trainer_defaults
 
 if TYPE_CHECKING:
     from masklearn.tracking import Tracker
@@ -93,11 +94,18 @@ class TrainCLI(LightningCLI):
             if section in ("model", "data", "trainer", "run"):
                 require_complete(given.get(section), default, section)
 
+    def instantiate_classes(self) -> None:
+        """Create model, data and trainer, or say in one line which class of the config cannot be created."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, ImportError) as error:
+            raise UserError(explain(str(error), ())) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the trainer, or say in one line what is wrong with its flags."""
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError, KeyError, ImportError) as error:
+        except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
             raise UserError(f"trainer: {one_line(error)}") from error
 
     def _set_seed(self) -> None:

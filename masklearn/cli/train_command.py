@@ -5,15 +5,13 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import torch
 from lightning import Callback
 
 from masklearn import evaluation
 from masklearn.cli.checkpoints import LAST_CHECKPOINT, AtomicCheckpointIO, newest_intact
 from masklearn.cli.cost_table import actual_costs, compared_costs
-from masklearn.cli.progress import phase_bars
 from masklearn.cli.run_folder import BLOCKS_FOLDER, CONFIG_FILE
-from masklearn.cli.run_results import evaluated_texts, mask_config, print_results, write_results
+from masklearn.cli.run_results import evaluated_texts, mask_config, print_location, print_results, write_results
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.cli.trainer_flags import flags_without, limiting_flags, name_limits
 from masklearn.data import MaskData
@@ -23,6 +21,7 @@ from masklearn.masking import is_device_failure
 from masklearn.training.block_store import BlockStore
 from masklearn.training.learner import MaskLearner
 from masklearn.training.probe import what_fits
+from masklearn.training.progress import phase_bars
 
 
 def run_training(args: list[str] | None) -> None:
@@ -75,6 +74,7 @@ def _run(cli: TrainCLI) -> None:
     print_results(cli.model, cli.datamodule, description)
     if description["cost"]:  # unless nothing was left to learn
         print(f"\n{compared_costs(description['cost'])}")
+    print_location(cli.folder, cli.tracker)
 
 
 def _report_finished(cli: TrainCLI) -> bool:
@@ -171,8 +171,7 @@ def _discretize(cli: TrainCLI) -> Mask:
     learner = cli.model
     polish = ", then polishing them (node swaps that lower the KL)" if learner.settings.polish else ""
     print(f"Discretising masks{polish}", flush=True)
-    learned_texts = torch.tensor(cli.datamodule.learned_texts, dtype=torch.int64)
-    mask = replace(learner.discretize(), config=mask_config(cli.requested), learned_texts=learned_texts)
+    mask = replace(learner.discretize(), config=mask_config(cli.requested))
     for notice in learner.notices:
         print(notice, flush=True)
     return mask

@@ -1,9 +1,10 @@
 """The `--trainer.*` flags: which of Lightning's a run supports, and those that depend on other settings."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from masklearn.errors import UserError
 
@@ -14,26 +15,15 @@ UNSUPPORTED_TRAINER_FLAGS = {
     "accumulate_grad_batches": "Choose the texts of a step with --data.batch_size",
     "max_epochs": "Choose the number of steps with --model.steps",
     "limit_train_batches": "Choose the number of steps with --model.steps",
+    "overfit_batches": "For few texts, use --data.limit",
     "fast_dev_run": "For a quick look, use --model.steps 10 --data.limit 30",
 }
 """Lightning's flags that conflict with how a run works, and what to use instead."""
 NEUTRAL_VALUES = (None, 1, False, "32", 32, "32-true")
 """Values of those flags that change nothing."""
-SINGLE_DEVICE_VALUES = {"devices": (1, "1", [0]), "num_nodes": (1,)}
+SINGLE_DEVICE_VALUES = {"devices": (1, "1", [0]), "num_nodes": (1,), "strategy": (None, "auto")}
 NO_LIMIT = {"max_steps": "-1", "max_time": "null"}
 """Lightning's flags that limit a run, and the values that lift the limit."""
-
-
-def trainer_defaults() -> dict[str, Any]:
-    """Defaults of the trainer's flags, where a run's differ from Lightning's."""
-    return {
-        "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
-        "devices": 1,
-        "max_epochs": 1,  # a run is one pass over the steps of all blocks
-        "log_every_n_steps": 10,
-        "num_sanity_val_steps": 0,
-        "enable_model_summary": False,
-    }
 
 
 def require_supported_flags(trainer: Any) -> None:
@@ -45,6 +35,11 @@ def require_supported_flags(trainer: Any) -> None:
     Raises:
         UserError: Names the flag and what to use instead.
     """
+    if SLURMEnvironment.detect() and os.environ["SLURM_NTASKS"] != "1":
+        raise UserError(
+            f"this SLURM job has {os.environ['SLURM_NTASKS']} tasks, but a run is one process. Submit it with sbatch "
+            "-n 1, and with --cpus-per-task for more cores"
+        )
     for flag, alternative in UNSUPPORTED_TRAINER_FLAGS.items():
         if trainer[flag] is True or trainer[flag] not in NEUTRAL_VALUES:
             raise UserError(f"trainer.{flag} is {trainer[flag]}, but masklearn sets it itself. {alternative}")

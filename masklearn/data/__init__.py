@@ -3,6 +3,17 @@
 from masklearn.data.batching import Batch, BlockPlan
 from masklearn.data.datamodule import MaskData, SplitName
 from masklearn.data.positions import Positions
+from masklearn.data.rows_given import RowsOrTexts
 from masklearn.data.sources import TaskName
+from masklearn.data.vocabulary import require_known_tokens
 
-__all__ = ["Batch", "MaskData", "BlockPlan", "Positions", "SplitName", "TaskName"]
+__all__ = [
+    "Batch",
+    "BlockPlan",
+    "MaskData",
+    "Positions",
+    "RowsOrTexts",
+    "SplitName",
+    "TaskName",
+    "require_known_tokens",
+]

@@ -26,12 +26,12 @@ from masklearn.data.encoding import Encoding
 from masklearn.data.positions import Positions, expand_positions
 from masklearn.data.preview import preview
 from masklearn.data.resampling import add_resample_texts
-from masklearn.data.sources import Source, TaskName, chosen_task
+from masklearn.data.sources import RowsOrTexts, Source, TaskName, chosen_task
 from masklearn.data.splits import DATASET, INPUT, Groups, group_column
 from masklearn.data.text_tokenizer import BosRule
 from masklearn.data.tokenization import Truncation
 from masklearn.errors import UserError
-from masklearn.models import EMBEDDED, load_tokenizer
+from masklearn.models import EMBEDDED, TokenizerOrName, load_tokenizer
 
 SplitName = Literal["train", "validation", "selection", "test", "all"]
 """The splits, and two sets drawn from them: the texts on which discrete masks are selected, and all texts."""
@@ -80,7 +80,9 @@ class MaskData(LightningDataModule):
         max_groups: Most groups that a column may make: see the model's max_groups.
         trust_remote_code: Run the code that comes with the tokenizer: see the model's trust_remote_code.
         workers: Processes that prepare batches ahead of time; their number changes the time and nothing else.
-        tokenizer: Hub id or folder of a tokenizer, for a model that comes without one; by default the model's own.
+        texts: The texts themselves, in place of a file: strings, or rows with the columns of a file.
+        tokenizer: Hub id or folder of a tokenizer, for a model that comes without one; by default the model's own. From
+            Python also a tokenizer that is loaded already.
     """
 
     def __init__(
@@ -92,9 +94,13 @@ class MaskData(LightningDataModule):
         pack: bool = False, positions: Positions = "all", batch_size: int = 16, limit: int | None = None,
         max_test: int = 512, skip_short: bool = False, seed: int = 0,
         lm: str = EMBEDDED, revision: str | None = None, scope: str = DATASET, max_groups: int | None = None,
-        trust_remote_code: bool = False, workers: int = 0, tokenizer: str | None = None,
+        trust_remote_code: bool = False, workers: int = 0,
+        texts: RowsOrTexts | None = None, tokenizer: TokenizerOrName | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        path = None if path is None else str(path)
+        in_memory = ["texts"] if isinstance(tokenizer, str | None) else ["texts", "tokenizer"]
+        self.save_hyperparameters(ignore=in_memory, logger=False)
         self.encoding = Encoding(max_length, truncation, positions, bos, chat, pack, answer_ids, skip_short)
         self.positions: Positions = positions
         self.batch_size, self.max_test, self.seed, self.workers = batch_size, max_test, seed, workers
@@ -106,12 +112,11 @@ class MaskData(LightningDataModule):
                 "data.pack joins the texts and splits them into chunks, so with --model.scope input no given text has "
                 "masks of its own. Leave out --data.pack"
             )
-        path = None if path is None else str(path)
         columns = RequestedColumns(
             text_column, corrupted_column, answer_column, wrong_answer_column, group_column(scope), completion_column
         )
-        task, known = chosen_task(path, dataset, task, lm), answer_ids == "this-tokenizer"
-        self.source = Source(path, dataset, subset, split, task, columns, limit, seed, known)
+        task, known = chosen_task(path, dataset, task, texts, lm), answer_ids == "this-tokenizer"
+        self.source = Source(path, dataset, subset, split, task, columns, limit, seed, known, texts)
         self.plan: BlockPlan | None = None
         """Which groups are learned together; without a plan all of them are."""
         self.token_counts: Counter[int] = Counter()
@@ -142,7 +147,8 @@ class MaskData(LightningDataModule):
         tokenizer = self.load_tokenizer()
         self.pad_id = cast(int, tokenizer.pad_token_id or 0)
         texts, self.notices = self.source.read()
-        whole, notices = self.encoding.encode(texts, tokenizer, str(self.source), self.tokenizer or self.lm)
+        name = self.tokenizer if isinstance(self.tokenizer, str) else self.lm
+        whole, notices = self.encoding.encode(texts, tokenizer, str(self.source), name)
         self.notices += notices
         self.token_counts = Counter(token for text in whole for token in text.ids[1:])
         texts = expand_positions(self.positions, whole, self.seed)

@@ -85,7 +85,7 @@ class DataFile:
             raise UserError(f"data.path: {given} is empty. Give a file with texts")
         return cls(path, suffix, codec)
 
-    def open(self) -> io.BufferedReader:
+    def open_binary(self) -> io.BufferedReader:
         """Open the file, decompressed.
 
         Raises:
@@ -106,7 +106,7 @@ class DataFile:
         Raises:
             FileError: If the file is not text in UTF-8, or if a line is too long.
         """
-        with self.open() as file:
+        with self.open_binary() as file:
             head = file.peek()
             for signature, encoding in FOREIGN_SIGNATURES.items():
                 if head.startswith(signature):

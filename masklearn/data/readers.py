@@ -109,7 +109,10 @@ def _read_csv(file: DataFile, columns: Collection[str], names: dict[str, None]) 
 
 
 def _read_parquet(file: DataFile, columns: Collection[str], names: dict[str, None]) -> Iterator[Row]:
-    with file.open() as opened, pq.ParquetFile(pa.BufferReader(opened.read()) if file.codec else file.path) as table:
+    with (
+        file.open_binary() as opened,
+        pq.ParquetFile(pa.BufferReader(opened.read()) if file.codec else file.path) as table,
+    ):
         header = table.schema_arrow.names
         _require_unique(header, "")
         names |= dict.fromkeys(header)

@@ -12,6 +12,7 @@ from masklearn.data.answers import answers_in_words, spaced
 from masklearn.data.columns import WITHOUT_WORDS, Columns, RequestedColumns
 from masklearn.data.opening import existing_path
 from masklearn.data.readers import Row, read_file
+from masklearn.data.rows_given import RowsOrTexts, rows_given
 from masklearn.data.texts import RowReader, Text
 from masklearn.errors import UserError, one_line
 from masklearn.models import EMBEDDED
@@ -27,13 +28,16 @@ DEFAULT_TASK_TEXTS = 1000
 """Texts drawn from the embedded generator when no limit is given."""
 
 
-def chosen_task(path: str | None, dataset: str | None, task: TaskName | None, lm: str) -> TaskName | None:
+def chosen_task(
+    path: str | None, dataset: str | None, task: TaskName | None, texts: RowsOrTexts | None, lm: str
+) -> TaskName | None:
     """The task of the embedded generator: the one given, or mixed if no source of texts is given.
 
     Raises:
         UserError: If several sources are given, or none for a model that needs one.
     """
-    given = [name for name, value in {"path": path, "dataset": dataset, "task": task}.items() if value]
+    sources = {"path": path, "dataset": dataset, "task": task, "texts": texts}
+    given = [name for name, value in sources.items() if value is not None and value != ""]
     if len(given) > 1:
         raise UserError(
             f"data.{given[0]} and data.{given[1]} are both given, but texts come from one source. Remove one"
@@ -45,7 +49,7 @@ def chosen_task(path: str | None, dataset: str | None, task: TaskName | None, lm
 
 @dataclass(frozen=True)
 class Source:
-    """Where texts come from. Exactly one of `path`, `hub_id` and `task` is set."""
+    """Where texts come from. Exactly one of `path`, `hub_id`, `task` and `given` is set."""
 
     path: str | None
     """A file, or a folder that the datasets library has saved."""
@@ -64,8 +68,12 @@ class Source:
     """Seed of the embedded generator."""
     ids_are_known: bool = False
     """Whether token ids among the answers are meant as they are, even if the texts are of a known task."""
+    given: RowsOrTexts | None = None
+    """The texts themselves."""
 
     def __str__(self) -> str:
+        if self.given is not None:
+            return f"a list of {len(self.given)}"
         return self.path or self.hub_id or f"the embedded {self.task} texts"
 
     def read(self) -> tuple[list[Text], list[str]]:
@@ -121,12 +129,17 @@ class Source:
 
     def _rows(self) -> tuple[list[str], list[Row]]:
         """Names of all columns, and the rows of the split up to the limit."""
-        if not self.path:
+        if self.hub_id:
             return self._rows_of_hub()
-        if (folder := existing_path(self.path)).is_dir() and any((folder / name).is_file() for name in SAVED_DATASET):
+        folder = existing_path(self.path) if self.path else None
+        if folder and folder.is_dir() and any((folder / name).is_file() for name in SAVED_DATASET):
             return self._rows_of_folder(folder)
         is_slice = self.split != DEFAULT_SPLIT
-        names, rows = read_file(self.path, self.columns.readable, None if is_slice else self.limit)
+        limit = None if is_slice else self.limit
+        if self.given is not None:
+            names, rows = rows_given(self.given, limit)
+        else:
+            names, rows = read_file(self.path or "", self.columns.readable, limit)
         if is_slice:
             rows = [rows[i] for _, part in self._ranges({DEFAULT_SPLIT: len(rows)}) for i in part][: self.limit]
         return names, rows

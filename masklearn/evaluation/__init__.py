@@ -4,7 +4,7 @@ from masklearn.evaluation.answer_check import implausible_answers
 from masklearn.evaluation.bank_report import describe, evaluate, subgraphs_evaluated
 from masklearn.evaluation.measure import Row, measure, top_tokens
 from masklearn.evaluation.per_text import PerTextRecorder, PerTextResults
-from masklearn.evaluation.tables import aligned, format_report, stages_table
+from masklearn.evaluation.tables import aligned, format_report, html_table, stages_table, table
 
 __all__ = [
     "PerTextRecorder",
@@ -14,9 +14,11 @@ __all__ = [
     "describe",
     "evaluate",
     "format_report",
+    "html_table",
     "implausible_answers",
     "measure",
     "stages_table",
     "subgraphs_evaluated",
+    "table",
     "top_tokens",
 ]

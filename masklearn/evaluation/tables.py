@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from html import escape
 from typing import Any
 
 from masklearn.evaluation.measure import Row
@@ -34,8 +35,8 @@ def _control(name: str, row: Row) -> str:
     return "{kl_mean:.2f} ± {kl_std:.2f}".format(**control) if "n" in control else f"{control['kl']:.3f}"
 
 
-def table(rows: list[Row]) -> str:
-    """The rows of `evaluate` as a table."""
+def table(rows: list[Row]) -> list[list[str]]:
+    """The rows of `evaluate` as the cells of a table, the titles of the columns first."""
     columns: dict[str, Callable[[Row], str]] = {
         "s": lambda r: f"{r['s']}",
         "of all": lambda r: f"{r['fraction']:.0%}",
@@ -51,7 +52,16 @@ def table(rows: list[Row]) -> str:
         "CE": lambda r: _number(r["cross_entropy"]),
         "full CE": lambda r: _number(r["full_cross_entropy"]),
     }
-    return aligned([list(columns), *([cell(row) for cell in columns.values()] for row in rows)])
+    return [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]
+
+
+def html_table(cells: list[list[str]]) -> str:
+    """Cells (lines, columns), the titles first, as a table of HTML."""
+    head, *body = cells
+    titles = "".join(f"<th scope='col'>{escape(title)}</th>" for title in head)
+    lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in body)
+    table = f"<table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table>"
+    return f"<div style='overflow-x:auto; white-space:nowrap'>{table}</div>"
 
 
 def stages_table(rows: list[Row]) -> str:
@@ -72,4 +82,4 @@ def format_report(described: dict[str, Any]) -> str:
     suffix = ""
     if areas:
         suffix = "\n\nCPR {cpr:.3f}, CMD {cmd:.3f} over {sizes}".format(**areas, sizes=AREA_RANGES[areas["over"]])
-    return table(described["sizes"]) + suffix
+    return aligned(table(described["sizes"])) + suffix

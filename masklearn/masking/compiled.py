@@ -40,6 +40,13 @@ def compiling_pays(masked_lm: MaskedLM, tokens_per_step: int) -> bool:
     return masked_lm.device.type == "cuda" and 6 * weights * tokens_per_step < LAUNCH_BOUND_FLOPS
 
 
+def step_forward(masked_lm: MaskedLM, compiled: CompileMode, tokens_per_step: int) -> Callable[..., Tensor]:
+    """What runs the rows of training steps of so many tokens, as `MaskedLM.forward` does: compiled, or that itself."""
+    if compiled == "auto":
+        compiled = compiling_pays(masked_lm, tokens_per_step)
+    return CompiledSteps(masked_lm) if compiled else masked_lm.forward
+
+
 def padded_length(n_tokens: int, context: int | None) -> int:
     """The length to which inputs are padded: a power of two, or one and a half of it, within the model's context."""
     length = MIN_LENGTH

@@ -1,6 +1,6 @@
 """Applies gates: what every head and MLP emits, open, half-open or closed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from masklearn.ablation import Ablation, at_positions
 from masklearn.errors import UserError
-from masklearn.graph import NodeGraph
+from masklearn.masking.gate_values import gate_values
 from masklearn.masking.hooks import ActivationEdit, checked_calls, edited_activations
-from masklearn.models import Layout, verify_gates
+from masklearn.models import Layout, running_eagerly, unwrapped, verify_gates
 
 _CACHED_LAYOUT = "_masklearn_layout"
 """Attribute of a model that holds its verified layout and the dtype in which it was verified."""
@@ -21,36 +21,44 @@ _CACHED_LAYOUT = "_masklearn_layout"
 
 @contextmanager
 def gated(
-    lm: PreTrainedModel, gates: Tensor, ablation: Ablation = Ablation(), layout: Layout | None = None
+    lm: PreTrainedModel,
+    gates: Any = None,
+    ablation: Ablation = Ablation(),
+    layout: Layout | None = None,
+    *,
+    without: Sequence[str] | str | None = None,
 ) -> Iterator[PreTrainedModel]:
     """Gate the nodes of a model while the context is open.
 
     Args:
-        lm: The model.
-        gates: 1 keeps a node, 0 ablates it. Shape (nodes,) for all rows alike, or (rows, nodes).
+        lm: The model. If it is compiled, it runs without its compiled code while it is gated; adapters of PEFT stay in
+            effect.
+        gates: 1 keeps a node, 0 ablates it. A tensor, array or list of shape (nodes,) for all rows alike, or
+            (rows, nodes); or the names of the nodes to keep, such as `["a0.h1", "m3"]`.
         ablation: What closed nodes emit. If that depends on the position, run the model on whole texts, padded on the
             right, without a cache.
         layout: The model's verified layout; found and verified here if it is not given.
+        without: Names of nodes to ablate; if no gates are given, all other nodes are kept.
 
     Raises:
         UserError: If there is not one gate for each node, if the values that closed nodes emit are not known, if the
             model is in training mode, or when it is called with a cache that these values do not allow.
     """
-    if any(module.training for module in lm.modules()):
+    if any(module.training for module in unwrapped(lm).modules()):
         raise UserError("the model is in training mode, in which dropout acts at random. Call lm.eval() first")
     layout = layout or verified_layout(lm)
     graph = layout.graph
-    _require_gates_fit(graph, gates)
+    gates = gate_values(graph, gates, without)
     if ablation.name != "zero" and not ablation.known:
         raise UserError(
             f"{ablation.name} ablation takes its values from corrupted inputs, and none are given. "
             "Give MaskedLM(lm).resampled(input_ids), or run the model as a MaskedLM"
         )
-    gates = gates if gates.dtype == torch.float64 else gates.float()
     edits = _GateEdits(layout, graph.by_layer(torch.atleast_2d(gates)), ablation)
     with ExitStack() as stack:
+        stack.enter_context(running_eagerly(lm))
         if ablation.positional:
-            stack.enter_context(checked_calls(lm, _require_whole_texts))
+            stack.enter_context(checked_calls(layout.lm, _require_whole_texts))
         attention = edits.attention if edits.norms_rescale else None
         stack.enter_context(edited_activations(layout, edits.heads, edits.mlp, attention))
         yield lm
@@ -59,19 +67,22 @@ def gated(
 def verified_layout(lm: PreTrainedModel) -> Layout:
     """Return the layout of a model, found and verified once and then cached on the model.
 
-    It is found again if modules of the model were replaced, or if its dtype changed.
+    It is found again if modules of the model were replaced, or if its dtype changed. A wrapped model has the layout of
+    the model inside: see `models.unwrapped`.
 
     Raises:
         UserError: If the model cannot be gated.
     """
+    lm = unwrapped(lm)
     # The cache is an attribute of the transformers model, so that the layout lives exactly as long as its model. A
     # dictionary beside it would have to hold the model weakly, but the layout refers to the model and keeps it alive.
     layout, dtype = getattr(lm, _CACHED_LAYOUT, (None, None))
     if layout is None or layout.lm is not lm or not layout.current or dtype != lm.dtype:
-        layout = Layout.of(lm)
-        # Verification applies gates to the model, and `gated` asks for a verified layout. The recursion ends here:
-        # `gated` gets the unverified layout as an argument and does not call this function again.
-        verify_gates(layout, lambda gates: gated(lm, gates, layout=layout))
+        with torch.inference_mode(False):  # its tensors have no version counters, which some forwards read
+            layout = Layout.of(lm)
+            # Verification applies gates to the model, and `gated` asks for a verified layout. The recursion ends here:
+            # `gated` gets the unverified layout as an argument and does not call this function again.
+            verify_gates(layout, lambda gates: gated(lm, gates, layout=layout))
         setattr(lm, _CACHED_LAYOUT, (layout, lm.dtype))
     return layout
 
@@ -166,11 +177,6 @@ def _apply_attention_gate(output: Tensor, gate: Tensor) -> Tensor:
     is_closed = (gate == 0).to(gate)
     # where the gate is 0 the difference is zero, but its gradient is that of the output
     return _apply_gates(output, gate + is_closed, None) - _apply_gates(output.detach(), is_closed, None)
-
-
-def _require_gates_fit(graph: NodeGraph, gates: Tensor) -> None:
-    if gates.dim() not in (1, 2) or gates.shape[-1] != graph.n_nodes:
-        raise UserError(f"gates of shape {tuple(gates.shape)} do not fit a model of {graph.n_nodes} nodes")
 
 
 def _require_whole_texts(arguments: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from masklearn.models import (
     Layout,
     Prefix,
     can_share_prefixes,
+    input_device,
     prefix_of,
     recording,
     require_finite_outputs,
@@ -54,8 +55,8 @@ class MaskedLM(nn.Module):
 
     def __init__(self, lm: PreTrainedModel, ablation: Ablation = Ablation()) -> None:
         super().__init__()
-        self.lm, self.ablation = lm, ablation
         self.layout = verified_layout(lm)
+        self.lm, self.ablation = self.layout.lm, ablation
         self.row_limit = RowLimit()
         """What a forward runs at once; lowered when memory runs out."""
         self.bytes_per_token: float | None = None
@@ -72,9 +73,14 @@ class MaskedLM(nn.Module):
         return getattr(text_config(self.lm), "max_position_embeddings", None)
 
     @property
+    def n_embeddings(self) -> int:
+        """Rows of the embedding: tokens that the model can read."""
+        return self.lm.get_input_embeddings().get_parameter("weight").shape[0]
+
+    @property
     def device(self) -> torch.device:
-        """The device that holds the model."""
-        return self.lm.device
+        """The device of the model's inputs."""
+        return input_device(self.lm)
 
     def move(self, device: torch.device) -> None:
         """Move the model to a device and run it there once.

@@ -19,13 +19,18 @@ def text_config(lm: PreTrainedModel) -> Any:
     return lm.config.get_text_config(decoder=True)
 
 
+def input_device(lm: PreTrainedModel) -> torch.device:
+    """Return the device of a model's inputs; where weights are offloaded, their hooks bring inputs to the weights."""
+    return torch.device("cpu") if lm.device.type == "meta" else lm.device
+
+
 def dummy_input_ids(lm: PreTrainedModel, rows: int) -> Tensor:
     """Make a short input: all rows are equal, except that the last row ends in a different token.
 
     Returns:
         Token ids, shape (rows, tokens).
     """
-    ids = (torch.arange(3, 3 + DUMMY_TOKENS, device=lm.device) % text_config(lm).vocab_size).repeat(rows, 1)
+    ids = (torch.arange(3, 3 + DUMMY_TOKENS, device=input_device(lm)) % text_config(lm).vocab_size).repeat(rows, 1)
     ids[-1, -1] = ids[0, 0]
     return ids
 

@@ -1,11 +1,13 @@
 """Load models and tokenizers from a folder or the hub, freeze models, and tell models apart by a fingerprint."""
 
 import hashlib
+import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from huggingface_hub import constants
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -18,85 +20,111 @@ from transformers import (
 )
 
 from masklearn.errors import UserError, one_line
-from masklearn.tiny import MODEL_FOLDER
+from masklearn.models.adapters import base_of_adapter, merge_adapter
+from masklearn.models.sources import EMBEDDED, ModelSource, model_source
+from masklearn.models.unwrapping import name_of, unwrapped
 
-EMBEDDED = "embedded"
-"""Name of the model that comes with the package."""
 DTypeName = Literal["float32", "bfloat16", "float16"]
 """Precisions in which weights can be loaded."""
+if TYPE_CHECKING:
+    ModelOrName = str | PreTrainedModel
+    TokenizerOrName = str | PreTrainedTokenizerBase
+else:  # what the command line takes
+    ModelOrName = TokenizerOrName = str
 MAX_NAMED_WEIGHTS = 3
 """Missing weights that an error message lists by name."""
-
-
-def _source(lm: str) -> str:
-    """Return the folder or hub id that a model's name stands for.
-
-    Raises:
-        UserError: If the name looks like a path and there is no such folder; the hub is not asked then.
-    """
-    if lm == EMBEDDED:
-        return str(MODEL_FOLDER)
-    looks_local = lm.startswith((".", "/", "~")) or lm.count("/") > 1
-    path = Path(lm).expanduser()
-    if looks_local and not path.is_dir():
-        raise UserError(f"model.lm: there is no folder {lm}. Give a model's folder, a hub id, or {EMBEDDED}")
-    return str(path) if path.is_dir() else lm
+WRAPPER_PREFIX = re.compile(r"(_orig_mod\.|module\.)+")
+"""What torch.compile and parallel training put in front of the names of weights."""
 
 
 def _load_error(lm: str, error: Exception) -> UserError:
     """Make the error for a model or tokenizer that transformers fails to load, with advice where its cause is known."""
     message = str(error)
     advice = f"Give a model's folder, a hub id that this machine can reach, or {EMBEDDED}"
-    if "trust_remote_code" in message:
+    if "gated repo" in message:
+        advice = f"Accept its licence at {constants.ENDPOINT}/{lm}, then log in with: hf auth login"
+    elif "trust_remote_code" in message:
         advice = "It comes with its own code: if you trust that code, add --model.trust_remote_code true"
     elif "safetensors" in message and any(words in message for words in ("does not appear to have", "no file named")):
         advice = "Weights are read as safetensors; if you trust this model's pickles, add --model.allow_pickle true"
+    elif "gguf" in message and isinstance(error, ImportError):
+        advice = "Get what reads the file with: pip install 'masklearn[gguf]'"
     return UserError(f"model.lm: cannot load {lm!r} ({one_line(error)}). {advice}")
 
 
 def load_lm(
-    lm: str = EMBEDDED,
+    lm: ModelOrName = EMBEDDED,
     revision: str | None = None,
     dtype: DTypeName = "float32",
-    device: str = "cpu",
+    device: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model, frozen and in evaluation mode.
 
     Args:
-        lm: Folder, hub id, or `embedded`.
+        lm: Folder, hub id, or `embedded`; a GGUF file; or an adapter of PEFT, which is merged into its base model. A
+            model that is loaded already is frozen in place; its precision stays, and so does its device by default.
         revision: Branch, tag or commit on the hub.
         dtype: Precision of the weights.
-        device: Device to load it to, for example `cuda`.
+        device: Device to load it to, for example `cuda`; by default the CPU.
         allow_pickle: Also read weights in pickle format. Loading such a file can run code.
         trust_remote_code: Run the Python files that come with the model.
 
     Raises:
         UserError: If the model cannot be found or loaded, or lacks weights.
     """
-    source = _source(lm)
+    model = _load(lm, revision, dtype, allow_pickle, trust_remote_code) if isinstance(lm, str) else unwrapped(lm)
+    model = model.eval().requires_grad_(False)
+    if device:
+        move_model(model, torch.device(device))
+    return model
+
+
+def _load(
+    lm: str, revision: str | None, dtype: DTypeName, allow_pickle: bool, trust_remote_code: bool
+) -> PreTrainedModel:
+    """Load a model by its name: its own weights, or an adapter merged into those of its base model."""
     try:
-        # the config comes first: reading it is cheap, and its errors are the clearest
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-        if not trust_remote_code:
-            _require_causal(lm, config)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            dtype=getattr(torch, dtype),
-            use_safetensors=None if allow_pickle else True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-        model, loading_info = loaded
-        _require_all_weights(lm, loading_info)
+        source = model_source(lm, revision)
+        base = base_of_adapter(source)
+        if base is None:
+            model = _load_weights(lm, source, dtype, allow_pickle, trust_remote_code)
+        else:
+            model = _load(base, None, dtype, allow_pickle, trust_remote_code)
+            model = merge_adapter(lm, source, model, allow_pickle)
     except UserError:
         raise
     except Exception as error:  # a damaged or foreign folder can raise anything
         raise _load_error(lm, error) from error
-    model = model.eval().requires_grad_(False)
-    move_model(model, torch.device(device))
+    model.name_or_path = lm
+    return model
+
+
+def _load_weights(
+    lm: str, source: ModelSource, dtype: DTypeName, allow_pickle: bool, trust_remote_code: bool
+) -> PreTrainedModel:
+    # the config comes first: reading it is cheap, and its errors are the clearest
+    config = AutoConfig.from_pretrained(source.location, trust_remote_code=trust_remote_code, **source.options)
+    if not trust_remote_code:
+        _require_causal(lm, config)
+
+    def load(**renaming: Any) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            source.location,
+            dtype=getattr(torch, dtype),
+            use_safetensors=None if allow_pickle else True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **renaming,
+            **source.options,
+        )
+
+    model, loading_info = load()
+    prefixes = {match[0] for name in loading_info["unexpected_keys"] if (match := WRAPPER_PREFIX.match(name))}
+    if prefixes and loading_info["missing_keys"]:
+        model, loading_info = load(key_mapping={f"^{re.escape(prefix)}": "" for prefix in prefixes})
+    _require_all_weights(lm, loading_info)
     return model
 
 
@@ -120,11 +148,13 @@ def _require_all_weights(lm: str, loading_info: dict[str, Any]) -> None:
 
 
 def move_model(lm: PreTrainedModel, device: torch.device) -> None:
-    """Move a model to a device, in place.
+    """Move a model to a device, in place; one with offloaded weights stays where it is.
 
     Raises:
         UserError: If there is no such device, or if the model does not fit on it.
     """
+    if is_offloaded(lm):
+        return
     try:
         nn.Module.to(lm, device)
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
@@ -135,22 +165,36 @@ def move_model(lm: PreTrainedModel, device: torch.device) -> None:
 
 
 def load_tokenizer(
-    lm: str = EMBEDDED, revision: str | None = None, trust_remote_code: bool = False
+    lm: TokenizerOrName = EMBEDDED, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model; one without a padding token pads with its end token, on the right.
+
+    Args:
+        lm: Name of the model, as in `load_lm`; or a tokenizer that is loaded already, which is changed in place.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Run the Python files that come with the tokenizer.
 
     Raises:
         UserError: If the tokenizer cannot be found or loaded.
     """
-    source = _source(lm)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # the tokenizers library raises plain exceptions
-        raise _load_error(lm, error) from error
+    tokenizer = lm if isinstance(lm, PreTrainedTokenizerBase) else _load_tokenizer(lm, revision, trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _load_tokenizer(lm: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    source = model_source(lm, revision)
+    try:
+        base = base_of_adapter(source)
+        if base is not None and not (source.folder and (source.folder / "tokenizer_config.json").is_file()):
+            return _load_tokenizer(base, None, trust_remote_code)
+        return AutoTokenizer.from_pretrained(source.location, trust_remote_code=trust_remote_code, **source.options)
+    except UserError:
+        raise
+    except Exception as error:  # the tokenizers library raises plain exceptions
+        raise _load_error(lm, error) from error
 
 
 def fingerprint(lm: PreTrainedModel) -> str:
@@ -168,7 +212,35 @@ def fingerprint(lm: PreTrainedModel) -> str:
 def _weight_samples(lm: PreTrainedModel) -> Iterator[bytes]:
     """Yield the bytes that `fingerprint` hashes."""
     for name, parameter in sorted(lm.named_parameters()):
-        flat = parameter.detach().flatten()
-        values = flat[:: max(1, len(flat) // 64)][:64].to(torch.bfloat16).float()
-        yield f"{name} {tuple(parameter.shape)}".encode()
-        yield values.cpu().numpy().tobytes()
+        with _in_memory(lm.get_submodule(name.rpartition(".")[0])):
+            flat = lm.get_parameter(name).detach().flatten()
+            values = flat[:: max(1, len(flat) // 64)][:64].to(torch.bfloat16).float()
+            yield f"{name} {tuple(parameter.shape)}".encode()
+            yield values.cpu().numpy().tobytes()
+
+
+def is_offloaded(lm: PreTrainedModel) -> bool:
+    """Whether some weights are kept on the disk or in main memory until a forward needs them."""
+    return any(parameter.is_meta for parameter in lm.parameters())
+
+
+def require_in_memory(lm: PreTrainedModel) -> None:
+    """Refuse a model with offloaded weights for work that runs it often.
+
+    Raises:
+        UserError: What to do instead.
+    """
+    if is_offloaded(lm):
+        raise UserError(
+            f"{name_of(lm)} has offloaded weights, and learning runs it too often to read them from the disk. Load it "
+            "whole, for example in bfloat16; gates work on it as it is"
+        )
+
+
+def _in_memory(module: nn.Module) -> AbstractContextManager[Any]:
+    """Bring the module's own weights into memory if they are offloaded, as long as the context is open."""
+    if not any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        return nullcontext()
+    from accelerate.utils import align_module_device  # installed where weights are offloaded
+
+    return align_module_device(module, torch.device("cpu"))

@@ -14,7 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from masklearn.errors import UserError
-from masklearn.models.diagnostics import differs, dtype_name, dummy_input_ids, rounding_tolerance, unsupported_model
+from masklearn.models.diagnostics import (
+    differs,
+    dtype_name,
+    dummy_input_ids,
+    input_device,
+    rounding_tolerance,
+    unsupported_model,
+)
 from masklearn.models.forward_override import (
     Forward,
     first_argument,
@@ -133,7 +140,7 @@ def _require_half_gates_act(lm: PreTrainedModel, index: int, outputs: Tensor) ->
 def _gates(layout: Layout) -> Tensor:
     """Return the gates of every variant: (rows, nodes)."""
     graph = layout.graph
-    gates = torch.ones(len(Variant), graph.n_layers, graph.n_heads + 1, device=layout.lm.device)
+    gates = torch.ones(len(Variant), graph.n_layers, graph.n_heads + 1, device=input_device(layout.lm))
     gates[[Variant.HEADS_CLOSED, Variant.ONE_HEAD, Variant.HALF_HEAD], :, :-1] = 0
     gates[Variant.ONE_HEAD, :, -2] = 1
     gates[Variant.HALF_HEAD, :, -2] = 0.5

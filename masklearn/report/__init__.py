@@ -1,7 +1,8 @@
 """Figures of a run, and figures and page of a study. Needs the `report` extra (matplotlib, jinja2)."""
 
+from masklearn.report.bank_page import bank_page, png_element, run_overview
 from masklearn.report.node_map import node_map_svg
 from masklearn.report.run import write_figures
 from masklearn.report.study import write_study
 
-__all__ = ["node_map_svg", "write_figures", "write_study"]
+__all__ = ["bank_page", "node_map_svg", "png_element", "run_overview", "write_figures", "write_study"]

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import FigureBase
 
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
@@ -15,6 +14,7 @@ from masklearn.report.node_map import draw_node_map, map_height, share_bar
 from masklearn.report.style import (
     COLUMN,
     MIN_PLOTTED_KL,
+    ShownFigure,
     empty_figure,
     legend_below,
     line_style,
@@ -51,13 +51,11 @@ def write_figures(folder: Path, mask: Mask, rows: Sequence[dict[str, Any]]) -> l
         figures = {"overview": overview(mask, rows), "masks": mask_figure(mask), "curve": curve_figure(rows)}
         for name, figure in figures.items():
             paths.append(folder / f"{name}.png")
-            content = BytesIO()
-            figure.savefig(content)
-            atomic_write(paths[-1], content.getvalue())
+            atomic_write(paths[-1], figure.png())
     return paths
 
 
-def overview(mask: Mask, rows: Sequence[dict[str, Any]]) -> Figure:
+def overview(mask: Mask, rows: Sequence[dict[str, Any]]) -> ShownFigure:
     """Create the figure of the masks with the curves below."""
     height = _masks_height(mask)
     figure = empty_figure(RUN_WIDTH, height + CURVE_HEIGHT)
@@ -67,7 +65,7 @@ def overview(mask: Mask, rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def mask_figure(mask: Mask) -> Figure:
+def mask_figure(mask: Mask) -> ShownFigure:
     """Create the figure of the masks alone."""
     _, n_columns = _grid_shape(len(mask.sizes))
     figure = empty_figure(min(max(1.6 * n_columns, MIN_WIDTH), RUN_WIDTH), _masks_height(mask))
@@ -75,7 +73,7 @@ def mask_figure(mask: Mask) -> Figure:
     return figure
 
 
-def curve_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+def curve_figure(rows: Sequence[dict[str, Any]]) -> ShownFigure:
     """Create the figure of the curves alone."""
     figure = empty_figure(RUN_WIDTH, CURVE_HEIGHT)
     draw_curves(figure, rows)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from io import BytesIO
 from typing import Any, cast
 
 import matplotlib as mpl
@@ -32,6 +33,8 @@ KIND_STYLES: dict[str, dict[str, Any]] = {
 """Line and marker of each kind of subgraph."""
 OTHER_KIND_COLORS = (GREEN, PURPLE, SKY)
 """Colours of kinds that `KIND_STYLES` does not list."""
+SCREEN_DPI = 120
+"""Pixels of a screen for an inch of a figure."""
 SMALL_FONT = 6
 """Points: labels inside dense panels."""
 RC_PARAMS: dict[str, Any] = {
@@ -70,9 +73,23 @@ def styled() -> Iterator[None]:
         yield
 
 
-def empty_figure(width: float = COLUMN, height: float = HEIGHT) -> Figure:
+class ShownFigure(Figure):
+    """A figure that a notebook shows without pyplot."""
+
+    def png(self) -> bytes:
+        """Return the figure as a PNG file."""
+        content = BytesIO()
+        self.savefig(content, format="png")
+        return content.getvalue()
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        width, _ = self.get_size_inches()
+        return self.png(), {"width": round(width * SCREEN_DPI)}
+
+
+def empty_figure(width: float = COLUMN, height: float = HEIGHT) -> ShownFigure:
     """Create a figure without axes; width and height in inches."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return ShownFigure(figsize=(width, height), layout="constrained")
 
 
 def single_axes(width: float = COLUMN, height: float = HEIGHT) -> tuple[Figure, Axes]:

@@ -12,8 +12,6 @@ from masklearn.selection.scorer import MaskScorer
 
 STAGES = ("soft", "sampled", "cut", "polished")
 """Every gate at its probability of being open; gates sampled; only the top `s` nodes open; the masks after polish."""
-N_GATE_SAMPLES = 16
-"""Gate vectors sampled over all groups, and at least one for each group."""
 MIN_KL = 1e-9
 """KL in nats below which restarts count as equally good."""
 Polish = Callable[[MaskScorer, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -41,6 +39,7 @@ def discretize(
     temperature: float,
     polish: Polish | None = None,
     bar: ProgressBar = no_bar,
+    n_samples: int = 1,
 ) -> DiscretizedMasks:
     """Keep the top `s` nodes of every mask, choose the best restart of each, and polish it.
 
@@ -53,6 +52,7 @@ def discretize(
         temperature: Temperature of the gates at the end of training (dimensionless).
         polish: Improves the masks; None for no polish.
         bar: Shows the progress before polish.
+        n_samples: Gate vectors sampled of every mask for the `sampled` stage.
     """
     nested = bank.log_odds.shape[1] == 1
     scores = bank.log_odds.detach().expand(-1, len(sizes), -1)
@@ -62,7 +62,8 @@ def discretize(
     )  # (restarts, sizes, groups, nodes); a last block may have fewer groups than the bank
     best = _best_restart(scorer, masks, nested)[None, ..., None].expand(1, *masks.shape[1:])
     masks, scores, log_odds = (t.gather(0, best)[0] for t in (masks, scores, log_odds))
-    kl = [scorer(open_probability(log_odds)), _sampled_kl(scorer, log_odds, temperature, bar), scorer(masks)]
+    sampled = _sampled_kl(scorer, log_odds, temperature, n_samples, bar)
+    kl = [scorer(open_probability(log_odds)), sampled, scorer(masks)]
     if polish:
         masks, polished = polish(scorer, masks, scores)
         kl.append(polished)
@@ -72,12 +73,12 @@ def discretize(
     return DiscretizedMasks(masks.transpose(0, 1), scores.transpose(0, 1), torch.stack(kl, -1).transpose(0, 1))
 
 
-def masks_scored(n_groups: int, restarts: int, n_sizes: int) -> int:
+def masks_scored(n_samples: int, restarts: int, n_sizes: int) -> int:
     """How many masks of every group `discretize` scores besides those that polish tries.
 
     They are those of each stage, and those of every restart if one of several is chosen.
     """
-    return n_sizes * (len(STAGES) - 1 + _samples_per_group(n_groups) + (restarts if restarts > 1 else 0))
+    return n_sizes * (len(STAGES) - 1 + n_samples + (restarts if restarts > 1 else 0))
 
 
 def repolish(found: DiscretizedMasks, scorer: MaskScorer, polish: Polish) -> DiscretizedMasks:
@@ -107,14 +108,9 @@ def _best_restart(scorer: MaskScorer, masks: Tensor, nested: bool) -> Tensor:
     return (log_kl.sum(1, keepdim=True).expand_as(log_kl) if nested else log_kl).argmin(0)
 
 
-def _sampled_kl(scorer: MaskScorer, log_odds: Tensor, temperature: float, bar: ProgressBar) -> Tensor:
+def _sampled_kl(scorer: MaskScorer, log_odds: Tensor, temperature: float, n_samples: int, bar: ProgressBar) -> Tensor:
     """Mean KL over sampled gates, shape (sizes, groups); the samples are the same in every call."""
     generator = torch.Generator().manual_seed(0)
-    n_samples = _samples_per_group(scorer.n_groups)
     noise = [torch.rand(log_odds.shape, generator=generator).to(log_odds.device) for _ in range(n_samples)]
     samples = bar(noise, "Discretisation", brief=True)
     return torch.stack([scorer(sample(log_odds, temperature, uniform)) for uniform in samples]).mean(0)
-
-
-def _samples_per_group(n_groups: int) -> int:
-    return -(-N_GATE_SAMPLES // n_groups)

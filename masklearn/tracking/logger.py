@@ -84,6 +84,11 @@ class Tracker(WandbLogger):
         for _, step, metrics in self.recent:
             super().log_metrics(_with_histograms(metrics), step)
 
+    @property
+    def url(self) -> str | None:
+        """The address of the W&B run; None if it is not online."""
+        return None if self.failed or self.run.offline or self.run.disabled else self.run.url
+
     def finish(self) -> None:
         """Send the remaining data; if that fails or takes too long, print how to send it later."""
         if self.failed:
@@ -123,7 +128,7 @@ def logger_for(folder: Path, config: dict[str, Any], resume: bool = False) -> tu
         The logger, and one line that says where the W&B run is.
     """
     id_file = folder / RUN_ID_FILE
-    run_id = id_file.read_text() if resume and id_file.is_file() else token_hex(4)
+    run_id = id_file.read_text(encoding="utf-8") if resume and id_file.is_file() else token_hex(4)
     with suppress(UserError):  # a full disk must not stop a run here
         atomic_write(id_file, run_id.encode())
     start = run_starter(folder, config, id=run_id, resume="allow")

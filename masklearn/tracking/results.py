@@ -8,9 +8,12 @@ from typing import Any
 import wandb
 from wandb import Run
 
+from masklearn.evaluation import table
 from masklearn.mask_file import Mask
 from masklearn.tracking.logger import Tracker
 
+PRINTED_TABLE = "summary/KL, JS and CE in nats per token"
+"""Name under which the table that the run prints is logged: with the unit of its columns."""
 MAX_NAME_LENGTH = 64
 """Characters of the model's name that an artifact's name keeps."""
 
@@ -49,6 +52,7 @@ def _log_tables(
     run.log(
         {
             "results": wandb.Table(columns=list(flat_rows[0]), data=[list(row.values()) for row in flat_rows]),
+            PRINTED_TABLE: _printed_table(rows),
             "nodes": _node_table(mask),
             **{name: wandb.Html(svg, inject=False, data_is_not_path=True) for name, svg in maps.items()},
             **{name: wandb.Image(str(path)) for name, path in pictures.items()},
@@ -74,6 +78,13 @@ def _node_table(mask: Mask) -> wandb.Table:
     nodes = zip(mask.graph.nodes, mask.share().T.tolist(), strict=True)
     data: list[Any] = [[node.name, node.layer, node.head, *shares] for node, shares in nodes]
     return wandb.Table(columns=["node", "layer", "head", *(f"s={s}" for s in mask.sizes.tolist())], data=data)
+
+
+def _printed_table(rows: Sequence[dict[str, Any]]) -> wandb.Table:
+    """The table that the run prints."""
+    titles, *lines = table(list(rows))
+    columns, data = list[Any](titles), list[Any](lines)
+    return wandb.Table(columns=columns, data=data)
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:

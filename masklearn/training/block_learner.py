@@ -14,13 +14,13 @@ from masklearn.errors import UserError
 from masklearn.gates import GateBank
 from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask, ModelId
-from masklearn.masking import CompiledSteps, MaskedLM, compiling_pays
-from masklearn.models import load_lm
+from masklearn.masking import MaskedLM, step_forward
+from masklearn.models import load_lm, name_of, require_in_memory
 from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.discretization import STAGES
 from masklearn.sizes import resolve_sizes
 from masklearn.training.block_store import BlockStore
-from masklearn.training.blocks import BlockFinisher, choose_step_shape
+from masklearn.training.blocks import BlockFinisher, choose_step_shape, require_fit
 from masklearn.training.budget import Lagrangian, Projected
 from masklearn.training.cost import PhaseClock
 from masklearn.training.full_targets import FullTargets, index_in_block
@@ -98,22 +98,18 @@ class BlockLearner(LightningModule):
             UserError: If the model cannot be loaded or masked, or a size does not fit it.
         """
         settings = self.settings
-        lm = load_lm(
-            settings.lm,
-            settings.revision,
-            settings.dtype,
-            allow_pickle=settings.allow_pickle,
-            trust_remote_code=settings.trust_remote_code,
-        )
+        trusted = {"allow_pickle": settings.allow_pickle, "trust_remote_code": settings.trust_remote_code}
+        lm = load_lm(settings.lm, settings.revision, settings.dtype, **trusted)
         self.use(MaskedLM(lm, Ablation("resample") if settings.ablation == "resample" else Ablation()))
 
     def use(self, masked_lm: MaskedLM) -> None:
         """Learn masks of this model instead of loading the one that the settings name; resolves the sizes.
 
         Raises:
-            UserError: If a size does not fit the model.
+            UserError: If weights of the model are offloaded, or if a size does not fit it.
         """
         settings, self.masked_lm = self.settings, masked_lm
+        require_in_memory(masked_lm.lm)
         self.sizes = resolve_sizes(settings.sizes, self.graph.n_nodes)
         self.schedule = settings.schedule(self.graph.n_nodes)
         self.register_buffer("size_counts", torch.tensor(self.sizes), persistent=False)
@@ -133,11 +129,7 @@ class BlockLearner(LightningModule):
             UserError: If the texts do not fit the model or the scope.
         """
         settings = self.settings
-        if data.scope != settings.scope:
-            raise UserError(
-                f"the learner's scope is {settings.scope}, but the data's is {data.scope}. Give both the same"
-            )
-        data.require_context(self.masked_lm.context)
+        require_fit(self.masked_lm, data, settings.scope)
         notice = ""
         if step_shape is None:
             step_shape, notice = choose_step_shape(self.masked_lm, data, settings.rows_per_text, settings.block)
@@ -181,6 +173,11 @@ class BlockLearner(LightningModule):
         """The nodes of the model."""
         return self.masked_lm.graph
 
+    def on_train_epoch_end(self) -> None:
+        """Stop at the end of the plan, whatever number of epochs the trainer was given."""
+        if self.global_step >= self.plan.total_steps:
+            self.trainer.should_stop = True
+
     # --- one block after the other ------------------------------------------------------------------------------------
 
     @property
@@ -192,10 +189,7 @@ class BlockLearner(LightningModule):
         """Start from the constants that a checkpoint may have restored, and compile steps if that pays."""
         self._detach_ablation()
         rows = self.plan.groups_per_block * self._data.texts_per_group * self.settings.rows_per_text
-        compiled = self.settings.compile
-        if compiled == "auto":
-            compiled = compiling_pays(self.masked_lm, rows * self._data.longest_text)
-        self.run_rows = CompiledSteps(self.masked_lm) if compiled else self.masked_lm.forward
+        self.run_rows = step_forward(self.masked_lm, self.settings.compile, rows * self._data.longest_text)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Finish the previous block at the first step of a block, and prepare the block of this step."""
@@ -302,8 +296,9 @@ class BlockLearner(LightningModule):
             scores=found.scores,
             sizes=torch.tensor(self.sizes),
             graph=self.graph,
-            model=ModelId(self.settings.lm, self.settings.revision, self.masked_lm.layout.fingerprint),
+            model=ModelId(name_of(self.masked_lm.lm), self.settings.revision, self.masked_lm.layout.fingerprint),
             groups=self._data.groups.names,
             ablation=self.masked_lm.ablation,
             positions=self._data.positions,
+            learned_texts=torch.tensor(self._data.learned_texts, dtype=torch.int64),
         )

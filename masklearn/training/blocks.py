@@ -7,7 +7,8 @@ from functools import partial
 
 from torch import Tensor
 
-from masklearn.data import Batch, BlockPlan, MaskData
+from masklearn.data import Batch, BlockPlan, MaskData, require_known_tokens
+from masklearn.errors import UserError
 from masklearn.gates import GateBank
 from masklearn.masking import MaskedLM
 from masklearn.progress import ProgressBar
@@ -46,6 +47,23 @@ def choose_step_shape(
     return (groups, fitting_texts if fitting_texts < texts else data.batch_size), notice
 
 
+def require_fit(masked_lm: MaskedLM, data: MaskData, scope: str) -> None:
+    """Check that masks of a model can be learned on texts.
+
+    Args:
+        masked_lm: The model.
+        data: The texts, set up.
+        scope: The learner's scope.
+
+    Raises:
+        UserError: If the model cannot read the texts, or if their scope is another.
+    """
+    if data.scope != scope:
+        raise UserError(f"the learner's scope is {scope}, but the data's is {data.scope}. Give both the same")
+    data.require_context(masked_lm.context)
+    require_known_tokens(data, masked_lm.n_embeddings)
+
+
 @dataclass(frozen=True)
 class BlockFinisher:
     """Makes discrete masks of a block's learned gates and stores them; at the end of a run it gathers all blocks."""
@@ -71,7 +89,8 @@ class BlockFinisher:
         groups = self.plan.blocks[block]
         restarts, temperature, scorer = self.settings.restarts, self.settings.temperature[1], self._scorer(groups)
         polish_masks = self._polish(f"polish-{block}", groups, bar) if self.settings.polish else None
-        found = discretize(bank, log_odds, sizes, scorer, restarts, temperature, polish_masks, bar)
+        draws = self.settings.sampled_kl_draws
+        found = discretize(bank, log_odds, sizes, scorer, restarts, temperature, polish_masks, bar, draws)
         self.untried_steps.append(scorer.tokens.untried_steps)
         self.store.put(block, groups, vars(found))
 

@@ -94,7 +94,7 @@ def learning_tokens(data: MaskData, plan: BlockPlan, rows_per_text: int, groups:
 def discretization_tokens(data: MaskData, plan: BlockPlan, settings: LearnerSettings, n_sizes: int) -> float:
     """Tokens scored for discrete masks besides polish: the KL of each stage, and the refit of learned constants."""
     selection = sum(map(len, data.parts["selection"].ids))
-    n_masks = masks_scored(plan.groups_per_block, settings.restarts, n_sizes)
+    n_masks = masks_scored(settings.sampled_kl_draws, settings.restarts, n_sizes)
     if settings.ablation != "learned":
         return n_masks * selection
     texts = data.parts["train"].ids

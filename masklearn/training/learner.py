@@ -8,9 +8,10 @@ from torch import Tensor
 
 from masklearn.ablation import AblationName
 from masklearn.data import Batch
+from masklearn.errors import UserError
 from masklearn.gates import GateName, open_probability, sample
 from masklearn.masking import CompileMode
-from masklearn.models import EMBEDDED, DTypeName
+from masklearn.models import EMBEDDED, DTypeName, ModelOrName
 from masklearn.objective import chunked_kl
 from masklearn.training.block_learner import BlockLearner
 from masklearn.training.budget import Lagrangian
@@ -26,7 +27,8 @@ class MaskLearner(BlockLearner):
     It is a heuristic; a smaller KL may be possible at the same size.
 
     Args:
-        lm: Model: a folder, a hub id, or embedded.
+        lm: Model: a folder, a hub id, a GGUF file, the folder of a PEFT adapter, or embedded. From Python also a model
+            that is loaded already, which is frozen in place.
         revision: Branch, tag or commit of the model on the hub.
         dtype: Precision of the frozen weights; gates and divergences are always float32.
         allow_pickle: Also read weights that are not safetensors; such a file can run code when it is read.
@@ -66,11 +68,13 @@ class MaskLearner(BlockLearner):
             CPU, where compiling takes minutes and gains little), or false. Results change by rounding only. A model
             that cannot be compiled runs as it is, and a line says so.
         seed: Seed of the gates' noise.
+        sampled_kl_draws: Gate vectors drawn of every mask for the sampled KL in the table of stages, a diagnostic that
+            no mask depends on; every draw costs as much as scoring the masks once.
     """
 
     def __init__(
         self,
-        lm: str = EMBEDDED,
+        lm: ModelOrName = EMBEDDED,
         revision: str | None = None,
         dtype: DTypeName = "float32",
         allow_pickle: bool = False,
@@ -92,13 +96,28 @@ class MaskLearner(BlockLearner):
         temperature: tuple[float, float] = (1.0, 0.5),
         compile: CompileMode = "auto",
         seed: int = 0,
+        sampled_kl_draws: int = 1,
     ) -> None:
         settings = LearnerSettings(
             lm, revision, dtype, allow_pickle, trust_remote_code, sizes, scope, max_groups, ablation, family, budget,
             steps, draws, restarts, block, polish, polish_budget, gates, lr, temperature, compile, seed,
+            sampled_kl_draws,
         )  # fmt: skip
         super().__init__(settings)
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=[] if isinstance(lm, str) else ["lm"])
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: a checkpoint holds the gates of a run under way, without the model and the texts.
+
+        Raises:
+            UserError: How to load masks, and how to resume a run.
+        """
+        raise UserError(
+            "a checkpoint holds a run under way, without its model and texts. Load finished masks with "
+            'masklearn.Mask.load("runs/my-run/mask.safetensors"); resume a run with trainer.fit(learner, '
+            "datamodule=data, ckpt_path=checkpoint)"
+        )
 
     @property
     def temperature(self) -> float:
@@ -211,7 +230,9 @@ class MaskLearner(BlockLearner):
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the KL of the masks that the gates would give now."""
+        """Log the KL of the masks that the gates would give now, where all texts share them."""
+        if self.plan.n_groups > 1:
+            return
         masks = self.bank.discretize(self.size_counts)[0].float()
         masked = self.masked_lm(
             batch.input_ids, batch.scored, masks[:, None].expand(-1, len(batch.input_ids), -1), batch.corrupted

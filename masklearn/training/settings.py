@@ -9,7 +9,7 @@ from masklearn.ablation import AblationName
 from masklearn.errors import UserError
 from masklearn.gates import GateName
 from masklearn.masking import CompileMode
-from masklearn.models import DTypeName
+from masklearn.models import DTypeName, ModelOrName
 from masklearn.selection.polish import LARGE_GRAPH_NODES, PER_INPUT, SHARED, SearchWidths
 from masklearn.training.schedule import Schedule
 
@@ -37,7 +37,7 @@ class LearnerSettings:
         UserError: If a value is out of range, or family and budget do not go together.
     """
 
-    lm: str
+    lm: ModelOrName
     revision: str | None
     dtype: DTypeName
     allow_pickle: bool
@@ -59,9 +59,10 @@ class LearnerSettings:
     temperature: tuple[float, float]
     compile: CompileMode
     seed: int
+    sampled_kl_draws: int
 
     def __post_init__(self) -> None:
-        for flag in ("steps", "draws", "restarts", "block", "polish", "max_groups"):
+        for flag in ("steps", "draws", "restarts", "block", "polish", "max_groups", "sampled_kl_draws"):
             value, minimum = getattr(self, flag), 0 if flag == "polish" else 1
             if value is not None and not minimum <= value <= MAX_COUNT:
                 raise UserError(f"model.{flag} is {value}; it must be at least {minimum} and at most {MAX_COUNT}")

@@ -1,0 +1,7 @@
+"""One call for notebooks and scripts: learn masks, evaluate them, compare them with baselines, look at them."""
+
+from masklearn.api.bank import LearnedBank
+from masklearn.api.evaluating import baselines, evaluate
+from masklearn.api.learning import learn
+
+__all__ = ["LearnedBank", "baselines", "evaluate", "learn"]

@@ -1,0 +1,142 @@
+"""`masklearn.evaluate` and `masklearn.baselines`: masks on other texts, compared with other subgraphs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from masklearn import evaluation
+from masklearn.api.bank import LearnedBank
+from masklearn.api.texts import as_data, split_settings
+from masklearn.data import MaskData, SplitName, require_known_tokens
+from masklearn.errors import UserError
+from masklearn.mask_file import Mask, ModelId
+from masklearn.masking import MaskedLM
+from masklearn.models import ModelOrName, TokenizerOrName, load_lm, name_of
+from masklearn.selection.baselines import CONTROLS, UNGUIDED, Baseline
+from masklearn.selection.scorer import MaskScorer
+
+MAX_BASELINE_TEXTS = 64
+"""Training texts of a group on which baselines choose their subgraphs, at most."""
+
+
+def evaluate(
+    bank: LearnedBank | Mask | str | Path,
+    texts: Any = None,
+    *,
+    lm: ModelOrName | None = None,
+    tokenizer: TokenizerOrName | None = None,
+    baselines: Sequence[Baseline] = CONTROLS,
+    **settings: Any,
+) -> LearnedBank:
+    """Evaluate masks on texts: all of those given, or the held-out ones that a bank was learned with.
+
+    Args:
+        bank: What `learn` returned; a `Mask`; or a mask file, or the folder of a run.
+        texts: As for `learn`; by default the bank's own held-out texts.
+        lm: The model of a `Mask` or a file; by default loaded by the name in it.
+        tokenizer: As for `learn`.
+        baselines: Other subgraphs of the same sizes to compare with; see `selection.baselines`. Those that need texts
+            choose by training texts of the bank.
+        settings: Settings of `MaskData`, by name.
+
+    Returns:
+        The bank with its metrics on these texts.
+
+    Raises:
+        UserError: If the masks do not belong to the model, or do not apply to the texts.
+    """
+    known = bank if isinstance(bank, LearnedBank) else None
+    mask = bank.mask if isinstance(bank, LearnedBank) else bank if isinstance(bank, Mask) else Mask.load(bank)
+    masked_lm = known.masked_lm if known and lm is None else _masked_lm(mask, lm)
+    if texts is None and not settings:
+        if known is None:
+            raise UserError("give the texts to evaluate on: evaluate(mask, texts)")
+        data, split = known.data, "test"
+    else:
+        data, split = _other_texts(mask, masked_lm, texts, tokenizer, settings), "all"
+    return _evaluated(mask.of(data.groups.names), masked_lm, data, split, baselines, known)
+
+
+def _evaluated(
+    mask: Mask,
+    masked_lm: MaskedLM,
+    data: MaskData,
+    split: SplitName,
+    baselines: Sequence[Baseline],
+    known: LearnedBank | None,
+) -> LearnedBank:
+    scorer = None
+    if not set(baselines) <= set(UNGUIDED):
+        if known is None:
+            raise UserError(
+                f"baselines other than {', '.join(UNGUIDED)} choose by the texts that the masks were learned on. Give "
+                "the bank that learn returned, or use evaluate.py on the mask file"
+            )
+        index = {name: i for i, name in enumerate(known.data.groups.names)}
+        groups = [index[name] for name in mask.groups]
+        scorer = MaskScorer(masked_lm, known.data.loader("train", groups, max_texts=MAX_BASELINE_TEXTS), groups)
+    batches = data.loader(split, by_length=True)
+    rows, by_group = evaluation.evaluate(masked_lm, mask, batches, baselines, scorer)
+    results = evaluation.describe(mask, rows, by_group, mask.config.get("data", {}))
+    kind = "held-out texts" if split == "test" and data.groups.held_out else "texts"
+    return LearnedBank(mask, masked_lm, data, results, f"{len(data.parts[split])} {kind} of {data.source}")
+
+
+def baselines(
+    bank: LearnedBank,
+    names: Sequence[Baseline] | Baseline = ("random-matched", "norm", "attribution", "single-ablation"),
+    texts: Any = None,
+) -> pd.DataFrame:
+    """Compare a bank with other ways to choose subgraphs of the same sizes.
+
+    Args:
+        bank: What `learn` returned.
+        names: The baselines; see `selection.baselines`. Searches such as `greedy` take long on large models.
+        texts: Texts to evaluate on; by default the bank's own held-out texts.
+
+    Returns:
+        KL (nats per scored token), TV and top-1 of every size and method, indexed by both; random subgraphs are means
+        over draws.
+
+    Raises:
+        UserError: If there is no baseline of a name.
+    """
+    chosen: Sequence[Baseline] = [names] if isinstance(names, str) else list(names)
+    rows = []
+    for row in evaluate(bank, texts, baselines=chosen).results["sizes"]:
+        rows.append({"s": row["s"], "method": "learned", **{metric: row[metric] for metric in ("kl", "tv", "top1")}})
+        for name, found in row["controls"].items():
+            values = {metric: found.get(f"{metric}_mean", found.get(metric)) for metric in ("kl", "tv", "top1")}
+            rows.append({"s": row["s"], "method": name, **values})
+    return pd.DataFrame(rows).set_index(["s", "method"])
+
+
+def _masked_lm(mask: Mask, lm: ModelOrName | None) -> MaskedLM:
+    """The model that masks belong to, under their ablation."""
+    dtype = mask.config.get("model", {}).get("dtype", "float32")
+    loaded = load_lm(mask.model.lm, mask.model.revision, dtype) if lm is None else load_lm(lm, dtype=dtype)
+    masked_lm = MaskedLM(loaded, mask.ablation.to(loaded.device))
+    mask.require(ModelId(name_of(loaded), None, masked_lm.layout.fingerprint))
+    return masked_lm
+
+
+def _other_texts(
+    mask: Mask, masked_lm: MaskedLM, texts: Any, tokenizer: TokenizerOrName | None, settings: dict[str, Any]
+) -> MaskData:
+    """Texts given to evaluate masks on, set up."""
+    scope = mask.config.get("model", {}).get("scope", "dataset")
+    if scope == "input" and not isinstance(texts, MaskData):
+        raise UserError(
+            "these are masks of single texts, which do not apply to other texts. To try one on a text, pass it to "
+            "gated: gated(lm, bank.select(s, group))"
+        )
+    _, for_data = split_settings({"positions": mask.positions, "scope": scope} | settings)
+    for_data |= {"max_groups": len(mask.groups)}
+    data = as_data(texts, name_of(masked_lm.lm), tokenizer, {} if isinstance(texts, MaskData) else for_data)
+    data.prepare_data()
+    data.setup()
+    data.require_context(masked_lm.context)
+    require_known_tokens(data, masked_lm.n_embeddings)
+    return data

@@ -1,0 +1,75 @@
+"""What a caller gives as texts, and settings by name, as a data module."""
+
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+
+from masklearn.data import MaskData
+from masklearn.errors import UserError, nearest
+from masklearn.models import EMBEDDED, TokenizerOrName
+from masklearn.training.learner import MaskLearner
+
+LEARNER_SETTINGS = {*signature(MaskLearner).parameters} - {"lm"}
+DATA_SETTINGS = {*signature(MaskData).parameters} - {"lm", "texts", "tokenizer"}
+SHARED_SETTINGS = ("revision", "scope", "max_groups", "trust_remote_code")
+"""Settings of the learner that the texts take over."""
+
+
+def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of the learner, and those of the texts.
+
+    Raises:
+        UserError: If there is no setting of a name; names the nearest.
+    """
+    known = LEARNER_SETTINGS | DATA_SETTINGS
+    for name in settings:
+        if name not in known:
+            raise UserError(f"there is no setting {name!r}. Did you mean {nearest(name, known) or 'sizes'}?")
+    learner = {name: value for name, value in settings.items() if name in LEARNER_SETTINGS}
+    data = {name: value for name, value in settings.items() if name in DATA_SETTINGS}
+    return learner, data
+
+
+def as_data(texts: Any, lm: str, tokenizer: TokenizerOrName | None, settings: dict[str, Any]) -> MaskData:
+    """The data module of some texts.
+
+    Args:
+        texts: A list of strings or of rows, a dataset, a table, a file, or a data module, which is returned as it is;
+            None for the embedded generator or a source among the settings.
+        lm: Name of the model, whose tokenizer is used unless one is given.
+        tokenizer: Another tokenizer, or its name.
+        settings: Settings of `MaskData`.
+
+    Raises:
+        UserError: If the texts are of another type, or a setting is not valid.
+    """
+    if isinstance(texts, MaskData):
+        if settings.keys() - set(SHARED_SETTINGS) or tokenizer is not None:
+            raise UserError("the texts are a MaskData, which has its own settings. Give settings of texts to it")
+        return texts
+    if isinstance(texts, str | Path):
+        settings = settings | {"path": str(texts)}
+        return MaskData(**settings, lm=lm, tokenizer=tokenizer)
+    return MaskData(**settings, lm=lm, tokenizer=tokenizer, texts=_rows(texts))
+
+
+def _rows(texts: Any) -> Any:
+    """The texts as a sequence of strings or rows; None as None."""
+    if isinstance(texts, datasets.DatasetDict):
+        raise UserError(f"the texts are a dataset of splits. Choose one: texts[{next(iter(texts))!r}]")
+    if isinstance(texts, pd.DataFrame):
+        return texts.to_dict("records")
+    if isinstance(texts, pd.Series):
+        return texts.tolist()
+    if texts is None or isinstance(texts, Sequence | datasets.Dataset):
+        return texts
+    if hasattr(texts, "__iter__"):
+        return list(texts)
+    raise UserError(
+        f"the texts are of type {type(texts).__name__}. Give a list of strings or of rows, a datasets.Dataset, a "
+        f"table of pandas, a file, or a MaskData; none for the model {EMBEDDED!r} and its own texts"
+    )

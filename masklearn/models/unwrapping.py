@@ -1,0 +1,73 @@
+"""The transformers model inside of what people wrap around it: compiled, parallel and adapter models."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import PreTrainedModel
+
+from masklearn.errors import UserError
+
+
+def unwrapped(lm: Any) -> PreTrainedModel:
+    """Return the transformers model inside of a compiled, parallel or PEFT model; a bare model is returned as it is.
+
+    The adapters of a PEFT model are layers of the model inside, so they stay in effect.
+
+    Raises:
+        UserError: If there is no transformers model inside, or if it works only together with its wrapper.
+    """
+    while True:
+        if isinstance(lm, nn.Module) and "_orig_mod" in lm._modules:
+            lm = lm._orig_mod
+        elif isinstance(lm, PreTrainedModel):
+            return lm
+        elif isinstance(lm, DataParallel | DistributedDataParallel):
+            lm = lm.module
+        elif callable(getattr(lm, "get_base_model", None)):
+            lm = _without_peft(lm)
+        else:
+            raise UserError(
+                f"a {type(lm).__name__} is no causal language model of transformers. Give the model that "
+                "AutoModelForCausalLM loads, or its folder or hub id to load_lm"
+            )
+
+
+def _without_peft(lm: Any) -> nn.Module:
+    """Return the model inside of a PEFT model, whose layers hold the adapters."""
+    for name, config in lm.peft_config.items():
+        if config.is_prompt_learning:
+            raise UserError(
+                f"the adapter {name!r} is {config.peft_type.value}: it adds trained vectors to the prompt, outside of "
+                "the model's layers, and cannot be gated. Give an adapter of the weights, such as LoRA, or the model "
+                "without it"
+            )
+    return lm.get_base_model()
+
+
+@contextmanager
+def running_eagerly(lm: Any) -> Iterator[None]:
+    """Run a compiled model without its compiled code, which would ignore gates; other models are unaffected."""
+    if not _is_compiled(lm):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _is_compiled(lm: Any) -> bool:
+    """Whether a model, or the one that it wraps, is compiled as a whole."""
+    modules = [lm, *(getattr(lm, name, None) for name in ("module", "base_model"))]
+    return any(
+        isinstance(module, nn.Module) and ("_orig_mod" in module._modules or module._compiled_call_impl is not None)
+        for module in modules
+    )
+
+
+def name_of(lm: Any) -> str:
+    """Return the folder or hub id that a model was loaded from; the name of its class if it was made in memory."""
+    model = unwrapped(lm)
+    return model.name_or_path or type(model).__name__

@@ -1,0 +1,49 @@
+"""How a run uses Lightning's trainer: its defaults, and which of Lightning's messages are left out."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+SILENCED_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*LeafSpec.*",
+    ".*Checkpoint directory.*exists.*",
+    ".*in eval mode.*",
+    ".*dirpath has changed.*",
+    ".*smaller than the logging interval.*",
+)
+"""Patterns of warnings of other libraries that users can do nothing about."""
+LIGHTNING_LOGGERS = ("lightning.pytorch", "lightning.fabric")
+
+
+def trainer_defaults() -> dict[str, Any]:
+    """Defaults of the trainer's flags, where a run's differ from Lightning's."""
+    return {
+        "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
+        "devices": 1,
+        "max_epochs": 1,  # a run is one pass over the steps of all blocks
+        "log_every_n_steps": 10,
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+    }
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence what Lightning says about itself, so that users see our messages."""
+    loggers = [logging.getLogger(name) for name in LIGHTNING_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in SILENCED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

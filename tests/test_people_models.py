@@ -1,0 +1,247 @@
+"""Models as people have them: wrapped, with adapters, under other names, in other files, and behind a hub."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import refused, tiny_gpt2, tiny_llama
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import masklearn as ml
+from masklearn.masking import MaskedLM
+from masklearn.models import sources, unwrapped
+
+HALF = torch.linspace(0, 1, 15)
+pytestmark = [  # of peft and of torch.compile
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def gated_logits(lm: Any, ids: Tensor, gates: Any = HALF) -> Tensor:
+    with torch.no_grad(), ml.gated(lm, gates):
+        return lm(input_ids=ids).logits
+
+
+# --- gates ------------------------------------------------------------------------------------------------------------
+
+
+def test_arrays_lists_and_names_are_gates(tokens: Tensor) -> None:
+    lm = tiny_llama()
+    expected = gated_logits(lm, tokens)
+    assert_close(gated_logits(lm, tokens, HALF.numpy()), expected)
+    assert_close(gated_logits(lm, tokens, HALF.tolist()), expected)
+    kept = torch.zeros(15)
+    kept[[1, 14]] = 1  # a0.h1 and m2, of three layers of four heads
+    assert_close(gated_logits(lm, tokens, ["a0.h1", "m2"]), gated_logits(lm, tokens, kept))
+    with ml.gated(lm, without=["a0.h1", "m2"]):
+        without = lm(input_ids=tokens).logits
+    assert_close(without, gated_logits(lm, tokens, 1 - kept))
+    with ml.gated(lm, HALF, without="m2"):
+        half_without = lm(input_ids=tokens).logits
+    assert_close(half_without, gated_logits(lm, tokens, HALF * (1 - torch.eye(15)[14])))
+
+
+@pytest.mark.parametrize(
+    ("gates", "words"),
+    [
+        (["a0.h9"], "a0.h"),
+        ([1.0, 0.0], "15 nodes"),
+        (object(), "names of nodes"),
+        (None, "without"),
+        ([["m0"]], "not numbers"),
+    ],
+)
+def test_other_gates_are_refused_in_one_line(gates: object, words: str) -> None:
+    lm = tiny_llama()
+    assert words in refused(lambda: gated_logits(lm, torch.tensor([[3]]), gates))
+
+
+# --- wrappers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_is_gated(tokens: Tensor, in_place: bool) -> None:
+    """Compiled code does not see hooks that come later: the model would silently run without gates."""
+    lm = tiny_llama()
+    expected, full = gated_logits(lm, tokens), lm(input_ids=tokens).logits
+    lm.compile(backend="eager")
+    compiled = lm if in_place else torch.compile(tiny_llama(), backend="eager")
+    assert_close(compiled(input_ids=tokens).logits, full)  # compiles
+    assert_close(gated_logits(compiled, tokens), expected)
+    assert_close(compiled(input_ids=tokens).logits, full)
+
+
+def test_a_parallel_model_is_unwrapped_and_other_objects_are_refused() -> None:
+    lm = tiny_llama()
+    assert unwrapped(nn.DataParallel(torch.compile(lm))) is lm
+    assert "Linear" in refused(lambda: unwrapped(nn.Linear(1, 1)))
+
+
+def test_the_first_check_may_happen_in_inference_mode() -> None:
+    lm = ml.load_lm()
+    with torch.inference_mode(), ml.gated(lm, without="m0"):
+        assert lm(input_ids=torch.arange(3, 9)[None]).logits.isfinite().all()
+
+
+def test_offloaded_weights_are_gated_and_fingerprinted_but_not_learned_on(tokens: Tensor, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    lm = tiny_llama()
+    lm.save_pretrained(tmp_path)
+    device_map: Any = dict.fromkeys(("model.embed_tokens", "model.layers", "model.norm", "lm_head"), "disk")
+    device_map["model.rotary_emb"] = "cpu"
+    offloaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path, device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    assert_close(gated_logits(offloaded, tokens), gated_logits(lm, tokens))
+    assert MaskedLM(offloaded).layout.fingerprint == MaskedLM(lm).layout.fingerprint
+    assert "offloaded" in refused(ml.MaskLearner(offloaded).load)
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def adapted(lm: PreTrainedModel, **changes: Any) -> Any:
+    peft = pytest.importorskip("peft")
+    targets = ["o_proj", "down_proj"] if hasattr(lm, "model") else ["c_proj"]
+    config = peft.LoraConfig(target_modules=targets, init_lora_weights=False, **changes)
+    return peft.get_peft_model(lm, config).eval()
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_are_in_effect_under_gates(make: Any, dora: bool, tokens: Tensor) -> None:
+    """The independent reference is the model with the adapter merged into its weights."""
+    torch.manual_seed(0)
+    model = adapted(make(), use_dora=dora)
+    merged = copy.deepcopy(model).merge_and_unload().eval()
+    assert_close(gated_logits(model, tokens), gated_logits(merged, tokens), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(gated_logits(model, tokens), gated_logits(make(), tokens), atol=0.1)
+
+
+def test_an_adapter_of_the_prompt_is_refused(tokens: Tensor) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    assert "PROMPT_TUNING" in refused(lambda: gated_logits(peft.get_peft_model(tiny_llama(), config), tokens))
+
+
+def test_the_folder_of_an_adapter_is_a_model(tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_llama().save_pretrained(tmp_path / "base")
+    model = adapted(AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = ml.load_lm(str(tmp_path / "adapter"))
+    assert_close(loaded(input_ids=tokens).logits, model(input_ids=tokens).logits, atol=1e-4, rtol=1e-4)
+    assert loaded.name_or_path == str(tmp_path / "adapter")
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    monkeypatch.setattr("masklearn.models.adapters.find_spec", lambda name: None)
+    assert "masklearn[peft]" in refused(lambda: ml.load_lm(str(tmp_path / "adapter")))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_weights_saved_from_a_wrapper_are_read(prefix: str, tokens: Tensor, tmp_path: Path) -> None:
+    lm = tiny_llama()
+    lm.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({prefix + name: value for name, value in load_file(file).items()}, file, {"format": "pt"})
+    assert_close(ml.load_lm(str(tmp_path))(input_ids=tokens).logits, lm(input_ids=tokens).logits)
+
+
+def test_a_folder_of_the_hub_cache_is_a_model(tokens: Tensor, tmp_path: Path) -> None:
+    folder = tmp_path / "models--some--model"
+    lm = tiny_llama()
+    lm.save_pretrained(folder / "snapshots" / "abc")
+    tiny_llama(seed=1).save_pretrained(folder / "snapshots" / "def")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    assert_close(ml.load_lm(str(folder))(input_ids=tokens).logits, lm(input_ids=tokens).logits)
+    assert_close(ml.load_lm(str(folder), "def")(input_ids=tokens).logits, tiny_llama(seed=1)(input_ids=tokens).logits)
+    assert "abc, def" in refused(lambda: ml.load_lm(str(folder), "xyz"))
+
+
+def test_files_that_are_no_models_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"")
+    assert "is a file" in refused(lambda: ml.load_lm(str(tmp_path / "model.bin")))
+    assert "there is no" in refused(lambda: ml.load_lm("missing.gguf"))
+
+
+def test_gguf_files_go_to_transformers(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    source = sources.model_source(str(tmp_path / "model.gguf"))
+    assert (source.location, source.options) == (str(tmp_path), {"gguf_file": "model.gguf"})
+    assert "cannot load" in refused(lambda: ml.load_lm(str(tmp_path / "model.gguf")))
+
+
+# --- the hub ----------------------------------------------------------------------------------------------------------
+
+
+class NoSession:
+    def head(self, *_: object, **__: object) -> None:
+        raise OSError("[Errno 111] Connection refused")
+
+
+def test_an_unreachable_hub_is_asked_once_and_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sources.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(sources, "get_session", NoSession)
+    sources._why_unreachable.cache_clear()
+    for _ in range(2):
+        assert "Connection refused" in refused(lambda: ml.load_lm("some/model"))
+    sources._why_unreachable.cache_clear()
+    assert capsys.readouterr().err.count("Connecting to https://huggingface.co") == 1
+
+
+def test_a_hub_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    class Thread:
+        def __init__(self, **_: object) -> None: ...
+        def start(self) -> None: ...
+        def join(self, seconds: float) -> None:
+            waited.append(seconds)
+
+    monkeypatch.setattr(sources.threading, "Thread", Thread)
+    monkeypatch.setattr(sources.constants, "HF_HUB_OFFLINE", False)
+    sources._why_unreachable.cache_clear()
+    assert "no answer within" in refused(lambda: ml.load_lm("some/model"))
+    sources._why_unreachable.cache_clear()
+    assert sum(waited) <= 10
+
+
+def test_a_gated_repository_names_the_licence_page() -> None:
+    from masklearn.models.loading import _load_error
+
+    message = str(_load_error("google/gemma", OSError("You are trying to access a gated repo.\nMake sure ...")))
+    assert "huggingface.co/google/gemma" in message and "hf auth login" in message
+
+
+# --- tokens beyond the embedding --------------------------------------------------------------------------------------
+
+
+def test_texts_with_tokens_beyond_the_embedding_are_named() -> None:
+    tokenizer = ml.load_tokenizer()
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.add_special_tokens({"pad_token": "<pad-new>"})
+    lm = ml.load_lm()
+    data = ml.MaskData(texts=["mary and john went to the", "mary <tool> went to the"], tokenizer=tokenizer)
+    data.setup()
+    message = refused(lambda: ml.data.require_known_tokens(data, MaskedLM(lm).n_embeddings))
+    assert "text 2" in message and "<tool>" in message
+    fine = ml.MaskData(texts=["mary and john went to the", "mary and john"], tokenizer=tokenizer, scope="input")
+    bank = ml.learn(lm, fine, sizes=[4], steps=1, polish=0, progress=False)
+    assert fine.pad_id == 0 and len(bank.metrics["kl"].dropna()) == 1
+
+
+def test_the_version_of_the_hub_client_has_what_is_used() -> None:
+    assert callable(sources.get_session().head)
+    assert json.loads(json.dumps(sources.constants.ENDPOINT)).startswith("http")
