@@ -48,6 +48,8 @@ def lay_out_desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> P
         }
         for p, _ in zip(tasks.prompts("names", 1), range(30), strict=False)
     ]
+    answered = [{"prompt": pair["clean"], "completion": pair["answer"]} for pair in pairs]
+    (tmp_path / "prompts-and-answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answered))
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
