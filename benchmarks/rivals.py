@@ -23,7 +23,7 @@ def mattr(scorer: MaskScorer, n_nodes: int, n_steps: int, log_sizes: bool) -> Te
         scorer: Scores the groups' masks.
         n_nodes: Nodes of the model.
         n_steps: Steps.
-        log_sizes: Whether sizes are drawn uniformly on a logarithmic axis or on a linear one.
+        log_sizes: Whether sizes are threshold uniformly on a logarithmic axis or on a linear one.
 
     Returns:
         Scores, shape (groups, nodes).
@@ -57,9 +57,9 @@ def uniform_gradient_sampling(scorer: MaskScorer, n_nodes: int, n_steps: int) ->
         size = 1 + (n_nodes - 1) * torch.rand(scorer.n_groups, generator=generator)
         mean = Operator(scores, size).sigmoid()
         uniform_share = (mean * (1 - mean)).detach()
-        drawn, value = torch.rand((2, *mean.shape), generator=generator)
-        is_uniform = drawn < uniform_share
-        is_one = drawn > 1 - (mean.detach() - uniform_share / 2)
+        threshold, value = torch.rand((2, *mean.shape), generator=generator)
+        is_uniform = threshold < uniform_share
+        is_one = threshold > 1 - (mean.detach() - uniform_share / 2)
         gradient = scorer.gradient(torch.where(is_uniform, value, is_one.float()))
         _descend(optimizer, mean, gradient * is_uniform / uniform_share.clamp_min(0.01))
     return scores.detach()

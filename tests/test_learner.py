@@ -141,7 +141,15 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, meth
 def test_a_stopped_polish_resumes_at_its_next_step(
     ablation: str, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = learn(tmp_path, {"limit": 6, "positions": "last"}, steps=2, sizes=sizes, polish=1, ablation=ablation)
+    learner = learn(
+        tmp_path,
+        {"limit": 6, "positions": "last"},
+        steps=2,
+        sizes=sizes,
+        polish=1,
+        ablation=ablation,
+        polish_budget=None,
+    )
     resize, done, stops, stop_after = polish_module.resize, [], 0, None
 
     def interrupted(scorer: MaskScorer, mask: Tensor, *args: Any) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from masklearn.ablation import Ablation, at_positions
@@ -44,7 +44,7 @@ def gated(
         UserError: If there is not one gate for each node, if the values that closed nodes emit are not known, if the
             model is in training mode, or when it is called with a cache that these values do not allow.
     """
-    if any(module.training for module in unwrapped(lm).modules()):
+    if _drops_out(unwrapped(lm)):
         raise UserError("the model is in training mode, in which dropout acts at random. Call lm.eval() first")
     layout = layout or verified_layout(lm)
     graph = layout.graph
@@ -177,6 +177,14 @@ def _apply_attention_gate(output: Tensor, gate: Tensor) -> Tensor:
     is_closed = (gate == 0).to(gate)
     # where the gate is 0 the difference is zero, but its gradient is that of the output
     return _apply_gates(output, gate + is_closed, None) - _apply_gates(output.detach(), is_closed, None)
+
+
+def _drops_out(lm: nn.Module) -> bool:
+    """Whether a module that may drop out is in training mode: dropout itself, or a module that calls its function."""
+    calls = (
+        module for module in lm.modules() if isinstance(module, nn.Dropout) or any(True for _ in module.children())
+    )
+    return any(module.training for module in calls)
 
 
 def _require_whole_texts(arguments: dict[str, Any]) -> None:

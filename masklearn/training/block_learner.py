@@ -20,7 +20,7 @@ from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.discretization import STAGES
 from masklearn.sizes import resolve_sizes
 from masklearn.training.block_store import BlockStore
-from masklearn.training.blocks import BlockFinisher, choose_step_shape, require_fit
+from masklearn.training.blocks import BlockFinisher, choose_step_shape, require_fit, untried_steps_notice
 from masklearn.training.budget import Lagrangian, Projected
 from masklearn.training.cost import PhaseClock
 from masklearn.training.full_targets import FullTargets, index_in_block
@@ -98,8 +98,8 @@ class BlockLearner(LightningModule):
             UserError: If the model cannot be loaded or masked, or a size does not fit it.
         """
         settings = self.settings
-        trusted = {"allow_pickle": settings.allow_pickle, "trust_remote_code": settings.trust_remote_code}
-        lm = load_lm(settings.lm, settings.revision, settings.dtype, **trusted)
+        pickle, remote = settings.allow_pickle, settings.trust_remote_code
+        lm = load_lm(settings.lm, settings.revision, settings.dtype, allow_pickle=pickle, trust_remote_code=remote)
         self.use(MaskedLM(lm, Ablation("resample") if settings.ablation == "resample" else Ablation()))
 
     def use(self, masked_lm: MaskedLM) -> None:
@@ -284,11 +284,7 @@ class BlockLearner(LightningModule):
         if self.constants is not None:
             with self.clock.time("polish"):
                 found = self.finisher.refit(found, self.constants, self.bar)
-        if untried := max(self.untried_steps, default=0):
-            self.notices.append(
-                f"Polish used up --model.polish_budget {self.settings.polish_budget:g} with {untried} of its steps "
-                "untried; the masks are the best found until then. null is no limit"
-            )
+        self.notices += untried_steps_notice(self.untried_steps, self.settings.polish_budget)
         by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
         self.stages = [{"s": size, **dict(zip(STAGES, kl, strict=True))} for size, kl in by_size]
         return Mask(

@@ -64,6 +64,17 @@ def require_fit(masked_lm: MaskedLM, data: MaskData, scope: str) -> None:
     require_known_tokens(data, masked_lm.n_embeddings)
 
 
+def untried_steps_notice(untried_steps: Sequence[int], budget: float | None) -> list[str]:
+    """What the user should know where polishes used up their budget with steps untried: one notice, or none."""
+    untried = max(untried_steps, default=0)
+    if not untried:
+        return []
+    return [
+        f"Polish used up --model.polish_budget {budget:g} with {untried} of its steps untried; the masks are the best "
+        "found until then. null is no limit"
+    ]
+
+
 @dataclass(frozen=True)
 class BlockFinisher:
     """Makes discrete masks of a block's learned gates and stores them; at the end of a run it gathers all blocks."""
