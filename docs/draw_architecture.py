@@ -19,7 +19,7 @@ FLOORS = {
     "evaluation": ["evaluation"],
     "training": ["training"],
     "data and selection": ["data", "selection"],
-    "the gated model": ["models", "masking"],
+    "the gated model": ["models", "masking", "edges"],
     "ideas": ["errors", "files", "graph", "gates", "sizes", "objective", "ablation", "mask_file", "version", "tiny"],
 }
 """From the top floor to the ground floor; a folder or file imports from its own floor and the floors below."""

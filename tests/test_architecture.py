@@ -24,6 +24,7 @@ FLOORS = (
     ("ablation", "errors", "files", "gates", "graph", "mask_file", "objective", "sizes", "tiny", "version"),
     ("models",),
     ("masking",),
+    ("edges",),
     ("data",),
     ("selection",),
     ("training",),
@@ -41,7 +42,7 @@ ALLOWED_IN = {
     "scipy": {"density"},
     "pandas": {"density", "report", "tracking"},
     "jsonargparse": {"cli", "tiny"},
-    "transformers": {"models", "masking", "data", "cli", "tiny"},
+    "transformers": {"models", "masking", "edges", "data", "cli", "tiny"},
 }
 """The folders that may import a library."""
 NOT_IMPORTED = ("wandb", "matplotlib", "jsonargparse", "lightning")

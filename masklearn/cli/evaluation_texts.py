@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser
 
 from masklearn.cli.parsing import as_user_errors
 from masklearn.data import MaskData, SplitName
+from masklearn.edges import EdgeBank
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
@@ -63,7 +64,7 @@ def evaluation_texts(path: str, bank: Mask, requested: dict[str, Any], split: Sp
     return EvaluationTexts(settings, learned_on, are_others, split or ("all" if are_others else "test"), scope)
 
 
-def settings_learned_on(path: str, bank: Mask) -> dict[str, Any]:
+def settings_learned_on(path: str, bank: Mask | EdgeBank) -> dict[str, Any]:
     """The settings of the texts of a mask's run, validated as if a user had given them.
 
     Raises:

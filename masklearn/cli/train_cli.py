@@ -11,6 +11,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from masklearn.cli.checkpoints import CHECKPOINT_FOLDER, LAST_CHECKPOINT, StepCheckpoint
+from masklearn.cli.edge_defaults import settle_edge_defaults
 from masklearn.cli.parsing import as_user_errors, require_complete, require_harmless_configs
 from masklearn.cli.progress import Progress
 from masklearn.cli.run_flags import RunFlags
@@ -105,6 +106,7 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the folder, keep the settings as given, and then set those that depend on others."""
         self._settle_folder()
+        settle_edge_defaults(self.config, self.parser.get_defaults(skip_validation=True).model.sizes)
         require_supported_flags(self.config.trainer)
         requested = self.config.clone()
         requested.run.resume = False

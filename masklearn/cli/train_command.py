@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from masklearn import evaluation
 from masklearn.cli.checkpoints import LAST_CHECKPOINT, AtomicCheckpointIO, newest_intact
+from masklearn.cli.edge_run import run_edges
 from masklearn.cli.run_folder import BLOCKS_FOLDER, CONFIG_FILE
 from masklearn.cli.run_results import evaluated_texts, mask_config, print_results, write_results
 from masklearn.cli.train_cli import TrainCLI
@@ -52,6 +53,9 @@ def _run(cli: TrainCLI) -> None:
         if _report_finished(cli):
             return
         cli.folder.acquire()
+    if cli.model.settings.graph == "edges":
+        run_edges(cli)
+        return
     _prepare(cli)
     _fit(cli)
     mask = _discretize(cli)

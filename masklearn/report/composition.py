@@ -57,7 +57,7 @@ def composition(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFig
         for part in parts:
             _draw_part(axes, select_rows(table, part=part), part)
         axes.plot([], [], color=GREY, linewidth=0.8, linestyle=":", label="random")
-        size_axis(axes, measured.fractions[0])
+        size_axis(axes, measured.fractions[0], measured.unit)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("share of the subgraph over\nshare of the model")
         legend_below(figure, axes, 2)
@@ -146,7 +146,7 @@ def _gini_figure(measured: MaskMeasurements, table: pd.DataFrame) -> Figure:
         axes.plot(rows["fraction"], rows["gini"], label=label, **line_style(kind))
     rows = select_rows(table, kind=LEARNED_KIND)
     axes.plot(rows["fraction"], rows["one_mask_for_all"], color=LINE, linewidth=1, label="one mask for all inputs")
-    size_axis(axes, measured.fractions[0])
+    size_axis(axes, measured.fractions[0], measured.unit)
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("Gini index of node use")
     legend_below(figure, axes, 2)

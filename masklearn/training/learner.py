@@ -15,7 +15,7 @@ from masklearn.training.block_learner import BlockLearner
 from masklearn.training.budget import Lagrangian
 from masklearn.training.learned_ablation import CONSTANTS_LR, LOG_KL_EPS
 from masklearn.training.rows import draw_rows, mean_by_mask
-from masklearn.training.settings import BudgetName, FamilyName, LearnerSettings
+from masklearn.training.settings import BudgetName, FamilyName, GraphName, LearnerSettings, MethodName
 from masklearn.training.step_log import StepResult, metrics_by_size, progress_bar_metrics
 
 
@@ -60,6 +60,10 @@ class MaskLearner(BlockLearner):
             mean-field.
         temperature: Softness of the gates at the first and at the last step (dimensionless).
         seed: Seed of the gates' noise.
+        graph: What a subgraph is made of: nodes (heads and MLPs), or edges (one for every head, target and source, and
+            those of the MLPs and the residual stream, in a graph for every text). Sizes are then shares of the edges.
+        method: How subgraphs are found: learned, or with graph edges s-trace (grown backward from the output, the edge
+            of largest norm first).
     """
 
     def __init__(
@@ -85,10 +89,13 @@ class MaskLearner(BlockLearner):
         lr: float | None = None,
         temperature: tuple[float, float] = (1.0, 0.5),
         seed: int = 0,
+        graph: GraphName = "nodes",
+        method: MethodName = "learned",
     ) -> None:
         settings = LearnerSettings(
             lm, revision, dtype, allow_pickle, trust_remote_code, sizes, scope, max_groups, ablation, family, budget,
             steps, draws, restarts, block, polish, polish_budget, gates, lr, temperature, seed,
+            graph, method,
         )  # fmt: skip
         super().__init__(settings)
         self.save_hyperparameters()

@@ -1,0 +1,88 @@
+"""`python train.py --model.graph edges`: from flags and YAML to a bank of edges that is evaluated and saved."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from masklearn import evaluation
+from masklearn.cli.run_folder import MASK_FILE, METRICS_FILE
+from masklearn.cli.run_results import mask_config
+from masklearn.cli.train_cli import TrainCLI
+from masklearn.data import MaskData
+from masklearn.edges import EdgeBank, EdgeLM, edge_shares, require_memory, verified_edge_lm
+from masklearn.edges.select import strace_bank
+from masklearn.files import atomic_write
+from masklearn.mask_file import ModelId
+from masklearn.models import Layout, load_lm
+from masklearn.models.loading import move_model
+
+
+def run_edges(cli: TrainCLI) -> None:
+    """Choose the edges of every text, evaluate them, and write the run's folder.
+
+    Raises:
+        UserError: If a setting does not go with edges, or the model's edges cannot be gated.
+    """
+    start, settings, data = time.monotonic(), cli.model.settings, cli.datamodule
+    shares = edge_shares(settings.sizes)
+    data.prepare_data()
+    data.setup("fit")
+    lm = load_lm(
+        settings.lm, settings.revision, settings.dtype,
+        allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code,
+    )  # fmt: skip
+    move_model(lm, cli.trainer.strategy.root_device)
+    layout = Layout.of(lm)
+    data.require_context(getattr(lm.config.get_text_config(decoder=True), "max_position_embeddings", None))
+    require_memory(layout.graph, data.longest_text)
+    edge_lm = verified_edge_lm(layout)
+    if not cli.resume:
+        cli.folder.claim(cli.requested_yaml)
+    print("\n".join([_introduction(edge_lm, data, shares, settings.lm), *data.notices]), flush=True)
+    bank = _choose(cli, edge_lm, shares)
+    measurer, rows = evaluation.evaluate_edges(edge_lm, bank, data, "test", bar=_bar(cli, "Evaluation"))
+    description = evaluation.describe_edges(bank, rows, measurer, bank.config["data"])
+    description |= {"seconds": round(time.monotonic() - start, 1)}
+    replace(bank, metrics=rows).save(cli.folder / MASK_FILE)
+    metrics_file = cli.folder / METRICS_FILE
+    atomic_write(metrics_file, json.dumps(description, indent=2).encode())  # last: it marks a finished run
+    print(
+        f"\nResults on {len(bank.groups)} texts, each under its own edges.\n\n{evaluation.format_report(description)}"
+    )
+    print(f"\nWritten after {description['seconds']:.0f} s: {cli.folder / MASK_FILE}, {metrics_file}")
+
+
+def _choose(cli: TrainCLI, edge_lm: EdgeLM, shares: list[float]) -> EdgeBank:
+    settings, data = cli.model.settings, cli.datamodule
+    texts = [evaluation.scored_text(data, "test", i).input_ids for i in range(len(data.parts["test"]))]
+    model = ModelId(settings.lm, settings.revision, edge_lm.layout.fingerprint)
+    names = data.groups.names
+    bank = strace_bank(edge_lm, texts, names, shares, model, data.positions, _bar(cli, "s-Trace"))
+    return replace(bank, config=mask_config(cli.requested))
+
+
+def _bar(cli: TrainCLI, name: str) -> evaluation.Bar:
+    """A progress bar over texts, with the time left, unless the trainer has none."""
+    if not cli.trainer.progress_bar_callback:
+        return iter
+
+    def bar(texts: Iterable[int]) -> Iterable[int]:
+        return Tqdm(texts, desc=name, unit="text", file=sys.stdout)
+
+    return bar
+
+
+def _introduction(edge_lm: EdgeLM, data: MaskData, shares: list[float], lm: str) -> str:
+    """Model, texts and sizes of the run, a line each."""
+    graph, longest = edge_lm.layout.graph, data.longest_text
+    kind = "parallel" if edge_lm.sites.parallel else "sequential"
+    percent = ", ".join(f"{100 * share:.3g}" for share in shares)
+    return (
+        f"Model: {lm}, {graph.n_layers} {kind} layers x {graph.n_heads} heads\n"
+        f"Text: {data.source}, {len(data.parts['test'])} texts of up to {longest} tokens, each with its own graph\n"
+        f"Growing subgraphs of {percent} % of the edges by s-Trace; closed edges emit zero"
+    )
