@@ -13,8 +13,7 @@ from masklearn.cli.run_folder import MASK_FILE, METRICS_FILE
 from masklearn.cli.run_results import mask_config
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.data import MaskData
-from masklearn.edges import EdgeBank, EdgeLM, edge_shares, require_memory, verified_edge_lm
-from masklearn.edges.select import strace_bank
+from masklearn.edges import EdgeBank, EdgeLM, ProgressBar, edge_shares, require_memory, strace_bank, verified_edge_lm
 from masklearn.files import atomic_write
 from masklearn.mask_file import ModelId
 from masklearn.models import Layout, load_lm
@@ -65,7 +64,7 @@ def _choose(cli: TrainCLI, edge_lm: EdgeLM, shares: list[float]) -> EdgeBank:
     return replace(bank, config=mask_config(cli.requested))
 
 
-def _bar(cli: TrainCLI, name: str) -> evaluation.Bar:
+def _bar(cli: TrainCLI, name: str) -> ProgressBar:
     """A progress bar over texts, with the time left, unless the trainer has none."""
     if not cli.trainer.progress_bar_callback:
         return iter

@@ -7,6 +7,7 @@ from masklearn.edges.graph import EdgeGates, EdgeGraph
 from masklearn.edges.importance import Importance, importance
 from masklearn.edges.liveness import live, nodes_used, shares_by_kind
 from masklearn.edges.memory import require_memory
+from masklearn.edges.select import ProgressBar, strace_bank
 from masklearn.edges.sizes import DEFAULT_SHARES, edge_counts, edge_shares
 from masklearn.edges.strace import grow
 from masklearn.edges.verification import verified_edge_lm
@@ -18,6 +19,7 @@ __all__ = [
     "EdgeGraph",
     "EdgeLM",
     "Importance",
+    "ProgressBar",
     "edge_counts",
     "edge_shares",
     "grow",
@@ -30,6 +32,7 @@ __all__ = [
     "random_connected",
     "require_memory",
     "shares_by_kind",
+    "strace_bank",
     "threshold",
     "verified_edge_lm",
 ]

@@ -48,7 +48,7 @@ def random_connected(graph: EdgeGraph, n_edges: int, seed: int, keep_residual: b
         keep_residual: Whether to add all residual edges afterwards, as the paper does; the subgraph is then larger.
 
     Returns:
-        Numbers of the edges, in the order drawn.
+        Numbers of the edges, in the order sampled.
     """
     rng, reached = random.Random(seed), set[int]()
     waiting: list[list[tuple[int, int]]] = []
@@ -64,17 +64,17 @@ def random_connected(graph: EdgeGraph, n_edges: int, seed: int, keep_residual: b
             waiting.append(sorted(edges, key=lambda edge: bool(direct[edge[0]])))
 
     reach(graph.output)
-    drawn: list[int] = []
-    while waiting and len(drawn) < n_edges:
+    sampled: list[int] = []
+    while waiting and len(sampled) < n_edges:
         index = rng.randrange(len(waiting))
         edge, source = waiting[index].pop()
-        drawn.append(edge)
+        sampled.append(edge)
         if not waiting[index]:
             waiting[index] = waiting[-1]
             waiting.pop()
         if source not in reached:
             reach(source)
-    ids = torch.tensor(drawn)
+    ids = torch.tensor(sampled)
     return torch.cat([ids, residual(graph).nonzero()[:, 0]]).unique() if keep_residual else ids
 
 

@@ -16,8 +16,8 @@ MEMORY_SHARE = 0.6
 
 def bytes_needed(graph: NodeGraph, n_tokens: int) -> int:
     """Memory that the edges of one text need at most."""
-    places = graph.n_layers * n_tokens * (graph.n_heads * n_tokens + 3)
-    return BYTES_PER_PLACE * places + BYTES_PER_EDGE * places // 2
+    length = graph.n_layers * n_tokens * (graph.n_heads * n_tokens + 3)
+    return BYTES_PER_PLACE * length + BYTES_PER_EDGE * length // 2
 
 
 def require_memory(graph: NodeGraph, n_tokens: int, free: int | None = None) -> None:

@@ -11,7 +11,7 @@ from masklearn.edges.sizes import edge_counts
 from masklearn.edges.strace import grow
 from masklearn.mask_file import ModelId
 
-Bar = Callable[[Iterable[int]], Iterable[int]]
+ProgressBar = Callable[[Iterable[int]], Iterable[int]]
 """Shows progress over texts."""
 
 
@@ -22,7 +22,7 @@ def strace_bank(
     shares: Sequence[float],
     model: ModelId,
     positions: str = "last",
-    bar: Bar = iter,
+    bar: ProgressBar = iter,
 ) -> EdgeBank:
     """Grow the subgraphs of every text by s-Trace.
 

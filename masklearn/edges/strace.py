@@ -28,7 +28,7 @@ def grow(graph: EdgeGraph, weights: Tensor, n_edges: int) -> Tensor:
         subgraph that holds the output.
     """
     values = weights.numpy()
-    # A vertex has its edges sorted, and only the best of them is in the heap: (minus weight, when reached, place, ...)
+    # A vertex has its edges sorted, and only the best of them is in the heap: (minus weight, when reached, rank, ...)
     heap: list[tuple[float, int, int, list[float], list[int], list[int]]] = []
     reached: set[int] = set()
 
@@ -45,12 +45,12 @@ def grow(graph: EdgeGraph, weights: Tensor, n_edges: int) -> Tensor:
     reach(graph.output)
     kept: list[int] = []
     while heap and len(kept) < n_edges:
-        _, when, place, by_weight, ids, sources = heap[0]
-        kept.append(ids[place])
-        if place + 1 < len(ids):
-            heapq.heapreplace(heap, (by_weight[place + 1], when, place + 1, by_weight, ids, sources))
+        _, when, rank, by_weight, ids, sources = heap[0]
+        kept.append(ids[rank])
+        if rank + 1 < len(ids):
+            heapq.heapreplace(heap, (by_weight[rank + 1], when, rank + 1, by_weight, ids, sources))
         else:
             heapq.heappop(heap)
-        if sources[place] not in reached:
-            reach(sources[place])
+        if sources[rank] not in reached:
+            reach(sources[rank])
     return torch.tensor(kept)

@@ -1,13 +1,12 @@
 """Masks x data x metrics to one tidy table: the one code path for every reported number."""
 
 from masklearn.evaluation.bank_report import describe, evaluate
-from masklearn.evaluation.edge_report import Bar, EdgeMeasurer, describe_edges, evaluate_edges, scored_text
+from masklearn.evaluation.edge_report import EdgeMeasurer, describe_edges, evaluate_edges, scored_text
 from masklearn.evaluation.measure import Row, measure, top_tokens
 from masklearn.evaluation.per_text import PerTextRecorder, PerTextResults
 from masklearn.evaluation.tables import aligned, format_report, stages_table
 
 __all__ = [
-    "Bar",
     "EdgeMeasurer",
     "PerTextRecorder",
     "PerTextResults",

@@ -1,6 +1,6 @@
 """Measure edge subgraphs of single texts: metrics of every size and of controls, as the content of `metrics.json`."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from masklearn.edges import (
     EdgeBank,
     EdgeGraph,
     EdgeLM,
+    ProgressBar,
     edge_counts,
     grow,
     importance,
@@ -35,8 +36,6 @@ EDGE_CONTROLS = ("random", "inverse")
 """Kinds of subgraphs that every edge bank is compared with: random connected ones, and all other edges."""
 STRACE_KIND = "s-trace"
 """Subgraphs of s-Trace, for banks of another method."""
-Bar = Callable[[Iterable[int]], Iterable[int]]
-"""Shows progress over texts."""
 
 
 class ScoredText(NamedTuple):
@@ -151,7 +150,12 @@ class EdgeMeasurer:
 
 
 def evaluate_edges(
-    edge_lm: EdgeLM, bank: EdgeBank, data: MaskData, split: SplitName, keep_residual: bool = False, bar: Bar = iter
+    edge_lm: EdgeLM,
+    bank: EdgeBank,
+    data: MaskData,
+    split: SplitName,
+    keep_residual: bool = False,
+    bar: ProgressBar = iter,
 ) -> tuple[EdgeMeasurer, list[Row]]:
     """Evaluate an edge bank: every text under its own subgraphs and under controls of the same sizes.
 
