@@ -1,8 +1,9 @@
 """Slow, independent references for edge graphs: streams, contributions and growth, one edge at a time."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import rotate_half
 
 from masklearn.edges import EdgeGates, EdgeGraph
@@ -26,11 +27,11 @@ class LlamaReference:
         input_ids: The text, shape (tokens,).
     """
 
-    def __init__(self, lm: PreTrainedModel, input_ids: Tensor) -> None:
+    def __init__(self, lm: Any, input_ids: Tensor) -> None:
         self.lm, self.input_ids, self.config = lm, input_ids, lm.config
         self.n_tokens, self.n_heads = len(input_ids), lm.config.num_attention_heads
         self.sources_per_value = self.n_heads // lm.config.num_key_value_heads
-        self.layers: list[nn.Module] = list(lm.model.layers)
+        self.layers: list[Any] = list(lm.model.layers)
 
     def run(self, gates: EdgeGates) -> tuple[Tensor, dict[tuple, Tensor]]:
         """Run under the gates of one row.

@@ -1,5 +1,8 @@
 """Edge graphs through the command line: a run, its evaluation, a study beside node masks, and bad input."""
 
+# pyright: reportGeneralTypeIssues=false
+# (by pandas' own annotations a comparison may be anything)
+
 import json
 import sys
 from dataclasses import dataclass
@@ -143,10 +146,20 @@ def test_a_finished_edge_run_is_not_repeated(finished: EdgeStudy, capsys: pytest
     assert "This run is finished" in capsys.readouterr().out
 
 
+def test_a_run_that_learns_edges_is_compared_with_s_trace(tmp_path: Path) -> None:
+    flags = ["--model.graph", "edges", "--model.method", "learned", "--model.steps", "11", "--data.limit", "2"]
+    sizes = ["--model.sizes", "[0.05, 0.3]", "--data.max_length", "7"]
+    assert train([*flags, *sizes, *QUIET, "--run.dir", str(tmp_path / "run")]) == 0
+    for row in json.loads((tmp_path / "run" / "metrics.json").read_text())["sizes"]:
+        assert row["kl"] <= row["controls"]["s-trace"]["kl"] + 1e-6
+    bank = load_bank(tmp_path / "run" / "mask.safetensors")
+    assert isinstance(bank, EdgeBank)
+    assert bank.method == "learned"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model.graph", "edges"], "model.method is learned, which does not exist for model.graph edges"),
         (["--model.method", "s-trace"], "model.method is s-trace, which does not exist for model.graph nodes"),
         ([*EDGES, "--model.ablation", "mean"], "--model.scope input --model.ablation zero"),
         ([*EDGES, "--model.scope", "column:task"], "not scope column:task"),

@@ -17,6 +17,7 @@ from masklearn.edges import (
     EdgeBank,
     EdgeGraph,
     EdgeLM,
+    edge_bank,
     edge_counts,
     edge_shares,
     grow,
@@ -28,14 +29,15 @@ from masklearn.edges import (
     nucleus,
     random_connected,
     require_memory,
+    require_same_output,
     shares_by_kind,
-    strace_bank,
     threshold,
     verified_edge_lm,
 )
 from masklearn.edges import attention as attention_module
 from masklearn.mask_file import ModelId
 from masklearn.models import Layout
+from masklearn.training.edge_learner import EdgeLearnerConfig, learn_edges, refilled
 
 BUILDS = ("llama", "llama biases, tied", "gpt2", "gpt_neox", "phi", "olmo2", "gemma2", "gemma3_text", "cohere", "qwen2")
 """Sequential and parallel layers, norms before and after, biases, grouped heads, sliding windows, soft caps."""
@@ -315,7 +317,7 @@ def test_growth_is_that_of_a_full_scan_at_every_size(llama: EdgeLM) -> None:
 
 def test_subgraphs_of_all_sizes_have_exactly_their_size_and_are_nested(llama: EdgeLM) -> None:
     shares = edge_shares("log:7")
-    bank = strace_bank(llama, [text(7), text(4)], ["a", "b"], shares, ModelId("tiny", None, "0"))
+    bank = edge_bank(llama, [text(7), text(4)], ["a", "b"], shares, ModelId("tiny", None, "0"))
     for by_size, n_edges in zip(bank.kept, bank.n_edges, strict=True):
         assert [len(ids.unique()) for ids in by_size] == [max(1, int(share * n_edges)) for share in shares]
         assert all(set(small.tolist()) <= set(large.tolist()) for small, large in pairwise(by_size))
@@ -410,6 +412,40 @@ def test_the_table_of_the_specification_on_a_pretrained_model(stories: Path) -> 
     assert torch.stack(tv).mean(0).tolist() == pytest.approx([0.632, 0.308, 0.066, 0], abs=0.02)
 
 
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+def test_learned_subgraphs_have_their_sizes_and_are_nearer_to_the_full_model_than_s_trace(llama: EdgeLM) -> None:
+    shares, ids = [0.03, 0.1, 0.3], text(6)
+    found = importance(llama, ids)
+    kept = learn_edges(llama, ids, found, shares, EdgeLearnerConfig(steps=40))
+    counts = edge_counts(shares, found.graph.n_edges)
+    assert [len(edges.unique()) for edges in kept] == counts
+    assert all(found.graph.exists[edges].all() for edges in kept)
+    order = grow(found.graph, found.weights, counts[-1])
+
+    def kl(subgraphs: list[Tensor]) -> Tensor:
+        hidden = torch.cat([llama.hidden(ids, found.graph.gates(found.graph.masks(subgraphs))), found.hidden[None]])
+        logp = llama.layout.unembed(hidden).log_softmax(-1)
+        return (logp[-1].exp() * (logp[-1] - logp[:-1])).sum(-1)
+
+    learned, grown = kl(kept), kl([order[:n] for n in counts])
+    assert (learned <= grown + 1e-6).all()
+    assert learned.log().mean() < grown.log().mean() - 0.3
+
+
+def test_dead_edges_are_replaced_by_the_first_of_s_trace(llama: EdgeLM) -> None:
+    found = importance(llama, text(5))
+    graph = found.graph
+    order = grow(graph, found.weights, graph.n_edges)
+    ids = graph.gates(torch.arange(graph.n_places)[None])
+    path = torch.cat([ids.residual_attention[0, :, 4], ids.residual_mlp[0, :, 4]])  # of the last token
+    dead = torch.cat([ids.mlp[0, 0, :3], ids.residual_mlp[0, 0, :2]])  # nothing reads the tokens before it
+    assert live(graph, [torch.cat([path, dead])])[0].nonzero()[:, 0].tolist() == sorted(path.tolist())
+    added = [edge for edge in order.tolist() if edge not in path.tolist()][:5]
+    assert refilled(graph, torch.cat([path, dead]), order).tolist() == sorted([*path.tolist(), *added])
+
+
 # --- bad input and files ----------------------------------------------------------------------------------------------
 
 
@@ -426,6 +462,13 @@ def test_families_that_bypass_the_attention_interface_are_refused(name: str) -> 
 @pytest.mark.parametrize("name", NOT_SUMS)
 def test_families_whose_vertices_are_no_sums_are_refused(name: str) -> None:
     assert "cannot be taken apart into edges" in refused(lambda: verified_edge_lm(Layout.of(BY_NAME[name].build())))
+
+
+def test_an_attention_that_is_another_on_long_texts_is_refused() -> None:
+    """DeepSeek V3.2 attends to four tokens at most here, which verification on four tokens cannot see."""
+    model = verified_edge_lm(Layout.of(BY_NAME["deepseek_v32"].build()))
+    found = importance(model, text(7)).hidden
+    assert "off on a whole text" in refused(lambda: require_same_output(model, found, model.full(text(7))))
 
 
 def test_activations_that_are_not_finite_are_refused_with_their_layer() -> None:
@@ -454,7 +497,7 @@ def test_sizes_that_are_no_shares_are_refused(sizes: list[float] | str, words: s
 
 
 def small_bank(llama: EdgeLM) -> EdgeBank:
-    return strace_bank(llama, [text(7), text(4)], ["a", "b"], [0.01, 0.1, 0.5], ModelId("tiny", None, "0"))
+    return edge_bank(llama, [text(7), text(4)], ["a", "b"], [0.01, 0.1, 0.5], ModelId("tiny", None, "0"))
 
 
 def test_a_bank_survives_its_file_and_fits_its_texts(llama: EdgeLM, tmp_path: Path) -> None:

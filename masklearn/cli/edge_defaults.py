@@ -3,14 +3,15 @@
 from typing import Any
 
 from masklearn.edges import DEFAULT_SHARES
+from masklearn.training.edge_learner import EDGE_TEMPERATURE
 
 
-def settle_edge_defaults(config: Any, default_sizes: object) -> None:
+def settle_edge_defaults(config: Any, defaults: Any) -> None:
     """Set the flags of an edge run that are left at the defaults of node runs: an edge graph is that of one text.
 
     Args:
         config: All settings; changed in place.
-        default_sizes: The default of `model.sizes`.
+        defaults: The defaults of node runs, of the model's flags.
     """
     model, data = config.model, config.data
     if model.graph != "edges":
@@ -19,5 +20,7 @@ def settle_edge_defaults(config: Any, default_sizes: object) -> None:
         model.scope = data.scope = "input"
     if data.positions == "all":
         data.positions = "last"
-    if model.sizes == default_sizes:
+    if model.temperature == defaults.temperature:
+        model.temperature = EDGE_TEMPERATURE
+    if model.sizes == defaults.sizes:
         model.sizes = DEFAULT_SHARES

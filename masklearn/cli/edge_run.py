@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
@@ -13,11 +14,22 @@ from masklearn.cli.run_folder import MASK_FILE, METRICS_FILE
 from masklearn.cli.run_results import mask_config
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.data import MaskData
-from masklearn.edges import EdgeBank, EdgeLM, ProgressBar, edge_shares, require_memory, strace_bank, verified_edge_lm
+from masklearn.edges import (
+    EdgeBank,
+    EdgeLM,
+    ProgressBar,
+    by_strace,
+    edge_bank,
+    edge_shares,
+    require_memory,
+    verified_edge_lm,
+)
 from masklearn.files import atomic_write
 from masklearn.mask_file import ModelId
 from masklearn.models import Layout, load_lm
 from masklearn.models.loading import move_model
+from masklearn.training.edge_learner import EDGE_LR, EDGE_STEPS, EdgeLearnerConfig, learn_edges
+from masklearn.training.settings import LearnerSettings
 
 
 def run_edges(cli: TrainCLI) -> None:
@@ -41,7 +53,7 @@ def run_edges(cli: TrainCLI) -> None:
     edge_lm = verified_edge_lm(layout)
     if not cli.resume:
         cli.folder.claim(cli.requested_yaml)
-    print("\n".join([_introduction(edge_lm, data, shares, settings.lm), *data.notices]), flush=True)
+    print("\n".join([_introduction(edge_lm, data, shares, settings), *data.notices]), flush=True)
     bank = _choose(cli, edge_lm, shares)
     measurer, rows = evaluation.evaluate_edges(edge_lm, bank, data, "test", bar=_bar(cli, "Evaluation"))
     description = evaluation.describe_edges(bank, rows, measurer, bank.config["data"])
@@ -60,7 +72,12 @@ def _choose(cli: TrainCLI, edge_lm: EdgeLM, shares: list[float]) -> EdgeBank:
     texts = [evaluation.scored_text(data, "test", i).input_ids for i in range(len(data.parts["test"]))]
     model = ModelId(settings.lm, settings.revision, edge_lm.layout.fingerprint)
     names = data.groups.names
-    bank = strace_bank(edge_lm, texts, names, shares, model, data.positions, _bar(cli, "s-Trace"))
+    choose = by_strace(shares)
+    if settings.method == "learned":
+        config = EdgeLearnerConfig(settings.steps or EDGE_STEPS, settings.lr or EDGE_LR, settings.temperature)
+        choose = partial(learn_edges, edge_lm, shares=shares, config=config)
+    bar = _bar(cli, settings.method)
+    bank = edge_bank(edge_lm, texts, names, shares, model, choose, settings.method, data.positions, bar)
     return replace(bank, config=mask_config(cli.requested))
 
 
@@ -75,13 +92,13 @@ def _bar(cli: TrainCLI, name: str) -> ProgressBar:
     return bar
 
 
-def _introduction(edge_lm: EdgeLM, data: MaskData, shares: list[float], lm: str) -> str:
+def _introduction(edge_lm: EdgeLM, data: MaskData, shares: list[float], settings: LearnerSettings) -> str:
     """Model, texts and sizes of the run, a line each."""
     graph, longest = edge_lm.layout.graph, data.longest_text
     kind = "parallel" if edge_lm.sites.parallel else "sequential"
     percent = ", ".join(f"{100 * share:.3g}" for share in shares)
     return (
-        f"Model: {lm}, {graph.n_layers} {kind} layers x {graph.n_heads} heads\n"
+        f"Model: {settings.lm}, {graph.n_layers} {kind} layers x {graph.n_heads} heads\n"
         f"Text: {data.source}, {len(data.parts['test'])} texts of up to {longest} tokens, each with its own graph\n"
-        f"Growing subgraphs of {percent} % of the edges by s-Trace; closed edges emit zero"
+        f"Searching for subgraphs of {percent} % of the edges, method {settings.method}; closed edges emit zero"
     )

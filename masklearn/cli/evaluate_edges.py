@@ -70,8 +70,9 @@ def evaluate_edge_bank(
     lm, model = model_of_bank(path, bank, flags)
     edge_lm = verified_edge_lm(Layout.of(lm))
     bank.require(ModelId(model.lm, model.revision, edge_lm.layout.fingerprint))
+    settings: dict[str, Any] = {"positions": bank.positions} | settings_learned_on(path, bank)
     data = MaskData(
-        **{"positions": bank.positions} | settings_learned_on(path, bank), lm=model.lm, revision=model.revision,
+        **settings, lm=model.lm, revision=model.revision,
         scope="input", max_groups=len(bank.groups), trust_remote_code=flags.trusted["trust_remote_code"],
     )  # fmt: skip
     data.prepare_data()

@@ -106,7 +106,7 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the folder, keep the settings as given, and then set those that depend on others."""
         self._settle_folder()
-        settle_edge_defaults(self.config, self.parser.get_defaults(skip_validation=True).model.sizes)
+        settle_edge_defaults(self.config, self.parser.get_defaults(skip_validation=True).model)
         require_supported_flags(self.config.trainer)
         requested = self.config.clone()
         requested.run.resume = False

@@ -61,13 +61,13 @@ class MeanMasks:
     by_kind: dict[str, np.ndarray]
     """By kind of subgraph, the share of groups that keep each node, shape (sizes, nodes)."""
 
-    def overlap(self, other: "MeanMasks", kind: str, s: int) -> float | None:
+    def overlap(self, other: "MeanMasks", kind: str, s: int | float) -> float | None:
         """Compute the overlap with other mean masks at one size, or None if either lacks the kind."""
         if kind not in self.by_kind or kind not in other.by_kind:
             return None
         return np.minimum(self.at(kind, s), other.at(kind, s)).sum() / s
 
-    def at(self, kind: str, s: int) -> np.ndarray:
+    def at(self, kind: str, s: int | float) -> np.ndarray:
         """Return the mean mask of one size, shape (nodes,)."""
         return self.by_kind[kind][self.measured.sizes.index(s)]
 

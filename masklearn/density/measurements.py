@@ -37,8 +37,8 @@ class TopTokens:
     """Name of the input."""
     text: str
     """The input, as text."""
-    sizes: Sequence[int]
-    """Nodes kept, ascending; the last is the number of all nodes."""
+    sizes: Sequence[int | float]
+    """Sizes, ascending, the last that of the full model: nodes kept, or shares of the edges."""
     tokens: Mapping[str, Sequence[Sequence[tuple[str, float]]]]
     """By kind of subgraph and size: tokens with their probabilities, most probable first."""
 

@@ -7,13 +7,14 @@ from masklearn.edges.graph import EdgeGates, EdgeGraph
 from masklearn.edges.importance import Importance, importance
 from masklearn.edges.liveness import live, nodes_used, shares_by_kind
 from masklearn.edges.memory import require_memory
-from masklearn.edges.select import ProgressBar, strace_bank
+from masklearn.edges.select import ProgressBar, by_strace, edge_bank
 from masklearn.edges.sizes import DEFAULT_SHARES, edge_counts, edge_shares
 from masklearn.edges.strace import grow
-from masklearn.edges.verification import verified_edge_lm
+from masklearn.edges.verification import require_same_output, verified_edge_lm
 
 __all__ = [
     "DEFAULT_SHARES",
+    "by_strace",
     "EdgeBank",
     "EdgeGates",
     "EdgeGraph",
@@ -31,8 +32,9 @@ __all__ = [
     "nucleus",
     "random_connected",
     "require_memory",
+    "require_same_output",
     "shares_by_kind",
-    "strace_bank",
+    "edge_bank",
     "threshold",
     "verified_edge_lm",
 ]

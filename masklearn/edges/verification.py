@@ -24,6 +24,9 @@ MAX_ERROR = 1e-5
 MAX_ERROR_EPSILONS = 8
 """The same in half precision, in machine epsilons."""
 
+MAX_TEXT_ERROR = 0.05
+"""The same of the output for a whole text in any precision: only another attention exceeds it."""
+
 
 @torch.no_grad()
 def verified_edge_lm(layout: Layout) -> EdgeLM:
@@ -42,6 +45,22 @@ def verified_edge_lm(layout: Layout) -> EdgeLM:
     _require_counts(edge_lm, record.graph, weights)
     _require_effects(edge_lm, record.graph, weights, input_ids)
     return edge_lm
+
+
+def require_same_output(edge_lm: EdgeLM, found: Tensor, untouched: Tensor) -> None:
+    """Refuse a text on which the attention that edges go through is not the model's own, as in sparse attention.
+
+    Args:
+        edge_lm: The model.
+        found: Its last hidden state through that attention, shape (width,).
+        untouched: That of the untouched model.
+
+    Raises:
+        UserError: How far they are apart.
+    """
+    error = ((found - untouched).float().norm() / untouched.float().norm()).item()
+    if error > MAX_TEXT_ERROR:
+        raise _inexact(edge_lm, f"an output that is {error:.2g} off on a whole text", "that of the model")
 
 
 def _differ(lm: PreTrainedModel, found: Tensor, expected: Tensor) -> float | None:

@@ -19,6 +19,7 @@ from masklearn.edges import (
     inverse,
     nodes_used,
     random_connected,
+    require_same_output,
     shares_by_kind,
 )
 from masklearn.errors import UserError
@@ -89,11 +90,18 @@ class EdgeMeasurer:
             self.meters[kind] = SubgraphMetrics(self.n_sizes, self.n_texts).to(device), by_text
             self.nodes[kind], self.shares[kind], self.top[kind] = [], [], []
 
-    def add(self, index: int, text: ScoredText, graph: EdgeGraph, kept_of: Mapping[str, Sequence[Tensor]]) -> None:
+    def add(
+        self,
+        index: int,
+        text: ScoredText,
+        full_hidden: Tensor,
+        graph: EdgeGraph,
+        kept_of: Mapping[str, Sequence[Tensor]],
+    ) -> None:
         """Measure the subgraphs of one text: for every kind the edges of each size."""
         unembed, device = self.edge_lm.layout.unembed, self.edge_lm.device
         input_ids = text.input_ids.to(device)
-        full = log_probabilities(self.edge_lm.full(input_ids)[None], unembed)
+        full = log_probabilities(full_hidden[None], unembed)
         label, where = torch.tensor([text.next_token], device=device), torch.tensor([index], device=device)
         for kind, kept in kept_of.items():
             hidden = subgraphs_hidden(self.edge_lm, input_ids, graph, kept)
@@ -178,6 +186,8 @@ def evaluate_edges(
     for index in bar(range(len(bank.groups))):
         text = scored_text(data, split, index)
         found = importance(edge_lm, text.input_ids.to(edge_lm.device))
+        full = edge_lm.full(text.input_ids.to(edge_lm.device))
+        require_same_output(edge_lm, found.hidden, full)
         graph, kept = found.graph, bank.kept[index]
         bank.require_edges(index, graph)
         counts = edge_counts(bank.shares, graph.n_edges)
@@ -189,7 +199,7 @@ def evaluate_edges(
         if STRACE_KIND in kinds:
             order = grow(graph, found.weights, counts[-1])
             kept_of[STRACE_KIND] = [order[:n] for n in counts]
-        measurer.add(index, text, graph, kept_of)
+        measurer.add(index, text, full, graph, kept_of)
     return measurer, measurer.rows(bank.shares, bank.n_edges)
 
 

@@ -94,7 +94,9 @@ def node_use(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFigure
     yield StudyFigure("gini", "gini", measured.name, alt, figure)
 
 
-def map_figure(graph: NodeGraph, sizes: Sequence[int], shares: dict[str, list[np.ndarray]], label: str) -> Figure:
+def map_figure(
+    graph: NodeGraph, sizes: Sequence[int | float], shares: dict[str, list[np.ndarray]], label: str
+) -> Figure:
     """Create a grid of maps: a row for each kind of subgraph, a column for each size.
 
     Args:
@@ -120,7 +122,7 @@ def evenly_spaced(n: int, limit: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, n - 1, min(n, limit))})
 
 
-def _lorenz_figure(sizes: Sequence[int], use: dict[str, list[np.ndarray]]) -> Figure:
+def _lorenz_figure(sizes: Sequence[int | float], use: dict[str, list[np.ndarray]]) -> Figure:
     figure, axes = single_axes()
     for i, (s, color) in enumerate(zip(sizes, SIZE_COLORS, strict=False)):
         for kind, by_size in use.items():

@@ -63,7 +63,8 @@ class MaskLearner(BlockLearner):
         graph: What a subgraph is made of: nodes (heads and MLPs), or edges (one for every head, target and source, and
             those of the MLPs and the residual stream, in a graph for every text). Sizes are then shares of the edges.
         method: How subgraphs are found: learned, or with graph edges s-trace (grown backward from the output, the edge
-            of largest norm first).
+            of largest norm first). Learned edges start from s-trace; of the flags of learning they follow steps (by
+            default 60), lr (0.3) and temperature.
     """
 
     def __init__(

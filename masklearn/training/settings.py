@@ -20,8 +20,8 @@ GraphName = Literal["nodes", "edges"]
 """Heads and MLPs of a model, or the edges of every text's graph."""
 MethodName = Literal["learned", "s-trace"]
 """How subgraphs are found: by learning gates, or grown backward from the output by importance."""
-METHOD_OF_GRAPH: dict[GraphName, MethodName] = {"nodes": "learned", "edges": "s-trace"}
-"""The methods that exist."""
+METHODS: dict[GraphName, tuple[MethodName, ...]] = {"nodes": ("learned",), "edges": ("s-trace", "learned")}
+"""The methods that exist for each graph."""
 MAX_COUNT = 10**9
 """Largest value of a setting that counts something; it only excludes typing errors."""
 SHARED_STEPS, SHARED_DRAWS = 300, 4
@@ -88,11 +88,11 @@ class LearnerSettings:
 
     def _require_graph(self) -> None:
         """Refuse a method that the graph does not have, and settings that an edge graph cannot follow."""
-        method = METHOD_OF_GRAPH[self.graph]
-        if self.method != method:
+        methods = METHODS[self.graph]
+        if self.method not in methods:
             raise UserError(
                 f"model.method is {self.method}, which does not exist for model.graph {self.graph}. "
-                f"Choose --model.method {method}"
+                f"Choose --model.method {' or '.join(methods)}"
             )
         if self.graph == "edges" and (self.scope != "input" or self.ablation != "zero"):
             raise UserError(
