@@ -69,7 +69,7 @@ class MeanMasks:
 
     def at(self, kind: str, s: int | float) -> np.ndarray:
         """Return the mean mask of one size, shape (nodes,)."""
-        return self.by_kind[kind][self.measured.sizes.index(s)]
+        return self.by_kind[kind][list[float](self.measured.sizes).index(s)]
 
 
 def mean_masks(measurements: Sequence[MaskMeasurements]) -> list[MeanMasks]:
