@@ -98,17 +98,18 @@ class BlockLearner(LightningModule):
             UserError: If the model cannot be loaded or masked, or a size does not fit it.
         """
         settings = self.settings
-        trusted = {"allow_pickle": settings.allow_pickle, "trust_remote_code": settings.trust_remote_code}
-        lm = load_lm(settings.lm, settings.revision, settings.dtype, **trusted)
+        flags = {"allow_pickle": settings.allow_pickle, "trust_remote_code": settings.trust_remote_code}
+        lm = load_lm(settings.lm, settings.revision, settings.dtype, None, **flags)
         self.use(MaskedLM(lm, Ablation("resample") if settings.ablation == "resample" else Ablation()))
 
     def use(self, masked_lm: MaskedLM) -> None:
         """Learn masks of this model instead of loading the one that the settings name; resolves the sizes.
 
         Raises:
-            UserError: If weights of the model are offloaded, or if a size does not fit it.
+            UserError: If weights of the model are offloaded, if a size does not fit it, or if the graph is of edges.
         """
         settings, self.masked_lm = self.settings, masked_lm
+        settings.require_nodes()
         require_in_memory(masked_lm.lm)
         self.sizes = resolve_sizes(settings.sizes, self.graph.n_nodes)
         self.schedule = settings.schedule(self.graph.n_nodes)
