@@ -19,7 +19,7 @@ FLOORS = {
     "evaluation": ["evaluation"],
     "training": ["training"],
     "data and selection": ["data", "selection"],
-    "the gated model": ["models", "masking"],
+    "the gated model": ["models", "masking", "edges"],
     "ideas": [
         "errors",
         "files",

@@ -24,6 +24,7 @@ FLOORS = (
     ("ablation", "errors", "files", "gates", "graph", "mask_file", "objective", "progress", "sizes", "tiny", "version"),
     ("models",),
     ("masking",),
+    ("edges",),
     ("data",),
     ("selection",),
     ("training",),
@@ -42,7 +43,7 @@ ALLOWED_IN = {
     "scipy": {"density"},
     "pandas": {"api", "density", "report", "tracking"},
     "jsonargparse": {"cli", "tiny"},
-    "transformers": {"api", "models", "masking", "data", "cli", "tiny"},
+    "transformers": {"api", "models", "masking", "edges", "data", "cli", "tiny"},
 }
 """The folders that may import a library."""
 NOT_IMPORTED = ("wandb", "matplotlib", "jsonargparse", "lightning")

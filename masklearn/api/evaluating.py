@@ -9,7 +9,7 @@ import pandas as pd
 from masklearn import evaluation
 from masklearn.api.bank import LearnedBank
 from masklearn.api.texts import as_data, split_settings
-from masklearn.data import MaskData, SplitName, require_known_tokens
+from masklearn.data import MaskData, SplitName, require_readable
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
@@ -137,6 +137,5 @@ def _other_texts(
     data = as_data(texts, name_of(masked_lm.lm), tokenizer, {} if isinstance(texts, MaskData) else for_data)
     data.prepare_data()
     data.setup()
-    data.require_context(masked_lm.context)
-    require_known_tokens(data, masked_lm.n_embeddings)
+    require_readable(data, masked_lm.layout)
     return data

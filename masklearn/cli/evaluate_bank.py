@@ -3,18 +3,20 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from transformers import PreTrainedModel
 
 from masklearn import evaluation
 from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, leave_out_learned, load_texts
 from masklearn.data import MaskData, SplitName
+from masklearn.edges import EdgeBank
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
@@ -97,6 +99,20 @@ def load_model(path: str, bank: Mask, flags: EvaluateFlags) -> tuple[MaskedLM, M
     Raises:
         UserError: If it is another model or another precision, or if the masks do not fit it.
     """
+    lm, model = model_of_bank(path, bank, flags)
+    bank.check()
+    masked_lm = MaskedLM(lm, bank.ablation.to(lm.device))
+    model = replace(model, fingerprint=masked_lm.layout.fingerprint)
+    bank.require(model)
+    return masked_lm, model
+
+
+def model_of_bank(path: str, bank: Mask | EdgeBank, flags: EvaluateFlags) -> tuple[PreTrainedModel, ModelId]:
+    """Load the model that a bank names, or the one given in its place, in the precision of the bank's run.
+
+    Raises:
+        UserError: If the model cannot be loaded, or another precision is asked for.
+    """
     name, revision = flags.lm or bank.model.lm, None if flags.lm else bank.model.revision
     learned_in = bank.config.get("model", {}).get("dtype", flags.dtype or "float32")
     dtype = flags.dtype or learned_in
@@ -105,11 +121,7 @@ def load_model(path: str, bank: Mask, flags: EvaluateFlags) -> tuple[MaskedLM, M
     if dtype != learned_in and learned_in in get_args(DTypeName):
         raise UserError(f"{path} was learned in {learned_in}; the weights differ in {dtype}. Leave --dtype out")
     lm = load_lm(name, revision, dtype, "cuda" if torch.cuda.is_available() else "cpu", **flags.trusted)
-    bank.check()
-    masked_lm = MaskedLM(lm, bank.ablation.to(lm.device))
-    model = ModelId(name, revision, masked_lm.layout.fingerprint)
-    bank.require(model)
-    return masked_lm, model
+    return lm, ModelId(name, revision, bank.model.fingerprint)
 
 
 def _needs_scorer(flags: EvaluateFlags) -> bool:

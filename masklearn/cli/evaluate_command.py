@@ -11,13 +11,16 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from masklearn import evaluation
-from masklearn.cli.evaluate_bank import EvaluatedBank, evaluate_bank
+from masklearn.cli.evaluate_bank import evaluate_bank
+from masklearn.cli.evaluate_edges import evaluate_edge_bank
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import MODEL_KEYS
 from masklearn.cli.parsing import as_user_errors
 from masklearn.cli.run_folder import METRICS_FILE, RunFolder
+from masklearn.cli.study_banks import Evaluated
 from masklearn.cli.study_command import write_study
 from masklearn.data import MaskData
+from masklearn.edges import EdgeBank, load_bank
 from masklearn.errors import UserError
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
@@ -33,7 +36,7 @@ def run_evaluation(args: list[str] | None) -> None:
         UserError: If a flag or a file is not valid, or if the results would overwrite others.
     """
     flags, requested = _parse(sys.argv[1:] if args is None else args)
-    masks = [Mask.load(path) for path in flags.mask]
+    masks = [load_bank(path) for path in flags.mask]
     flags.fill_defaults(masks)
     with locked_output(flags.out) as file:
         _evaluate_all(flags, masks, requested, file)
@@ -101,12 +104,17 @@ def locked_output(out: str | None) -> Iterator[Path | None]:
         folder.release()
 
 
-def _evaluate_all(flags: EvaluateFlags, masks: Sequence[Mask], requested: dict[str, Any], file: Path | None) -> None:
+def _evaluate_all(
+    flags: EvaluateFlags, masks: Sequence[Mask | EdgeBank], requested: dict[str, Any], file: Path | None
+) -> None:
     """Evaluate mask after mask, print their tables, and write the study and the results."""
     results: list[dict[str, Any]] = []
-    banks: list[EvaluatedBank] = []
+    banks: list[Evaluated] = []
     for path, mask in zip(flags.mask, masks, strict=True):
-        descriptions, evaluated = evaluate_bank(path, mask, flags, requested)
+        if isinstance(mask, EdgeBank):
+            descriptions, evaluated = evaluate_edge_bank(path, mask, flags, requested)
+        else:
+            descriptions, evaluated = evaluate_bank(path, mask, flags, requested)
         banks += evaluated
         results += [{"mask": path} | description for description in descriptions]
         if len(descriptions) == 1:

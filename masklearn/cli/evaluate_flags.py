@@ -6,6 +6,7 @@ from pathlib import Path
 
 from masklearn.ablation import AblationName
 from masklearn.data import SplitName
+from masklearn.edges import EdgeBank
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, mask_path
 from masklearn.models import DTypeName
@@ -32,6 +33,7 @@ class EvaluateFlags:
             greedy, greedy-forward, swap, exhaustive (up to 20 nodes). random and random-matched by default. Methods
             that need texts use the training texts of the mask's run. Searches take long: greedy evaluates every text
             about n_nodes^2 / 2 times.
+        keep_residual: For edge banks: keep all residual edges in random and inverse subgraphs, as the paper does.
         baseline_texts: Texts of every group that baselines use, at most.
         study: Make the study of computation density of these masks: tables, figures and report.html in --out. By
             default if all are masks of single texts (scope input).
@@ -53,6 +55,7 @@ class EvaluateFlags:
         part: SplitName | None = None,
         ablation: AblationName | list[AblationName] | None = None,
         baselines: list[Baseline] | None = None,
+        keep_residual: bool = False,
         baseline_texts: int = 64,
         study: bool | None = None,
         seed: int = 0,
@@ -67,13 +70,13 @@ class EvaluateFlags:
         self.ablations: list[AblationName] | None = [ablation] if isinstance(ablation, str) else ablation
         self.study, self.seed, self.track = study, seed, track
         self.baselines: Sequence[Baseline] = baselines or CONTROLS
-        self.baseline_texts = baseline_texts
+        self.baseline_texts, self.keep_residual = baseline_texts, keep_residual
         if baseline_texts < 1:
             raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")
         self.dtype: DTypeName | None = dtype
         self.part: SplitName | None = part
 
-    def fill_defaults(self, masks: Sequence[Mask]) -> None:
+    def fill_defaults(self, masks: Sequence[Mask | EdgeBank]) -> None:
         """Decide whether there is a study, and if so, which baselines it needs and which folder it goes to.
 
         Args:

@@ -7,7 +7,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from masklearn.cli.parsing import as_user_errors
-from masklearn.data import MaskData, SplitName, require_known_tokens
+from masklearn.data import MaskData, SplitName, require_readable
+from masklearn.edges import EdgeBank
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
@@ -69,7 +70,7 @@ def evaluation_texts(path: str, bank: Mask, requested: dict[str, Any], split: Sp
     )
 
 
-def settings_learned_on(path: str, bank: Mask) -> dict[str, Any]:
+def settings_learned_on(path: str, bank: Mask | EdgeBank) -> dict[str, Any]:
     """The settings of the texts of a mask's run, validated as if a user had given them.
 
     Raises:
@@ -149,8 +150,7 @@ def load_texts(
     data = MaskData(**settings, lm=model.lm, revision=model.revision, scope=scope, max_groups=len(bank.groups))
     data.prepare_data()
     data.setup()
-    data.require_context(masked_lm.context)
-    require_known_tokens(data, masked_lm.n_embeddings)
+    require_readable(data, masked_lm.layout)
     return data
 
 

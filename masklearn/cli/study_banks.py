@@ -7,9 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from masklearn import evaluation
 from masklearn.cli.evaluate_bank import EvaluatedBank
+from masklearn.cli.evaluate_edges import EvaluatedEdges
 from masklearn.cli.run_folder import METRICS_FILE
 from masklearn.data import MaskData
 from masklearn.data.batching import Item
@@ -23,7 +25,11 @@ N_TOP_TOKENS = 6
 """Tokens shown of a distribution."""
 
 
-def bank_names(evaluated: Sequence[EvaluatedBank]) -> list[str]:
+Evaluated = EvaluatedBank | EvaluatedEdges
+"""A bank of node masks or of edges, after its evaluation."""
+
+
+def bank_names(evaluated: Sequence[Evaluated]) -> list[str]:
     """A unique name for every bank: that of its run's folder, with the ablation if it was learned under another one."""
     names = []
     for bank in evaluated:
@@ -38,7 +44,7 @@ def bank_names(evaluated: Sequence[EvaluatedBank]) -> list[str]:
     return unique
 
 
-def measurements(name: str, bank: EvaluatedBank) -> MaskMeasurements:
+def measurements(name: str, bank: Evaluated) -> MaskMeasurements:
     """What was measured of a bank's inputs, with their contexts and tokens as text.
 
     Args:
@@ -83,7 +89,7 @@ def _scored_positions(data: MaskData, item: Item) -> list[int]:
     return scored.nonzero().flatten().tolist()
 
 
-def top_tokens(measured: MaskMeasurements, bank: EvaluatedBank) -> TopTokens:
+def top_tokens(measured: MaskMeasurements, bank: Evaluated) -> TopTokens:
     """The top next tokens for one example input: the one of median density, or the first if there are no densities.
 
     Args:
@@ -96,18 +102,29 @@ def top_tokens(measured: MaskMeasurements, bank: EvaluatedBank) -> TopTokens:
     tokenizer = data.load_tokenizer()
     batch = data.collate([data.parts[bank.split][example]])
     last = int(batch.input_ids[batch.scored][-1])
-    bank.masked_lm.ablation = bank.ablation
-    group = measured.group_index[example] if len(measured.mask.groups) > 1 else 0
-    has_full_model = measured.sizes[-1] == measured.n_nodes
-    tokens = {}
-    for kind in (kind for kind in COMPARED_KINDS if kind in measured.kinds):
-        masks = measured.results[kind].masks[0][:, group]  # (sizes, nodes)
-        if not has_full_model:
-            masks = torch.cat([masks, torch.ones_like(masks[:1])])
-        ids, probabilities = evaluation.top_tokens(bank.masked_lm, batch, masks, N_TOP_TOKENS)
-        tokens[kind] = [
+    found = bank.top(example) if isinstance(bank, EvaluatedEdges) else _of_nodes(measured, bank, example)
+    tokens = {
+        kind: [
             [(token_text(tokenizer, last, token), round(p, 6)) for token, p in zip(*pair, strict=True)]
             for pair in zip(ids.tolist(), probabilities.tolist(), strict=True)
         ]
-    sizes = [*measured.sizes, *([] if has_full_model else [measured.n_nodes])]
+        for kind, (ids, probabilities) in found.items()
+    }
+    has_full_model = measured.sizes[-1] == measured.full_size
+    sizes = [*measured.sizes, *([] if has_full_model else [measured.full_size])]
     return TopTokens(measured.names[example], measured.contexts[example], sizes, tokens)
+
+
+def _of_nodes(measured: MaskMeasurements, bank: EvaluatedBank, example: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Top token ids and probabilities after one input by kind of node masks, the full model's last."""
+    data = bank.data
+    batch = data.collate([data.parts[bank.split][example]])
+    bank.masked_lm.ablation = bank.ablation
+    group = measured.group_index[example] if len(measured.mask.groups) > 1 else 0
+    found = {}
+    for kind in (kind for kind in COMPARED_KINDS if kind in measured.kinds):
+        masks = measured.results[kind].masks[0][:, group]  # (sizes, nodes)
+        if measured.sizes[-1] != measured.full_size:
+            masks = torch.cat([masks, torch.ones_like(masks[:1])])
+        found[kind] = evaluation.top_tokens(bank.masked_lm, batch, masks, N_TOP_TOKENS)
+    return found

@@ -7,17 +7,16 @@ from pathlib import Path
 
 from masklearn import density
 from masklearn.cli.drawing import can_draw, draw_study
-from masklearn.cli.evaluate_bank import EvaluatedBank
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.run_folder import TABLES_FOLDER
-from masklearn.cli.study_banks import bank_names, measurements, top_tokens
+from masklearn.cli.study_banks import Evaluated, bank_names, measurements, top_tokens
 from masklearn.files import atomic_write
 
 LARGE_TABLES = ("inputs_by_size", "inputs")
 """Tables with at least a row for every input, which are written as parquet; the others are CSV."""
 
 
-def write_study(evaluated: Sequence[EvaluatedBank], flags: EvaluateFlags) -> None:
+def write_study(evaluated: Sequence[Evaluated], flags: EvaluateFlags) -> None:
     """Make the study, write it, print its findings and log it; figures and the page need matplotlib.
 
     Args:

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from masklearn.cli.checkpoints import CHECKPOINT_FOLDER, LAST_CHECKPOINT, StepCheckpoint
 from masklearn.cli.cost_probe import CostProbe
+from masklearn.cli.edge_defaults import settle_edge_defaults
 from masklearn.cli.parsing import as_user_errors, explain, require_complete, require_harmless_configs
 from masklearn.cli.run_flags import RunFlags
 from masklearn.cli.run_folder import CONFIG_FILE, RunFolder
@@ -117,6 +118,7 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the folder, keep the settings as given, and then set those that depend on others."""
         self._settle_folder()
+        settle_edge_defaults(self.config, self.parser.get_defaults(skip_validation=True).model)
         require_supported_flags(self.config.trainer)
         requested = self.config.clone()
         requested.run.resume = requested.run.estimate = False

@@ -10,6 +10,7 @@ from lightning import Callback
 from masklearn import evaluation
 from masklearn.cli.checkpoints import LAST_CHECKPOINT, AtomicCheckpointIO, newest_intact
 from masklearn.cli.cost_table import actual_costs, compared_costs
+from masklearn.cli.edge_run import run_edges
 from masklearn.cli.run_folder import BLOCKS_FOLDER, CONFIG_FILE
 from masklearn.cli.run_results import evaluated_texts, mask_config, print_location, print_results, write_results
 from masklearn.cli.train_cli import TrainCLI
@@ -61,6 +62,9 @@ def _run(cli: TrainCLI) -> None:
         if _report_finished(cli):
             return
         cli.folder.acquire()
+    if cli.model.settings.graph == "edges":
+        run_edges(cli)
+        return
     _prepare(cli)
     if cli.estimate:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)

@@ -5,7 +5,7 @@ from masklearn.data.datamodule import MaskData, SplitName
 from masklearn.data.positions import Positions
 from masklearn.data.rows_given import RowsOrTexts
 from masklearn.data.sources import TaskName
-from masklearn.data.vocabulary import require_known_tokens
+from masklearn.data.vocabulary import require_readable
 
 __all__ = [
     "Batch",
@@ -15,5 +15,5 @@ __all__ = [
     "RowsOrTexts",
     "SplitName",
     "TaskName",
-    "require_known_tokens",
+    "require_readable",
 ]

@@ -1,10 +1,25 @@
-"""Texts whose tokens the model has no embedding for: tokens that were added to its tokenizer alone."""
+"""Texts that the model cannot read: longer ones than its context, or with tokens that only its tokenizer has."""
 
 from masklearn.data.datamodule import MaskData
 from masklearn.errors import UserError
+from masklearn.models import Layout
 
 
-def require_known_tokens(data: MaskData, n_embeddings: int) -> None:
+def require_readable(data: MaskData, layout: Layout) -> None:
+    """Refuse texts that a model cannot read.
+
+    Args:
+        data: The texts, set up.
+        layout: The model's layout.
+
+    Raises:
+        UserError: If a text is longer than the model's context, or has a token beyond its embedding.
+    """
+    data.require_context(layout.context)
+    _require_known_tokens(data, layout.n_embeddings)
+
+
+def _require_known_tokens(data: MaskData, n_embeddings: int) -> None:
     """Refuse texts with tokens beyond the model's embedding; padding, which no output depends on, becomes token 0.
 
     Args:

@@ -61,15 +61,15 @@ class MeanMasks:
     by_kind: dict[str, np.ndarray]
     """By kind of subgraph, the share of groups that keep each node, shape (sizes, nodes)."""
 
-    def overlap(self, other: "MeanMasks", kind: str, s: int) -> float | None:
+    def overlap(self, other: "MeanMasks", kind: str, s: int | float) -> float | None:
         """Compute the overlap with other mean masks at one size, or None if either lacks the kind."""
         if kind not in self.by_kind or kind not in other.by_kind:
             return None
         return np.minimum(self.at(kind, s), other.at(kind, s)).sum() / s
 
-    def at(self, kind: str, s: int) -> np.ndarray:
+    def at(self, kind: str, s: int | float) -> np.ndarray:
         """Return the mean mask of one size, shape (nodes,)."""
-        return self.by_kind[kind][self.measured.sizes.index(s)]
+        return self.by_kind[kind][list[float](self.measured.sizes).index(s)]
 
 
 def mean_masks(measurements: Sequence[MaskMeasurements]) -> list[MeanMasks]:
@@ -91,17 +91,19 @@ def mask_overlaps(measurements: Sequence[MaskMeasurements], seed: int) -> pd.Dat
 
     The overlap is the sum over nodes of the smaller use, divided by the size: 1 if both use every node equally often.
     `by_chance` is the mean overlap when the nodes of one mask are shuffled; `by_norm` is the overlap of the subgraphs
-    of the kind `norm`. Pairs of different models are left out, because their nodes do not correspond.
+    of the kind `norm`. Pairs of different models are left out, because their nodes do not correspond,
+    and so are edge banks, whose texts have graphs of their own.
     """
     rows: list[dict[str, Any]] = []
     rng = np.random.default_rng(seed)
     for one, other in combinations(mean_masks(measurements), 2):
-        if one.measured.mask.model.fingerprint != other.measured.mask.model.fingerprint:
+        pair = (one.measured, other.measured)
+        if len({bank.mask.model.fingerprint for bank in pair}) > 1 or any(bank.unit == "edges" for bank in pair):
             continue
         for s in sorted(set(one.measured.sizes) & set(other.measured.sizes)):
             shuffled = rng.permuted(np.tile(other.at(LEARNED_KIND, s), (N_SHUFFLES, 1)), axis=1)
             columns = {"model": one.measured.mask.model.lm, "one": one.name, "other": other.name, "s": s}
-            columns |= {"fraction": s / one.measured.n_nodes, "overlap": one.overlap(other, LEARNED_KIND, s)}
+            columns |= {"fraction": s / one.measured.full_size, "overlap": one.overlap(other, LEARNED_KIND, s)}
             columns |= {"by_norm": one.overlap(other, NORM_KIND, s)}
             columns |= {"by_chance": np.minimum(one.at(LEARNED_KIND, s), shuffled).sum(1).mean() / s}
             rows.append(columns)

@@ -15,8 +15,9 @@ def composition(measured: MaskMeasurements, seed: int) -> pd.DataFrame:
     frames = []
     for kind in measured.sized_kinds:
         use, sizes = measured.node_use(kind), np.array(measured.sizes)
+        n_used = np.maximum(use.sum(-1), 1)  # of nodes the size itself; of edges those nodes that have a live one
         for part, members in measured.model_parts().items():
-            share, model_share = use[..., members].sum(-1) / sizes[:, None], members.mean()
+            share, model_share = use[..., members].sum(-1) / n_used, members.mean()
             mean, low, high = bootstrap_ci(share / model_share, seed)
             columns = {"bank": measured.name, "kind": kind, "s": sizes, "fraction": measured.fractions, "part": part}
             columns |= {"share": share.mean(1), "own_share": model_share, "relative": mean, "low": low, "high": high}
@@ -50,9 +51,10 @@ def lorenz(use: np.ndarray) -> np.ndarray:
         use: Shape (nodes,).
 
     Returns:
-        Shape (nodes + 1,), from 0 to 1.
+        Shape (nodes + 1,), from 0 to 1; the diagonal if no node is used at all.
     """
-    return np.append(0.0, np.sort(use).cumsum()) / use.sum()
+    total = use.sum()
+    return np.append(0.0, np.sort(use).cumsum()) / total if total else np.linspace(0, 1, len(use) + 1)
 
 
 def gini(use: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from masklearn.density.measurements import LEARNED_KIND, MaskMeasurements
+from masklearn.density.measurements import LEARNED_KIND, MaskMeasurements, size_text
 from masklearn.density.tables import Tables, select_rows
 
 RULES = {
@@ -43,29 +43,31 @@ def _bank_findings(measured: MaskMeasurements, tables: Tables) -> list[dict[str,
     learned = {name: select_rows(table, kind=LEARNED_KIND) for name, table in of_bank.items()}
     head, refinement = phases.loc["head in place"], phases.loc["refinement begins"]
     return [
-        _two_phases(measured.name, head, refinement),
-        *_composition_findings(measured.name, head, learned["composition"]),
+        _two_phases(measured.name, head, refinement, measured.unit),
+        *_composition_findings(measured.name, head, learned["composition"], measured.unit),
         _uncertainty(measured.name, learned["relations"]),
-        _unigram_like(measured.name, learned["unigram"]),
+        _unigram_like(measured.name, learned["unigram"], measured.unit),
     ]
 
 
-def _two_phases(bank: str, head: Mapping[str, Any], refinement: Mapping[str, Any]) -> dict[str, Any]:
+def _two_phases(bank: str, head: Mapping[str, Any], refinement: Mapping[str, Any], unit: str) -> dict[str, Any]:
     if pd.isna(refinement["share"]):
         return _row(bank, "two phases", None, "too few sizes to detect a bend")
     if pd.isna(refinement["s"]):
         measured = f"no flatter segment follows the steepest one ({refinement['slopes']})"
         return _row(bank, "two phases", False, measured)
     measured = (
-        f"TV per decade of size {refinement['slopes']}; flatter from {_nodes(refinement['s'])} on "
+        f"TV per decade of size {refinement['slopes']}; flatter from {size_text(refinement['s'], unit)} on "
         f"({refinement['fraction']:.0%}) in {refinement['share']:.0%} of resamples; "
-        f"top token recovered by half of the inputs at {_nodes(head['s'])}"
+        f"top token recovered by half of the inputs at {size_text(head['s'], unit)}"
     )
     holds = refinement["share"] >= MIN_BEND_SHARE and head["s"] <= refinement["s"]
     return _row(bank, "two phases", bool(holds), measured)
 
 
-def _composition_findings(bank: str, head: Mapping[str, Any], composition: pd.DataFrame) -> list[dict[str, Any]]:
+def _composition_findings(
+    bank: str, head: Mapping[str, Any], composition: pd.DataFrame, unit: str
+) -> list[dict[str, Any]]:
     s = min(float(head["s"]), float(composition["s"].to_numpy().max()))
     parts = select_rows(composition, s=s).set_index("part")
     core, heads = parts.loc["quarter 1"], parts.loc["heads"]
@@ -75,7 +77,7 @@ def _composition_findings(bank: str, head: Mapping[str, Any], composition: pd.Da
     }
     rows = []
     for finding, (part, holds) in verdicts.items():
-        measured = f"{part.name} at {_nodes(s)}: {part['relative']:.2f} times its share ({_interval(part)})"
+        measured = f"{part.name} at {size_text(s, unit)}: {part['relative']:.2f} times its share ({_interval(part)})"
         rows.append(_row(bank, finding, None if pd.isna(part["low"]) else holds, measured))
     return rows
 
@@ -88,10 +90,12 @@ def _uncertainty(bank: str, relations: pd.DataFrame) -> dict[str, Any]:
     return _row(bank, finding, bool(found["low"] > 0), measured)
 
 
-def _unigram_like(bank: str, unigram: pd.DataFrame) -> dict[str, Any]:
+def _unigram_like(bank: str, unigram: pd.DataFrame, unit: str) -> dict[str, Any]:
     smallest = unigram.sort_values("s").iloc[0]
     share, low, high = (smallest[f"nearer_to_unigram{end}"] for end in ("", "_low", "_high"))
-    measured = f"{share:.0%} of inputs nearer to the unigram at {_nodes(smallest['s'])} ({low:.0%} to {high:.0%})"
+    measured = (
+        f"{share:.0%} of inputs nearer to the unigram at {size_text(smallest['s'], unit)} ({low:.0%} to {high:.0%})"
+    )
     return _row(bank, "sparse subgraphs are unigram-like", bool(low > 0.5), measured)
 
 
@@ -106,10 +110,6 @@ def _across_models(across: pd.DataFrame) -> dict[str, Any]:
 def _row(bank: str, finding: str, holds: bool | None, measured: str) -> dict[str, Any]:
     verdict = "not known" if holds is None else "holds" if holds else "does not hold"
     return {"bank": bank, "finding": finding, "verdict": verdict, "measured": measured}
-
-
-def _nodes(s: float) -> str:
-    return f"{s:.0f} node{'' if round(s) == 1 else 's'}"
 
 
 def _interval(row: Mapping[str, Any]) -> str:

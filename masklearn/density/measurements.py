@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from masklearn.edges import EdgeBank
 from masklearn.evaluation.metrics import NUCLEI
 from masklearn.evaluation.per_text import PerTextResults
 from masklearn.mask_file import Mask
@@ -36,8 +37,8 @@ class TopTokens:
     """Name of the input."""
     text: str
     """The input, as text."""
-    sizes: Sequence[int]
-    """Nodes kept, ascending; the last is the number of all nodes."""
+    sizes: Sequence[int | float]
+    """Sizes, ascending, the last that of the full model: nodes kept, or shares of the edges."""
     tokens: Mapping[str, Sequence[Sequence[tuple[str, float]]]]
     """By kind of subgraph and size: tokens with their probabilities, most probable first."""
 
@@ -48,7 +49,7 @@ class MaskMeasurements:
 
     name: str
     """Name of the bank."""
-    mask: Mask
+    mask: Mask | EdgeBank
     results: Mapping[str, PerTextResults]
     """By kind of subgraph: learned, inverse, random, ..."""
     names: Sequence[str]
@@ -69,19 +70,24 @@ class MaskMeasurements:
     """Duration of each step of the run, in seconds."""
 
     @property
-    def n_nodes(self) -> int:
-        """Nodes of the full model."""
-        return self.mask.graph.n_nodes
+    def unit(self) -> str:
+        """What sizes count: nodes or edges."""
+        return "edges" if isinstance(self.mask, EdgeBank) else "nodes"
 
     @property
-    def sizes(self) -> list[int]:
-        """Nodes kept by the masks, ascending."""
-        return self.mask.sizes.tolist()
+    def full_size(self) -> int | float:
+        """The size of the full model: its nodes; or 1.0, since sizes in edges are shares of a text's graph."""
+        return 1.0 if isinstance(self.mask, EdgeBank) else self.mask.graph.n_nodes
+
+    @property
+    def sizes(self) -> list[int] | list[float]:
+        """Sizes of the masks, ascending: nodes kept, or edges kept as shares."""
+        return list(self.mask.shares) if isinstance(self.mask, EdgeBank) else self.mask.sizes.tolist()
 
     @property
     def fractions(self) -> np.ndarray:
-        """Sizes over n_nodes, shape (sizes,)."""
-        return np.array(self.sizes) / self.n_nodes
+        """Sizes over that of the full model, shape (sizes,)."""
+        return np.array(self.sizes) / self.full_size
 
     @property
     def kinds(self) -> list[str]:
@@ -130,6 +136,7 @@ class MaskMeasurements:
             "model": model.lm,
             "revision": model.revision or "",
             "fingerprint": model.fingerprint,
+            "sizes in": self.unit,
             "nodes": graph.n_nodes,
             "layers": graph.n_layers,
             "heads a layer": graph.n_heads,
@@ -171,6 +178,13 @@ class MaskMeasurements:
         parts = {"heads": is_head, "MLPs": ~is_head}
         parts |= {f"quarter {i + 1}": quarter == i for i in range(N_DEPTH_QUARTERS)}
         return {part: members for part, members in parts.items() if members.any()}
+
+
+def size_text(s: float, unit: str) -> str:
+    """A size in words: "8 nodes", or "0.1 % of the edges"."""
+    if unit == "edges":
+        return f"{100 * s:.2g} % of the edges"
+    return f"{s:.0f} node{'' if round(s) == 1 else 's'}"
 
 
 def mean_true_entropy(tokens: Sequence[str], scored: Sequence[int]) -> float | None:

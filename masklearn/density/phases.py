@@ -73,7 +73,7 @@ def phases(measured: MaskMeasurements, seed: int) -> list[dict[str, Any]]:
 
     The phase `head in place` begins at the smallest size at which at least half of the inputs recover the full model's
     top token (the head of its distribution). Refinement begins where the piecewise linear fit to mean TV over
-    log10(s / n_nodes) turns from its steepest descent to a flatter segment.
+    log10 of the relative size turns from its steepest descent to a flatter segment.
 
     Returns:
         Two rows of the table `phases`; none if there are too few sizes for a curve.
@@ -84,14 +84,14 @@ def phases(measured: MaskMeasurements, seed: int) -> list[dict[str, Any]]:
     slopes = "; ".join(f"{slope:.2f}" for slope in mean_fit.slopes)
     rows = [_head_in_place(measured, seed), refinement]
     for row in rows:
-        fraction = row["s"] and row["s"] / measured.n_nodes
+        fraction = row["s"] and row["s"] / measured.full_size
         row |= {"bank": measured.name, "fraction": fraction, "slopes": slopes}
     return rows
 
 
 def _head_in_place(measured: MaskMeasurements, seed: int) -> dict[str, Any]:
     top_token = measured.recovered(LEARNED_KIND)[..., 0].astype(float)
-    sizes = np.append(measured.sizes, measured.n_nodes)
+    sizes = np.append(measured.sizes, measured.full_size)
 
     def head_sizes(means: np.ndarray) -> np.ndarray:
         """Return the smallest size at which each curve of shares reaches one half: (curves, sizes) to (curves,)."""
@@ -105,7 +105,7 @@ def _head_in_place(measured: MaskMeasurements, seed: int) -> dict[str, Any]:
 
 def _refinement(measured: MaskMeasurements, seed: int) -> tuple[dict[str, Any], PiecewiseFit]:
     """Return the row of the refinement phase and the fit to the mean curve."""
-    n, tv = measured.n_nodes, measured.values(LEARNED_KIND, "tv")
+    n, tv = measured.full_size, measured.values(LEARNED_KIND, "tv")
     includes_full = measured.sizes[-1] == n
     x = np.log10(measured.fractions if includes_full else np.append(measured.fractions, 1.0))
 

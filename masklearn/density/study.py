@@ -78,10 +78,23 @@ def _top_tokens_table(top_tokens: dict[str, TopTokens]) -> pd.DataFrame:
 
 def _notes(measurements: Sequence[MaskMeasurements], tables: Tables) -> list[str]:
     return [
+        *_graph_notes(measurements),
         *(note for measured in measurements for note in _bank_notes(measured)),
         *_correlation_notes(tables["relations"]),
         *_pair_notes(tables["across"]),
         *_overlap_notes(measurements),
+    ]
+
+
+def _graph_notes(measurements: Sequence[MaskMeasurements]) -> list[str]:
+    """Say that banks of nodes and banks of edges share a relative axis, if there are both."""
+    by_unit = {unit: [bank.name for bank in measurements if bank.unit == unit] for unit in ("nodes", "edges")}
+    if not all(by_unit.values()):
+        return []
+    shares = ", ".join(f"{', '.join(names)} as shares of all {unit}" for unit, names in by_unit.items())
+    return [
+        f"sizes are drawn on one relative axis, though they count different things: {shares}. Equal shares are not "
+        "equal amounts of the model"
     ]
 
 
@@ -115,6 +128,6 @@ def _pair_notes(across: pd.DataFrame) -> list[str]:
 def _overlap_notes(measurements: Sequence[MaskMeasurements]) -> list[str]:
     return [
         f"{one.name} and {other.name} share no size: no overlap"
-        for one, other in combinations(measurements, 2)
+        for one, other in combinations([bank for bank in measurements if bank.unit == "nodes"], 2)
         if one.mask.model.fingerprint == other.mask.model.fingerprint and not set(one.sizes) & set(other.sizes)
     ]

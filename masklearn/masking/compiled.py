@@ -69,7 +69,7 @@ class CompiledSteps:
     def __call__(self, input_ids: Tensor, scored: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Tensor:
         """As `MaskedLM.forward`."""
         k, n_tokens = len(gates), input_ids.shape[1]
-        length = padded_length(n_tokens, self.masked_lm.context)
+        length = padded_length(n_tokens, self.masked_lm.layout.context)
         padding = (0, length - n_tokens)
         ablation = self.masked_lm.ablation_on(None if corrupted is None else pad(corrupted, padding))
         args = pad(input_ids, padding).repeat(k, 1), gates.flatten(0, 1), *ablation.heads, *ablation.mlps

@@ -14,12 +14,15 @@ ActivationEdit = Callable[[Tensor], Tensor]
 
 
 def edit_input(module: nn.Module, edit: ActivationEdit) -> RemovableHandle:
-    """Register a hook that edits a module's first input."""
+    """Register a hook that edits a module's first input, whether positional or by keyword."""
 
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (edit(args[0]), *args[1:])
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if args:
+            return (edit(args[0]), *args[1:]), kwargs
+        name = next(iter(kwargs))
+        return args, kwargs | {name: edit(kwargs[name])}
 
-    return module.register_forward_pre_hook(hook)
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def edit_output(module: nn.Module, edit: ActivationEdit) -> RemovableHandle:

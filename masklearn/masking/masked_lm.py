@@ -25,7 +25,6 @@ from masklearn.models import (
     recording,
     require_finite_outputs,
     starting_at,
-    text_config,
 )
 
 
@@ -66,16 +65,6 @@ class MaskedLM(nn.Module):
     def graph(self) -> NodeGraph:
         """The nodes of the model."""
         return self.layout.graph
-
-    @property
-    def context(self) -> int | None:
-        """Context length of the model in tokens; None if its config does not say."""
-        return getattr(text_config(self.lm), "max_position_embeddings", None)
-
-    @property
-    def n_embeddings(self) -> int:
-        """Rows of the embedding: tokens that the model can read."""
-        return self.lm.get_input_embeddings().get_parameter("weight").shape[0]
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, masking_utils
 
 from masklearn.graph import NodeGraph
-from masklearn.models.diagnostics import differs, dummy_input_ids, failed_forward, unsupported_model
+from masklearn.models.diagnostics import differs, dummy_input_ids, failed_forward, text_config, unsupported_model
 from masklearn.models.discovery import LayerSites, SiteFinder, candidate_bodies, find_layers, require_attention_heads
 from masklearn.models.forward_override import override_forward
 from masklearn.models.loading import fingerprint, move_model
@@ -56,6 +56,16 @@ class Layout:
     def fingerprint(self) -> str:
         """The model's fingerprint: see `masklearn.models.fingerprint`."""
         return fingerprint(self.lm)
+
+    @property
+    def context(self) -> int | None:
+        """Context length of the model in tokens; None if its config does not say."""
+        return getattr(text_config(self.lm), "max_position_embeddings", None)
+
+    @property
+    def n_embeddings(self) -> int:
+        """Rows of the embedding: tokens that the model can read."""
+        return self.lm.get_input_embeddings().get_parameter("weight").shape[0]
 
     @property
     def current(self) -> bool:

@@ -57,7 +57,7 @@ def composition(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFig
         for part in parts:
             _draw_part(axes, select_rows(table, part=part), part)
         axes.plot([], [], color=GREY, linewidth=0.8, linestyle=":", label="random")
-        size_axis(axes, measured.fractions[0])
+        size_axis(axes, measured.fractions[0], measured.unit)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("share of the subgraph over\nshare of the model")
         legend_below(figure, axes, 2)
@@ -94,7 +94,9 @@ def node_use(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFigure
     yield StudyFigure("gini", "gini", measured.name, alt, figure)
 
 
-def map_figure(graph: NodeGraph, sizes: Sequence[int], shares: dict[str, list[np.ndarray]], label: str) -> Figure:
+def map_figure(
+    graph: NodeGraph, sizes: Sequence[int | float], shares: dict[str, list[np.ndarray]], label: str
+) -> Figure:
     """Create a grid of maps: a row for each kind of subgraph, a column for each size.
 
     Args:
@@ -120,7 +122,7 @@ def evenly_spaced(n: int, limit: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, n - 1, min(n, limit))})
 
 
-def _lorenz_figure(sizes: Sequence[int], use: dict[str, list[np.ndarray]]) -> Figure:
+def _lorenz_figure(sizes: Sequence[int | float], use: dict[str, list[np.ndarray]]) -> Figure:
     figure, axes = single_axes()
     for i, (s, color) in enumerate(zip(sizes, SIZE_COLORS, strict=False)):
         for kind, by_size in use.items():
@@ -146,7 +148,7 @@ def _gini_figure(measured: MaskMeasurements, table: pd.DataFrame) -> Figure:
         axes.plot(rows["fraction"], rows["gini"], label=label, **line_style(kind))
     rows = select_rows(table, kind=LEARNED_KIND)
     axes.plot(rows["fraction"], rows["one_mask_for_all"], color=LINE, linewidth=1, label="one mask for all inputs")
-    size_axis(axes, measured.fractions[0])
+    size_axis(axes, measured.fractions[0], measured.unit)
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("Gini index of node use")
     legend_below(figure, axes, 2)

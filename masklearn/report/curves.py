@@ -1,27 +1,36 @@
 """Figures of how subgraphs approach the full model: the density curve, nuclei, and the unigram."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from masklearn.density.measurements import COMPARED_KINDS, REPORTED_NUCLEI, MaskMeasurements
+from masklearn.density.measurements import COMPARED_KINDS, LEARNED_KIND, REPORTED_NUCLEI, MaskMeasurements
 from masklearn.density.tables import Tables, select_rows
 from masklearn.report.study_figure import StudyFigure
 from masklearn.report.style import (
     BLUE,
+    GREEN,
     GREY,
     INK,
     LINE,
+    ORANGE,
     PURPLE,
+    RED,
+    SKY,
     SMALL_FONT,
+    drawable,
     legend_below,
     line_style,
     nats_axis,
     single_axes,
     size_axis,
 )
+
+BANK_COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
+"""Colours of banks drawn together."""
 
 
 def density_curves(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFigure]:
@@ -32,7 +41,7 @@ def density_curves(measured: MaskMeasurements, tables: Tables) -> Iterator[Study
         for kind in measured.kinds:
             _draw_mean(axes, select_rows(table, kind=kind), metric, kind, line_style(kind))
         _mark_phases(axes, phases, measured.fractions[0])
-        size_axis(axes, measured.fractions[0])
+        size_axis(axes, measured.fractions[0], measured.unit)
         axes.set_ylabel(label)
         if metric == "tv":
             axes.set_ylim(0, 1.02)
@@ -42,6 +51,24 @@ def density_curves(measured: MaskMeasurements, tables: Tables) -> Iterator[Study
         kinds = ", ".join(measured.kinds)
         alt = f"{label} against relative size for {kinds} subgraphs of {measured.name}, means over inputs"
         yield StudyFigure(f"curve-{metric}", "curve", measured.name, alt, figure)
+
+
+def curves_together(measurements: Sequence[MaskMeasurements], tables: Tables) -> Iterator[StudyFigure]:
+    """Draw mean TV of every bank's own subgraphs against relative size, if there are several banks."""
+    if len(measurements) < 2:
+        return
+    figure, axes = single_axes()
+    for measured, color in zip(measurements, cycle(BANK_COLORS)):
+        rows = select_rows(tables["curve"], bank=measured.name, kind=LEARNED_KIND)
+        label = f"{drawable(measured.name, 28)}, {measured.unit}"
+        _draw_mean(axes, rows, "tv", label, {"color": color, "marker": "o" if measured.unit == "nodes" else "s"})
+    units = " or ".join(dict.fromkeys(measured.unit for measured in measurements))
+    size_axis(axes, min(measured.fractions[0] for measured in measurements), units)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("TV distance from the full model")
+    legend_below(figure, axes, 2)
+    alt = f"TV distance of every bank's subgraphs against relative size, in shares of all {units}; means over inputs"
+    yield StudyFigure("curves", "across", "all", alt, figure)
 
 
 def _draw_mean(axes: Axes, table: pd.DataFrame, metric: str, label: str, style: dict) -> None:
@@ -82,7 +109,7 @@ def nuclei(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFigure]:
     ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1) if tick >= 0.9 * measured.fractions[0]]
     axes.set_yticks(ticks, [f"{100 * tick:.3g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_ylabel("nodes until recovered (% of all, log)")
+    axes.set_ylabel(f"{measured.unit} until recovered (% of all, log)")
     legend_below(figure, axes, 4)
     alt = f"Size at which ordered nuclei are recovered in {measured.name}, medians and quartiles over inputs"
     yield StudyFigure("nuclei", "nuclei", measured.name, alt, figure)
@@ -96,7 +123,7 @@ def unigrams(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFigure
     for kind in (kind for kind in measured.kinds if kind in set(table["kind"])):
         _draw_mean(axes, select_rows(table, kind=kind), "nearer_to_unigram", kind, line_style(kind))
     axes.axhline(0.5, color=LINE, linewidth=0.8)
-    size_axis(axes, measured.fractions[0])
+    size_axis(axes, measured.fractions[0], measured.unit)
     axes.set_ylim(-0.02, 1.02)
     axes.set_ylabel("share of inputs nearer to the unigram")
     legend_below(figure, axes, 4)
@@ -119,7 +146,7 @@ def _unigram_kl(measured: MaskMeasurements, table: pd.DataFrame, crossover: pd.D
     size = crossover.set_index("kind").loc["learned"]
     axes.axvspan(size["lower_quartile"], size["upper_quartile"], color=LINE, alpha=0.5, linewidth=0)
     axes.axvline(size["median"], color=INK, linewidth=0.6, linestyle=":")
-    size_axis(axes, measured.fractions[0])
+    size_axis(axes, measured.fractions[0], measured.unit)
     axes.set_ylabel("KL to the subgraph (nats, log)")
     legend_below(figure, axes, 2)
     alt = f"KL of subgraphs of {measured.name} from the full model and from the unigram, against relative size"

@@ -35,6 +35,7 @@ def draw(study: Study) -> Iterator[StudyFigure]:
         yield from correlations.token_densities(measured, tables)
         if measured.name in study.top_tokens:
             yield from top_tokens(measured, study.top_tokens[measured.name])
+    yield from curves.curves_together(study.measurements, tables)
     yield from comparison.density_agreement(study.measurements, tables)
     yield from comparison.mask_overlaps(tables)
 

@@ -104,15 +104,23 @@ def line_style(kind: str, **changes: Any) -> dict[str, Any]:
     return KIND_STYLES.get(kind, other) | changes
 
 
-def size_axis(axes: Axes, smallest: float) -> None:
-    """Make x a log axis of the relative size, labelled in percent; `smallest` is the smallest fraction."""
+def size_axis(axes: Axes, smallest: float, unit: str = "nodes") -> None:
+    """Make x a log axis of the relative size, labelled in percent.
+
+    Args:
+        axes: The axes.
+        smallest: The smallest fraction.
+        unit: What is kept: nodes or edges.
+    """
     axes.set_xscale("log")
     axes.set_xlim(0.9 * smallest, 1.05)
-    ticks = [tick for tick in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if tick >= 0.9 * smallest]
+    fine = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    choice = fine if smallest > fine[0] / 2 else (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
+    ticks = [tick for tick in choice if tick >= 0.9 * smallest]
     axes.set_xticks(ticks)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{100 * tick:.3g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("nodes kept (% of all, log)")
+    axes.set_xlabel(f"{unit} kept (% of all, log)")
 
 
 def nats_axis(axes: Axes, values: Iterable[float]) -> None:
@@ -129,9 +137,9 @@ def legend_below(figure: FigureBase, axes: Axes, ncols: int = 3) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=ncols, columnspacing=1.2, handlelength=2.2)
 
 
-def count_nodes(s: int) -> str:
-    """Return "1 node" or "<s> nodes"."""
-    return f"{s} node{'' if s == 1 else 's'}"
+def count_nodes(s: int | float) -> str:
+    """Return "1 node", "<s> nodes", or for a share of the edges, which is below 1, its percentage."""
+    return f"{100 * s:.2g} % of edges" if s < 1 else f"{s:.0f} node{'' if s == 1 else 's'}"
 
 
 @cache

@@ -106,9 +106,10 @@ class BlockLearner(LightningModule):
         """Learn masks of this model instead of loading the one that the settings name; resolves the sizes.
 
         Raises:
-            UserError: If weights of the model are offloaded, or if a size does not fit it.
+            UserError: If weights of the model are offloaded, if a size does not fit it, or if the graph is of edges.
         """
         settings, self.masked_lm = self.settings, masked_lm
+        settings.require_nodes()
         require_in_memory(masked_lm.lm)
         self.sizes = resolve_sizes(settings.sizes, self.graph.n_nodes)
         self.schedule = settings.schedule(self.graph.n_nodes)

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from masklearn.data import Batch, BlockPlan, MaskData, require_known_tokens
+from masklearn.data import Batch, BlockPlan, MaskData, require_readable
 from masklearn.errors import UserError
 from masklearn.gates import GateBank
 from masklearn.masking import MaskedLM
@@ -60,8 +60,7 @@ def require_fit(masked_lm: MaskedLM, data: MaskData, scope: str) -> None:
     """
     if data.scope != scope:
         raise UserError(f"the learner's scope is {scope}, but the data's is {data.scope}. Give both the same")
-    data.require_context(masked_lm.context)
-    require_known_tokens(data, masked_lm.n_embeddings)
+    require_readable(data, masked_lm.layout)
 
 
 def untried_steps_notice(untried_steps: Sequence[int], budget: float | None) -> list[str]:

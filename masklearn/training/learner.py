@@ -17,7 +17,7 @@ from masklearn.training.block_learner import BlockLearner
 from masklearn.training.budget import Lagrangian
 from masklearn.training.learned_ablation import CONSTANTS_LR, LOG_KL_EPS
 from masklearn.training.rows import draw_rows, mean_by_mask
-from masklearn.training.settings import BudgetName, FamilyName, LearnerSettings
+from masklearn.training.settings import BudgetName, FamilyName, GraphName, LearnerSettings, MethodName
 from masklearn.training.step_log import StepResult, metrics_by_size, progress_bar_metrics
 
 
@@ -70,6 +70,11 @@ class MaskLearner(BlockLearner):
         seed: Seed of the gates' noise.
         sampled_kl_draws: Gate vectors drawn of every mask for the sampled KL in the table of stages, a diagnostic that
             no mask depends on; every draw costs as much as scoring the masks once.
+        graph: What a subgraph is made of: nodes (heads and MLPs), or edges (one for every head, target and source, and
+            those of the MLPs and the residual stream, in a graph for every text). Sizes are then shares of the edges.
+        method: How subgraphs are found: learned, or with graph edges s-trace (grown backward from the output, the edge
+            of largest norm first). Learned edges start from s-trace; of the flags of learning they follow steps (by
+            default 60), lr (0.3) and temperature.
     """
 
     def __init__(
@@ -97,11 +102,13 @@ class MaskLearner(BlockLearner):
         compile: CompileMode = "auto",
         seed: int = 0,
         sampled_kl_draws: int = 1,
+        graph: GraphName = "nodes",
+        method: MethodName = "learned",
     ) -> None:
         settings = LearnerSettings(
             lm, revision, dtype, allow_pickle, trust_remote_code, sizes, scope, max_groups, ablation, family, budget,
             steps, draws, restarts, block, polish, polish_budget, gates, lr, temperature, compile, seed,
-            sampled_kl_draws,
+            sampled_kl_draws, graph, method,
         )  # fmt: skip
         super().__init__(settings)
         self.save_hyperparameters(ignore=[] if isinstance(lm, str) else ["lm"])

@@ -17,6 +17,12 @@ FamilyName = Literal["nested", "independent"]
 """One score vector for every size, or gates of its own for each size."""
 BudgetName = Literal["projected", "lagrangian"]
 """How the expected size is driven to its target, see `training.budget`."""
+GraphName = Literal["nodes", "edges"]
+"""Heads and MLPs of a model, or the edges of every text's graph."""
+MethodName = Literal["learned", "s-trace"]
+"""How subgraphs are found: by learning gates, or grown backward from the output by importance."""
+METHODS: dict[GraphName, tuple[MethodName, ...]] = {"nodes": ("learned",), "edges": ("s-trace", "learned")}
+"""The methods that exist for each graph."""
 MAX_COUNT = 10**9
 """Largest value of a setting that counts something; it only excludes typing errors."""
 SHARED_STEPS, SHARED_DRAWS = 300, 4
@@ -60,8 +66,11 @@ class LearnerSettings:
     compile: CompileMode
     seed: int
     sampled_kl_draws: int
+    graph: GraphName = "nodes"
+    method: MethodName = "learned"
 
     def __post_init__(self) -> None:
+        self._require_graph()
         for flag in ("steps", "draws", "restarts", "block", "polish", "max_groups", "sampled_kl_draws"):
             value, minimum = getattr(self, flag), 0 if flag == "polish" else 1
             if value is not None and not minimum <= value <= MAX_COUNT:
@@ -78,6 +87,32 @@ class LearnerSettings:
             raise UserError(
                 "model.budget lagrangian gives every size gates of its own. Add --model.family independent, "
                 "or choose --model.budget projected"
+            )
+
+    def _require_graph(self) -> None:
+        """Refuse a method that the graph does not have, and settings that an edge graph cannot follow."""
+        methods = METHODS[self.graph]
+        if self.method not in methods:
+            raise UserError(
+                f"model.method is {self.method}, which does not exist for model.graph {self.graph}. "
+                f"Choose --model.method {' or '.join(methods)}"
+            )
+        if self.graph == "edges" and (self.scope != "input" or self.ablation != "zero"):
+            raise UserError(
+                f"model.graph edges has a graph for every text, whose closed edges emit zero, not scope {self.scope} "
+                f"and ablation {self.ablation}. Choose --model.scope input --model.ablation zero"
+            )
+
+    def require_nodes(self) -> None:
+        """Refuse edges where masks are made of nodes.
+
+        Raises:
+            UserError: How to choose edges.
+        """
+        if self.graph == "edges":
+            raise UserError(
+                "graph edges is not for a MaskLearner in Python. Choose edges with masklearn.edges, or with "
+                "python train.py --model.graph edges"
             )
 
     @property

@@ -1,0 +1,39 @@
+"""The edge graph of one text: gates on single edges of an unmodified model, and s-Trace, which chooses edges."""
+
+from masklearn.edges.bank import EdgeBank, load_bank
+from masklearn.edges.controls import inverse, nucleus, random_connected, threshold
+from masklearn.edges.edge_lm import EdgeLM
+from masklearn.edges.graph import EdgeGates, EdgeGraph
+from masklearn.edges.importance import Importance, importance
+from masklearn.edges.liveness import live, nodes_used, shares_by_kind
+from masklearn.edges.memory import require_memory
+from masklearn.edges.select import by_strace, edge_bank
+from masklearn.edges.sizes import DEFAULT_SHARES, edge_counts, edge_shares
+from masklearn.edges.strace import grow
+from masklearn.edges.verification import require_same_output, verified_edge_lm
+
+__all__ = [
+    "DEFAULT_SHARES",
+    "by_strace",
+    "EdgeBank",
+    "EdgeGates",
+    "EdgeGraph",
+    "EdgeLM",
+    "Importance",
+    "edge_counts",
+    "edge_shares",
+    "grow",
+    "importance",
+    "inverse",
+    "live",
+    "load_bank",
+    "nodes_used",
+    "nucleus",
+    "random_connected",
+    "require_memory",
+    "require_same_output",
+    "shares_by_kind",
+    "edge_bank",
+    "threshold",
+    "verified_edge_lm",
+]

@@ -1,0 +1,45 @@
+"""Sizes of edge subgraphs: shares of all edges, since texts of different lengths have different numbers of edges."""
+
+import math
+from collections.abc import Sequence
+
+from masklearn.errors import UserError
+from masklearn.sizes import LOG_PREFIX
+
+SMALLEST_SHARE, LARGEST_SHARE = 1e-4, 0.8
+"""Ends of a log-spaced series."""
+DEFAULT_SHARES = "log:12"
+
+
+def edge_shares(sizes: Sequence[int | float] | str) -> list[float]:
+    """Shares of the edges to keep, ascending.
+
+    Args:
+        sizes: Shares between 0 and 1, or `log:12` for 12 log-spaced ones.
+
+    Raises:
+        UserError: If a size is not a share, if two are equal, or if the series is unknown.
+    """
+    example = 'for example --model.sizes "[0.001, 0.01, 0.1]" or log:12'
+    if isinstance(sizes, str):
+        number = sizes.removeprefix(LOG_PREFIX)
+        if not sizes.startswith(LOG_PREFIX) or not number.isdecimal() or int(number) < 2:
+            raise UserError(f"model.sizes is {sizes!r}; with --model.graph edges give shares of the edges, {example}")
+        steps = int(number) - 1
+        ratio = LARGEST_SHARE / SMALLEST_SHARE
+        return [float(f"{SMALLEST_SHARE * ratio ** (i / steps):.3g}") for i in range(steps + 1)]
+    outside = [size for size in sizes if not 0 < size <= 1]
+    if outside or not sizes:
+        found = f"asks for {outside[0]} edges" if outside else "is empty"
+        raise UserError(
+            f"model.sizes {found}, but the number of edges depends on the text. Give shares of it, {example}"
+        )
+    shares = sorted(map(float, sizes))
+    if len(set(shares)) < len(shares):
+        raise UserError(f"model.sizes names a share twice: {', '.join(map(str, shares))}. Remove one")
+    return shares
+
+
+def edge_counts(shares: Sequence[float], n_edges: int) -> list[int]:
+    """Edges of every share: rounded down, but at least one."""
+    return [max(1, math.floor(share * n_edges * (1 + 1e-12))) for share in shares]
