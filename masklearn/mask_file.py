@@ -12,9 +12,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from masklearn.ablation import Ablation, AblationName
+from masklearn.circuit_json import read_eap
 from masklearn.errors import UserError, one_line
 from masklearn.files import atomic_write, pack
 from masklearn.graph import NodeGraph
+from masklearn.sizes import resolve_sizes
 from masklearn.version import masklearn_version
 
 FORMAT = 2
@@ -225,6 +227,35 @@ class Mask:
             raise UserError(f"{path} is not a mask file: it has no {error.args[0]!r}") from error
         except (OSError, SafetensorError, UserError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"cannot read the mask file {path}: {one_line(error)}") from error
+
+    @classmethod
+    def from_eap(
+        cls,
+        path: str | Path,
+        model: ModelId,
+        sizes: Sequence[int | float] | None = None,
+        ablation: Ablation = Ablation("resample"),
+    ) -> "Mask":
+        """Read a circuit or importances of EAP-IG or MIB.
+
+        Args:
+            path: The JSON file.
+            model: What it is a circuit of, for example `ModelId("gpt2", None, fingerprint(lm))`.
+            sizes: Cut the scores to so many nodes, the highest first; by default the circuit as it is.
+            ablation: What closed nodes emit; resample ablation by default, as in those tools.
+
+        Raises:
+            UserError: If it is not such a file, if a size is out of range, or if the circuit is empty.
+        """
+        graph, in_circuit, scores = read_eap(path)
+        counts = resolve_sizes(sizes, graph.n_nodes) if sizes is not None else [int(in_circuit.sum())]
+        order = (scores if sizes is not None else in_circuit.float()).argsort(descending=True, stable=True)
+        if counts == [0]:
+            raise UserError(f"{path}: no node is in this circuit. Give sizes, to cut its scores")
+        masks = torch.zeros(1, len(counts), graph.n_nodes, dtype=torch.bool)
+        for index, count in enumerate(counts):
+            masks[0, index, order[:count]] = True
+        return cls(masks, scores[None, None], torch.tensor(counts), graph, model, ablation=ablation)
 
 
 METADATA_TYPES: dict[str, type] = {

@@ -21,7 +21,20 @@ import masklearn
 PACKAGE = Path(masklearn.__file__).parent
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    ("ablation", "errors", "files", "gates", "graph", "mask_file", "objective", "progress", "sizes", "tiny", "version"),
+    (
+        "ablation",
+        "circuit_json",
+        "errors",
+        "files",
+        "gates",
+        "graph",
+        "mask_file",
+        "objective",
+        "progress",
+        "sizes",
+        "tiny",
+        "version",
+    ),
     ("models",),
     ("masking",),
     ("data",),
@@ -29,7 +42,7 @@ FLOORS = (
     ("training",),
     ("evaluation",),
     ("density",),
-    ("report", "tracking"),
+    ("report", "tracking", "export"),
     ("cli",),
 )
 """Folders (and single modules) in the order of the pipeline; each imports only lower ones."""
@@ -41,7 +54,7 @@ ALLOWED_IN = {
     "scipy": {"density"},
     "pandas": {"density", "report", "tracking"},
     "jsonargparse": {"cli", "tiny"},
-    "transformers": {"models", "masking", "data", "cli", "tiny"},
+    "transformers": {"models", "masking", "data", "cli", "tiny", "export"},
 }
 """The folders that may import a library."""
 NOT_IMPORTED = ("wandb", "matplotlib", "jsonargparse", "lightning")

@@ -14,6 +14,7 @@ from masklearn import evaluation
 from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, leave_out_learned, load_texts
+from masklearn.cli.export_flags import ExportFlags
 from masklearn.cli.progress import phase_bars
 from masklearn.data import MaskData, SplitName
 from masklearn.errors import UserError
@@ -91,7 +92,7 @@ def evaluate_bank(
     return results, evaluated
 
 
-def load_model(path: str, bank: Mask, flags: EvaluateFlags) -> tuple[MaskedLM, ModelId]:
+def load_model(path: str, bank: Mask, flags: EvaluateFlags | ExportFlags) -> tuple[MaskedLM, ModelId]:
     """Load the model of a mask file, or the one given in its place if that is the same.
 
     Raises:

@@ -28,7 +28,7 @@ MAX_NAMED_WEIGHTS = 3
 """Missing weights that an error message lists by name."""
 
 
-def _source(lm: str) -> str:
+def source_of(lm: str) -> str:
     """Return the folder or hub id that a model's name stands for.
 
     Raises:
@@ -75,7 +75,7 @@ def load_lm(
     Raises:
         UserError: If the model cannot be found or loaded, or lacks weights.
     """
-    source = _source(lm)
+    source = source_of(lm)
     try:
         # the config comes first: reading it is cheap, and its errors are the clearest
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
@@ -142,7 +142,7 @@ def load_tokenizer(
     Raises:
         UserError: If the tokenizer cannot be found or loaded.
     """
-    source = _source(lm)
+    source = source_of(lm)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises plain exceptions
