@@ -30,6 +30,7 @@ FLOORS = {
         "ablation",
         "mask_file",
         "circuit_json",
+        "hub",
         "progress",
         "version",
         "tiny",

@@ -4,7 +4,7 @@ EAP-IG's files are JSON with `cfg`, `nodes` and `edges` (hannamw/EAP-IG, `Graph.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from masklearn.errors import UserError, one_line
 from masklearn.graph import Node, NodeGraph
+from masklearn.sizes import resolve_sizes
 
 INPUT, LOGITS = "input", "logits"
 """The first and the last node of their graphs, which masks leave alone."""
@@ -102,25 +103,35 @@ def edge_pruning_edges(graph: NodeGraph, mask: Tensor, parallel: bool, positions
     return found
 
 
-def read_eap(path: str | Path) -> tuple[NodeGraph, Tensor, Tensor]:
+def read_eap(path: str | Path, sizes: Sequence[int | float] | None) -> tuple[NodeGraph, Tensor, Tensor]:
     """Read the nodes of an EAP-IG or MIB file.
 
+    Args:
+        path: The JSON file.
+        sizes: Cut the scores to so many nodes, the highest first; None for the circuit as it is.
+
     Returns:
-        The node graph; which nodes are in the circuit, boolean of shape (nodes,); and their scores, of the same shape:
-        1 and 0 by membership if the file has none.
+        The node graph; a mask for each size, ascending, boolean of shape (sizes, nodes); and the scores of the nodes,
+        shape (nodes,): 1 and 0 by membership if the file has none.
 
     Raises:
-        UserError: If it is not such a file.
+        UserError: If it is not such a file, if a size is out of range, or if the circuit is empty.
     """
     path = Path(path).expanduser()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         graph = NodeGraph(int(content["cfg"]["n_layers"]), int(content["cfg"]["n_heads"]))
         nodes = [content["nodes"][name] for name in graph.names]
-        mask = torch.tensor([bool(node["in_graph"]) for node in nodes])
+        circuit = torch.tensor([bool(node["in_graph"]) for node in nodes])
         scores = torch.tensor([float(node.get("score", node["in_graph"])) for node in nodes])
     except KeyError as error:
         raise UserError(f"{path} is not a graph of EAP-IG or MIB: it has no {error.args[0]!r}") from error
-    except (OSError, ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"cannot read {path} as a graph of EAP-IG or MIB: {one_line(error)}") from error
-    return graph, mask, scores
+    if sizes is None and not circuit.any():
+        raise UserError(f"{path}: no node is in this circuit. Give sizes, to cut its scores")
+    if sizes is None:
+        return graph, circuit[None], scores
+    order = scores.argsort(descending=True, stable=True)
+    counts = torch.tensor(resolve_sizes(sizes, graph.n_nodes))
+    return graph, order.argsort() < counts[:, None], scores

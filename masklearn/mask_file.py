@@ -11,12 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from masklearn import hub
 from masklearn.ablation import Ablation, AblationName
 from masklearn.circuit_json import read_eap
 from masklearn.errors import UserError, one_line
 from masklearn.files import atomic_write, pack
 from masklearn.graph import NodeGraph
-from masklearn.sizes import resolve_sizes
 from masklearn.version import masklearn_version
 
 FORMAT = 2
@@ -228,6 +228,23 @@ class Mask:
         except (OSError, SafetensorError, UserError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"cannot read the mask file {path}: {one_line(error)}") from error
 
+    def push_to_hub(self, repo: str, private: bool | None = None, token: str | None = None) -> str:
+        """Write the bank to a repository of the Hugging Face hub, with a card, and return its address.
+
+        Raises:
+            UserError: If the bank is damaged, or if there is no network, no token or no right to write there.
+        """
+        return hub.push(self, repo, private, token)
+
+    @classmethod
+    def from_pretrained(cls, repo: str | Path, revision: str | None = None, token: str | None = None) -> "Mask":
+        """Open the mask file of a folder, such as a run's, or of a repository of the hub: see `load`.
+
+        Raises:
+            UserError: If there is none, or if the hub cannot be reached.
+        """
+        return cls.load(hub.fetch(repo, revision, token))
+
     @classmethod
     def from_eap(
         cls,
@@ -247,15 +264,8 @@ class Mask:
         Raises:
             UserError: If it is not such a file, if a size is out of range, or if the circuit is empty.
         """
-        graph, in_circuit, scores = read_eap(path)
-        counts = resolve_sizes(sizes, graph.n_nodes) if sizes is not None else [int(in_circuit.sum())]
-        order = (scores if sizes is not None else in_circuit.float()).argsort(descending=True, stable=True)
-        if counts == [0]:
-            raise UserError(f"{path}: no node is in this circuit. Give sizes, to cut its scores")
-        masks = torch.zeros(1, len(counts), graph.n_nodes, dtype=torch.bool)
-        for index, count in enumerate(counts):
-            masks[0, index, order[:count]] = True
-        return cls(masks, scores[None, None], torch.tensor(counts), graph, model, ablation=ablation)
+        graph, masks, scores = read_eap(path, sizes)
+        return cls(masks[None], scores[None, None], masks.sum(-1), graph, model, ablation=ablation)
 
 
 METADATA_TYPES: dict[str, type] = {

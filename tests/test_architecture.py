@@ -28,6 +28,7 @@ FLOORS = (
         "files",
         "gates",
         "graph",
+        "hub",
         "mask_file",
         "objective",
         "progress",
