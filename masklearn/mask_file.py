@@ -11,7 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from masklearn import hub
 from masklearn.ablation import Ablation, AblationName
+from masklearn.circuit_json import read_eap
 from masklearn.errors import UserError, one_line
 from masklearn.files import atomic_write, pack
 from masklearn.graph import NodeGraph
@@ -233,6 +235,45 @@ class Mask:
             raise UserError(f"{path} is not a mask file: it has no {error.args[0]!r}") from error
         except (OSError, SafetensorError, UserError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"cannot read the mask file {path}: {one_line(error)}") from error
+
+    def push_to_hub(self, repo: str, private: bool | None = None, token: str | None = None) -> str:
+        """Write the bank to a repository of the Hugging Face hub, with a card, and return its address.
+
+        Raises:
+            UserError: If the bank is damaged, or if there is no network, no token or no right to write there.
+        """
+        return hub.push(self, repo, private, token)
+
+    @classmethod
+    def from_pretrained(cls, repo: str | Path, revision: str | None = None, token: str | None = None) -> "Mask":
+        """Open the mask file of a folder, such as a run's, or of a repository of the hub: see `load`.
+
+        Raises:
+            UserError: If there is none, or if the hub cannot be reached.
+        """
+        return cls.load(hub.fetch(repo, revision, token))
+
+    @classmethod
+    def from_eap(
+        cls,
+        path: str | Path,
+        model: ModelId,
+        sizes: Sequence[int | float] | None = None,
+        ablation: Ablation = Ablation("resample"),
+    ) -> "Mask":
+        """Read a circuit or importances of EAP-IG or MIB.
+
+        Args:
+            path: The JSON file.
+            model: What it is a circuit of, for example `ModelId("gpt2", None, fingerprint(lm))`.
+            sizes: Cut the scores to so many nodes, the highest first; by default the circuit as it is.
+            ablation: What closed nodes emit; resample ablation by default, as in those tools.
+
+        Raises:
+            UserError: If it is not such a file, if a size is out of range, or if the circuit is empty.
+        """
+        graph, masks, scores = read_eap(path, sizes)
+        return cls(masks[None], scores[None, None], masks.sum(-1), graph, model, ablation=ablation)
 
 
 METADATA_TYPES: dict[str, type] = {

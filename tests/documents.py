@@ -23,8 +23,8 @@ def blocks(document: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.S)
 
 
-def commands(document: Path, scripts: tuple[str, ...] = ("train.py", "evaluate.py")) -> list[list[str]]:
-    """The calls of some scripts in a document, each once, as arguments; by default of the two entry points."""
+def commands(document: Path, scripts: tuple[str, ...] = ("train.py", "evaluate.py", "export.py")) -> list[list[str]]:
+    """The calls of some scripts in a document, each once, as arguments; by default of the entry points."""
     shell = "\n".join(blocks(document, "bash")).replace("\\\n", " ").replace("&&", "\n")
     found = [shlex.split(line, comments=True)[1:] for line in shell.splitlines() if line.strip().startswith("python ")]
     return [list(command) for command in dict.fromkeys(map(tuple, found)) if command[0].startswith(scripts)]

@@ -21,7 +21,21 @@ import masklearn
 PACKAGE = Path(masklearn.__file__).parent
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    ("ablation", "errors", "files", "gates", "graph", "mask_file", "objective", "progress", "sizes", "tiny", "version"),
+    (
+        "ablation",
+        "circuit_json",
+        "errors",
+        "files",
+        "gates",
+        "graph",
+        "hub",
+        "mask_file",
+        "objective",
+        "progress",
+        "sizes",
+        "tiny",
+        "version",
+    ),
     ("models",),
     ("masking",),
     ("edges",),
@@ -30,7 +44,7 @@ FLOORS = (
     ("training",),
     ("evaluation",),
     ("density",),
-    ("report", "tracking"),
+    ("report", "tracking", "export"),
     ("api",),
     ("cli",),
 )
@@ -43,7 +57,7 @@ ALLOWED_IN = {
     "scipy": {"density"},
     "pandas": {"api", "density", "report", "tracking"},
     "jsonargparse": {"cli", "tiny"},
-    "transformers": {"api", "models", "masking", "edges", "data", "cli", "tiny"},
+    "transformers": {"api", "models", "masking", "edges", "data", "cli", "tiny", "export"},
 }
 """The folders that may import a library."""
 NOT_IMPORTED = ("wandb", "matplotlib", "jsonargparse", "lightning")

@@ -12,7 +12,7 @@ from conftest import ROOT, Run
 from documents import DOCUMENTS, IN_SMALL, blocks, commands, lay_out_desk
 from jsonargparse import auto_cli
 
-from masklearn.cli import evaluate, train
+from masklearn.cli import evaluate, export, train
 from masklearn.tiny import train as trainer
 
 PAGES = [*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", ROOT / "benchmarks" / "README.md"]
@@ -38,6 +38,8 @@ def test_every_command_of_the_documents_runs(command: list[str], desk: Path) -> 
             if not mask.parent.is_dir():
                 shutil.copytree(desk / "runs" / "my-run", mask.parent)
         assert evaluate(args) == 0
+    elif entry_point == "export.py":
+        assert export(args) == 0
     else:
         assert train([*args, *([] if "--run.resume" in args else IN_SMALL)]) == 0
 

@@ -78,3 +78,57 @@ def test_a_model_in_training_mode_is_refused(lm: PreTrainedModel, tokens: Tensor
     lm.eval()
     with ml.gated(lm, gates):
         torch.testing.assert_close(lm(tokens).logits, expected)
+
+
+# --- constants in place of closed nodes -------------------------------------------------------------------------------
+
+
+def constants(lm: PreTrainedModel, tokens: Tensor) -> dict[str, ml.Ablation]:
+    """The ablations that a cache allows: their closed nodes emit the same at every position."""
+    mean = MaskedLM(lm).mean_ablation([(tokens, torch.ones_like(tokens, dtype=torch.bool))])
+    noisy = [
+        tuple(value + torch.linspace(0, 1, value.shape[-1]) for value in values) for values in (mean.heads, mean.mlps)
+    ]
+    return {"zero": ml.Ablation(), "mean": mean, "learned": ml.Ablation("learned", *noisy)}
+
+
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"num_beams": 3, "do_sample": False}, {"do_sample": True}],
+                         ids=["greedy", "beams", "sampling"])  # fmt: skip
+def test_a_batch_padded_on_the_left_generates_with_a_cache_what_each_text_does_without(
+    lm: PreTrainedModel, tokens: Tensor, options: dict[str, object]
+) -> None:
+    real = torch.ones_like(tokens)
+    real[0, :2] = 0
+    for ablation in constants(lm, tokens).values():
+        found = []
+        for use_cache in (True, False):
+            torch.manual_seed(0)
+            with ml.gated(lm, half(lm), ablation):
+                output = lm.generate(tokens, attention_mask=real, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
+                                     eos_token_id=None, use_cache=use_cache, **options)  # fmt: skip
+            found.append(output.tolist())
+        assert found[0] == found[1]
+        if options == {"do_sample": False}:
+            with ml.gated(lm, half(lm), ablation):
+                alone = lm.generate(tokens[:1, 2:], attention_mask=real[:1, 2:], max_new_tokens=NEW_TOKENS,
+                                    min_new_tokens=NEW_TOKENS, eos_token_id=None, do_sample=False)  # fmt: skip
+            assert alone[0, -NEW_TOKENS:].tolist() == found[0][0][-NEW_TOKENS:]
+
+
+def test_tokens_stream_as_they_are_generated(lm: PreTrainedModel, tokens: Tensor) -> None:
+    class Streamer:
+        def __init__(self) -> None:
+            self.ids: list[int] = []
+
+        def put(self, value: Tensor) -> None:
+            self.ids += value.flatten().tolist()
+
+        def end(self) -> None:
+            self.ids.append(-1)
+
+    streamer = Streamer()
+    with ml.gated(lm, half(lm)):
+        output = lm.generate(tokens[1:], max_new_tokens=NEW_TOKENS, do_sample=False, streamer=streamer,
+                             attention_mask=torch.ones_like(tokens[1:]), eos_token_id=None)  # fmt: skip
+        assert streamer.ids == [*output[0].tolist(), -1]
+        assert output[0, -NEW_TOKENS:].tolist() == greedy(lm, tokens[1:])

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
 from masklearn.cli.evaluate_command import run_evaluation
+from masklearn.cli.export_command import run_export
 from masklearn.cli.stopping import interruptible
 from masklearn.cli.train_command import run_training
 from masklearn.errors import UserError, one_line
@@ -35,6 +36,11 @@ def train(args: list[str] | None = None) -> int:
 def evaluate(args: list[str] | None = None) -> int:
     """Run `python evaluate.py`; arguments and result are those of `train`."""
     return _exit_code(run_evaluation, args)
+
+
+def export(args: list[str] | None = None) -> int:
+    """Run `python export.py`; arguments and result are those of `train`."""
+    return _exit_code(run_export, args)
 
 
 def _exit_code(command: Callable[[list[str] | None], None], args: list[str] | None) -> int:

@@ -15,6 +15,7 @@ from masklearn import evaluation
 from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, leave_out_learned, load_texts
+from masklearn.cli.export_flags import ExportFlags
 from masklearn.data import MaskData, SplitName
 from masklearn.edges import EdgeBank
 from masklearn.errors import UserError
@@ -93,7 +94,7 @@ def evaluate_bank(
     return results, evaluated
 
 
-def load_model(path: str, bank: Mask, flags: EvaluateFlags) -> tuple[MaskedLM, ModelId]:
+def load_model(path: str, bank: Mask, flags: EvaluateFlags | ExportFlags) -> tuple[MaskedLM, ModelId]:
     """Load the model of a mask file, or the one given in its place if that is the same.
 
     Raises:
@@ -107,7 +108,9 @@ def load_model(path: str, bank: Mask, flags: EvaluateFlags) -> tuple[MaskedLM, M
     return masked_lm, model
 
 
-def model_of_bank(path: str, bank: Mask | EdgeBank, flags: EvaluateFlags) -> tuple[PreTrainedModel, ModelId]:
+def model_of_bank(
+    path: str, bank: Mask | EdgeBank, flags: EvaluateFlags | ExportFlags
+) -> tuple[PreTrainedModel, ModelId]:
     """Load the model that a bank names, or the one given in its place, in the precision of the bank's run.
 
     Raises:

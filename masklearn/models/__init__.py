@@ -14,7 +14,7 @@ from masklearn.models.loading import (
     require_in_memory,
 )
 from masklearn.models.prefix import Prefix, can_share_prefixes, prefix_of, recording, starting_at
-from masklearn.models.sources import EMBEDDED
+from masklearn.models.sources import EMBEDDED, model_source
 from masklearn.models.unwrapping import name_of, running_eagerly, unwrapped
 from masklearn.models.verification import require_finite_outputs, verify_gates
 
@@ -33,6 +33,7 @@ __all__ = [
     "input_device",
     "load_lm",
     "load_tokenizer",
+    "model_source",
     "name_of",
     "override_forward",
     "prefix_of",

@@ -1,0 +1,64 @@
+"""`python export.py`: from a mask file to a smaller model, or to the files of other tools."""
+
+import sys
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+from transformers import AutoConfig
+
+from masklearn.cli.evaluate_bank import load_model
+from masklearn.cli.export_flags import ExportFlags
+from masklearn.cli.parsing import as_user_errors
+from masklearn.errors import UserError, one_line
+from masklearn.export import cost_table, to_circuits, to_hf
+from masklearn.mask_file import Mask
+from masklearn.models import load_tokenizer, model_source
+
+
+def run_export(args: list[str] | None) -> None:
+    """Run `python export.py`.
+
+    Args:
+        args: The command line; that of the process by default.
+
+    Raises:
+        UserError: If a flag or a file is not valid, or if the mask cannot be written in this format.
+    """
+    flags = _parse(sys.argv[1:] if args is None else args)
+    bank = Mask.load(flags.mask)
+    if flags.to != "hf":
+        for file in to_circuits(bank, _config(bank, flags), flags.out, flags.to, flags.size, flags.group):
+            print(f"Written: {file}")
+        return
+    assert flags.size is not None
+    bank.select(flags.size, flags.group)  # a size that it lacks is told before the model is loaded
+    masked_lm, model = load_model(flags.mask, bank, flags)
+    tokenizer = load_tokenizer(model.lm, model.revision, flags.trusted["trust_remote_code"])
+    export = to_hf(masked_lm.lm, tokenizer, bank, flags.size, flags.out, flags.group, flags.time)
+    how = "plain transformers loads it" if export.stock else "it loads with trust_remote_code=True: its layers differ"
+    print(f"Written: {flags.out} ({how}; logits within {export.max_logit_gap:.0e} of the gated model's)")
+    print(cost_table(export.before, export.after))
+
+
+def _parse(args: Sequence[str]) -> ExportFlags:
+    parser = ArgumentParser(
+        prog="export.py", exit_on_error=False, allow_abbrev=False,
+        description="Write a mask as a smaller model, or in the formats of other tools.",
+        usage="export.py --mask FILE [--to hf] [--size SIZE] [other flags] OUT",
+    )  # fmt: skip
+    parser.add_class_arguments(ExportFlags)
+    args = list(args)
+    if args and not args[-1].startswith("-") and "--out" not in " ".join(args) and len(args) > 1:
+        args[-1:] = ["--out", args[-1]]
+    with as_user_errors(parser):
+        return ExportFlags(**parser.parse_args(args).as_dict())
+
+
+def _config(bank: Mask, flags: ExportFlags):
+    name, revision = flags.lm or bank.model.lm, None if flags.lm else bank.model.revision
+    try:
+        source = model_source(name, revision)
+        remote = flags.trusted["trust_remote_code"]
+        return AutoConfig.from_pretrained(source.location, trust_remote_code=remote, **source.options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the config of {name!r} ({one_line(error)}). Give the model with --lm") from error

@@ -1,0 +1,54 @@
+"""The flags of `python export.py`."""
+
+from pathlib import Path
+from typing import Literal
+
+from masklearn.errors import UserError
+from masklearn.models import DTypeName
+
+ExportFormat = Literal["hf", "eap", "mib", "edge-pruning", "list"]
+"""What can be written: see `ExportFlags`."""
+
+
+class ExportFlags:
+    """A mask, and what to write.
+
+    Args:
+        mask: Mask file.
+        out: Folder to write; it must not exist.
+        to: hf: a Hugging Face folder in which closed heads and MLPs are gone. eap: a graph for EAP-IG. mib: the
+            importances (or circuits) of a MIB submission. edge-pruning: pairs of nodes. list: names of open nodes.
+        size: Nodes of the mask to write, a count or a fraction. hf needs it; the others write all sizes by default.
+        group: The group to write, if the file has masks of several.
+        lm: The model, if it has moved since the masks were learned.
+        dtype: Precision of the weights; that of the mask's run by default.
+        time: Measure prefill and decode time before and after, for the model card (hf).
+        allow_pickle: Also read weights that are not safetensors; such a file can run code when it is read.
+        trust_remote_code: Run the Python files that come with the model. Never taken from a mask file.
+
+    Raises:
+        UserError: If the size is missing, or if the folder exists.
+    """
+
+    def __init__(
+        self,
+        mask: str,
+        out: str,
+        to: ExportFormat = "hf",
+        size: int | float | None = None,
+        group: str | None = None,
+        lm: str | None = None,
+        dtype: DTypeName | None = None,
+        time: bool = True,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.mask, self.out = str(Path(mask).expanduser()), Path(out).expanduser()
+        self.to: ExportFormat = to
+        self.size, self.group, self.lm, self.time = size, group, lm, time
+        self.dtype: DTypeName | None = dtype
+        self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+        if to == "hf" and size is None:
+            raise UserError("--to hf writes one mask. Say which with --size, for example --size 0.5")
+        if self.out.exists():
+            raise UserError(f"{self.out} already exists and is kept. Choose another folder")

@@ -1,0 +1,194 @@
+"""Exported folders compute what gated models compute, without the weights of what is closed."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Run, refused, tiny_gpt2, tiny_llama
+from families import BY_NAME, FAMILIES, Family
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import masklearn as ml
+from masklearn.cli import export
+from masklearn.export import HFExport, subgraph_model, to_hf
+from masklearn.export.anatomy import ANATOMIES
+from masklearn.mask_file import ModelId
+from masklearn.masking import MaskedLM
+
+REMOVABLE = [family for family in FAMILIES if family.model_type in ANATOMIES]
+MIXED = [[1, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+"""Key-value heads that serve different numbers of queries and no MLP; then an MLP alone."""
+HEADLESS_START = [[0, 0, 0, 0, 1], [0, 1, 0, 0, 0]]
+"""No heads in the layer by which a cache counts its tokens; then a head alone."""
+EVEN = [[1, 0, 1, 0, 1], [0, 1, 0, 1, 1]]
+"""As many heads in every layer, one of each group, and every MLP: a stock class holds that."""
+
+
+def bank(lm: PreTrainedModel, rows: list[list[int]], ablation: ml.Ablation = ml.Ablation()) -> ml.Mask:
+    """A bank of one mask, given as a row for each layer with the MLP last."""
+    gates, graph = torch.tensor(rows, dtype=torch.bool).flatten(), ml.NodeGraph.of(lm)
+    sizes, scores = gates.sum().view(1), torch.zeros(1, 1, graph.n_nodes)
+    return ml.Mask(gates[None, None], scores, sizes, graph, ModelId("a model", None, "f"), ablation=ablation)
+
+
+def ablations(lm: PreTrainedModel) -> dict[str, ml.Ablation]:
+    """Zero, mean and learned ablation; the constants of the last are random."""
+    ids = torch.randint(3, 50, (4, 9), generator=torch.Generator().manual_seed(2))
+    mean = MaskedLM(lm).mean_ablation([(ids, torch.ones_like(ids, dtype=torch.bool))])
+    torch.manual_seed(0)
+    learned = (tuple(torch.randn_like(value) for value in values) for values in (mean.heads, mean.mlps))
+    return {"zero": ml.Ablation(), "mean": mean, "learned": ml.Ablation("learned", *learned)}
+
+
+def exported(lm: PreTrainedModel, mask: ml.Mask, folder: Path) -> tuple[HFExport, Any]:
+    """The export, and its model as users load it."""
+    export = to_hf(lm, None, mask, int(mask.sizes[0]), folder, time=False)
+    smaller = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=not export.stock)
+    return export, smaller.eval()
+
+
+@pytest.mark.parametrize("family", REMOVABLE, ids=lambda family: family.name)
+def test_the_logits_of_a_folder_are_those_of_the_gated_model(family: Family, tmp_path: Path) -> None:
+    lm = family.build()
+    found = ablations(lm)
+    ids = torch.randint(3, 60, (3, 8), generator=torch.Generator().manual_seed(5))
+    for index, (name, rows) in enumerate([("zero", MIXED), ("mean", HEADLESS_START), ("learned", MIXED)]):
+        mask = bank(lm, rows, found[name])
+        export, smaller = exported(lm, mask, tmp_path / str(index))
+        with torch.no_grad(), ml.gated(lm, mask.mask[0, 0], mask.ablation):
+            expected = lm(ids).logits
+        assert_close(smaller(ids).logits, expected, atol=1e-5 * expected.abs().max().clamp(min=1).item(), rtol=0)
+        assert export.max_logit_gap < 1e-5  # with a cache and padding on the left
+        assert not export.stock
+
+
+def generated(lm: Any, ids: Tensor, real: Tensor, **options: Any) -> Tensor:
+    torch.manual_seed(0)
+    return lm.generate(ids, attention_mask=real, max_new_tokens=6, min_new_tokens=6, eos_token_id=None, **options)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "olmo2"])
+def test_a_folder_generates_what_the_gated_model_does(name: str, tmp_path: Path) -> None:
+    lm = BY_NAME[name].build()
+    mask = bank(lm, HEADLESS_START, ablations(lm)["mean"])
+    _, smaller = exported(lm, mask, tmp_path / "out")
+    ids = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(5))
+    real = torch.ones_like(ids)
+    real[0, :2] = 0
+    for options in ({"do_sample": False}, {"num_beams": 3, "do_sample": False}, {"do_sample": True}):
+        with ml.gated(lm, mask.mask[0, 0], mask.ablation):
+            expected = generated(lm, ids, real, **options)
+        assert generated(smaller, ids, real, **options).tolist() == expected.tolist()
+        assert generated(smaller, ids, real, use_cache=False, **options).tolist() == expected.tolist()
+
+
+def test_what_is_closed_is_gone_and_a_key_value_head_goes_with_its_group(tmp_path: Path) -> None:
+    """By hand: 4 query heads of width 8 in groups of 2, stream 24, MLP 40."""
+    lm = tiny_llama(layers=2)
+    rows = [[1, 0, 0, 0, 0], [0, 1, 1, 0, 1]]
+    export, smaller = exported(lm, bank(lm, rows), tmp_path / "out")
+    weights = {name: tuple(tensor.shape) for name, tensor in smaller.named_parameters()}
+    first, second = "model.layers.0.self_attn", "model.layers.1.self_attn"
+    assert weights[f"{first}.q_proj.weight"] == weights[f"{first}.k_proj.weight"] == (8, 24)
+    assert weights[f"{first}.o_proj.weight"] == (24, 8)
+    assert weights[f"{second}.q_proj.weight"] == weights[f"{second}.v_proj.weight"] == (16, 24)
+    assert not any(name.startswith("model.layers.0.mlp") for name in weights)
+    removed = 3 * 8 * 24 * 2 + 2 * 8 * 24 + 3 * 24 * 40 + 24 + 2 * 8 * 24 * 2  # the 24: the norm before the MLP
+    assert export.before.parameters - export.after.parameters == removed
+    assert export.before.cache_bytes == 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, bytes
+    assert export.after.cache_bytes == 3 * 2 * 8 * 4
+
+
+def test_plain_transformers_loads_what_its_config_can_say(tmp_path: Path) -> None:
+    lm = BY_NAME["mistral"].build()
+    export, smaller = exported(lm, bank(lm, EVEN), tmp_path / "out")
+    assert export.stock
+    assert type(smaller) is type(lm)
+    assert smaller.config.num_attention_heads == 2
+    assert not list((tmp_path / "out").glob("*.py"))
+    assert "trust_remote_code" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_folder_with_code_is_refused_without_trust_and_needs_no_masklearn(tmp_path: Path) -> None:
+    """A stock class would take it for the whole model, and fill what is missing at random."""
+    lm, out = tiny_llama(layers=2), tmp_path / "out"
+    exported(lm, bank(lm, MIXED), out)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoModelForCausalLM.from_pretrained(out, trust_remote_code=False)
+    assert "trust_remote_code=True" in (out / "README.md").read_text()
+    tree = ast.parse((out / "modeling_subgraph.py").read_text())
+    froms = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    imports = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert froms | imports == {"copy", "sys", "typing", "torch", "transformers"}
+
+
+def test_a_folder_can_be_saved_again(tmp_path: Path) -> None:
+    lm = tiny_gpt2()
+    _, smaller = exported(lm, bank(lm, [[1, 0, 1, 0, 0], [0] * 5, [1] * 5]), tmp_path / "out")
+    smaller.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    ids = torch.arange(3, 12)[None]
+    assert_close(again(ids).logits, smaller(ids).logits)
+
+
+def test_a_wrong_weight_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lm, right = tiny_llama(layers=2), subgraph_model.slices
+    monkeypatch.setattr(subgraph_model, "slices", lambda heads, width: right(heads, width).flip(0))
+    message = refused(lambda: to_hf(lm, None, bank(lm, [[1, 0, 0, 0, 1], [1] * 5]), 7, tmp_path / "out", time=False))
+    assert "differ from those of the gated model" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_exported_is_refused_at_once(tmp_path: Path) -> None:
+    lm = tiny_llama(layers=2)
+    found = ablations(lm)["mean"]
+    twice = (tuple(torch.cat([value, value], 1) for value in values) for values in (found.heads, found.mlps))
+    positional = ml.Ablation("mean-positional", *twice)
+    out = tmp_path / "out"
+    for mask, model, reason in (
+        (bank(lm, MIXED, ml.Ablation("resample")), lm, "corrupted input"),
+        (bank(lm, MIXED, positional), lm, "each position"),
+        (bank(BY_NAME["falcon"].build(), MIXED), BY_NAME["falcon"].build(), "how to remove nodes of falcon"),
+    ):
+        assert reason in refused(lambda mask=mask, model=model: to_hf(model, None, mask, int(mask.sizes[0]), out))
+    assert "no mask of 3 nodes" in refused(lambda: to_hf(lm, None, bank(lm, MIXED), 3, out))
+    assert not out.exists()
+    out.mkdir()
+    assert "already exists" in refused(lambda: to_hf(lm, None, bank(lm, MIXED), 4, out))
+
+
+# --- export.py --------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_model_with_its_card(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "smaller"
+    assert export(["--mask", str(run.folder / "mask.safetensors"), "--size", "0.5", "--to", "hf", str(out)]) == 0
+    printed, card = capsys.readouterr().out, (out / "README.md").read_text()
+    assert "it loads with trust_remote_code=True" in printed or "plain transformers loads it" in printed
+    for row in ("parameters", "bytes of weights", "prefill of 256 tokens, ms", "decoding of a token, ms"):
+        assert row in printed
+        assert row in card
+    assert "18 of 36 nodes" in card
+    assert (out / "tokenizer.json").exists()
+    assert json.loads((out / "config.json").read_text())["base_model_type"] == "llama"
+
+
+def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask, other = str(run.folder / "mask.safetensors"), tmp_path / "other"
+    tiny_llama().save_pretrained(other)
+    for args, reason in (
+        (["--size", "17", str(tmp_path / "out")], "no mask of 17 nodes; it has 4, 18, 30"),
+        ([str(tmp_path / "out")], "--size 0.5"),
+        (["--size", "18", str(tmp_path)], "already exists"),
+        (["--size", "18", "--to", "onnx", str(tmp_path / "out")], "choose from hf, eap"),
+        (["--size", "18", "--lm", str(other), str(tmp_path / "out")], "was learned on"),
+    ):
+        assert export(["--mask", mask, *args]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert reason in error

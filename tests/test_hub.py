@@ -1,0 +1,137 @@
+"""Mask files on the hub, here a local fake of its HTTP interface, and in folders."""
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from conftest import refused
+from huggingface_hub import constants
+
+import masklearn as ml
+from masklearn.hub import card
+from masklearn.mask_file import ModelId
+
+REPO, COMMIT = "me/my-masks", "0" * 40
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """One repository in memory: it is made, gets files in one commit, and gives them back."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    tokens: ClassVar[set[str | None]] = set()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing."""
+
+    def send(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.tokens.add(self.headers.get("Authorization"))
+        if self.headers.get("Authorization") != "Bearer hf_right":
+            self.send({"error": "Invalid user token"}, 401)
+        elif self.path.endswith("/preupload/main"):
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            self.send({"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]})
+        elif self.path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            url = f"http://{self.headers['Host']}/{REPO}/commit/{COMMIT}"
+            self.send({"commitUrl": url, "commitOid": COMMIT, "success": True})
+        else:
+            self.send({"url": f"http://{self.headers['Host']}/{REPO}", "id": REPO, "warnings": [], "errors": []})
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        if "/resolve/" not in self.path or name not in self.files:
+            self.send({"error": "not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+            return
+        content = self.files[name]
+        etag = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        self.send(content, headers=etag)
+
+    do_HEAD = do_GET  # noqa: N815
+
+
+@pytest.fixture
+def mask() -> ml.Mask:
+    """A bank of two sizes, one of which was measured."""
+    graph = ml.NodeGraph(2, 3)
+    masks = torch.tensor([[[0, 1, 0, 1, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0, 1, 0]]], dtype=torch.bool)
+    metrics = [{"s": 4, "kl": 0.12345, "tv": 0.5, "top1": 0.75}]
+    config = {"model": {"sizes": [2, 4]}}
+    return ml.Mask(masks, torch.zeros(1, 1, 8), torch.tensor([2, 4]), graph, ModelId("a/model", None, "f"),
+                   config=config, metrics=metrics)  # fmt: skip
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[FakeHub]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    monkeypatch.setattr(FakeHub, "files", {})
+    yield FakeHub
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_bank_goes_to_the_hub_and_comes_back(mask: ml.Mask, hub: type[FakeHub], tmp_path: Path) -> None:
+    assert mask.push_to_hub(REPO, token="hf_right").endswith(REPO)
+    assert set(hub.files) == {"mask.safetensors", "config.json", "README.md"}
+    mask.save(tmp_path / "mask.safetensors")
+    assert hub.files["mask.safetensors"] == (tmp_path / "mask.safetensors").read_bytes()
+    assert json.loads(hub.files["config.json"]) == mask.config
+    back = ml.Mask.from_pretrained(REPO)
+    assert torch.equal(back.mask, mask.mask)
+    assert back.metrics == mask.metrics
+
+
+def test_the_card_says_what_the_bank_is_and_how_to_load_it(mask: ml.Mask) -> None:
+    text = card(mask, REPO)
+    assert "| 2 | 25% | 1 | 1 |  |  |  |" in text
+    assert "| 4 | 50% | 3 | 1 | 0.1235 | 0.5 | 0.75 |" in text
+    assert f'ml.Mask.from_pretrained("{REPO}")' in text
+    assert "mask.select(s=4)" in text
+    assert text.split("```")[-2].strip().splitlines() == ["1  ··■  ·", "  0  ■■·  ■"]
+
+
+def test_a_wrong_token_and_an_absent_repository_are_one_line(mask: ml.Mask, hub: type[FakeHub]) -> None:
+    for action in (
+        lambda: mask.push_to_hub(REPO, token="hf_wrong"),
+        lambda: ml.Mask.from_pretrained("me/other", token="hf_right"),
+    ):
+        message = refused(action)
+        assert "hf auth login" in message
+        assert "\n" not in message
+    assert not hub.files
+
+
+def test_without_a_network_folders_still_open(mask: ml.Mask, tmp_path: Path) -> None:
+    mask.save(tmp_path / "run" / "mask.safetensors")
+    assert torch.equal(ml.Mask.from_pretrained(tmp_path / "run").mask, mask.mask)
+    assert "has no mask.safetensors" in refused(lambda: ml.Mask.from_pretrained(tmp_path))
+    for action in (lambda: mask.push_to_hub(REPO, token="hf_right"), lambda: ml.Mask.from_pretrained(REPO)):
+        assert "the network" in refused(action)
