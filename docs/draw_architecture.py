@@ -15,7 +15,7 @@ DOCS = Path(__file__).parent
 PACKAGE = Path(masklearn.__file__).parent
 FLOORS = {
     "entry points": ["cli"],
-    "output": ["density", "report", "tracking"],
+    "output": ["density", "evidence", "report", "tracking"],
     "evaluation": ["evaluation"],
     "training": ["training"],
     "data and selection": ["data", "selection"],

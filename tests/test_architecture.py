@@ -28,7 +28,7 @@ FLOORS = (
     ("selection",),
     ("training",),
     ("evaluation",),
-    ("density",),
+    ("density", "evidence"),
     ("report", "tracking"),
     ("cli",),
 )
@@ -38,7 +38,7 @@ ALLOWED_IN = {
     "wandb": {"tracking"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
-    "scipy": {"density"},
+    "scipy": {"density", "evidence"},
     "pandas": {"density", "report", "tracking"},
     "jsonargparse": {"cli", "tiny"},
     "transformers": {"models", "masking", "data", "cli", "tiny"},

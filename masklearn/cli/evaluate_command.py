@@ -14,11 +14,13 @@ from masklearn import evaluation
 from masklearn.cli.evaluate_bank import EvaluatedBank, evaluate_bank
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import MODEL_KEYS
+from masklearn.cli.evidence_command import run_evidence
 from masklearn.cli.parsing import as_user_errors
 from masklearn.cli.run_folder import METRICS_FILE, RunFolder
 from masklearn.cli.study_command import write_study
 from masklearn.data import MaskData
 from masklearn.errors import UserError
+from masklearn.evidence.plan import EvidencePlan
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
 
@@ -32,15 +34,18 @@ def run_evaluation(args: list[str] | None) -> None:
     Raises:
         UserError: If a flag or a file is not valid, or if the results would overwrite others.
     """
-    flags, requested = _parse(sys.argv[1:] if args is None else args)
+    flags, plan, requested = _parse(sys.argv[1:] if args is None else args)
     masks = [Mask.load(path) for path in flags.mask]
+    if flags.evidence:
+        run_evidence(flags, plan, masks, requested)
+        return
     flags.fill_defaults(masks)
     with locked_output(flags.out) as file:
         _evaluate_all(flags, masks, requested, file)
 
 
-def _parse(args: Sequence[str]) -> tuple[EvaluateFlags, dict[str, Any]]:
-    """The flags, and the `--data.*` flags among them that were given."""
+def _parse(args: Sequence[str]) -> tuple[EvaluateFlags, EvidencePlan, dict[str, Any]]:
+    """The flags, those of `--evidence`, and the `--data.*` flags among them that were given."""
     parser = ArgumentParser(
         prog="evaluate.py",
         exit_on_error=False,
@@ -48,13 +53,15 @@ def _parse(args: Sequence[str]) -> tuple[EvaluateFlags, dict[str, Any]]:
         description="Evaluate masks on held-out text. data.* flags that are not given are those of the mask's run.",
     )
     parser.add_class_arguments(EvaluateFlags)
+    parser.add_class_arguments(EvidencePlan, "plan")
     parser.add_class_arguments(MaskData, "data", skip=set(MODEL_KEYS))
     appended = [re.sub(r"^--mask(?==|$)", "--mask+", arg) for arg in args]  # each --mask adds to the list
     with as_user_errors(parser):
         parser.parse_args(appended)  # with defaults, to validate the whole
         given = parser.parse_args(appended, defaults=False).as_dict()
     requested = given.pop("data", {})
-    return EvaluateFlags(**given), requested
+    plan = EvidencePlan(**given.pop("plan", {}))
+    return EvaluateFlags(**given), plan, requested
 
 
 @contextmanager

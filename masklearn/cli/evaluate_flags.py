@@ -35,6 +35,9 @@ class EvaluateFlags:
         baseline_texts: Texts of every group that baselines use, at most.
         study: Make the study of computation density of these masks: tables, figures and report.html in --out. By
             default if all are masks of single texts (scope input).
+        evidence: Gather evidence on shared masks instead of evaluating them: hypothesis tests, controls, stability
+            under rediscovery, completeness and transfer, see the flags --plan. It goes to a folder evidence beside the
+            mask file, or to --out.
         seed: Seed of the study's bootstrap resamples and permutations.
         track: Log the study to Weights & Biases.
         out: Folder to write metrics.json to; by default runs/study-<time> for a study, and none otherwise.
@@ -55,6 +58,7 @@ class EvaluateFlags:
         baselines: list[Baseline] | None = None,
         baseline_texts: int = 64,
         study: bool | None = None,
+        evidence: bool = False,
         seed: int = 0,
         track: bool = True,
         out: str | None = None,
@@ -65,7 +69,7 @@ class EvaluateFlags:
         self.out = out and str(Path(out).expanduser())
         self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         self.ablations: list[AblationName] | None = [ablation] if isinstance(ablation, str) else ablation
-        self.study, self.seed, self.track = study, seed, track
+        self.study, self.evidence, self.seed, self.track = study, evidence, seed, track
         self.baselines: Sequence[Baseline] = baselines or CONTROLS
         self.baseline_texts = baseline_texts
         if baseline_texts < 1:
