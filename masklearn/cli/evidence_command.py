@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -10,17 +11,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from masklearn.cli.cost_table import duration
+from masklearn.cli.drawing import draw_evidence
 from masklearn.cli.evaluate_bank import load_model
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import evaluation_texts, load_texts
+from masklearn.cli.evidence_sources import evidence_sources
 from masklearn.cli.progress import phase_bars
 from masklearn.cli.run_folder import TABLES_FOLDER, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps
+from masklearn.density.study_folder import REPORT_FILE
 from masklearn.errors import UserError
+from masklearn.evaluation import aligned
 from masklearn.evidence.bench import Bench
-from masklearn.evidence.gather import Evidence, Table, gather
+from masklearn.evidence.cost import EvidenceCost, expected_cost
+from masklearn.evidence.gather import Evidence, gather
 from masklearn.evidence.plan import EvidencePlan
-from masklearn.evidence.rediscovery import Rediscoverer, variants
+from masklearn.evidence.rediscovery import Rediscoverer
+from masklearn.evidence.stability_tables import Table
+from masklearn.evidence.verdicts import CLAIMS
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
 
@@ -81,20 +90,49 @@ def _gather_one(path: str, bank: Mask, flags: EvaluateFlags, plan: EvidencePlan,
             f"--evidence learns the masks of {path} again, for which it needs their texts: {error}"
         ) from error
     bench = Bench(masked_lm, bank.of(data.groups.names), data, plan, bar)
-    paraphrased = None
-    if plan.paraphrase_column:
-        paraphrased = load(texts.settings | {"text_column": plan.paraphrase_column})
     again = Rediscoverer(masked_lm, bench.mask, data, plan, folder / REDISCOVERED_FOLDER, bar, (StopBetweenSteps,))
-    evidence = gather(bench, again, variants(plan, paraphrased))
+    sources = evidence_sources(bench, plan, load, texts.settings, flags)
+    print(cost_lines(expected_cost(bench, again, sources)), flush=True)
+    if plan.estimate:
+        return
+    evidence = gather(bench, again, sources)
     _write(folder, path, evidence, time.monotonic() - start)
 
 
+def cost_lines(cost: EvidenceCost) -> str:
+    """The expected cost as text."""
+    parts = [f"{name} {duration(tokens * cost.seconds_per_token)}" for name, tokens in cost.tokens.items()]
+    return f"Expected time: {duration(cost.seconds)} ({', '.join(parts)})"
+
+
 def _write(folder: Path, path: str, evidence: Evidence, seconds: float) -> None:
+    """Write tables, page and JSON, and print verdicts."""
+    print(f"{path}\n\n{verdict_text(evidence.tables['verdicts'])}\n\n{evidence.summary}\n")
     for name, table in evidence.tables.items():
         atomic_write(folder / TABLES_FOLDER / f"{name}.csv", as_csv(table).encode())
-    content = {"mask": path, "tables": evidence.tables, "not_tested": evidence.not_tested, "seconds": round(seconds, 1)}
-    atomic_write(folder / EVIDENCE_FILE, json.dumps(content, indent=2).encode())
-    print(f"Written after {seconds:.0f} s: {folder / EVIDENCE_FILE}")
+    draw_evidence(folder / REPORT_FILE, path, evidence)
+    content = {"mask": path, **vars(evidence), "seconds": round(seconds, 1)}
+    atomic_write(folder / EVIDENCE_FILE, json.dumps(nan_to_none(content), indent=2).encode())
+    print(f"Written after {duration(seconds)}: {folder / EVIDENCE_FILE}, {folder / TABLES_FOLDER}")
+
+
+def verdict_text(verdicts: Table) -> str:
+    """The verdicts as a table: a line for each claim, a column for each size."""
+    columns = list(dict.fromkeys((row["group"], row["s"]) for row in verdicts))
+    of_cell = {(row["claim"], row["group"], row["s"]): row["verdict"] for row in verdicts}
+    several = len({group for group, _ in columns}) > 1
+    head = ["", *(f"{group} s={s}" if several else f"s={s}" for group, s in columns)]
+    lines = [[claim, *(of_cell.get((claim, *cell), "-") for cell in columns)] for claim in CLAIMS]
+    return aligned([head, *lines])
+
+
+def nan_to_none(value: Any) -> Any:
+    """A value with None in place of every NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: nan_to_none(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [nan_to_none(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def as_csv(table: Table) -> str:

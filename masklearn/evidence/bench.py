@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Bench:
         """
         found = score_texts(self.masked_lm, torch.cat(list(masks)), self.texts(group), self.bar, phase)
         ends = torch.tensor([0, *map(len, masks)]).cumsum(0).tolist()
-        return [found.select(slice(begin, end)) for begin, end in zip(ends, ends[1:], strict=False)]
+        return [found.select(slice(begin, end)) for begin, end in pairwise(ends)]
 
     def scorer(self, group: int) -> MaskScorer:
         """Scores masks of a group on texts that no result is reported on."""
@@ -62,6 +63,11 @@ class Bench:
         return MaskScorer(
             self.masked_lm, self.data.loader("selection", [index], max_texts=MAX_SELECTION_TEXTS), [index]
         )
+
+    def selection_texts(self, group: int, n: int) -> Sequence[Batch]:
+        """Some of the texts of a group that masks are selected on."""
+        index = self.data.groups.names.index(self.mask.groups[group])
+        return list(self.data.loader("selection", [index], max_texts=n, by_length=True))
 
     def test_tokens(self) -> int:
         """Tokens of all held-out texts that are used, padding included."""

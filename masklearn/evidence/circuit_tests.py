@@ -31,6 +31,8 @@ from masklearn.selection.baselines import matched_masks
 
 EQUIVALENCE, INDEPENDENCE, MINIMALITY = "equivalence", "independence", "minimality"
 SUFFICIENCY, NECESSITY = "sufficiency", "partial necessity"
+N_RIVALS = 1000
+"""Random nodes that every node is compared with; all nodes there are run once, so that many draws cost nothing."""
 MIN_SUBGRAPHS = 20
 """Different subgraphs with as many heads and MLPs as the circuit that there must be to compare it with."""
 
@@ -68,7 +70,7 @@ class Circuit:
     seed: int
 
     def subgraphs(self) -> list[Tensor]:
-        """The subgraphs to run: circuit and complement; random ones; their complements; one node less; one node more."""
+        """The subgraphs to run: circuit and complement, random ones, their complements, a node less, a node more."""
         draws = matched_masks(self.n_draws, self.mask[None, None], self.graph, self.seed)[:, 0, 0]
         flipped = self.mask ^ torch.eye(len(self.mask), dtype=torch.bool)
         both = torch.stack([self.mask, ~self.mask])
@@ -135,7 +137,7 @@ def _too_few_texts(n: int, n_tests: int) -> str:
 def _minimality(circuit: Circuit, group: str, kl: Tensor, less: Tensor, more: Tensor) -> Outcome:
     """Whether every node matters more than a random node of its kind that is added to the circuit."""
     s = int(circuit.mask.sum())
-    result = Outcome(MINIMALITY, group, s, circuit.n_draws)
+    result = Outcome(MINIMALITY, group, s, N_RIVALS)
     if not len(more):
         return replace(result, note="the circuit has all nodes, so that none can be added")
     is_mlp = torch.tensor([node.head is None for node in circuit.graph.nodes])
@@ -145,14 +147,14 @@ def _minimality(circuit: Circuit, group: str, kl: Tensor, less: Tensor, more: Te
     p_values = list[float]()
     for loss, kind in zip(losses.tolist(), inside.tolist(), strict=True):
         rivals = gains[outside == kind].numpy() if (outside == kind).any() else gains.numpy()
-        wins = int((loss > rng.choice(rivals, circuit.n_draws)).sum())
-        shares.append(wins / circuit.n_draws)
-        p_values.append(at_most_p(wins, circuit.n_draws))
+        wins = int((loss > rng.choice(rivals, N_RIVALS)).sum())
+        shares.append(wins / N_RIVALS)
+        p_values.append(at_most_p(wins, N_RIVALS))
     names = [name for name, inside in zip(circuit.graph.names, circuit.mask.tolist(), strict=True) if inside]
     superfluous = [name for name, p in zip(names, holm(p_values), strict=True) if p <= ALPHA]
     share, p = min(shares), min(1.0, s * min(p_values))
-    low, high = share_interval(share * circuit.n_draws, circuit.n_draws)
-    note = f"no better than random nodes: {', '.join(superfluous)}" if superfluous else ""
+    low, high = share_interval(round(share * N_RIVALS), N_RIVALS)
+    note = f"matter less than a tenth of all other nodes would: {', '.join(superfluous)}" if superfluous else ""
     return replace(result, share=share, low=low, high=high, p=p, note=note)
 
 

@@ -1,32 +1,50 @@
 """All evidence on a bank of shared masks, as tables."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from masklearn.data import MaskData
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.circuit_tests import Circuit, corrected, run_tests
-from masklearn.evidence.rediscovery import STABILITY_SOURCES, Rediscoverer, Variant
-from masklearn.evidence.stability import NodeKinds, near_optimal, overlap
-from masklearn.mask_file import Mask
+from masklearn.evidence.completeness import completeness_table, pair_table
+from masklearn.evidence.controls import control_masks, control_table, learned_controls
+from masklearn.evidence.rediscovery import Rediscoverer, Variant
+from masklearn.evidence.stability_tables import Table, rediscover, stability_tables
+from masklearn.evidence.transfer import transfer_table
+from masklearn.evidence.verdicts import UNKNOWN, paragraph, verdict_table
+from masklearn.masking import MaskedLM
 
-Table = list[dict[str, Any]]
-"""Rows of a table, by column."""
+
+@dataclass(frozen=True)
+class Sources:
+    """What evidence is gathered on, besides the bank."""
+
+    variants: list[Variant]
+    """Rediscoveries for stability."""
+    other_tasks: Mapping[str, Variant] = field(default_factory=dict)
+    """Rediscoveries on other tasks, as controls."""
+    other_texts: Mapping[str, MaskData] = field(default_factory=dict)
+    """Texts to transfer to."""
+    checkpoints: Mapping[str, MaskedLM] = field(default_factory=dict)
+    """Checkpoints to transfer to."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evidence:
     """What was found out about a bank."""
 
-    tables: dict[str, Table] = field(default_factory=dict)
+    tables: dict[str, Table]
     """By name."""
-    not_tested: list[str] = field(default_factory=list)
+    facts: dict[str, Any]
+    """Model, texts and numbers of everything."""
+    summary: str
+    """A paragraph to quote."""
+    not_tested: list[str]
     """What was not tested, and why: a sentence each."""
 
 
-def test_table(bench: Bench) -> Table:
+def circuit_test_table(bench: Bench) -> Table:
     """The five hypothesis tests of every group and size."""
     graph, plan, outcomes = bench.mask.graph, bench.plan, []
     n_tests = bench.mask.mask.shape[0] * bench.mask.mask.shape[1]
@@ -38,74 +56,62 @@ def test_table(bench: Bench) -> Table:
     return [asdict(outcome) for outcome in corrected(outcomes)]
 
 
-@dataclass(frozen=True)
-class Rediscovered:
-    """Masks that were learned again, with the variant of each."""
-
-    variants: list[Variant]
-    masks: list[Mask]
-
-    def of(self, sources: tuple[str, ...], group: int, size: int) -> tuple[Tensor, Tensor]:
-        """Masks and scores of some sources, each of shape (masks, nodes)."""
-        chosen = [m for v, m in zip(self.variants, self.masks, strict=True) if v.source in sources]
-        masks = [mask.mask[group, size] for mask in chosen]
-        scores = [mask.scores[group, min(size, mask.scores.shape[1] - 1)] for mask in chosen]
-        return (torch.stack(masks), torch.stack(scores)) if chosen else (torch.zeros(0, 0), torch.zeros(0, 0))
-
-
-def rediscover(rediscoverer: Rediscoverer, variants: list[Variant]) -> Rediscovered:
-    """Learn all variants, or find them in the folder."""
-    masks = [rediscoverer.find(variant) for variant in rediscoverer.bar(variants, "Rediscovery")]
-    return Rediscovered(variants, masks)
-
-
-def stability_tables(bench: Bench, found: Rediscovered) -> dict[str, Table]:
-    """Overlaps by source of variation, how often every node is kept, and the near-optimal masks."""
-    overlaps, nodes, optima = Table(), Table(), Table()
-    for g, group in enumerate(bench.mask.groups):
-        own, again = bench.scores(
-            g, [bench.mask.mask[g], torch.cat([mask.mask[g] for mask in found.masks])], "Rediscovered masks"
-        )
-        kl_again = again.mean_kl.view(len(found.masks), -1)
-        for i, s in enumerate(bench.mask.sizes.tolist()):
-            cell = {"group": group, "s": s}
-            for source in STABILITY_SOURCES:
-                masks, scores = found.of((source,), g, i)
-                if len(masks) > 1:
-                    chosen = [k for k, variant in enumerate(found.variants) if variant.source == source]
-                    kl = kl_again[chosen, i]
-                    spread = {"kl_mean": float(kl.mean()), "kl_std": float(kl.std()), "run_kl": float(own.mean_kl[i])}
-                    overlaps.append(
-                        cell | {"source": source} | asdict(overlap(masks, scores, bench.mask.graph)) | spread
-                    )
-            masks, _ = found.of(STABILITY_SOURCES, g, i)
-            kinds = NodeKinds(masks.float().mean(0))
-            nodes += [
-                cell | {"node": name, "frequency": float(share), "in_run": bool(kept), "kind": _kind(float(share))}
-                for name, share, kept in zip(
-                    bench.mask.graph.names, kinds.frequency, bench.mask.mask[g, i], strict=True
-                )
-            ]
-            every = torch.cat([masks, bench.mask.mask[g, i][None]])
-            best = near_optimal(every, [*kl_again[:, i].tolist(), float(own.mean_kl[i])])
-            optima.append(cell | asdict(best) | {"searched": len(every)})
-    return {"stability": overlaps, "nodes": nodes, "near_optimal": optima}
-
-
-def _kind(frequency: float) -> str:
-    return {1.0: "core", 0.0: "never"}.get(frequency, "contingent")
-
-
-def gather(bench: Bench, rediscoverer: Rediscoverer, variants: list[Variant]) -> Evidence:
+def gather(bench: Bench, again: Rediscoverer, sources: Sources) -> Evidence:
     """Gather all evidence on a bank.
 
     Args:
         bench: The bank, its model and its texts.
-        rediscoverer: Learns its masks again.
-        variants: The rediscoveries.
+        again: Learns its masks again.
+        sources: What else is needed.
     """
-    evidence = Evidence()
-    evidence.tables["tests"] = test_table(bench)
-    found = rediscover(rediscoverer, variants)
-    evidence.tables |= stability_tables(bench, found)
-    return evidence
+    n_groups, tables = len(bench.mask.groups), dict[str, Table]()
+    tables["tests"] = circuit_test_table(bench)
+    learned, missing = learned_controls(bench, again, sources.other_tasks)
+    tables["controls"], budget = [], bench.plan.polish_budget * again.learning_tokens
+    for group in range(n_groups):
+        tables["controls"] += control_table(bench, group, control_masks(bench, group, learned, budget / n_groups))
+    tables |= stability_tables(bench, rediscover(again, sources.variants))
+    tables["completeness"] = [row for group in range(n_groups) for row in completeness_table(bench, group)]
+    tables["pairs"] = [row for group in range(n_groups) for row in pair_table(bench, group)]
+    tables["transfer"] = transfer_table(bench, sources.other_texts, sources.checkpoints)
+    tables = {"verdicts": verdict_table(tables), **tables}
+    facts = _facts(bench, again, sources)
+    not_tested = [f"Control {name}: {why}" for name, why in missing.items()]
+    return Evidence(tables, facts, paragraph(tables["verdicts"], facts), not_tested + _gaps(bench, sources, tables))
+
+
+def _facts(bench: Bench, again: Rediscoverer, sources: Sources) -> dict[str, Any]:
+    mask, plan = bench.mask, bench.plan
+    return {
+        "model": mask.model.lm,
+        "texts": str(bench.data.source),
+        "n_texts": sum(len(batch.input_ids) for group in range(len(mask.groups)) for batch in bench.texts(group)),
+        "ablation": mask.ablation.name,
+        "positions": mask.positions,
+        "draws": plan.draws,
+        "rediscoveries": len(sources.variants),
+        "steps": again.settings(0)["steps"],
+        "polish_budget": plan.polish_budget,
+        "seed": plan.seed,
+    }
+
+
+def _gaps(bench: Bench, sources: Sources, tables: Mapping[str, Table]) -> list[str]:
+    """What was not tested, a sentence each."""
+    gaps = list[str]()
+    for row in tables["verdicts"]:
+        if row["verdict"] == UNKNOWN:
+            gaps.append(f"{row['claim']} at s = {row['s']} of group {row['group']}: {row['measured']}")
+    if not sources.other_tasks and len(bench.mask.groups) == 1:
+        gaps.append("Control of another task: none is known. Learn masks by task with --model.scope column:NAME")
+    if bench.plan.paraphrase_column is None:
+        gaps.append("Stability under paraphrases: --plan.paraphrase_column names no column")
+    if not sources.other_texts:
+        gaps.append("Transfer to other texts: --plan.transfer names none")
+    if not sources.checkpoints:
+        gaps.append("Transfer to other checkpoints: --plan.checkpoints names none")
+    if not tables["stability"]:
+        gaps.append("Stability: fewer than two rediscoveries of a kind")
+    gaps.append(f"Ablations other than {bench.mask.ablation.name}: compare them with --ablation, without --evidence")
+    gaps.append("Edges, neurons and directions: the masks are over attention heads and MLPs")
+    return gaps

@@ -91,7 +91,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def share_interval(wins: float, n: int) -> tuple[float, float]:
-    """The 95 % Clopper-Pearson interval of a share; a half win counts as a loss at the lower end, a win at the upper."""
+    """The 95 % Clopper-Pearson interval of a share; half a win is none at the lower end, one at the upper."""
     low = stats.binomtest(int(np.floor(wins)), n).proportion_ci(1 - ALPHA).low
     high = stats.binomtest(int(np.ceil(wins)), n).proportion_ci(1 - ALPHA).high
     return float(low), float(high)

@@ -15,6 +15,7 @@ from masklearn.evidence.resampled_texts import bootstrapped, half, in_other_word
 from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
 from masklearn.progress import ProgressBar, no_bar
+from masklearn.training.cost import learning_tokens
 from masklearn.training.learner import MaskLearner
 from masklearn.training.settings import SHARED_STEPS
 
@@ -99,6 +100,13 @@ class Rediscoverer:
         settings = {**of_run, **changed}
         return settings | {"temperature": tuple(settings.get("temperature", (1.0, 0.5)))}
 
+    @property
+    def learning_tokens(self) -> float:
+        """Tokens that the learning of one rediscovery scores."""
+        learner, n_groups = MaskLearner(**self.settings(0)), len(self.data.groups.names)
+        blocks = self.data.block_plan(n_groups, learner.schedule.steps)
+        return learning_tokens(self.data, blocks, learner.settings.rows_per_text, range(n_groups))
+
     def find(self, variant: Variant, masked_lm: MaskedLM | None = None) -> Mask:
         """The masks of a rediscovery: from the folder, if they are there, or learned now.
 
@@ -111,16 +119,27 @@ class Rediscoverer:
             KeyboardInterrupt: If the user stops it; finished rediscoveries are kept.
         """
         masked_lm = masked_lm or self.masked_lm
-        settings = self.settings(variant.seed)
-        key = {"model": settings, "data": self.mask.config.get("data", {}), "variant": {"name": variant.name}}
-        key["variant"]["seed"] = self.plan.seed
-        file = self.folder / f"{variant.name}.safetensors" if self.folder else None
+        file, key = self._file(variant), self._key(variant)
         if file and (kept := _load(file, key, masked_lm.layout.fingerprint)):
             return kept
-        mask = replace(self._learn(settings, variant.texts(self.data), masked_lm), config=key)
+        mask = replace(self._learn(key["model"], variant.texts(self.data), masked_lm), config=key)
         if file:
             mask.save(file)
         return mask
+
+    def is_kept(self, variant: Variant) -> bool:
+        """Whether the folder has the masks of a rediscovery on the run's model."""
+        file = self._file(variant)
+        return bool(file and _load(file, self._key(variant), self.masked_lm.layout.fingerprint))
+
+    def _file(self, variant: Variant) -> Path | None:
+        return self.folder / f"{variant.name}.safetensors" if self.folder else None
+
+    def _key(self, variant: Variant) -> dict[str, Any]:
+        """What the masks of a rediscovery depend on, besides the model."""
+        of_variant = {"name": variant.name, "seed": self.plan.seed}
+        data = self.mask.config.get("data", {})
+        return {"model": self.settings(variant.seed), "data": data, "variant": of_variant}
 
     def _learn(self, settings: dict[str, Any], data: MaskData, masked_lm: MaskedLM) -> Mask:
         learner = MaskLearner(**settings)

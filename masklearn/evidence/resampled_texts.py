@@ -94,7 +94,7 @@ def _copy(data: MaskData) -> MaskData:
 
 
 def _resampled(data: MaskData, choose: Callable[[Sequence[int]], Sequence[int]]) -> MaskData:
-    """Texts of the training and validation splits as chosen; as many of them for selection, in proportion, as before."""
+    """Chosen texts of the training and validation splits; of them as many are for selection as before, if they do."""
     changed, n_groups = _copy(data), len(data.groups.names)
     for name in ("train", "validation"):
         by_group = data.parts[name].indices_by_group(n_groups)

@@ -74,6 +74,38 @@ def score_texts(
     return TextScores(kl, score[1:], score[0], kind)
 
 
+@torch.no_grad()
+def kl_between(masked_lm: MaskedLM, masks: Tensor, others: Tensor, batches: Iterable[Batch]) -> Tensor:
+    """KL(subgraph || other subgraph) of K pairs, in nats, mean over the scored positions of each text.
+
+    Args:
+        masked_lm: The model, under the ablation that closed nodes get.
+        masks: The first of each pair. Boolean, shape (K, nodes).
+        others: The second, likewise.
+        batches: The texts; all of them are of one group.
+
+    Returns:
+        On the CPU in float64, shape (K, texts).
+    """
+    found = list[Tensor]()
+    for batch in (batch.to(masked_lm.device) for batch in batches):
+        kl, n_texts = list[Tensor](), len(batch.input_ids)
+        for part in forward_parts(len(masks), batch, masked_lm.device):
+            gates = torch.stack([masks[part], others[part]]).flatten(0, 1).float().to(masked_lm.device)
+            rows = gates[:, None].expand(-1, n_texts, -1)
+            hidden = masked_lm(batch.input_ids, batch.scored, rows, batch.corrupted).unflatten(0, (2, -1))
+            kl.append(_kl_of_pairs(masked_lm, hidden))
+        found.append(_mean_by_text(torch.cat(kl), batch.input_of_positions, n_texts))
+    return torch.cat(found, -1)
+
+
+def _kl_of_pairs(masked_lm: MaskedLM, hidden: Tensor) -> Tensor:
+    """KL between last hidden states (2, K, positions, width), shape (K, positions)."""
+    parts = chunks(hidden[0, 0], 2 * hidden.shape[1], masked_lm.unembed)
+    logp = (log_probabilities(hidden[:, :, part], masked_lm.unembed) for part in parts)
+    return torch.cat([kl_divergence(first, second) for first, second in logp], -1)
+
+
 def score_name(batches: Sequence[Batch]) -> str:
     """What the score of these texts is; texts that lack what others have are not scored."""
     if any(batch.wrong is not None for batch in batches):

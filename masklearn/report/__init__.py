@@ -1,7 +1,8 @@
 """Figures of a run, and figures and page of a study. Needs the `report` extra (matplotlib, jinja2)."""
 
+from masklearn.report.evidence import write_evidence
 from masklearn.report.node_map import node_map_svg
 from masklearn.report.run import write_figures
 from masklearn.report.study import write_study
 
-__all__ = ["node_map_svg", "write_figures", "write_study"]
+__all__ = ["node_map_svg", "write_evidence", "write_figures", "write_study"]
