@@ -27,6 +27,7 @@ from masklearn.evidence.hypotheses import (
     independence_p,
 )
 from masklearn.evidence.intervals import mean_interval
+from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.rediscovery import Rediscoverer
 from masklearn.evidence.resampled_texts import bootstrapped, half, shuffled
 from masklearn.evidence.stability import chance_jaccard, near_optimal, overlap
@@ -36,7 +37,7 @@ from masklearn.masking import MaskedLM
 from masklearn.objective import kl_divergence
 
 GRAPH = NodeGraph(3, 4)
-PLANT = ("a0.h1", "m1", "a2.h3")
+PLANT = ("a0.h1", "a0.h3", "a2.h2", "m2")
 
 
 # --- p-values ---------------------------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ def test_masks_near_the_lowest_kl_are_counted_once() -> None:
 
 
 def planted() -> tuple[MaskedLM, Tensor, list[Batch]]:
-    """A model in which three nodes alone write anything, their mask, and texts."""
+    """A model in which four nodes alone write anything, their mask, and texts."""
     lm = tiny_llama()
     plant = torch.tensor([name in PLANT for name in GRAPH.names])
     grid = GRAPH.by_layer(plant)
@@ -120,13 +121,13 @@ def planted() -> tuple[MaskedLM, Tensor, list[Batch]]:
     return MaskedLM(lm), plant, [Batch(ids, everywhere, everywhere, torch.arange(40), torch.zeros(40).long())]
 
 
-def test_the_tests_find_a_plant_and_tell_it_from_what_lacks_or_exceeds_it() -> None:
+def test_the_tests_find_a_plant_and_tell_it_from_more_nodes_and_from_others() -> None:
     masked_lm, plant, batches = planted()
-    spare, missing = plant.clone(), plant.clone()
+    spare = plant.clone()
     spare[GRAPH.names.index("a1.h0")] = True
-    missing[GRAPH.names.index("m1")], missing[GRAPH.names.index("m0")] = False, True
+    elsewhere = torch.tensor([name in ("a1.h0", "a1.h1", "a1.h2", "m1") for name in GRAPH.names])
     outcomes = {}
-    for name, mask in {"plant": plant, "spare": spare, "missing": missing}.items():
+    for name, mask in {"plant": plant, "spare": spare, "elsewhere": elsewhere}.items():
         circuit, scores, begin = Circuit(mask, GRAPH, 103, 0), [], 0
         blocks = circuit.subgraphs()
         every = score_texts(masked_lm, torch.cat(blocks), batches)
@@ -141,8 +142,10 @@ def test_the_tests_find_a_plant_and_tell_it_from_what_lacks_or_exceeds_it() -> N
     assert of_plant[tests.SUFFICIENCY].verdict == "beats random subgraphs"
     assert of_plant[tests.NECESSITY].verdict == "needed more than random ones"
     assert outcomes["spare"][tests.MINIMALITY].note.endswith("a1.h0")
-    assert outcomes["missing"][tests.EQUIVALENCE].verdict == "differs from the model"
-    assert outcomes["missing"][tests.SUFFICIENCY].verdict == "not shown"
+    of_elsewhere = outcomes["elsewhere"]
+    assert of_plant[tests.INDEPENDENCE].verdict == "no dependence found"
+    assert of_elsewhere[tests.INDEPENDENCE].verdict == "the rest still tells"
+    assert of_elsewhere[tests.SUFFICIENCY].verdict == of_elsewhere[tests.NECESSITY].verdict == "not shown"
 
 
 def test_scores_of_texts_are_those_of_the_distributions(masked_lm: MaskedLM) -> None:
@@ -272,6 +275,4 @@ def test_evidence_of_one_size_and_of_a_run_whose_texts_are_gone(
 
 
 def test_a_plan_refuses_counts_below_their_minimum() -> None:
-    from masklearn.evidence.plan import EvidencePlan
-
     assert "plan.draws is 0" in refused(lambda: EvidencePlan(draws=0))

@@ -39,7 +39,7 @@ class EvaluateFlags:
             under rediscovery, completeness and transfer, see the flags --plan. It goes to a folder evidence beside the
             mask file, or to --out.
         seed: Seed of the study's bootstrap resamples and permutations.
-        track: Log the study to Weights & Biases.
+        track: Log the study, or the evidence, to Weights & Biases.
         out: Folder to write metrics.json to; by default runs/study-<time> for a study, and none otherwise.
         allow_pickle: Also read weights that are not safetensors; such a file can run code when it is read.
         trust_remote_code: Run the Python files that come with the model. Never taken from a mask file.

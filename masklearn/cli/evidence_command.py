@@ -96,7 +96,7 @@ def _gather_one(path: str, bank: Mask, flags: EvaluateFlags, plan: EvidencePlan,
     if plan.estimate:
         return
     evidence = gather(bench, again, sources)
-    _write(folder, path, evidence, time.monotonic() - start)
+    _write(folder, path, evidence, time.monotonic() - start, flags.track)
 
 
 def cost_lines(cost: EvidenceCost) -> str:
@@ -105,14 +105,18 @@ def cost_lines(cost: EvidenceCost) -> str:
     return f"Expected time: {duration(cost.seconds)} ({', '.join(parts)})"
 
 
-def _write(folder: Path, path: str, evidence: Evidence, seconds: float) -> None:
-    """Write tables, page and JSON, and print verdicts."""
+def _write(folder: Path, path: str, evidence: Evidence, seconds: float, track: bool) -> None:
+    """Print verdicts, write tables, page and JSON, and log the tables."""
     print(f"{path}\n\n{verdict_text(evidence.tables['verdicts'])}\n\n{evidence.summary}\n")
     for name, table in evidence.tables.items():
         atomic_write(folder / TABLES_FOLDER / f"{name}.csv", as_csv(table).encode())
     draw_evidence(folder / REPORT_FILE, path, evidence)
     content = {"mask": path, **vars(evidence), "seconds": round(seconds, 1)}
     atomic_write(folder / EVIDENCE_FILE, json.dumps(nan_to_none(content), indent=2).encode())
+    if track:
+        from masklearn import tracking  # imports wandb, which takes a second
+
+        print(tracking.log_evidence(folder, evidence.facts, evidence.tables))
     print(f"Written after {duration(seconds)}: {folder / EVIDENCE_FILE}, {folder / TABLES_FOLDER}")
 
 

@@ -57,9 +57,9 @@ def shuffled(data: MaskData, seed: int) -> MaskData:
         raise UserError("prompts and completions cannot be shuffled together")
     if data.longest_text < MIN_SHUFFLED_TOKENS:
         raise UserError(f"texts of fewer than {MIN_SHUFFLED_TOKENS} tokens cannot be shuffled")
-    rng = random.Random(f"shuffle/{seed}")
 
     def shuffle(text: Encoded) -> Encoded:
+        rng = random.Random(f"shuffle/{seed}/{text.row}")  # the same in every split
         order = [0, *rng.sample(range(1, len(text.ids)), len(text.ids) - 1)]
         corrupted = text.corrupted and [text.corrupted[i] for i in order]
         return replace(text, ids=[text.ids[i] for i in order], corrupted=corrupted, answers=(), wrong=())
