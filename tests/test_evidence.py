@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from masklearn.evidence.text_scores import kl_between, score_texts
 from masklearn.graph import NodeGraph
 from masklearn.masking import MaskedLM
 from masklearn.objective import kl_divergence
+from masklearn.tiny import tasks
 
 GRAPH = NodeGraph(3, 4)
 PLANT = ("a0.h1", "a0.h3", "a2.h2", "m2")
@@ -257,9 +258,7 @@ def test_evidence_of_one_size_and_of_a_run_whose_texts_are_gone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, folder = tmp_path / "texts.jsonl", tmp_path / "run"
-    source.write_text(
-        "\n".join(json.dumps({"text": f"mary and john went to the {w}"}) for w in "park shop bank".split())
-    )
+    source.write_text("\n".join(json.dumps({"text": text}) for text in islice(tasks.texts(), 8)))
     flags = ["--data.path", str(source), "--model.sizes", "[36]", "--model.steps", "2", "--model.polish", "0"]
     assert train([*flags, "--trainer.logger", "false", "--run.dir", str(folder)]) == 0
     command = ["--mask", str(folder / "mask.safetensors"), "--evidence", "true", *QUICK, "--plan.seeds", "1"]
@@ -272,6 +271,11 @@ def test_evidence_of_one_size_and_of_a_run_whose_texts_are_gone(
     error = capsys.readouterr().err
     assert str(source) in error
     assert error.count("\n") == 1
+
+
+def test_flags_of_a_plan_need_evidence(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(["--mask", str(run.folder / "mask.safetensors"), "--plan.seeds", "2"]) == 2
+    assert "--evidence true" in capsys.readouterr().err
 
 
 def test_a_plan_refuses_counts_below_their_minimum() -> None:

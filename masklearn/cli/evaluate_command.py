@@ -60,8 +60,11 @@ def _parse(args: Sequence[str]) -> tuple[EvaluateFlags, EvidencePlan, dict[str, 
         parser.parse_args(appended)  # with defaults, to validate the whole
         given = parser.parse_args(appended, defaults=False).as_dict()
     requested = given.pop("data", {})
-    plan = EvidencePlan(**given.pop("plan", {}))
-    return EvaluateFlags(**given), plan, requested
+    of_plan = given.pop("plan", {})
+    flags, plan = EvaluateFlags(**given), EvidencePlan(**of_plan)
+    if of_plan and not flags.evidence:
+        raise UserError(f"--plan.{next(iter(of_plan))} is a flag of evidence. Add --evidence true, or leave it out")
+    return flags, plan, requested
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import evaluation_texts, load_texts
 from masklearn.cli.evidence_sources import evidence_sources
 from masklearn.cli.progress import phase_bars
-from masklearn.cli.run_folder import TABLES_FOLDER, RunFolder
+from masklearn.cli.run_folder import MASK_FILE, TABLES_FOLDER, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps
 from masklearn.density.study_folder import REPORT_FILE
 from masklearn.errors import UserError
@@ -64,6 +64,9 @@ def run_evidence(flags: EvaluateFlags, plan: EvidencePlan, masks: Sequence[Mask]
         folder.acquire("--out")
         try:
             _gather_one(path, mask, flags, plan, folder.path)
+        except KeyboardInterrupt:
+            kept = folder / REDISCOVERED_FOLDER
+            raise UserError(f"stopped. Masks learned again are kept in {kept}. Go on with the same command") from None
         finally:
             folder.release()
 
@@ -71,7 +74,8 @@ def run_evidence(flags: EvaluateFlags, plan: EvidencePlan, masks: Sequence[Mask]
 def _folder(path: str, flags: EvaluateFlags) -> Path:
     """Where the evidence on a mask file goes."""
     if flags.out is None:
-        return Path(path).parent / EVIDENCE_FOLDER
+        own = "" if Path(path).name == MASK_FILE else f"-{Path(path).stem}"
+        return Path(path).parent / f"{EVIDENCE_FOLDER}{own}"
     return Path(flags.out) / Path(path).resolve().parent.name if len(flags.mask) > 1 else Path(flags.out)
 
 
