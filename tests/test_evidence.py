@@ -152,10 +152,10 @@ def test_the_tests_find_a_plant_and_tell_it_from_more_nodes_and_from_others() ->
 def test_scores_of_texts_are_those_of_the_distributions(masked_lm: MaskedLM) -> None:
     batches, masks = texts(), torch.rand(5, masked_lm.graph.n_nodes) < 0.6
     found = score_texts(masked_lm, masks, [batches[0].select(batches[0].group == 3)])
+    batch = batches[0].select(batches[0].group == 3)
+    ids, real = batch.input_ids[batch.real][None], torch.ones(1, int(batch.real.sum()), dtype=torch.bool)
+    full = masked_lm.unembed(masked_lm.full(ids, real)).log_softmax(-1)
     for mask, kl in zip(masks, found.kl, strict=True):
-        (batch,) = [batches[0].select(batches[0].group == 3)]
-        ids, real = batch.input_ids[batch.real][None], torch.ones(1, int(batch.real.sum()), dtype=torch.bool)
-        full = masked_lm.unembed(masked_lm.full(ids, real)).log_softmax(-1)
         masked = masked_lm.unembed(masked_lm(ids, real, mask.float()[None, None])[0]).log_softmax(-1)
         assert_close(float(kl[0]), kl_divergence(full, masked).mean().item(), atol=1e-5, rtol=1e-4)
     logp = full[:-1].gather(-1, ids[0, 1:, None]).mean()

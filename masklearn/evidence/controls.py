@@ -29,8 +29,8 @@ def untrained_like(masked_lm: MaskedLM, seed: int) -> MaskedLM:
     lm = masked_lm.lm
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        fresh = type(lm)(lm.config).to(dtype=lm.dtype)
-    nn.Module.to(fresh, lm.device)
+        fresh = type(lm)(lm.config)
+    nn.Module.to(fresh, lm.device, lm.dtype)
     return MaskedLM(fresh.eval().requires_grad_(False))
 
 

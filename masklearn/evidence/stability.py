@@ -68,7 +68,7 @@ def chance_jaccard(
     ]
     n_kept = [a + b for a, b in zip(counts_a, counts_b, strict=True)]
     of_kind = [_expected_jaccard(pmf, n) for pmf, n in zip(common, n_kept, strict=True)]
-    return _expected_jaccard(np.convolve(*common), sum(n_kept)), of_kind[0], of_kind[1]
+    return _expected_jaccard(np.convolve(common[0], common[1]), sum(n_kept)), of_kind[0], of_kind[1]
 
 
 def _expected_jaccard(pmf: np.ndarray, n_kept: int) -> float:
@@ -88,17 +88,32 @@ def overlap(masks: Tensor, scores: Tensor, graph: NodeGraph) -> Overlap:
     pairs = list(combinations(range(len(masks)), 2))
     is_mlp = torch.tensor([node.head is None for node in graph.nodes])
     counts = [(int(heads), int(mlps)) for heads, mlps in zip(*graph.count(masks), strict=True)]
-    chance = np.nanmean([chance_jaccard(graph, counts[i], counts[j]) for i, j in pairs], axis=0)
+    chances = zip(*(chance_jaccard(graph, counts[i], counts[j]) for i, j in pairs), strict=True)
     every = torch.stack([jaccard(masks[i], masks[j]) for i, j in pairs])
     heads, mlps = (
         torch.stack([jaccard(masks[i][kind], masks[j][kind]) for i, j in pairs]) for kind in (~is_mlp, is_mlp)
     )
     weighted = [_weighted_jaccard(scores[i].sigmoid(), scores[j].sigmoid()) for i, j in pairs]
     ranks = [_spearman(scores[i], scores[j]) for i, j in pairs]
+    every_chance, heads_chance, mlps_chance = map(_mean_of_known, chances)
     return Overlap(
-        float(every.mean()), float(heads.nanmean()), float(mlps.nanmean()), *(float(value) for value in chance),
-        float(every.min()), float(np.mean(weighted)), float(np.nanmean(ranks)), len(masks),
-    )  # fmt: skip
+        jaccard=float(every.mean()),
+        heads=float(heads.nanmean()),
+        mlps=float(mlps.nanmean()),
+        chance=every_chance,
+        heads_chance=heads_chance,
+        mlps_chance=mlps_chance,
+        low=float(every.min()),
+        weighted=float(np.mean(weighted)),
+        rank_correlation=_mean_of_known(ranks),
+        n=len(masks),
+    )
+
+
+def _mean_of_known(values: Sequence[float]) -> float:
+    """The mean of the values that are not NaN; NaN if there are none."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def _weighted_jaccard(a: Tensor, b: Tensor) -> float:
