@@ -195,18 +195,18 @@ def test_texts_are_resampled_within_the_splits_they_are_learned_on() -> None:
     data.setup("fit")
     first, second = (Counter(content(half(data, 0, is_second), "train")) for is_second in (False, True))
     assert first + second == Counter(content(data, "train"))
-    drawn = bootstrapped(data, 0)
-    assert {*content(drawn, "train")} < {*content(data, "train")}
+    resampled = bootstrapped(data, 0)
+    assert {*content(resampled, "train")} < {*content(data, "train")}
     mixed = shuffled(data, 0)
     for text, original in zip(content(mixed, "train"), content(data, "train"), strict=True):
         assert text[0] == original[0]
         assert sorted(text) == sorted(original)
     assert content(mixed, "train") != content(data, "train")
-    for changed in (half(data, 0, False), drawn, mixed):
+    for changed in (half(data, 0, False), resampled, mixed):
         assert content(changed, "test") == content(data, "test")
         held_in = {*content(changed, "train"), *content(changed, "validation")}
         assert {*content(changed, "selection")} <= held_in
-    assert len(drawn.parts["selection"]) == len(data.parts["selection"])
+    assert len(resampled.parts["selection"]) == len(data.parts["selection"])
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
