@@ -15,7 +15,7 @@ DOCS = Path(__file__).parent
 PACKAGE = Path(masklearn.__file__).parent
 FLOORS = {
     "entry points": ["api", "cli"],
-    "output": ["density", "report", "tracking", "export"],
+    "output": ["density", "evidence", "report", "tracking", "export"],
     "evaluation": ["evaluation"],
     "training": ["training"],
     "data and selection": ["data", "selection"],

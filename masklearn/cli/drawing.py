@@ -8,6 +8,7 @@ from typing import Any
 from masklearn.density import Study
 from masklearn.density.study_folder import REPORT_FILE
 from masklearn.evaluation import Row
+from masklearn.evidence.gather import Evidence
 from masklearn.mask_file import Mask
 
 
@@ -57,3 +58,17 @@ def draw_study(folder: Path, study: Study, config: dict[str, dict[str, Any]]) ->
     from masklearn import report
 
     return report.write_study(folder, study, config), folder / REPORT_FILE
+
+
+def draw_evidence(file: Path, name: str, evidence: Evidence) -> None:
+    """Write the page of evidence on a mask file, if its libraries are there.
+
+    Args:
+        file: The page.
+        name: The mask file.
+        evidence: What was found out.
+    """
+    if can_draw():
+        from masklearn import report
+
+        report.write_evidence(file, name, evidence)

@@ -15,6 +15,7 @@ from masklearn.cli.evaluate_bank import evaluate_bank
 from masklearn.cli.evaluate_edges import evaluate_edge_bank
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import MODEL_KEYS
+from masklearn.cli.evidence_command import run_evidence
 from masklearn.cli.parsing import as_user_errors
 from masklearn.cli.run_folder import METRICS_FILE, RunFolder
 from masklearn.cli.study_banks import Evaluated
@@ -22,6 +23,7 @@ from masklearn.cli.study_command import write_study
 from masklearn.data import MaskData
 from masklearn.edges import EdgeBank, load_bank
 from masklearn.errors import UserError
+from masklearn.evidence.plan import EvidencePlan
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
 
@@ -35,15 +37,27 @@ def run_evaluation(args: list[str] | None) -> None:
     Raises:
         UserError: If a flag or a file is not valid, or if the results would overwrite others.
     """
-    flags, requested = _parse(sys.argv[1:] if args is None else args)
+    flags, plan, requested = _parse(sys.argv[1:] if args is None else args)
     masks = [load_bank(path) for path in flags.mask]
+    if flags.evidence:
+        run_evidence(
+            flags, plan, [_node_mask(path, mask) for path, mask in zip(flags.mask, masks, strict=True)], requested
+        )
+        return
     flags.fill_defaults(masks)
     with locked_output(flags.out) as file:
         _evaluate_all(flags, masks, requested, file)
 
 
-def _parse(args: Sequence[str]) -> tuple[EvaluateFlags, dict[str, Any]]:
-    """The flags, and the `--data.*` flags among them that were given."""
+def _node_mask(path: str, bank: Mask | EdgeBank) -> Mask:
+    """The bank, which evidence needs to be one of node masks."""
+    if isinstance(bank, EdgeBank):
+        raise UserError(f"{path} holds edges of single texts, for which there are no tests. Leave out --evidence")
+    return bank
+
+
+def _parse(args: Sequence[str]) -> tuple[EvaluateFlags, EvidencePlan, dict[str, Any]]:
+    """The flags, those of `--evidence`, and the `--data.*` flags among them that were given."""
     parser = ArgumentParser(
         prog="evaluate.py",
         exit_on_error=False,
@@ -51,13 +65,18 @@ def _parse(args: Sequence[str]) -> tuple[EvaluateFlags, dict[str, Any]]:
         description="Evaluate masks on held-out text. data.* flags that are not given are those of the mask's run.",
     )
     parser.add_class_arguments(EvaluateFlags)
+    parser.add_class_arguments(EvidencePlan, "plan")
     parser.add_class_arguments(MaskData, "data", skip=set(MODEL_KEYS))
     appended = _each_mask_appended(args)
     with as_user_errors(parser):
         parser.parse_args(appended)  # with defaults, to validate the whole
         given = parser.parse_args(appended, defaults=False).as_dict()
     requested = given.pop("data", {})
-    return EvaluateFlags(**given), requested
+    of_plan = given.pop("plan", {})
+    flags, plan = EvaluateFlags(**given), EvidencePlan(**of_plan)
+    if of_plan and not flags.evidence:
+        raise UserError(f"--plan.{next(iter(of_plan))} is a flag of evidence. Add --evidence true, or leave it out")
+    return flags, plan, requested
 
 
 def _each_mask_appended(args: Sequence[str]) -> list[str]:

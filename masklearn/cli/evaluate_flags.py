@@ -37,8 +37,11 @@ class EvaluateFlags:
         baseline_texts: Texts of every group that baselines use, at most.
         study: Make the study of computation density of these masks: tables, figures and report.html in --out. By
             default if all are masks of single texts (scope input).
+        evidence: Gather evidence on shared masks instead of evaluating them: hypothesis tests, controls, stability
+            under rediscovery, completeness and transfer, see the flags --plan. It goes to a folder evidence beside the
+            mask file, or to --out.
         seed: Seed of the study's bootstrap resamples and permutations.
-        track: Log the study to Weights & Biases.
+        track: Log the study, or the evidence, to Weights & Biases.
         out: Folder to write metrics.json to; by default runs/study-<time> for a study, and none otherwise.
         allow_pickle: Also read weights that are not safetensors; such a file can run code when it is read.
         trust_remote_code: Run the Python files that come with the model. Never taken from a mask file.
@@ -58,6 +61,7 @@ class EvaluateFlags:
         keep_residual: bool = False,
         baseline_texts: int = 64,
         study: bool | None = None,
+        evidence: bool = False,
         seed: int = 0,
         track: bool = True,
         out: str | None = None,
@@ -68,7 +72,7 @@ class EvaluateFlags:
         self.out = out and str(Path(out).expanduser())
         self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         self.ablations: list[AblationName] | None = [ablation] if isinstance(ablation, str) else ablation
-        self.study, self.seed, self.track = study, seed, track
+        self.study, self.evidence, self.seed, self.track = study, evidence, seed, track
         self.baselines: Sequence[Baseline] = baselines or CONTROLS
         self.baseline_texts, self.keep_residual = baseline_texts, keep_residual
         if baseline_texts < 1:

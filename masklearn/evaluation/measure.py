@@ -81,7 +81,7 @@ def measure(
     answer_meter = AnswerMetrics(n_masks).to(masked_lm.device)
     batch = full = gates = None
     completions = list[int]()
-    forwards = [(batch, part) for batch in batches for part in _parts(n_masks, batch, masked_lm.device)]
+    forwards = [(batch, part) for batch in batches for part in forward_parts(n_masks, batch, masked_lm.device)]
     for texts, part in bar(forwards, "Evaluation"):
         if batch is None or full is None or gates is None or not part.start:
             batch = texts.to(masked_lm.device)
@@ -102,8 +102,8 @@ def _with_completions(rows: list[Row], lengths: list[int]) -> list[Row]:
     return [row | {name: -mean_length * row[loss] for name, loss in names.items()} for row in rows]
 
 
-def _parts(n_masks: int, batch: Batch, device: torch.device) -> list[slice]:
-    """The subgraphs that share a forward pass on a batch."""
+def forward_parts(n_masks: int, batch: Batch, device: torch.device) -> list[slice]:
+    """The subgraphs, of so many, that share a forward pass on a batch."""
     n_tokens = MAX_FORWARD_TOKENS_CPU if device.type == "cpu" else MAX_FORWARD_TOKENS
     step = min(max(1, n_tokens // batch.input_ids.numel()), MAX_MASKS_PER_FORWARD)
     return [slice(begin, min(begin + step, n_masks)) for begin in range(0, n_masks, step)]

@@ -58,24 +58,38 @@ def page(study: Study, study_figures: Sequence[StudyFigure], config: dict[str, d
         study_figures: Its figures.
         config: The settings of the run that learned each bank, by the bank's name.
     """
+    settings = {name: yaml.safe_dump(given, sort_keys=False, allow_unicode=True) for name, given in config.items()}
+    return render_page(
+        "page.html",
+        {
+            "title": "Computation density: " + ", ".join(measured.name for measured in study.measurements),
+            "study": study,
+            "findings": study.tables["findings"].to_dict("records"),
+            "rules": RULES,
+            "banks": study.tables["banks"].set_index("bank").map(_cell_text).T,
+            "sections": [_section(result, study, study_figures) for result in PAGE_SECTIONS],
+            "settings": settings,
+        },
+    )
+
+
+def render_page(template: str, content: dict[str, Any]) -> str:
+    """Return a page as HTML, with the style and the script of all pages. All strings are escaped.
+
+    Args:
+        template: Its file among the templates.
+        content: What the template shows.
+    """
     assets = files("masklearn.report")
     style, script = (assets.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"zip": zip, "visible": visible}
-    template = environment.from_string(assets.joinpath("page.html").read_text(encoding="utf-8"))
-    settings = {name: yaml.safe_dump(given, sort_keys=False, allow_unicode=True) for name, given in config.items()}
-    return template.render(
+    return environment.from_string(assets.joinpath(template).read_text(encoding="utf-8")).render(
         style=Markup(style),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        title="Computation density: " + ", ".join(measured.name for measured in study.measurements),
-        study=study,
-        findings=study.tables["findings"].to_dict("records"),
-        rules=RULES,
-        banks=study.tables["banks"].set_index("bank").map(_cell_text).T,
-        sections=[_section(result, study, study_figures) for result in PAGE_SECTIONS],
-        settings=settings,
         version=masklearn_version(),
+        **content,
     )
 
 
@@ -84,12 +98,13 @@ def _section(result: Result, study: Study, study_figures: Sequence[StudyFigure])
     pairs = [(one, Markup(inline_svg(one, f"f{i}"))) for i, one in of_result]  # matplotlib escapes text in SVG
     several_of_a_bank = len(pairs) > len({one.bank for one, _ in pairs})
     figures = [list(group) for _, group in groupby(pairs, key=lambda pair: several_of_a_bank and pair[0].bank)]
-    tables = [_table_view(name, study.tables[name]) for name in result.tables if len(study.tables[name])]
+    tables = [table_view(name, study.tables[name]) for name in result.tables if len(study.tables[name])]
     texts = _coloured_texts(study.tables["by_token"]) if "by_token" in result.tables else []
     return Section(result, figures, tables, texts)
 
 
-def _table_view(name: str, table: pd.DataFrame) -> TableView:
+def table_view(name: str, table: pd.DataFrame) -> TableView:
+    """Return a table for the page, cut to `MAX_TABLE_ROWS` rows."""
     rows = [
         [(_cell_text(value), _sort_key(value)) for value in row]
         for row in table.head(MAX_TABLE_ROWS).itertuples(index=False, name=None)

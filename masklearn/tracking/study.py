@@ -36,6 +36,32 @@ def log_study(folder: Path, config: dict[str, Any], tables: Mapping[str, pd.Data
     return location
 
 
+def log_evidence(folder: Path, config: dict[str, Any], tables: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Log evidence as a run of its own: its tables, and every verdict in the summary.
+
+    Args:
+        folder: The folder of the evidence, into which W&B writes.
+        config: What it was gathered on.
+        tables: Tables by name, as rows.
+
+    Returns:
+        One line that says where the W&B run is.
+    """
+    start = run_starter(folder, config, job_type="evidence")
+    run, reason = start_run(start)
+    tracker = Tracker(run, start, project=project_name(), save_dir=folder)
+
+    def log() -> None:
+        frames = {name: pd.DataFrame(rows) for name, rows in tables.items() if rows}
+        tracker.run.log({f"evidence/{name}": _wandb_table(frame) for name, frame in frames.items()})
+        for row in tables["verdicts"]:
+            tracker.run.summary[f"evidence/{row['claim']}/{row['group']}/s={row['s']}"] = row["verdict"]
+
+    tracker.safely(log)
+    tracker.finish()
+    return describe_location(run, reason)
+
+
 def _log_study(run: Run, tables: Mapping[str, pd.DataFrame], figures: Iterable[Path]) -> None:
     logged: dict[str, Any] = {f"study/{name}": _wandb_table(table) for name, table in tables.items() if len(table)}
     run.log(logged | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})

@@ -1,0 +1,153 @@
+"""`python evaluate.py --evidence true`: hypothesis tests, controls and rediscoveries of a run's masks."""
+
+import csv
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from masklearn.cli.cost_table import duration
+from masklearn.cli.drawing import draw_evidence
+from masklearn.cli.evaluate_bank import load_model
+from masklearn.cli.evaluate_flags import EvaluateFlags
+from masklearn.cli.evaluation_texts import evaluation_texts, load_texts
+from masklearn.cli.evidence_sources import evidence_sources
+from masklearn.cli.run_folder import MASK_FILE, TABLES_FOLDER, RunFolder
+from masklearn.cli.stopping import StopBetweenSteps
+from masklearn.density.study_folder import REPORT_FILE
+from masklearn.errors import UserError
+from masklearn.evaluation import aligned
+from masklearn.evidence.bench import Bench
+from masklearn.evidence.cost import EvidenceCost, expected_cost
+from masklearn.evidence.gather import Evidence, gather
+from masklearn.evidence.plan import EvidencePlan
+from masklearn.evidence.rediscovery import Rediscoverer
+from masklearn.evidence.stability_tables import Table
+from masklearn.evidence.verdicts import CLAIMS
+from masklearn.files import atomic_write
+from masklearn.mask_file import Mask
+from masklearn.training.progress import phase_bars
+
+EVIDENCE_FOLDER, EVIDENCE_FILE, REDISCOVERED_FOLDER = "evidence", "evidence.json", "rediscovered"
+"""Where evidence goes: beside the mask file, unless --out names another folder."""
+
+
+def run_evidence(flags: EvaluateFlags, plan: EvidencePlan, masks: Sequence[Mask], requested: dict[str, Any]) -> None:
+    """Gather and write the evidence on each mask file.
+
+    Args:
+        flags: The mask files.
+        plan: How much evidence is gathered.
+        masks: Their contents.
+        requested: The `--data.*` flags given.
+
+    Raises:
+        UserError: If masks or texts allow no evidence.
+    """
+    if requested:
+        names = ", ".join(f"--data.{key}" for key in requested)
+        raise UserError(f"--evidence uses the texts of the mask's run. Leave out {names}; other texts: --plan.transfer")
+    for path, mask in zip(flags.mask, masks, strict=True):
+        if mask.config.get("model", {}).get("scope") == "input":
+            raise UserError(
+                f"{path} holds masks of single texts, for which bootstraps and held-out tests mean nothing: there is "
+                "one text behind each. Learn shared masks (--model.scope dataset, or column:NAME), or compare those of "
+                "single texts in a study: leave out --evidence"
+            )
+    for path, mask in zip(flags.mask, masks, strict=True):
+        folder = RunFolder(_folder(path, flags))
+        folder.acquire("--out")
+        try:
+            _gather_one(path, mask, flags, plan, folder.path)
+        except KeyboardInterrupt:
+            kept = folder / REDISCOVERED_FOLDER
+            raise UserError(f"stopped. Masks learned again are kept in {kept}. Go on with the same command") from None
+        finally:
+            folder.release()
+
+
+def _folder(path: str, flags: EvaluateFlags) -> Path:
+    """Where the evidence on a mask file goes."""
+    if flags.out is None:
+        own = "" if Path(path).name == MASK_FILE else f"-{Path(path).stem}"
+        return Path(path).parent / f"{EVIDENCE_FOLDER}{own}"
+    return Path(flags.out) / Path(path).resolve().parent.name if len(flags.mask) > 1 else Path(flags.out)
+
+
+def _gather_one(path: str, bank: Mask, flags: EvaluateFlags, plan: EvidencePlan, folder: Path) -> None:
+    start, bar = time.monotonic(), phase_bars(sys.stderr, disable=None)
+    texts = evaluation_texts(path, bank, {}, None)
+    masked_lm, model = load_model(path, bank, flags)
+    load = partial(
+        load_texts, bank=bank, masked_lm=masked_lm, model=model, scope=texts.scope,
+        trust_remote_code=flags.trusted["trust_remote_code"],
+    )  # fmt: skip
+    try:
+        data = load(texts.settings)
+    except UserError as error:
+        raise UserError(
+            f"--evidence learns the masks of {path} again, for which it needs their texts: {error}"
+        ) from error
+    bench = Bench(masked_lm, bank.of(data.groups.names), data, plan, bar)
+    again = Rediscoverer(masked_lm, bench.mask, data, plan, folder / REDISCOVERED_FOLDER, bar, (StopBetweenSteps,))
+    sources = evidence_sources(bench, plan, load, texts.settings, flags)
+    print(cost_lines(expected_cost(bench, again, sources)), flush=True)
+    if plan.estimate:
+        return
+    evidence = gather(bench, again, sources)
+    _write(folder, path, evidence, time.monotonic() - start, flags.track)
+
+
+def cost_lines(cost: EvidenceCost) -> str:
+    """The expected cost as text."""
+    parts = [f"{name} {duration(tokens * cost.seconds_per_token)}" for name, tokens in cost.tokens.items()]
+    return f"Expected time: {duration(cost.seconds)} ({', '.join(parts)})"
+
+
+def _write(folder: Path, path: str, evidence: Evidence, seconds: float, track: bool) -> None:
+    """Print verdicts, write tables, page and JSON, and log the tables."""
+    print(f"{path}\n\n{verdict_text(evidence.tables['verdicts'])}\n\n{evidence.summary}\n")
+    for name, table in evidence.tables.items():
+        atomic_write(folder / TABLES_FOLDER / f"{name}.csv", as_csv(table).encode())
+    draw_evidence(folder / REPORT_FILE, path, evidence)
+    content = {"mask": path, **vars(evidence), "seconds": round(seconds, 1)}
+    atomic_write(folder / EVIDENCE_FILE, json.dumps(nan_to_none(content), indent=2).encode())
+    if track:
+        from masklearn import tracking  # imports wandb, which takes a second
+
+        print(tracking.log_evidence(folder, evidence.facts, evidence.tables))
+    print(f"Written after {duration(seconds)}: {folder / EVIDENCE_FILE}, {folder / TABLES_FOLDER}")
+
+
+def verdict_text(verdicts: Table) -> str:
+    """The verdicts as a table: a line for each claim, a column for each size."""
+    columns = list(dict.fromkeys((row["group"], row["s"]) for row in verdicts))
+    of_cell = {(row["claim"], row["group"], row["s"]): row["verdict"] for row in verdicts}
+    several = len({group for group, _ in columns}) > 1
+    head = ["", *(f"{group} s={s}" if several else f"s={s}" for group, s in columns)]
+    lines = [[claim, *(of_cell.get((claim, *cell), "-") for cell in columns)] for claim in CLAIMS]
+    return aligned([head, *lines])
+
+
+def nan_to_none(value: Any) -> Any:
+    """A value with None in place of every NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: nan_to_none(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [nan_to_none(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def as_csv(table: Table) -> str:
+    """A table as CSV."""
+    file = io.StringIO()
+    if table:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in table for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    return file.getvalue()

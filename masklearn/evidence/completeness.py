@@ -1,0 +1,115 @@
+"""Completeness: whether subgraph and model stay close when nodes of the circuit are closed in both.
+
+Source of the adversary: Wang et al. 2023, Interpretability in the Wild (arXiv 2211.00593), section 4.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from masklearn.data import Batch
+from masklearn.evidence.bench import Bench
+from masklearn.evidence.hypotheses import ALPHA, holm
+from masklearn.evidence.intervals import mean_interval
+from masklearn.evidence.text_scores import kl_between
+from masklearn.graph import NodeGraph
+from masklearn.masking import MaskedLM
+
+CLOSED_SHARE = 0.2
+"""Share of the circuit's nodes that the adversary closes; one at least."""
+ADVERSARY_TEXTS = 16
+"""Texts of a group by which the adversary chooses; results are of held-out texts."""
+MIN_STANDARD_ERROR = 1e-12
+"""In nats: an interaction that is the same for all texts is no surprise."""
+
+
+def n_adversary_masks(s: int) -> int:
+    """How many sets of nodes the adversary tries to close in a circuit of `s` nodes."""
+    return sum(s - i for i in range(max(1, round(CLOSED_SHARE * s))))
+
+
+def adversary(masked_lm: MaskedLM, mask: Tensor, batches: Sequence[Batch]) -> Tensor:
+    """The nodes of a circuit whose closing in both moves it and the model furthest apart, chosen one at a time.
+
+    Args:
+        masked_lm: The model.
+        mask: The circuit, boolean, shape (nodes,).
+        batches: Texts to choose by.
+
+    Returns:
+        Boolean, shape (nodes,).
+    """
+    closed, n_closed = torch.zeros_like(mask), max(1, round(CLOSED_SHARE * int(mask.sum())))
+    for _ in range(n_closed):
+        candidates = (mask & ~closed).nonzero()[:, 0]
+        tried = closed.expand(len(candidates), -1).clone()
+        tried[torch.arange(len(candidates)), candidates] = True
+        gap = kl_between(masked_lm, ~tried, mask & ~tried, batches).mean(-1)
+        closed[candidates[gap.argmax()]] = True
+    return closed
+
+
+def completeness_table(bench: Bench, group: int) -> list[dict[str, Any]]:
+    """The gap between subgraph and model after the adversary, for every size; a row each.
+
+    The circuit is called incomplete if that gap exceeds the gap between the untouched two, by a 95 % bootstrap interval
+    over held-out texts.
+    """
+    rows, graph = list[dict[str, Any]](), bench.mask.graph
+    held_out, batches = bench.texts(group), bench.selection_texts(group, ADVERSARY_TEXTS)
+    masks = bench.mask.mask[group]
+    for mask in bench.bar([*masks], "Completeness"):
+        closed = adversary(bench.masked_lm, mask, batches)
+        none = torch.zeros_like(closed)
+        both = torch.stack([none, closed])
+        before, after = kl_between(bench.masked_lm, ~both, mask & ~both, held_out)
+        excess, low, high = mean_interval(after - before, bench.plan.seed)
+        rows.append({
+            "group": bench.mask.groups[group], "s": int(mask.sum()), "closed": " ".join(_names(graph, closed)),
+            "run_kl": float(before.mean()), "gap": float(after.mean()), "excess": excess, "low": low, "high": high,
+            "verdict": "incomplete" if low > 0 else "no gap found",
+        })  # fmt: skip
+    return rows
+
+
+def _names(graph: NodeGraph, nodes: Tensor) -> list[str]:
+    return [name for name, is_in in zip(graph.names, nodes.tolist(), strict=True) if is_in]
+
+
+def pair_table(bench: Bench, group: int) -> list[dict[str, Any]]:
+    """The interaction of pairs of a circuit's strongest nodes: the KL that closing both adds to closing each.
+
+    Positive: the nodes are redundant, as each makes up for the other; negative: either alone does most of the damage.
+    P-values are those of t-tests over texts, corrected for the number of pairs.
+    """
+    rows, graph = list[dict[str, Any]](), bench.mask.graph
+    eye = torch.eye(graph.n_nodes, dtype=torch.bool)
+    for mask in bench.mask.mask[group]:
+        nodes = mask.nonzero()[:, 0]
+        (less,) = bench.scores(group, [torch.cat([mask[None], mask & ~eye[nodes]])], "Single nodes")
+        strongest = sorted(nodes[(less.mean_kl[1:]).argsort(descending=True)[: bench.plan.pairs]].tolist())
+        pairs = list(combinations(strongest, 2))
+        if not pairs:
+            continue
+        kl_of = dict(zip(nodes.tolist(), less.kl[1:], strict=True))
+        (both,) = bench.scores(group, [torch.stack([mask & ~eye[i] & ~eye[j] for i, j in pairs])], "Pairs of nodes")
+        of_texts = [kl - kl_of[i] - kl_of[j] + less.kl[0] for kl, (i, j) in zip(both.kl, pairs, strict=True)]
+        for (i, j), values, p in zip(pairs, of_texts, holm([_t_test(values) for values in of_texts]), strict=True):
+            mean = float(values.mean())
+            kind = "none found" if p > ALPHA else "redundant" if mean > 0 else "either suffices to break it"
+            rows.append({
+                "group": bench.mask.groups[group], "s": int(mask.sum()), "node": graph.names[i],
+                "other": graph.names[j], "interaction": mean, "p_corrected": p, "kind": kind,
+            })  # fmt: skip
+    return rows
+
+
+def _t_test(values: Tensor) -> float:
+    """The two-sided p-value of a mean of zero."""
+    if len(values) < 2 or float(values.std()) < MIN_STANDARD_ERROR:
+        return 1.0
+    return float(stats.ttest_1samp(values.numpy(), 0.0).pvalue)  # pyright: ignore[reportAttributeAccessIssue]

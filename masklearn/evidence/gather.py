@@ -1,0 +1,117 @@
+"""All evidence on a bank of shared masks, as tables."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from masklearn.data import MaskData
+from masklearn.evidence.bench import Bench
+from masklearn.evidence.circuit_tests import Circuit, corrected, run_tests
+from masklearn.evidence.completeness import completeness_table, pair_table
+from masklearn.evidence.controls import control_masks, control_table, learned_controls
+from masklearn.evidence.rediscovery import Rediscoverer, Variant
+from masklearn.evidence.stability_tables import Table, rediscover, stability_tables
+from masklearn.evidence.transfer import transfer_table
+from masklearn.evidence.verdicts import UNKNOWN, paragraph, verdict_table
+from masklearn.masking import MaskedLM
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What evidence is gathered on, besides the bank."""
+
+    variants: list[Variant]
+    """Rediscoveries for stability."""
+    other_tasks: Mapping[str, Variant] = field(default_factory=dict)
+    """Rediscoveries on other tasks, as controls."""
+    other_texts: Mapping[str, MaskData] = field(default_factory=dict)
+    """Texts to transfer to."""
+    checkpoints: Mapping[str, MaskedLM] = field(default_factory=dict)
+    """Checkpoints to transfer to."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was found out about a bank."""
+
+    tables: dict[str, Table]
+    """By name."""
+    facts: dict[str, Any]
+    """Model, texts and numbers of everything."""
+    summary: str
+    """A paragraph to quote."""
+    not_tested: list[str]
+    """What was not tested, and why: a sentence each."""
+
+
+def circuit_test_table(bench: Bench) -> Table:
+    """The five hypothesis tests of every group and size."""
+    graph, plan, outcomes = bench.mask.graph, bench.plan, []
+    n_tests = bench.mask.mask.shape[0] * bench.mask.mask.shape[1]
+    for g, group in enumerate(bench.mask.groups):
+        circuits = [Circuit(mask, graph, plan.draws, plan.seed) for mask in bench.mask.mask[g]]
+        for circuit in circuits:
+            scores = bench.scores(g, circuit.subgraphs(), f"Tests of {int(circuit.mask.sum())} nodes")
+            outcomes += run_tests(circuit, group, scores, n_tests)
+    return [asdict(outcome) for outcome in corrected(outcomes)]
+
+
+def gather(bench: Bench, again: Rediscoverer, sources: Sources) -> Evidence:
+    """Gather all evidence on a bank.
+
+    Args:
+        bench: The bank, its model and its texts.
+        again: Learns its masks again.
+        sources: What else is needed.
+    """
+    n_groups, tables = len(bench.mask.groups), dict[str, Table]()
+    tables["tests"] = circuit_test_table(bench)
+    learned, missing = learned_controls(bench, again, sources.other_tasks)
+    tables["controls"], budget = [], bench.plan.polish_budget * again.learning_tokens
+    for group in range(n_groups):
+        tables["controls"] += control_table(bench, group, control_masks(bench, group, learned, budget / n_groups))
+    tables |= stability_tables(bench, rediscover(again, sources.variants))
+    tables["completeness"] = [row for group in range(n_groups) for row in completeness_table(bench, group)]
+    tables["pairs"] = [row for group in range(n_groups) for row in pair_table(bench, group)]
+    tables["transfer"] = transfer_table(bench, sources.other_texts, sources.checkpoints)
+    tables = {"verdicts": verdict_table(tables), **tables}
+    facts = _facts(bench, again, sources)
+    not_tested = [f"Control {name}: {why}" for name, why in missing.items()]
+    return Evidence(tables, facts, paragraph(tables["verdicts"], facts), not_tested + _gaps(bench, sources, tables))
+
+
+def _facts(bench: Bench, again: Rediscoverer, sources: Sources) -> dict[str, Any]:
+    mask, plan = bench.mask, bench.plan
+    return {
+        "model": mask.model.lm,
+        "texts": str(bench.data.source),
+        "n_texts": sum(len(batch.input_ids) for group in range(len(mask.groups)) for batch in bench.texts(group)),
+        "ablation": mask.ablation.name,
+        "positions": mask.positions,
+        "draws": plan.draws,
+        "rediscoveries": len(sources.variants),
+        "steps": again.settings(0)["steps"],
+        "polish_budget": plan.polish_budget,
+        "seed": plan.seed,
+    }
+
+
+def _gaps(bench: Bench, sources: Sources, tables: Mapping[str, Table]) -> list[str]:
+    """What was not tested, a sentence each."""
+    gaps = list[str]()
+    for row in tables["verdicts"]:
+        if row["verdict"] == UNKNOWN:
+            gaps.append(f"{row['claim']} at s = {row['s']} of group {row['group']}: {row['measured']}")
+    if not sources.other_tasks and len(bench.mask.groups) == 1:
+        gaps.append("Control of another task: none is known. Learn masks by task with --model.scope column:NAME")
+    if bench.plan.paraphrase_column is None:
+        gaps.append("Stability under paraphrases: --plan.paraphrase_column names no column")
+    if not sources.other_texts:
+        gaps.append("Transfer to other texts: --plan.transfer names none")
+    if not sources.checkpoints:
+        gaps.append("Transfer to other checkpoints: --plan.checkpoints names none")
+    if not tables["stability"]:
+        gaps.append("Stability: fewer than two rediscoveries of a kind")
+    gaps.append(f"Ablations other than {bench.mask.ablation.name}: compare them with --ablation, without --evidence")
+    gaps.append("Edges, neurons and directions: the masks are over attention heads and MLPs")
+    return gaps

@@ -1,0 +1,181 @@
+"""Rediscovery: a mask is learned again, with another seed or on other texts, and kept in a folder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+
+from masklearn.ablation import Ablation
+from masklearn.data import MaskData
+from masklearn.errors import UserError
+from masklearn.evidence.plan import EvidencePlan
+from masklearn.evidence.resampled_texts import bootstrapped, half, in_other_words, shuffled, with_order
+from masklearn.mask_file import Mask
+from masklearn.masking import MaskedLM
+from masklearn.progress import ProgressBar, no_bar
+from masklearn.training.cost import learning_tokens
+from masklearn.training.learner import MaskLearner
+from masklearn.training.settings import SHARED_STEPS
+
+SEED, BOOTSTRAP, HALF, PARAPHRASE, SHUFFLED = "seed", "bootstrap", "half", "paraphrase", "shuffled"
+STABILITY_SOURCES = (SEED, BOOTSTRAP, HALF, PARAPHRASE)
+"""Sources of variation that stability is measured over."""
+STEPS_DIVISOR, MIN_STEPS = 3, 40
+"""Steps of a rediscovery: a third of the run's, and at least 40."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One rediscovery."""
+
+    source: str
+    """What differs from the run."""
+    number: int
+    """Number among those of the source, from 1."""
+    texts: Callable[[MaskData], MaskData]
+    """Makes the texts of the run those to learn on."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Such as `bootstrap-2`."""
+        return f"{self.source}-{self.number}"
+
+
+def variants(plan: EvidencePlan, paraphrased: MaskData | None) -> list[Variant]:
+    """The rediscoveries of a plan.
+
+    Args:
+        plan: Their numbers.
+        paraphrased: The texts in other words, if there are any.
+    """
+    found = list[Variant]()
+    for i in range(plan.seeds):
+        seed = plan.seed + 1000 * (i + 1)
+        found.append(Variant(SEED, i + 1, lambda data, seed=seed: with_order(data, seed), seed))
+    for i in range(plan.bootstraps):
+        found.append(Variant(BOOTSTRAP, i + 1, lambda data, i=i: bootstrapped(data, plan.seed + i), plan.seed))
+    for i in range(2 * plan.halves):
+        draw, second = plan.seed + i // 2, bool(i % 2)
+        found.append(Variant(HALF, i + 1, lambda data, n=draw, second=second: half(data, n, second), plan.seed))
+    if paraphrased is not None:
+        found.append(Variant(PARAPHRASE, 1, lambda data: in_other_words(data, paraphrased), plan.seed))
+    return found
+
+
+def shuffled_variant(plan: EvidencePlan) -> Variant:
+    """The same search on texts whose tokens are shuffled: a control, not a source of variation."""
+    return Variant(SHUFFLED, 1, lambda data: shuffled(data, plan.seed), plan.seed)
+
+
+@dataclass(frozen=True)
+class Rediscoverer:
+    """Learns masks again under the settings of their run, but for the length of the search."""
+
+    masked_lm: MaskedLM
+    mask: Mask
+    data: MaskData
+    """The texts of the run."""
+    plan: EvidencePlan
+    folder: Path | None
+    """Where rediscovered masks are kept, and looked for; None keeps none."""
+    bar: ProgressBar = no_bar
+    callbacks: tuple[Callable[[], Callback], ...] = ()
+    """Make the callbacks of every trainer."""
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """The settings of a learner."""
+        of_run: Mapping[str, Any] = self.mask.config.get("model", {})
+        steps = self.plan.steps or max(MIN_STEPS, (of_run.get("steps") or SHARED_STEPS) // STEPS_DIVISOR)
+        changed = {
+            "lm": self.mask.model.lm,
+            "revision": self.mask.model.revision,
+            "sizes": self.mask.sizes.tolist(),
+            "steps": steps,
+            "polish_budget": self.plan.polish_budget,
+            "seed": seed,
+        }
+        settings = {**of_run, **changed}
+        return settings | {"temperature": tuple(settings.get("temperature", (1.0, 0.5)))}
+
+    @property
+    def learning_tokens(self) -> float:
+        """Tokens that the learning of one rediscovery scores."""
+        learner, n_groups = MaskLearner(**self.settings(0)), len(self.data.groups.names)
+        blocks = self.data.block_plan(n_groups, learner.schedule.steps)
+        return learning_tokens(self.data, blocks, learner.settings.rows_per_text, range(n_groups))
+
+    def find(self, variant: Variant, masked_lm: MaskedLM | None = None) -> Mask:
+        """The masks of a rediscovery: from the folder, if they are there, or learned now.
+
+        Args:
+            variant: The rediscovery.
+            masked_lm: A model to learn them on in place of the run's.
+
+        Raises:
+            UserError: If the texts do not allow it.
+            KeyboardInterrupt: If the user stops it; finished rediscoveries are kept.
+        """
+        masked_lm = masked_lm or self.masked_lm
+        file, key = self._file(variant), self._key(variant)
+        if file and (kept := _load(file, key, masked_lm.layout.fingerprint)):
+            return kept
+        mask = replace(self._learn(key["model"], variant.texts(self.data), masked_lm), config=key)
+        if file:
+            mask.save(file)
+        return mask
+
+    def is_kept(self, variant: Variant) -> bool:
+        """Whether the folder has the masks of a rediscovery on the run's model."""
+        file = self._file(variant)
+        return bool(file and _load(file, self._key(variant), self.masked_lm.layout.fingerprint))
+
+    def _file(self, variant: Variant) -> Path | None:
+        return self.folder / f"{variant.name}.safetensors" if self.folder else None
+
+    def _key(self, variant: Variant) -> dict[str, Any]:
+        """What the masks of a rediscovery depend on, besides the model."""
+        of_variant = {"name": variant.name, "seed": self.plan.seed}
+        data = self.mask.config.get("data", {})
+        return {"model": self.settings(variant.seed), "data": data, "variant": of_variant}
+
+    def _learn(self, settings: dict[str, Any], data: MaskData, masked_lm: MaskedLM) -> Mask:
+        learner = MaskLearner(**settings)
+        ablation = Ablation("resample") if settings.get("ablation") == "resample" else Ablation()
+        learner.use(MaskedLM(masked_lm.lm, ablation))
+        learner.plan_blocks(data)
+        trainer = Trainer(
+            max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+            enable_checkpointing=False, limit_val_batches=0, devices=1,
+            accelerator="cuda" if masked_lm.device.type == "cuda" else "cpu",
+            callbacks=[make() for make in self.callbacks],
+        )  # fmt: skip
+        try:
+            trainer.fit(learner, datamodule=data)
+        except SystemExit:  # a stop between two steps
+            raise KeyboardInterrupt from None
+        if trainer.global_step < learner.plan.total_steps:
+            raise KeyboardInterrupt
+        return learner.discretize()
+
+
+def _load(file: Path, key: dict[str, Any], fingerprint: str) -> Mask | None:
+    """The masks in a file, if they are those of these settings and this model."""
+    if not file.is_file():
+        return None
+    try:
+        mask = Mask.load(file)
+        mask.check()
+    except UserError:  # damaged: they are learned again
+        return None
+    same = mask.model.fingerprint == fingerprint and mask.config == _as_json(key)
+    return mask if same else None
+
+
+def _as_json(value: Any) -> Any:
+    """A value as it comes back from JSON."""
+    if isinstance(value, Mapping):
+        return {key: _as_json(inner) for key, inner in value.items()}
+    return [_as_json(inner) for inner in value] if isinstance(value, list | tuple) else value

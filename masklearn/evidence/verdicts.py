@@ -1,0 +1,134 @@
+"""Verdicts on a bank: one row for each claim and size, a paragraph to quote, and what was not tested."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from masklearn.evidence import circuit_tests as tests
+from masklearn.evidence.controls import BEATEN
+from masklearn.evidence.rediscovery import BOOTSTRAP
+from masklearn.evidence.stability import STABLE_JACCARD
+
+Table = list[dict[str, Any]]
+"""Rows of a table, by column."""
+YES, NO, UNKNOWN = "yes", "no", "not tested"
+"""What is said of a claim."""
+CLAIMS = {
+    "sufficient": "Its KL is lower than that of nine in ten random subgraphs with as many heads and MLPs.",
+    "needed": "Closing it raises the KL more than closing nine in ten such subgraphs.",
+    "equivalent": "No difference found: texts prefer it to the model about as often as not.",
+    "all of it": "No dependence found between the scores of all other nodes and the model's.",
+    "minimal": "No node found that matters less than one in ten other nodes would.",
+    "beats controls": "Its KL is lower than that of every control, by a 95 % interval over texts.",
+    "stable": f"Masks learned on resampled texts have a mean Jaccard index of at least {STABLE_JACCARD}.",
+    "the only one": "No other mask that was found has a KL within 2 % of the lowest.",
+    "complete": "Closing a fifth of its nodes in both, which an adversary chooses, moves the two no further apart.",
+}
+"""When each claim holds. What is not found is not shown to be absent: few texts find little."""
+CLAIM_OF = {
+    tests.SUFFICIENCY: ("sufficient", YES, NO),
+    tests.NECESSITY: ("needed", YES, NO),
+    tests.EQUIVALENCE: ("equivalent", NO, YES),
+    tests.INDEPENDENCE: ("all of it", NO, YES),
+    tests.MINIMALITY: ("minimal", NO, YES),
+}
+"""The claim of each test, and its verdict if the null hypothesis is rejected, and if it is not."""
+
+
+def verdict_table(tables: Mapping[str, Table]) -> Table:
+    """All verdicts, ordered by group and size.
+
+    Args:
+        tables: The tables of the evidence.
+    """
+    rows = [_of_test(row) for row in tables["tests"]]
+    cells = list(dict.fromkeys((row["group"], row["s"]) for row in tables["tests"]))
+    for group, s in cells:
+        of_cell = {
+            name: [row for row in table if row.get("group") == group and row.get("s") == s]
+            for name, table in tables.items()
+        }
+        cell = {"group": group, "s": s}
+        rows += [cell | row for row in _other_claims(of_cell)]
+    order = {claim: i for i, claim in enumerate(CLAIMS)}
+    return sorted(rows, key=lambda row: (cells.index((row["group"], row["s"])), order[row["claim"]]))
+
+
+def _of_test(row: Mapping[str, Any]) -> dict[str, Any]:
+    claim, if_rejected, if_kept = CLAIM_OF[row["test"]]
+    cell = {"group": row["group"], "s": row["s"], "claim": claim}
+    if row["p_corrected"] is None:
+        return cell | {"verdict": UNKNOWN, "measured": row["note"]}
+    share = ""
+    if row["share"] is not None:
+        of = "texts" if row["test"] == tests.EQUIVALENCE else "draws"
+        share = f"wins {row['share']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of {row['n']} {of}, "
+    measured = f"{share}p = {row['p_corrected']:.2g}" + (f"; {row['note']}" if row["note"] else "")
+    return cell | {"verdict": if_rejected if row["p_corrected"] <= tests.ALPHA else if_kept, "measured": measured}
+
+
+def _other_claims(of_cell: Mapping[str, Table]) -> Table:
+    """The verdicts of one group and size besides those of the tests."""
+    rows = Table()
+    controls, overlaps = of_cell.get("controls", []), of_cell.get("stability", [])
+    lost = [row["control"] for row in controls if row["verdict"] != BEATEN]
+    if controls:
+        nearest = min(controls, key=lambda row: row["difference"])
+        interval = f"[{nearest['low']:.3g}, {nearest['high']:.3g}]"
+        measured = f"{len(controls) - len(lost)} of {len(controls)} beaten; nearest {nearest['control']}, "
+        measured += f"KL {nearest['difference']:+.3g} {interval}" + (f"; not beaten: {', '.join(lost)}" if lost else "")
+        rows.append({"claim": "beats controls", "verdict": NO if lost else YES, "measured": measured})
+    of_texts = [row for row in overlaps if row["source"] == BOOTSTRAP]
+    if of_texts:
+        (row,) = of_texts
+        others = "".join(f", {r['source']} {r['jaccard']:.2f}" for r in overlaps if r is not row)
+        measured = (
+            f"Jaccard {row['jaccard']:.2f} over {row['n']} bootstraps (chance {row['chance']:.2f}; heads "
+            f"{row['heads']:.2f}, chance {row['heads_chance']:.2f}; MLPs {row['mlps']:.2f}, chance "
+            f"{row['mlps_chance']:.2f}){others}"
+        )
+        verdict = YES if row["jaccard"] >= STABLE_JACCARD else NO
+    else:
+        verdict, measured = UNKNOWN, "fewer than two bootstraps"
+    rows.append({"claim": "stable", "verdict": verdict, "measured": measured})
+    for row in of_cell.get("near_optimal", []):
+        measured = f"{row['n']} of {row['searched']} masks within 2 % of KL {row['kl']:.3g}"
+        measured += f", Jaccard down to {row['jaccard']:.2f}" if row["n"] > 1 else ""
+        rows.append({"claim": "the only one", "verdict": YES if row["n"] == 1 else NO, "measured": measured})
+    for row in of_cell.get("completeness", []):
+        measured = f"gap {row['gap']:.3g}, KL {row['run_kl']:.3g}, excess {row['excess']:+.3g} "
+        measured += f"[{row['low']:.3g}, {row['high']:.3g}]; closed {row['closed']}"
+        rows.append(
+            {"claim": "complete", "verdict": NO if row["verdict"] == "incomplete" else YES, "measured": measured}
+        )
+    return rows
+
+
+def paragraph(verdicts: Table, facts: Mapping[str, Any]) -> str:
+    """What was found, in sentences that can be quoted.
+
+    Args:
+        verdicts: The table of verdicts.
+        facts: Of the run and the plan: `model`, `texts`, `n_texts`, `draws`, `rediscoveries`, `steps`, `ablation`.
+    """
+    lines = [
+        f"Masks of {facts['model']} under {facts['ablation']} ablation, tested on {facts['n_texts']} held-out texts of "
+        f"{facts['texts']} against {facts['draws']} random subgraphs with as many heads and MLPs, and learned again "
+        f"{facts['rediscoveries']} times with {facts['steps']} steps. P-values are corrected for the number of sizes "
+        "(Holm), level 5 %."
+    ]
+    for claim in CLAIMS:
+        rows = [row for row in verdicts if row["claim"] == claim]
+        by_verdict = {v: [_name(row) for row in rows if row["verdict"] == v] for v in (YES, NO, UNKNOWN)}
+        parts = [f"{verdict} at {_listed(names)}" for verdict, names in by_verdict.items() if names]
+        if parts:
+            lines.append(f"{claim[0].upper()}{claim[1:]}: {'; '.join(parts)}.")
+    return " ".join(lines)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"s = {row['s']}" + ("" if row["group"] == "dataset" else f" ({row['group']})")
+
+
+def _listed(names: Sequence[str]) -> str:
+    first, *rest = names
+    return ", ".join([first, *(name.removeprefix("s = ") for name in rest)])
