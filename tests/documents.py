@@ -49,6 +49,8 @@ def lay_out_desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> P
         for p, _ in zip(tasks.prompts("names", 1), range(30), strict=False)
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    chats = [{"prompt": pair["clean"], "completion": pair["answer"]} for pair in pairs]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     return tmp_path

@@ -15,7 +15,7 @@ from masklearn.selection.scorer import MaskScorer, TokenBudget
 from masklearn.selection.search import exhaustive, greedy
 from masklearn.selection.swaps import SearchWidth
 
-NARROW = SearchWidths(*2 * (SearchWidth(3, (4, 8), 0.1, 1e-5),))
+TOO_NARROW = SearchWidths(*2 * (SearchWidth(3, (4, 8), 0.1, 1e-5),))
 """A search that is too narrow to find what the wider one finds."""
 EVERY_NODE = SearchWidth(15, (15, 15), 0.0, 0.0)
 """All nodes of the model are candidates."""
@@ -84,7 +84,7 @@ def test_shared_masks_are_polished_by_pairs_where_guided_swaps_stall(n_nodes: in
     """Opening node 2 lowers the KL most but leads to no better mask; elimination and growth end at nodes 0 and 1."""
     scorer = Table({(1,): 1.5, (0, 1, 2): 0.5, (0, 1, 3): 0.6, (0, 1): 1.0, (0, 3): 0.1})
     masks = (torch.arange(n_nodes) < 2)[None, None]
-    for widths, expected in ((NARROW, [0, 1]), (SHARED, [0, 3])):
+    for widths, expected in ((TOO_NARROW, [0, 1]), (SHARED, [0, 3])):
         polished, _ = polish(scorer, masks, torch.zeros(1, 1, n_nodes), 4, widths)
         assert polished[0, 0].nonzero()[:, 0].tolist() == expected
 

@@ -98,8 +98,8 @@ class BlockLearner(LightningModule):
             UserError: If the model cannot be loaded or masked, or a size does not fit it.
         """
         settings = self.settings
-        flags = {"allow_pickle": settings.allow_pickle, "trust_remote_code": settings.trust_remote_code}
-        lm = load_lm(settings.lm, settings.revision, settings.dtype, None, **flags)
+        trusted = {"allow_pickle": settings.allow_pickle, "trust_remote_code": settings.trust_remote_code}
+        lm = load_lm(settings.lm, settings.revision, settings.dtype, None, **trusted)
         self.use(MaskedLM(lm, Ablation("resample") if settings.ablation == "resample" else Ablation()))
 
     def use(self, masked_lm: MaskedLM) -> None:
@@ -138,8 +138,7 @@ class BlockLearner(LightningModule):
         self._plan = data.block_plan(groups_per_block, self.schedule.steps, batch_size)
         data.use_plan(self._plan)
         self._prepared_block = None
-        n_groups = self._plan.groups_per_block * settings.restarts
-        n_sizes, n_nodes = len(self.sizes), self.graph.n_nodes
+        n_groups, n_sizes, n_nodes = self.plan.groups_per_block * settings.restarts, len(self.sizes), self.graph.n_nodes
         self.step_log = StepLog(n_sizes)
         self.bank = GateBank(n_groups, 1 if settings.family == "nested" else n_sizes, n_nodes)
         self.budget = Projected() if settings.budget == "projected" else Lagrangian(n_groups, n_sizes, n_nodes)
@@ -285,11 +284,7 @@ class BlockLearner(LightningModule):
         if self.constants is not None:
             with self.clock.time("polish"):
                 found = self.finisher.refit(found, self.constants, self.bar)
-        if untried := max(self.untried_steps, default=0):
-            self.notices.append(
-                f"Polish used up --model.polish_budget {self.settings.polish_budget:g} with {untried} of its steps "
-                "untried; the masks are the best found until then. null is no limit"
-            )
+        self.notices += self.finisher.notices
         by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
         self.stages = [{"s": size, **dict(zip(STAGES, kl, strict=True))} for size, kl in by_size]
         return Mask(

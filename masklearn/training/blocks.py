@@ -113,6 +113,17 @@ class BlockFinisher:
         self.untried_steps.append(scorer.tokens.untried_steps)
         return found
 
+    @property
+    def notices(self) -> list[str]:
+        """What the user should know about the polish of this process."""
+        untried = max(self.untried_steps, default=0)
+        if not untried:
+            return []
+        return [
+            f"Polish used up --model.polish_budget {self.settings.polish_budget:g} with {untried} of its steps "
+            "untried; the masks are the best found until then. null is no limit"
+        ]
+
     def _polish_budget(self, groups: Sequence[int]) -> float:
         """Tokens that the polish of some groups may score: a multiple of those that learning them scores."""
         if self.settings.polish_budget is None:
