@@ -57,9 +57,9 @@ def uniform_gradient_sampling(scorer: MaskScorer, n_nodes: int, n_steps: int) ->
         size = 1 + (n_nodes - 1) * torch.rand(scorer.n_groups, generator=generator)
         mean = Operator(scores, size).sigmoid()
         uniform_share = (mean * (1 - mean)).detach()
-        threshold, value = torch.rand((2, *mean.shape), generator=generator)
-        is_uniform = threshold < uniform_share
-        is_one = threshold > 1 - (mean.detach() - uniform_share / 2)
+        noise, value = torch.rand((2, *mean.shape), generator=generator)
+        is_uniform = noise < uniform_share
+        is_one = noise > 1 - (mean.detach() - uniform_share / 2)
         gradient = scorer.gradient(torch.where(is_uniform, value, is_one.float()))
         _descend(optimizer, mean, gradient * is_uniform / uniform_share.clamp_min(0.01))
     return scores.detach()

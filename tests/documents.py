@@ -51,6 +51,8 @@ def lay_out_desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> P
     answered = [{"prompt": pair["clean"], "completion": pair["answer"]} for pair in pairs]
     (tmp_path / "prompts-and-answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answered))
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    chats = [{"prompt": pair["clean"], "completion": pair["answer"]} for pair in pairs]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     return tmp_path

@@ -148,7 +148,7 @@ def test_a_finished_edge_run_is_not_repeated(finished: EdgeStudy, capsys: pytest
 
 def test_a_run_that_learns_edges_is_compared_with_s_trace(tmp_path: Path) -> None:
     flags = ["--model.graph", "edges", "--model.method", "learned", "--model.steps", "11", "--data.limit", "2"]
-    sizes = ["--model.sizes", "[0.05, 0.3]", "--data.max_length", "7"]
+    sizes = ["--model.sizes", "[0.05, 0.3]", "--data.max_length", "7", "--data.truncation", "left"]
     assert train([*flags, *sizes, *QUIET, "--run.dir", str(tmp_path / "run")]) == 0
     for row in json.loads((tmp_path / "run" / "metrics.json").read_text())["sizes"]:
         assert row["kl"] <= row["controls"]["s-trace"]["kl"] + 1e-6
@@ -164,6 +164,7 @@ def test_a_run_that_learns_edges_is_compared_with_s_trace(tmp_path: Path) -> Non
         ([*EDGES, "--model.ablation", "mean"], "--model.scope input --model.ablation zero"),
         ([*EDGES, "--model.scope", "column:task"], "not scope column:task"),
         ([*EDGES, "--model.sizes", "[4, 8]"], "model.sizes asks for 4 edges"),
+        ([*EDGES, "--run.estimate", "true"], "run.estimate is for masks of nodes"),
     ],
 )
 def test_settings_that_edges_cannot_follow(
@@ -172,6 +173,11 @@ def test_settings_that_edges_cannot_follow(
     assert train([*flags, "--data.limit", "4", "--run.dir", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_learner_in_python_refuses_edges() -> None:
+    with pytest.raises(ml.UserError, match="python train.py --model.graph edges"):
+        ml.MaskLearner(graph="edges", scope="input").load()
 
 
 def test_a_family_that_bypasses_the_interface_is_one_line(

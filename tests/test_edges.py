@@ -464,11 +464,24 @@ def test_families_whose_vertices_are_no_sums_are_refused(name: str) -> None:
     assert "cannot be taken apart into edges" in refused(lambda: verified_edge_lm(Layout.of(BY_NAME[name].build())))
 
 
-def test_an_attention_that_is_another_on_long_texts_is_refused() -> None:
-    """DeepSeek V3.2 attends to four tokens at most here, which verification on four tokens cannot see."""
-    model = verified_edge_lm(Layout.of(BY_NAME["deepseek_v32"].build()))
-    found = importance(model, text(7)).hidden
-    assert "off on a whole text" in refused(lambda: require_same_output(model, found, model.full(text(7))))
+@pytest.mark.parametrize("n_selected", [4, 2048])
+def test_sparse_attention_is_refused(n_selected: int) -> None:
+    """Also where it selects more tokens than verification reads, as the released DeepSeek V3.2 does: 2,048."""
+    lm = BY_NAME["deepseek_v32"].build(index_topk=n_selected)
+    assert "a selection of the tokens" in refused(lambda: verified_edge_lm(Layout.of(lm)))
+
+
+def test_verification_reads_a_longer_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse attention that says nothing shows in its output, on texts longer than the tokens that it selects."""
+    monkeypatch.setattr(attention_module, "SELECTED_TOKENS", ())
+    layout = Layout.of(BY_NAME["deepseek_v32"].build())
+    assert "off with all edges open" in refused(lambda: verified_edge_lm(layout))
+
+
+def test_a_text_with_another_output_is_refused(llama: EdgeLM) -> None:
+    full = llama.full(text(7))
+    require_same_output(llama, importance(llama, text(7)).hidden, full)
+    assert "off on a whole text" in refused(lambda: require_same_output(llama, 1.1 * full, full))
 
 
 def test_activations_that_are_not_finite_are_refused_with_their_layer() -> None:

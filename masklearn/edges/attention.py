@@ -22,7 +22,9 @@ from masklearn.errors import UserError, one_line
 
 NAME = "masklearn_edges"
 """Name of the attention function in transformers' registry."""
-OTHER_GRAPH = "Choose --model.graph nodes, or a family that does, such as llama, qwen2, gemma3, olmo2, gpt2 or gpt_neox"
+SELECTED_TOKENS = ("indices", "block_indices")
+"""Keywords by which sparse attention, such as that of DeepSeek V3.2, says which tokens each token attends to."""
+OTHER_GRAPH = "Choose --model.graph nodes, or another family, such as llama, qwen2, gemma3, olmo2, gpt2 or gpt_neox"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class AttentionReads:
     gates: Tensor | None
     """Shape (rows, layers, heads, targets, sources); None for all open."""
     counts: Counter[int] = field(default_factory=Counter)
+    is_sparse: bool = False
+    """Whether a layer asked to attend to selected tokens only, which the eager function does not."""
     records: dict[int, AttentionRecord] | None = None
     """By layer, if the forward is to be recorded."""
 
@@ -60,6 +64,7 @@ def gated_attention(
     weights are not normalised again.
     """
     reads, layer = _reads.get(), int(module.layer_idx)  # pyright: ignore[reportArgumentType]
+    reads.is_sparse |= any(kwargs.get(name) is not None for name in SELECTED_TOKENS)
     eager = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
     output, pattern = eager(module, query, key, value, attention_mask, **kwargs)
     reads.counts[layer] += 1
@@ -90,7 +95,7 @@ def attention_gates(lm: PreTrainedModel, n_layers: int, gates: Tensor | None, re
         record: Whether to keep patterns and values.
 
     Raises:
-        UserError: If the model's attention does not go through transformers' interface.
+        UserError: If the model's attention does not go through transformers' interface, or is sparse.
     """
     AttentionInterface.register(NAME, gated_attention)
     AttentionMaskInterface.register(NAME, eager_mask)
@@ -101,6 +106,11 @@ def attention_gates(lm: PreTrainedModel, n_layers: int, gates: Tensor | None, re
             yield reads
     finally:
         _reads.reset(token)
+    if reads.is_sparse:
+        raise UserError(
+            f"model.graph edges: the attention of {type(lm).__name__} leaves each token a selection of the tokens, "
+            f"which gates would not follow. {OTHER_GRAPH}"
+        )
     if reads.counts != Counter(range(n_layers)):
         once = sum(count == 1 for count in reads.counts.values())
         raise _bypassed(lm, f"{once} of {n_layers} layers read their gates once")

@@ -1,8 +1,9 @@
 """Verify edge gates on every model that is loaded: exact when open, effective on a path, and without effect off it.
 
-Four things are checked on a few tokens. Open gates leave the model as it is. The contributions into a vertex sum to it.
-The numbers of vertices and edges are those of the formula, and the importances into a vertex sum to 1. Closing one edge
-on a path to the output changes it, in every layer and for every kind of edge; closing edges off every path does not.
+Four things are checked on a few tokens. Open gates leave the model as it is, on a longer text too. The contributions
+into a vertex sum to it. The numbers of vertices and edges are those of the formula, and the importances into a vertex
+sum to 1. Closing one edge on a path to the output changes it, in every layer and for every kind of edge; closing edges
+off every path does not.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ MAX_ERROR = 1e-5
 """Relative error of a sum of contributions that counts as rounding in float32."""
 MAX_ERROR_EPSILONS = 8
 """The same in half precision, in machine epsilons."""
-
+LONGER_TOKENS = 16
+"""Tokens of the longer text."""
 MAX_TEXT_ERROR = 0.05
 """The same of the output for a whole text in any precision: only another attention exceeds it."""
 
@@ -37,6 +39,8 @@ def verified_edge_lm(layout: Layout) -> EdgeLM:
     """
     edge_lm = EdgeLM(layout)
     input_ids = dummy_input_ids(layout.lm, 1)[0]
+    longer = dummy_input_ids(layout.lm, 1, min(LONGER_TOKENS, layout.context or LONGER_TOKENS))[0]
+    _require_open_gates_change_nothing(edge_lm, edge_lm.record(longer), longer)
     record = edge_lm.record(input_ids)
     _require_open_gates_change_nothing(edge_lm, record, input_ids)
     for layer, contributions in enumerate(layers_contributions(edge_lm, record)):

@@ -24,13 +24,18 @@ def input_device(lm: PreTrainedModel) -> torch.device:
     return torch.device("cpu") if lm.device.type == "meta" else lm.device
 
 
-def dummy_input_ids(lm: PreTrainedModel, rows: int) -> Tensor:
+def dummy_input_ids(lm: PreTrainedModel, rows: int, tokens: int = DUMMY_TOKENS) -> Tensor:
     """Make a short input: all rows are equal, except that the last row ends in a different token.
+
+    Args:
+        lm: The model that is to read it.
+        rows: Number of rows.
+        tokens: Tokens of each.
 
     Returns:
         Token ids, shape (rows, tokens).
     """
-    ids = (torch.arange(3, 3 + DUMMY_TOKENS, device=input_device(lm)) % text_config(lm).vocab_size).repeat(rows, 1)
+    ids = (torch.arange(3, 3 + tokens, device=input_device(lm)) % text_config(lm).vocab_size).repeat(rows, 1)
     ids[-1, -1] = ids[0, 0]
     return ids
 

@@ -20,7 +20,7 @@ from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.discretization import STAGES
 from masklearn.sizes import resolve_sizes
 from masklearn.training.block_store import BlockStore
-from masklearn.training.blocks import BlockFinisher, choose_step_shape, require_fit, untried_steps_notice
+from masklearn.training.blocks import BlockFinisher, choose_step_shape, require_fit
 from masklearn.training.budget import Lagrangian, Projected
 from masklearn.training.cost import PhaseClock
 from masklearn.training.full_targets import FullTargets, index_in_block
@@ -98,8 +98,8 @@ class BlockLearner(LightningModule):
             UserError: If the model cannot be loaded or masked, or a size does not fit it.
         """
         settings = self.settings
-        pickle, remote = settings.allow_pickle, settings.trust_remote_code
-        lm = load_lm(settings.lm, settings.revision, settings.dtype, allow_pickle=pickle, trust_remote_code=remote)
+        trusted = {"allow_pickle": settings.allow_pickle, "trust_remote_code": settings.trust_remote_code}
+        lm = load_lm(settings.lm, settings.revision, settings.dtype, None, **trusted)
         self.use(MaskedLM(lm, Ablation("resample") if settings.ablation == "resample" else Ablation()))
 
     def use(self, masked_lm: MaskedLM) -> None:
@@ -138,8 +138,7 @@ class BlockLearner(LightningModule):
         self._plan = data.block_plan(groups_per_block, self.schedule.steps, batch_size)
         data.use_plan(self._plan)
         self._prepared_block = None
-        n_groups = self._plan.groups_per_block * settings.restarts
-        n_sizes, n_nodes = len(self.sizes), self.graph.n_nodes
+        n_groups, n_sizes, n_nodes = self.plan.groups_per_block * settings.restarts, len(self.sizes), self.graph.n_nodes
         self.step_log = StepLog(n_sizes)
         self.bank = GateBank(n_groups, 1 if settings.family == "nested" else n_sizes, n_nodes)
         self.budget = Projected() if settings.budget == "projected" else Lagrangian(n_groups, n_sizes, n_nodes)
@@ -285,7 +284,7 @@ class BlockLearner(LightningModule):
         if self.constants is not None:
             with self.clock.time("polish"):
                 found = self.finisher.refit(found, self.constants, self.bar)
-        self.notices += untried_steps_notice(self.untried_steps, self.settings.polish_budget)
+        self.notices += self.finisher.notices
         by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
         self.stages = [{"s": size, **dict(zip(STAGES, kl, strict=True))} for size, kl in by_size]
         return Mask(

@@ -63,17 +63,6 @@ def require_fit(masked_lm: MaskedLM, data: MaskData, scope: str) -> None:
     require_readable(data, masked_lm.layout)
 
 
-def untried_steps_notice(untried_steps: Sequence[int], budget: float | None) -> list[str]:
-    """What the user should know where polishes used up their budget with steps untried: one notice, or none."""
-    untried = max(untried_steps, default=0)
-    if not untried:
-        return []
-    return [
-        f"Polish used up --model.polish_budget {budget:g} with {untried} of its steps untried; the masks are the best "
-        "found until then. null is no limit"
-    ]
-
-
 @dataclass(frozen=True)
 class BlockFinisher:
     """Makes discrete masks of a block's learned gates and stores them; at the end of a run it gathers all blocks."""
@@ -123,6 +112,17 @@ class BlockFinisher:
         found = repolish(found, scorer, self._polish("polish-again", groups, bar))
         self.untried_steps.append(scorer.tokens.untried_steps)
         return found
+
+    @property
+    def notices(self) -> list[str]:
+        """What the user should know about the polish of this process."""
+        untried = max(self.untried_steps, default=0)
+        if not untried:
+            return []
+        return [
+            f"Polish used up --model.polish_budget {self.settings.polish_budget:g} with {untried} of its steps "
+            "untried; the masks are the best found until then. null is no limit"
+        ]
 
     def _polish_budget(self, groups: Sequence[int]) -> float:
         """Tokens that the polish of some groups may score: a multiple of those that learning them scores."""
