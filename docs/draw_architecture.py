@@ -29,6 +29,7 @@ FLOORS = {
         "objective",
         "ablation",
         "mask_file",
+        "mask_metadata",
         "circuit_json",
         "hub",
         "progress",

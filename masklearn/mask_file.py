@@ -17,6 +17,7 @@ from masklearn.circuit_json import read_eap
 from masklearn.errors import UserError, one_line
 from masklearn.files import atomic_write, pack
 from masklearn.graph import NodeGraph
+from masklearn.mask_metadata import require_valid
 from masklearn.version import masklearn_version
 
 FORMAT = 2
@@ -215,7 +216,7 @@ class Mask:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
             if not isinstance(metadata["format"], int) or metadata["format"] > FORMAT:
                 raise UserError(f"it has format {metadata['format']}; this masklearn reads up to {FORMAT}. Upgrade it")
-            _require_valid(metadata)
+            require_valid(metadata)
             name = cast(AblationName, metadata["ablation"])
             return cls(
                 tensors["mask"],
@@ -274,32 +275,3 @@ class Mask:
         """
         graph, masks, scores = read_eap(path, sizes)
         return cls(masks[None], scores[None, None], masks.sum(-1), graph, model, ablation=ablation)
-
-
-METADATA_TYPES: dict[str, type] = {
-    "model": dict, "nodes": list, "groups": list, "ablation": str, "positions": str, "config": dict, "metrics": list,
-    "masklearn": str,
-}  # fmt: skip
-"""The metadata of a mask file, besides its format."""
-
-
-def _require_valid(metadata: dict[str, Any]) -> None:
-    """Check the types and the consistency of metadata.
-
-    Raises:
-        KeyError: If an entry is missing.
-        ValueError: If an entry is invalid.
-    """
-    for name, expected in METADATA_TYPES.items():
-        if not isinstance(metadata[name], expected):
-            raise ValueError(f"its {name!r} is not a {expected.__name__}")
-    names, model = metadata["nodes"] + metadata["groups"], metadata["model"]
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError("the names of its nodes and groups are not all strings")
-    if len(set(metadata["groups"])) < len(metadata["groups"]):
-        raise ValueError("two of its groups have the same name")
-    if {*model} != {"lm", "revision", "fingerprint"} or not all(isinstance(v, str | None) for v in model.values()):
-        raise ValueError(f"its model is {model}, not a name, a revision and a fingerprint")
-    for section in ("model", "data"):
-        if not isinstance(metadata["config"].get(section, {}), dict):
-            raise ValueError(f"the section {section!r} of its config is not a dict")

@@ -30,6 +30,7 @@ FLOORS = (
         "graph",
         "hub",
         "mask_file",
+        "mask_metadata",
         "objective",
         "progress",
         "sizes",
