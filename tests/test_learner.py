@@ -260,3 +260,11 @@ def test_smaller_subgraphs_lie_inside_larger_ones(tmp_path: Path) -> None:
 def test_a_lagrangian_budget_of_nested_sizes_is_refused() -> None:
     with pytest.raises(ml.UserError, match="every size gates of its own. Add --model.family independent"):
         ml.MaskLearner(budget="lagrangian")
+
+
+def test_the_user_hears_of_a_spent_budget_and_of_half_precision(tmp_path: Path) -> None:
+    learner = learn(tmp_path, {"limit": 6}, steps=1, sizes=[3], polish=1, polish_budget=0.01, dtype="bfloat16")
+    learner.discretize()
+    spent, rounding = learner.notices
+    assert "Polish used up --model.polish_budget 0.01 with 3 of its steps untried" in spent
+    assert "bfloat16" in rounding and "--model.dtype float32" in rounding

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from masklearn.data import Batch, BlockPlan, MaskData, require_readable
 from masklearn.errors import UserError
 from masklearn.gates import GateBank
 from masklearn.masking import MaskedLM
+from masklearn.models import dtype_name
 from masklearn.progress import ProgressBar
 from masklearn.selection.discretization import DiscretizedMasks, Polish, discretize, repolish
 from masklearn.selection.polish import StepTracker, polish
@@ -23,6 +25,8 @@ from masklearn.training.settings import LearnerSettings
 
 DEFAULT_TEXTS_PER_STEP = 64
 """By default so many groups share a step that it has this many texts."""
+HALF_PRECISIONS = (torch.bfloat16, torch.float16)
+"""Precisions of weights in which rounding can change which of two close masks is better."""
 MAX_SELECTION_TEXTS = 256
 """Most texts of a group on which discrete masks are selected."""
 
@@ -116,13 +120,19 @@ class BlockFinisher:
     @property
     def notices(self) -> list[str]:
         """What the user should know about the polish of this process."""
-        untried = max(self.untried_steps, default=0)
-        if not untried:
-            return []
-        return [
-            f"Polish used up --model.polish_budget {self.settings.polish_budget:g} with {untried} of its steps "
-            "untried; the masks are the best found until then. null is no limit"
-        ]
+        notices, untried = list[str](), max(self.untried_steps, default=0)
+        if untried:
+            notices.append(
+                f"Polish used up --model.polish_budget {self.settings.polish_budget:g} with {untried} of its steps "
+                "untried; the masks are the best found until then. null is no limit"
+            )
+        lm = self.masked_lm.lm
+        if self.settings.polish and lm.dtype in HALF_PRECISIONS:
+            notices.append(
+                f"The model runs in {dtype_name(lm)}, whose rounding moves the KL of a mask: polish cannot tell masks "
+                "apart that are closer than that. --model.dtype float32 can"
+            )
+        return notices
 
     def _polish_budget(self, groups: Sequence[int]) -> float:
         """Tokens that the polish of some groups may score: a multiple of those that learning them scores."""
