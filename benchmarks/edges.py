@@ -106,7 +106,7 @@ def main(
     quiet_trainer()
     print(machine())
     edge_lm = verified_edge_lm(Layout.of(load_lm(setting.lm, dtype=dtype)))
-    data = setting.data(scope="input", positions="last", limit=inputs, max_length=tokens)
+    data = setting.data(scope="input", positions="last", limit=inputs, max_length=tokens, truncation="left")
     data.prepare_data()
     data.setup()
     texts = [scored_text(data, "test", index).input_ids for index in range(len(data.parts["test"]))]

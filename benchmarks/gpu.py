@@ -103,7 +103,7 @@ class Benchmark:
 
     def per_input(self) -> dict[str, Any]:
         """Masks of 32 single texts at twelve sizes, scored at the last token: learning and polish."""
-        data = self.data(4 if self.dry else 32, 16, self.smollm, scope="input", positions="last")
+        data = self.data(4 if self.dry else 32, 16, self.smollm, scope="input", positions="last", truncation="left")
         return self.masks(self.smol(), data, sizes="log:12", scope="input")
 
     def large(self) -> dict[str, Any]:

@@ -24,7 +24,8 @@ def llm(setting: Setting, texts: int, sizes: str | list[int], max_length: int, w
 
     Every rival scores as many tokens as the learned bank: its scores alone, or its scores and then the same polish.
     """
-    bank = learn_bank(setting, {"sizes": sizes, "scope": "input"}, limit=texts, positions="last", max_length=max_length)
+    length = {"max_length": max_length, "truncation": "left"}
+    bank = learn_bank(setting, {"sizes": sizes, "scope": "input"}, limit=texts, positions="last", **length)
     scorer, learner = bank.scorer("all"), bank.learner
     n_nodes, n_steps = learner.graph.n_nodes, learner.schedule.steps
     tokens_per_text = sum(scored.batch.input_ids.numel() for scored in scorer.batches)

@@ -87,7 +87,8 @@ def dataset(setting: Setting, texts: int) -> Rows:
 def inputs(setting: Setting, texts: int, sizes: Sequence[int] | str, max_length: int) -> Rows:
     """A bank for every text, evaluated on that text's last token; time and KL compared with baselines."""
     model = {"sizes": sizes, "scope": "input"}
-    bank = learn_bank(setting, model, limit=texts, positions="last", max_length=max_length)
+    length = {"max_length": max_length, "truncation": "left"}
+    bank = learn_bank(setting, model, limit=texts, positions="last", **length)
     scorer = bank.scorer("all")
     return with_baselines(bank, (*CHEAP_BASELINES, "greedy"), scorer, scorer)
 
