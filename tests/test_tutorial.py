@@ -32,4 +32,4 @@ def test_notebooks_have_outputs_without_errors_or_machine_paths(notebook: Path) 
     outputs = [output for cell in cells(notebook) for output in cell["outputs"]]
     assert len(outputs) >= 3
     assert not any(output["output_type"] == "error" for output in outputs)
-    assert "/root/" not in notebook.read_text(encoding="utf-8")
+    assert str(Path.home()) not in notebook.read_text(encoding="utf-8")
