@@ -4,9 +4,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import rotate_half
 
-from masklearn.edges import EdgeGates, EdgeGraph
+from masklearn.edges import EdgeGates, EdgeGraph, EdgeLM
+from masklearn.models import Layout
+
+BUILDS = ("llama", "llama biases, tied", "gpt2", "gpt_neox", "phi", "olmo2", "gemma2", "gemma3_text", "cohere", "qwen2")
+"""Sequential and parallel layers, norms before and after, biases, grouped heads, sliding windows, soft caps."""
+
+
+def text(n_tokens: int = 4) -> Tensor:
+    """A text of up to seven tokens."""
+    return torch.tensor([5, 9, 17, 4, 31, 8, 22])[:n_tokens]
+
+
+def edge_lm(lm: PreTrainedModel) -> EdgeLM:
+    """A model under edge gates, not verified."""
+    return EdgeLM(Layout.of(lm))
 
 
 def _norm(vector: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -3,14 +3,13 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import GROUPS, SMALL, Run, texts, tiny_llama
+from counting import counted_rows
 from families import FAMILIES, Family
 from torch import Tensor
 from torch.testing import assert_close
@@ -24,31 +23,12 @@ from masklearn.data.batching import StepSampler
 from masklearn.gates import top
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM, masked_lm, skipping
-from masklearn.models import override_forward
 from masklearn.training import cost, memory
 from masklearn.training.cost import PhaseClock, learning_tokens, peak_memory
 
 SHORT = [*SMALL, "--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--model.steps", "6"]
 SHORT += ["--model.sizes", "[18]"]
 FAMILY_NAMES = ("gpt2", "falcon", "phi", "gemma2", "olmo2", "mixtral", "bloom", "opt", "mpt")
-
-
-@contextmanager
-def counted_mlps(lm: MaskedLM) -> Iterator[list[int]]:
-    """The rows of every MLP that runs."""
-    rows: list[int] = []
-
-    def count(forward):
-        def run(*args, **kwargs):
-            rows.append(len(args[0] if args else next(iter(kwargs.values()))))
-            return forward(*args, **kwargs)
-
-        return run
-
-    with ExitStack() as stack:
-        for site in lm.layout.sites:
-            stack.enter_context(override_forward(site.mlp_branch, count))
-        yield rows
 
 
 def bank(lm: MaskedLM, sizes: list[int]) -> Mask:
@@ -159,10 +139,10 @@ def test_an_mlp_runs_in_the_rows_in_which_it_is_open() -> None:
     masks[:3, 0, lm.graph.names.index("m0")] = 1
     masks[0, 0, lm.graph.names.index("m1")] = 0.5
     ids = texts()[0].input_ids[:1]
-    with counted_mlps(lm) as rows, torch.no_grad():
+    with counted_rows(lm, lambda site: site.mlp_branch) as rows, torch.no_grad():
         lm(ids, torch.ones_like(ids, dtype=torch.bool), masks)
     assert rows == [3, 1, 1]  # a forward of one row tells what an MLP puts out that is closed everywhere
-    with counted_mlps(lm) as rows:
+    with counted_rows(lm, lambda site: site.mlp_branch) as rows:
         lm(ids, torch.ones_like(ids, dtype=torch.bool), masks)
     assert rows == [4, 4, 4]
 

@@ -1,18 +1,18 @@
 """Shared prefixes: forwards that start in a later layer end as whole ones do, and run fewer layers."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import pytest
 import torch
 from conftest import GROUPS, texts, tiny_llama
+from counting import counted_rows
 from families import FAMILIES, Family
 from torch import Tensor
 from torch.testing import assert_close
 
 from masklearn.masking import MaskedLM
 from masklearn.models import can_share_prefixes, prefix, prefix_of, recording
-from masklearn.models.forward_override import override_forward
 from masklearn.selection import chunks
 from masklearn.selection.chunks import ForwardCost
 from masklearn.selection.scorer import MaskScorer
@@ -27,24 +27,6 @@ def candidates(n_nodes: int, groups: int = 3) -> Tensor:
     base = torch.rand(groups, n_nodes, generator=generator) > 0.4
     flips = torch.stack([torch.eye(n_nodes, dtype=torch.bool)[torch.randperm(n_nodes, generator=generator)]] * groups)
     return base ^ flips.transpose(0, 1)
-
-
-@contextmanager
-def counted_layers(masked_lm: MaskedLM) -> Iterator[list[int]]:
-    """The rows of every layer that runs."""
-    rows: list[int] = []
-
-    def count(forward):
-        def run(*args, **kwargs):
-            rows.append(len(args[0] if args else next(iter(kwargs.values()))))
-            return forward(*args, **kwargs)
-
-        return run
-
-    with ExitStack() as stack:
-        for site in masked_lm.layout.sites:
-            stack.enter_context(override_forward(site.layer, count))
-        yield rows
 
 
 @contextmanager
@@ -66,9 +48,9 @@ def test_masks_score_the_same_with_shared_prefixes(family: Family, monkeypatch: 
     assert can_share_prefixes(masked_lm.layout)
     free_forwards(monkeypatch)  # as many starts as there are
     scorer, masks = MaskScorer(masked_lm, texts(), GROUPS), candidates(masked_lm.graph.n_nodes)
-    with counted_layers(masked_lm) as shared:
+    with counted_rows(masked_lm, lambda site: site.layer) as shared:
         found = scorer(masks)
-    with unshared(monkeypatch), counted_layers(masked_lm) as whole:
+    with unshared(monkeypatch), counted_rows(masked_lm, lambda site: site.layer) as whole:
         expected = scorer(masks)
     assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert sum(shared) < sum(whole)
@@ -78,9 +60,9 @@ def test_greedy_search_runs_fewer_layers_for_the_same_masks(monkeypatch: pytest.
     free_forwards(monkeypatch)
     masked_lm = MaskedLM(tiny_llama(layers=8))
     scorer, n_nodes = MaskScorer(masked_lm, texts()[:1], [3, 7]), masked_lm.graph.n_nodes
-    with counted_layers(masked_lm) as shared:
+    with counted_rows(masked_lm, lambda site: site.layer) as shared:
         found = greedy(scorer, [5, 20], n_nodes)
-    with unshared(monkeypatch), counted_layers(masked_lm) as whole:
+    with unshared(monkeypatch), counted_rows(masked_lm, lambda site: site.layer) as whole:
         expected = greedy(scorer, [5, 20], n_nodes)
     assert torch.equal(found, expected)
     assert sum(whole) > 1.3 * sum(shared)
@@ -90,9 +72,9 @@ def test_soft_gates_share_nothing_and_cost_nothing(monkeypatch: pytest.MonkeyPat
     masked_lm = MaskedLM(tiny_llama())
     scorer = MaskScorer(masked_lm, texts(), GROUPS)
     gates = torch.rand(6, 3, masked_lm.graph.n_nodes, generator=torch.Generator().manual_seed(0))
-    with counted_layers(masked_lm) as shared:
+    with counted_rows(masked_lm, lambda site: site.layer) as shared:
         scorer(gates)
-    with unshared(monkeypatch), counted_layers(masked_lm) as whole:
+    with unshared(monkeypatch), counted_rows(masked_lm, lambda site: site.layer) as whole:
         scorer(gates)
     assert shared == whole
 
@@ -143,7 +125,7 @@ def test_neighbouring_layers_share_a_chunk_if_another_forward_costs_more() -> No
 def test_prefixes_are_not_shared_where_forwards_cost_more_than_their_rows() -> None:
     masked_lm = MaskedLM(tiny_llama())  # a layer of a few thousand weights takes no time beside its launch
     scorer, masks = MaskScorer(masked_lm, texts(), GROUPS), candidates(masked_lm.graph.n_nodes)
-    with counted_layers(masked_lm) as rows:
+    with counted_rows(masked_lm, lambda site: site.layer) as rows:
         scorer(masks)
     assert sum(rows) == len(masks) * 4 * masked_lm.graph.n_layers
 

@@ -69,6 +69,6 @@ class Bench:
         index = self.data.groups.names.index(self.mask.groups[group])
         return list(self.data.loader("selection", [index], max_texts=n, by_length=True))
 
-    def test_tokens(self) -> int:
+    def held_out_tokens(self) -> int:
         """Tokens of all held-out texts that are used, padding included."""
         return sum(batch.input_ids.numel() for group in range(len(self.mask.groups)) for batch in self.texts(group))

@@ -40,7 +40,7 @@ def expected_cost(bench: Bench, again: Rediscoverer, sources: Sources) -> Eviden
         sources: What is learned and evaluated.
     """
     sizes, n_nodes, plan = bench.mask.sizes.tolist(), bench.mask.graph.n_nodes, bench.plan
-    of_test, n_selection = bench.test_tokens(), ADVERSARY_TEXTS * bench.data.longest_text * len(bench.mask.groups)
+    of_test, n_selection = bench.held_out_tokens(), ADVERSARY_TEXTS * bench.data.longest_text * len(bench.mask.groups)
     n_pairs = sum(min(s, plan.pairs) * (min(s, plan.pairs) - 1) / 2 + s for s in sizes)
     one = again.learning_tokens * (1 + plan.polish_budget)
     kept = sum(again.is_kept(variant) for variant in sources.variants)

@@ -68,7 +68,7 @@ def write_evidence(file: Path, name: str, evidence: Evidence) -> None:
     grid = [(claim, [of_cell.get((claim, *cell), (UNKNOWN, "")) for cell in cells]) for claim in CLAIMS]
     several = len({group for group, _ in cells}) > 1
     content: dict[str, Any] = {
-        "name": name,
+        "title": f"Evidence: {name}",
         "cells": [f"{group}, s = {s}" if several else f"s = {s}" for group, s in cells],
         "grid": grid,
         "claims": CLAIMS,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from masklearn.density import Study
@@ -82,9 +82,10 @@ def render_page(template: str, content: dict[str, Any]) -> str:
     """
     assets = files("masklearn.report")
     style, script = (assets.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    loader = PackageLoader("masklearn.report", "")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"zip": zip, "visible": visible}
-    return environment.from_string(assets.joinpath(template).read_text(encoding="utf-8")).render(
+    return environment.get_template(template).render(
         style=Markup(style),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -1,0 +1,128 @@
+"""What edge graphs refuse, and the files of edge banks."""
+
+from pathlib import Path
+
+import pytest
+from conftest import refused, tiny_llama
+from edge_reference import edge_lm, text
+from families import BY_NAME, REFUSED, build
+
+import masklearn as ml
+from masklearn.edges import (
+    EdgeBank,
+    EdgeLM,
+    edge_bank,
+    edge_shares,
+    importance,
+    load_bank,
+    require_memory,
+    require_same_output,
+    verified_edge_lm,
+)
+from masklearn.edges import attention as attention_module
+from masklearn.mask_file import ModelId
+from masklearn.models import Layout
+
+BYPASSING = ("falcon", "bloom", "gptj", "gpt_neo", "mpt", "codegen", "xglm")
+NOT_SUMS = ("granite", "bitnet", "doge", "afmoe")
+"""Families with attention through the interface whose vertices are not plain sums."""
+
+
+@pytest.fixture(scope="module")
+def llama() -> EdgeLM:
+    return edge_lm(tiny_llama(layers=2))
+
+
+# --- bad input and files ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BYPASSING)
+def test_families_that_bypass_the_attention_interface_are_refused(name: str) -> None:
+    lm = BY_NAME[name].build()
+    before = lm.config._attn_implementation
+    message = refused(lambda: verified_edge_lm(Layout.of(lm)))
+    assert message.startswith("model.graph edges: the attention of ")
+    assert "--model.graph nodes" in message
+    assert lm.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("name", NOT_SUMS)
+def test_families_whose_vertices_are_no_sums_are_refused(name: str) -> None:
+    assert "cannot be taken apart into edges" in refused(lambda: verified_edge_lm(Layout.of(BY_NAME[name].build())))
+
+
+@pytest.mark.parametrize("n_selected", [4, 2048])
+def test_sparse_attention_is_refused(n_selected: int) -> None:
+    """Also where it selects more tokens than verification reads, as the released DeepSeek V3.2 does: 2,048."""
+    lm = BY_NAME["deepseek_v32"].build(index_topk=n_selected)
+    assert "a selection of the tokens" in refused(lambda: verified_edge_lm(Layout.of(lm)))
+
+
+def test_verification_reads_a_longer_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse attention that says nothing shows in its output, on texts longer than the tokens that it selects."""
+    monkeypatch.setattr(attention_module, "SELECTED_TOKENS", ())
+    layout = Layout.of(BY_NAME["deepseek_v32"].build())
+    assert "off with all edges open" in refused(lambda: verified_edge_lm(layout))
+
+
+def test_a_text_with_another_output_is_refused(llama: EdgeLM) -> None:
+    full = llama.full(text(7))
+    require_same_output(llama, importance(llama, text(7)).hidden, full)
+    assert "off on a whole text" in refused(lambda: require_same_output(llama, 1.1 * full, full))
+
+
+def test_activations_that_are_not_finite_are_refused_with_their_layer() -> None:
+    lm = tiny_llama()
+    layout = Layout.of(lm)
+    lm.model.layers[1].mlp.down_proj.weight[0, 0] = float("inf")
+    assert "not finite in layer 1" in refused(lambda: verified_edge_lm(layout))
+
+
+def test_texts_too_long_for_memory_are_refused_with_a_length_that_fits() -> None:
+    graph = ml.NodeGraph(12, 12)
+    require_memory(graph, 64, free=10**9)
+    message = refused(lambda: require_memory(graph, 1024, free=10**9))
+    assert "a text of 1024 tokens has 69," in message
+    fits = int(message.rsplit(" ", 1)[1])
+    require_memory(graph, fits, free=10**9)
+    refused(lambda: require_memory(graph, fits + 1, free=10**9))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [([8], "asks for 8 edges"), ([], "is empty"), ("mib", "'mib'"), ([0.1, 0.1], "twice"), ("log:1", "'log:1'")],
+)
+def test_sizes_that_are_no_shares_are_refused(sizes: list[float] | str, words: str) -> None:
+    assert words in refused(lambda: edge_shares(sizes))
+
+
+def small_bank(llama: EdgeLM) -> EdgeBank:
+    return edge_bank(llama, [text(7), text(4)], ["a", "b"], [0.01, 0.1, 0.5], ModelId("tiny", None, "0"))
+
+
+def test_a_bank_survives_its_file_and_fits_its_texts(llama: EdgeLM, tmp_path: Path) -> None:
+    bank = small_bank(llama)
+    bank.save(tmp_path / "bank.safetensors")
+    loaded = load_bank(tmp_path / "bank.safetensors")
+    assert isinstance(loaded, EdgeBank)
+    assert all(a.equal(b) for x, y in zip(bank.kept, loaded.kept, strict=True) for a, b in zip(x, y, strict=True))
+    assert (loaded.shares, loaded.n_edges, loaded.model, loaded.method) == (
+        bank.shares, bank.n_edges, bank.model, "s-trace",
+    )  # fmt: skip
+    loaded.require_edges(0, importance(llama, text(7)).graph)
+    assert "is damaged" in refused(lambda: loaded.require_edges(1, importance(llama, text(5)).graph))
+
+
+def test_files_that_are_no_banks_are_refused(llama: EdgeLM, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_text("nothing")
+    assert "cannot read the mask file" in refused(lambda: load_bank(tmp_path / "x.safetensors"))
+    small_bank(llama).save(tmp_path / "bank.safetensors")
+    assert "is not a mask file" in refused(lambda: ml.Mask.load(tmp_path / "bank.safetensors"))
+    content = bytearray((tmp_path / "bank.safetensors").read_bytes())
+    (tmp_path / "cut.safetensors").write_bytes(content[:-40])
+    assert "cut.safetensors" in refused(lambda: load_bank(tmp_path / "cut.safetensors"))
+
+
+def test_a_model_type_that_nodes_refuse_stays_refused() -> None:
+    model_type, config, _ = REFUSED[0]
+    refused(lambda: Layout.of(build(model_type, **config)))
