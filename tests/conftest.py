@@ -153,3 +153,16 @@ def by_hand(masked_lm: MaskedLM, mask: Tensor, group: int) -> float:
                 masked = masked_lm.unembed(masked_lm(ids, everywhere, mask.float()[None, None])[0]).log_softmax(-1)
                 kl.append(kl_divergence(full, masked))
     return torch.cat(kl).mean().item()
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a user reads after a mistake."""
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, by its path in the folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
