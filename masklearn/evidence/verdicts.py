@@ -14,21 +14,21 @@ YES, NO, UNKNOWN = "yes", "no", "not tested"
 """What is said of a claim."""
 CLAIMS = {
     "sufficient": "Its KL is lower than that of nine in ten random subgraphs with as many heads and MLPs.",
-    "needed": "Closing it raises the KL more than closing nine in ten such subgraphs.",
+    "necessary": "Closing it raises the KL more than closing nine in ten such subgraphs.",
     "equivalent": "No difference found: texts prefer it to the model about as often as not.",
-    "all of it": "No dependence found between the scores of all other nodes and the model's.",
+    "complement independent": "No dependence found between the scores of all other nodes and the model's.",
     "minimal": "No node found that matters less than one in ten other nodes would.",
     "beats controls": "Its KL is lower than that of every control, by a 95 % interval over texts.",
     "stable": f"Masks learned on resampled texts have a mean Jaccard index of at least {STABLE_JACCARD}.",
-    "the only one": "No other mask that was found has a KL within 2 % of the lowest.",
+    "unique": "No other mask that was found has a KL within 2 % of the lowest.",
     "complete": "Closing a fifth of its nodes in both, which an adversary chooses, moves the two no further apart.",
 }
 """When each claim holds. What is not found is not shown to be absent: few texts find little."""
 CLAIM_OF = {
     tests.SUFFICIENCY: ("sufficient", YES, NO),
-    tests.NECESSITY: ("needed", YES, NO),
+    tests.NECESSITY: ("necessary", YES, NO),
     tests.EQUIVALENCE: ("equivalent", NO, YES),
-    tests.INDEPENDENCE: ("all of it", NO, YES),
+    tests.INDEPENDENCE: ("complement independent", NO, YES),
     tests.MINIMALITY: ("minimal", NO, YES),
 }
 """The claim of each test, and its verdict if the null hypothesis is rejected, and if it is not."""
@@ -93,7 +93,7 @@ def _other_claims(of_cell: Mapping[str, Table]) -> Table:
     for row in of_cell.get("near_optimal", []):
         measured = f"{row['n']} of {row['searched']} masks within 2 % of KL {row['kl']:.3g}"
         measured += f", Jaccard down to {row['jaccard']:.2f}" if row["n"] > 1 else ""
-        rows.append({"claim": "the only one", "verdict": YES if row["n"] == 1 else NO, "measured": measured})
+        rows.append({"claim": "unique", "verdict": YES if row["n"] == 1 else NO, "measured": measured})
     for row in of_cell.get("completeness", []):
         measured = f"gap {row['gap']:.3g}, KL {row['run_kl']:.3g}, excess {row['excess']:+.3g} "
         measured += f"[{row['low']:.3g}, {row['high']:.3g}]; closed {row['closed']}"
