@@ -72,10 +72,20 @@ def test_what_a_notebook_shows(bank: ml.LearnedBank, tmp_path: Path) -> None:
     assert ml.UserError("one line")._render_traceback_() == ["UserError: one line"]
 
 
-def test_a_bank_is_evaluated_on_other_texts_and_from_its_file(bank: ml.LearnedBank, tmp_path: Path) -> None:
-    others = TEXTS[:3]
-    evaluated = ml.evaluate(bank, others)
-    assert evaluated.texts.startswith("3 texts")
+def test_a_bank_is_evaluated_on_other_texts_and_from_its_file(
+    bank: ml.LearnedBank, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = ["the king sings .", "the birds near the cat wait .", "the dog near the king runs ."]
+    capsys.readouterr()
+    evaluated = ml.evaluate(bank, [*TEXTS, *others])
+    n_learned = len(set(bank.data.learned_texts))
+    assert evaluated.texts.startswith(f"{len(TEXTS) + 3 - n_learned} texts")
+    shown = capsys.readouterr().out
+    assert f"{n_learned} texts are left out" in shown and "Evaluation:" in shown
+    evaluated = ml.evaluate(bank, others, progress=False)
+    assert evaluated.texts.startswith("3 texts") and capsys.readouterr().out == ""
+    assert "learned on all of its texts" in refused(lambda: ml.evaluate(bank, bank.data.source.given[:1]))
+    assert ml.evaluate(bank, TEXTS, include_learned=True).texts.startswith(f"{len(TEXTS)} texts")
     assert evaluated.metrics["kl"].tolist() != bank.metrics["kl"].tolist()
     bank.save(tmp_path)
     again = ml.evaluate(tmp_path, pd.DataFrame({"text": others}))

@@ -11,7 +11,8 @@ from conftest import refused
 from test_mask_file import bank
 
 import masklearn as ml
-from masklearn.cli.evaluation_texts import choose_settings, evaluation_texts, leave_out_learned
+from masklearn.cli.evaluation_texts import choose_settings, evaluation_texts
+from masklearn.data import leave_out_learned
 from masklearn.data.encoded import text_hash
 
 TEXTS = [f"the {noun} {verb} ." for noun in ("dog", "cat", "bird", "king") for verb in ("runs", "sings", "waits")]
@@ -41,7 +42,10 @@ def evaluated_on(mask: ml.Mask, path: str, part: str | None = None) -> tuple[lis
     """The texts that a mask is evaluated on, and what the user is told."""
     texts = evaluation_texts("mask", mask, {"path": path}, part)  # pyright: ignore[reportArgumentType]
     data = data_on(texts.settings["path"])
-    notices = leave_out_learned(data, texts, mask)
+    known = mask.learned_texts.tolist()
+    notices = []
+    if texts.are_others:
+        notices = leave_out_learned(data, texts.split, known, texts.all_requested, "--part all")
     tokenizer = data.load_tokenizer()
     return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in data.parts[texts.split].ids], notices
 

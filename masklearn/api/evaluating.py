@@ -1,5 +1,6 @@
 """`masklearn.evaluate` and `masklearn.baselines`: masks on other texts, compared with other subgraphs."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ import pandas as pd
 from masklearn import evaluation
 from masklearn.api.bank import LearnedBank
 from masklearn.api.texts import as_data, split_settings
-from masklearn.data import MaskData, SplitName, require_readable
+from masklearn.data import MaskData, SplitName, leave_out_learned, require_readable
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
 from masklearn.models import ModelOrName, TokenizerOrName, load_lm, name_of
+from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.baselines import CONTROLS, UNGUIDED, Baseline
 from masklearn.selection.scorer import MaskScorer
+from masklearn.training.progress import phase_bars
 
 MAX_BASELINE_TEXTS = 64
 """Training texts of a group on which baselines choose their subgraphs, at most."""
@@ -28,9 +31,11 @@ def evaluate(
     lm: ModelOrName | None = None,
     tokenizer: TokenizerOrName | None = None,
     baselines: Sequence[Baseline] = CONTROLS,
+    include_learned: bool = False,
+    progress: bool = True,
     **settings: Any,
 ) -> LearnedBank:
-    """Evaluate masks on texts: all of those given, or the held-out ones that a bank was learned with.
+    """Evaluate masks on texts: those given, or the held-out ones that a bank was learned with.
 
     Args:
         bank: What `learn` returned; a `Mask`; or a mask file, or the folder of a run.
@@ -39,16 +44,23 @@ def evaluate(
         tokenizer: As for `learn`.
         baselines: Other subgraphs of the same sizes to compare with; see `selection.baselines`. Those that need texts
             choose by training texts of the bank.
+        include_learned: Whether to evaluate also on those of the given texts that the masks were learned on.
+        progress: Whether to show progress.
         settings: Settings of `MaskData`, by name.
 
     Returns:
         The bank with its metrics on these texts.
 
     Raises:
-        UserError: If the masks do not belong to the model, or do not apply to the texts.
+        UserError: If the masks do not belong to the model, do not apply to the texts, or were learned on all of them.
     """
     known = bank if isinstance(bank, LearnedBank) else None
     mask = bank.mask if isinstance(bank, LearnedBank) else bank if isinstance(bank, Mask) else Mask.load(bank)
+    if known is None and not set(baselines) <= set(UNGUIDED):
+        raise UserError(
+            f"baselines other than {', '.join(UNGUIDED)} choose by the texts that the masks were learned on. Give "
+            "the bank that learn returned, or use evaluate.py on the mask file"
+        )
     masked_lm = known.masked_lm if known and lm is None else _masked_lm(mask, lm)
     if texts is None and not settings:
         if known is None:
@@ -56,7 +68,11 @@ def evaluate(
         data, split = known.data, "test"
     else:
         data, split = _other_texts(mask, masked_lm, texts, tokenizer, settings), "all"
-    return _evaluated(mask.of(data.groups.names), masked_lm, data, split, baselines, known)
+        learned = mask.learned_texts.tolist()
+        for line in leave_out_learned(data, split, learned, include_learned, "include_learned=True"):
+            print(line, flush=True)
+    bar = phase_bars(sys.stdout) if progress else no_bar
+    return _evaluated(mask.of(data.groups.names), masked_lm, data, split, baselines, known, bar)
 
 
 def _evaluated(
@@ -66,19 +82,15 @@ def _evaluated(
     split: SplitName,
     baselines: Sequence[Baseline],
     known: LearnedBank | None,
+    bar: ProgressBar,
 ) -> LearnedBank:
     scorer = None
-    if not set(baselines) <= set(UNGUIDED):
-        if known is None:
-            raise UserError(
-                f"baselines other than {', '.join(UNGUIDED)} choose by the texts that the masks were learned on. Give "
-                "the bank that learn returned, or use evaluate.py on the mask file"
-            )
+    if known and not set(baselines) <= set(UNGUIDED):
         index = {name: i for i, name in enumerate(known.data.groups.names)}
         groups = [index[name] for name in mask.groups]
         scorer = MaskScorer(masked_lm, known.data.loader("train", groups, max_texts=MAX_BASELINE_TEXTS), groups)
     batches = data.loader(split, by_length=True)
-    rows, by_group = evaluation.evaluate(masked_lm, mask, batches, baselines, scorer)
+    rows, by_group = evaluation.evaluate(masked_lm, mask, batches, baselines, scorer, bar=bar)
     results = evaluation.describe(mask, rows, by_group, mask.config.get("data", {}))
     kind = "held-out texts" if split == "test" and data.groups.held_out else "texts"
     return LearnedBank(mask, masked_lm, data, results, f"{len(data.parts[split])} {kind} of {data.source}")
@@ -88,6 +100,7 @@ def baselines(
     bank: LearnedBank,
     names: Sequence[Baseline] | Baseline = ("random-matched", "norm", "attribution", "single-ablation"),
     texts: Any = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Compare a bank with other ways to choose subgraphs of the same sizes.
 
@@ -95,6 +108,7 @@ def baselines(
         bank: What `learn` returned.
         names: The baselines; see `selection.baselines`. Searches such as `greedy` take long on large models.
         texts: Texts to evaluate on; by default the bank's own held-out texts.
+        progress: Whether to show progress.
 
     Returns:
         KL (nats per scored token), TV and top-1 of every size and method, indexed by both; random subgraphs are means
@@ -105,7 +119,7 @@ def baselines(
     """
     chosen: Sequence[Baseline] = [names] if isinstance(names, str) else list(names)
     rows = []
-    for row in evaluate(bank, texts, baselines=chosen).results["sizes"]:
+    for row in evaluate(bank, texts, baselines=chosen, progress=progress).results["sizes"]:
         rows.append({"s": row["s"], "method": "learned", **{metric: row[metric] for metric in ("kl", "tv", "top1")}})
         for name, found in row["controls"].items():
             values = {metric: found.get(f"{metric}_mean", found.get(metric)) for metric in ("kl", "tv", "top1")}

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from masklearn import evaluation
 from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.cli.evaluate_flags import EvaluateFlags
-from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, leave_out_learned, load_texts
+from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, load_texts
 from masklearn.cli.export_flags import ExportFlags
 from masklearn.data import MaskData, SplitName
 from masklearn.edges import EdgeBank
@@ -75,7 +75,11 @@ def evaluate_bank(
     data = load(texts.settings)
     mask = bank.of(data.groups.names)
     warning = evaluation.implausible_answers(masked_lm, data)
-    for line in (data.preview, *data.notices, *leave_out_learned(data, texts, bank), *([warning] if warning else [])):
+    notices = [data.preview, *data.notices]
+    if texts.are_others:
+        known = bank.learned_texts.tolist()
+        notices += leave_out_learned(data, texts.split, known, texts.all_requested, "--part all")
+    for line in filter(None, (*notices, warning)):
         print(line)
     ablations = flags.ablations or [mask.ablation.name]
     learned_on = _training_data(path, mask, texts, data, load, flags, ablations)

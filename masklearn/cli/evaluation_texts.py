@@ -152,37 +152,3 @@ def load_texts(
     data.setup()
     require_readable(data, masked_lm.layout)
     return data
-
-
-def leave_out_learned(data: MaskData, texts: EvaluationTexts, bank: Mask) -> list[str]:
-    """Leave out texts that the masks were learned on, where these come from another source than the masks' run.
-
-    Args:
-        data: The texts to evaluate on.
-        texts: What they are.
-        bank: The content of the mask file.
-
-    Returns:
-        What the user should know on it, a line each.
-
-    Raises:
-        UserError: If no others are left.
-    """
-    if not texts.are_others:
-        return []
-    if not len(bank.learned_texts):
-        return ["The mask file is of an older version and does not say which texts it was learned on"]
-    learned = frozenset(bank.learned_texts.tolist())
-    if texts.all_requested:
-        n = sum(not learned.isdisjoint(text.hashes) for text in data.parts[texts.split].encoded)
-        return [f"The masks were learned on {n} of these texts, and are evaluated on them too"] if n else []
-    whole = data.parts[texts.split]
-    data.parts[texts.split] = others = whole.without(learned)
-    if emptied := {*whole.groups} - {*others.groups}:
-        of = f" of group {data.groups.names[min(emptied)]!r}" if len(data.groups.names) > 1 else ""
-        raise UserError(
-            f"{data.source}: the masks were learned on all of its texts{of}, under this or another name. Give others, "
-            "or evaluate on these all the same: --part all"
-        )
-    n = len(whole) - len(others)
-    return [f"{n} texts are left out, as the masks were learned on them; --part all evaluates on them too"] if n else []

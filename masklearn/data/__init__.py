@@ -2,6 +2,7 @@
 
 from masklearn.data.batching import Batch, BlockPlan
 from masklearn.data.datamodule import MaskData, SplitName
+from masklearn.data.learned_texts import leave_out_learned
 from masklearn.data.positions import Positions
 from masklearn.data.rows_given import RowsOrTexts
 from masklearn.data.sources import TaskName
@@ -15,5 +16,6 @@ __all__ = [
     "RowsOrTexts",
     "SplitName",
     "TaskName",
+    "leave_out_learned",
     "require_readable",
 ]

@@ -1,0 +1,41 @@
+"""Texts that masks were learned on, recognised under any name and kept out of evaluation."""
+
+from collections.abc import Collection
+
+from masklearn.data.datamodule import MaskData, SplitName
+from masklearn.errors import UserError
+
+
+def leave_out_learned(
+    data: MaskData, split: SplitName, learned: Collection[int], keep: bool, keep_flag: str
+) -> list[str]:
+    """Leave out of a split the texts that masks were learned on, or count them.
+
+    Args:
+        data: The texts to evaluate on.
+        split: The split of them.
+        learned: Hashes of the texts that the masks were learned on; none if the mask file does not know.
+        keep: Whether such texts stay.
+        keep_flag: What the user sets to keep them, for messages.
+
+    Returns:
+        What the user should know on it, a line each.
+
+    Raises:
+        UserError: If no others are left of a group.
+    """
+    if not len(learned):
+        return ["The mask file is of an older version and does not say which texts it was learned on"]
+    known, whole = frozenset(learned), data.parts[split]
+    if keep:
+        n = sum(not known.isdisjoint(text.hashes) for text in whole.encoded)
+        return [f"The masks were learned on {n} of these texts, and are evaluated on them too"] if n else []
+    data.parts[split] = others = whole.without(known)
+    if emptied := {*whole.groups} - {*others.groups}:
+        of = f" of group {data.groups.names[min(emptied)]!r}" if len(data.groups.names) > 1 else ""
+        raise UserError(
+            f"{data.source}: the masks were learned on all of its texts{of}, under this or another name. Give others, "
+            f"or evaluate on these all the same: {keep_flag}"
+        )
+    n = len(whole) - len(others)
+    return [f"{n} texts are left out, as the masks were learned on them; {keep_flag} evaluates on them too"] if n else []
