@@ -84,7 +84,7 @@ def test_a_bank_is_evaluated_on_other_texts_and_from_its_file(
     assert f"{n_learned} texts are left out" in shown and "Evaluation:" in shown
     evaluated = ml.evaluate(bank, others, progress=False)
     assert evaluated.texts.startswith("3 texts") and capsys.readouterr().out == ""
-    assert "learned on all of its texts" in refused(lambda: ml.evaluate(bank, bank.data.source.given[:1]))
+    assert "learned on all of its texts" in refused(lambda: ml.evaluate(bank, TEXTS[:1]))
     assert ml.evaluate(bank, TEXTS, include_learned=True).texts.startswith(f"{len(TEXTS)} texts")
     assert evaluated.metrics["kl"].tolist() != bank.metrics["kl"].tolist()
     bank.save(tmp_path)

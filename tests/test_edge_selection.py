@@ -9,6 +9,8 @@ import torch
 from conftest import tiny_llama
 from edge_reference import BUILDS, LlamaReference, all_edges, edge_lm, grow_slowly, text
 from families import BY_NAME
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -23,16 +25,18 @@ from masklearn.edges import (
     importance,
     inverse,
     live,
+    longest_prefix,
     nodes_used,
     nucleus,
     random_connected,
     shares_by_kind,
     threshold,
     verified_edge_lm,
+    with_streams,
 )
 from masklearn.mask_file import ModelId
 from masklearn.models import Layout
-from masklearn.training.edge_learner import EdgeLearnerConfig, learn_edges, refilled
+from masklearn.training.edge_learner import EdgeLearnerConfig, learn_edges
 
 
 @pytest.fixture(scope="module")
@@ -240,13 +244,54 @@ def test_learned_subgraphs_have_their_sizes_and_are_nearer_to_the_full_model_tha
     assert learned.log().mean() < grown.log().mean() - 0.3
 
 
-def test_dead_edges_are_replaced_by_the_first_of_s_trace(llama: EdgeLM) -> None:
-    found = importance(llama, text(5))
-    graph = found.graph
-    order = grow(graph, found.weights, graph.n_edges)
+def test_sizes_too_small_for_a_path_keep_the_subgraphs_of_s_trace(llama: EdgeLM) -> None:
+    found = importance(llama, text(6))
+    shares = [1 / found.graph.n_edges, (found.graph.path_edges - 1) / found.graph.n_edges]
+    kept = learn_edges(llama, text(6), found, shares, EdgeLearnerConfig(steps=2))
+    order = grow(found.graph, found.weights, found.graph.path_edges)
+    assert [edges.tolist() for edges in kept] == [sorted(order[:n].tolist()) for n in (1, found.graph.path_edges - 1)]
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_attention_edge_brings_the_stream_of_its_source_by_hand() -> None:
+    """Two sequential layers, one head, three tokens: the last token reads token 1 in the second layer."""
+    graph = EdgeGraph.causal(2, 1, 3)
     ids = graph.gates(torch.arange(graph.n_places)[None])
-    path = torch.cat([ids.residual_attention[0, :, 4], ids.residual_mlp[0, :, 4]])  # of the last token
-    dead = torch.cat([ids.mlp[0, 0, :3], ids.residual_mlp[0, 0, :2]])  # nothing reads the tokens before it
-    assert live(graph, [torch.cat([path, dead])])[0].nonzero()[:, 0].tolist() == sorted(path.tolist())
-    added = [edge for edge in order.tolist() if edge not in path.tolist()][:5]
-    assert refilled(graph, torch.cat([path, dead]), order).tolist() == sorted([*path.tolist(), *added])
+    read = ids.attention[0, 1, 0, 2, 1]
+    chosen = torch.zeros(graph.n_places, dtype=torch.bool)
+    chosen[torch.stack([read, ids.mlp[0, 0, 0], ids.attention[0, 0, 0, 1, 0]])] = (
+        True  # token 0's MLP is read by nothing
+    )
+    own = [*ids.residual_attention[0, :, 2], *ids.residual_mlp[0, :, 2]]
+    of_source = [ids.residual_attention[0, 0, 1], ids.residual_mlp[0, 0, 1]]  # not in the layer that reads it
+    expected = sorted(map(int, [read, ids.attention[0, 0, 0, 1, 0], *own, *of_source]))
+    assert with_streams(graph, chosen).nonzero()[:, 0].tolist() == expected
+    # four edges for the last token's stream, and two more and the edge itself: six places do not suffice for it
+    order = torch.stack([read, ids.mlp[0, 1, 2], ids.mlp[0, 0, 2]])
+    kept, length = longest_prefix(graph, order, 6)
+    assert length == 0 and kept.tolist() == sorted(map(int, [*own, ids.mlp[0, 1, 2], ids.mlp[0, 0, 2]]))
+    kept, length = longest_prefix(graph, order, 8)
+    assert length == 2 and kept.tolist() == sorted(map(int, [*own, *of_source, read, ids.mlp[0, 1, 2]]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 2), st.integers(2, 5), st.booleans(), st.integers(0, 10**6), st.floats(0, 1))
+def test_every_edge_beside_its_streams_is_live_and_more_edges_need_no_fewer(
+    layers: int, heads: int, tokens: int, parallel: bool, seed: int, share: float
+) -> None:
+    graph = EdgeGraph.causal(layers, heads, tokens, parallel)
+    uniform = torch.rand(graph.n_places, generator=torch.Generator().manual_seed(seed))
+    fewer, more = (with_streams(graph, (uniform < s) & graph.exists) for s in (share / 2, share))
+    assert torch.equal(live(graph, [more.nonzero()[:, 0]])[0], more)
+    assert (fewer <= more).all() and fewer.sum() >= graph.path_edges
+    order = graph.exists.nonzero()[:, 0]
+    order = order[~graph.is_residual[order]]
+    order = order[uniform[order].argsort()]
+    n_edges = graph.path_edges + int(share * (graph.n_edges - graph.path_edges))
+    kept, length = longest_prefix(graph, order, n_edges)
+    assert len(kept) <= n_edges
+    flags = torch.zeros(graph.n_places, dtype=torch.bool)
+    flags[order[: length + 1]] = True
+    assert length == len(order) or with_streams(graph, flags).sum() > n_edges

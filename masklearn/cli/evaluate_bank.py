@@ -16,7 +16,7 @@ from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, load_texts
 from masklearn.cli.export_flags import ExportFlags
-from masklearn.data import MaskData, SplitName
+from masklearn.data import MaskData, SplitName, leave_out_learned
 from masklearn.edges import EdgeBank
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId

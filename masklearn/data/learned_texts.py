@@ -38,4 +38,6 @@ def leave_out_learned(
             f"or evaluate on these all the same: {keep_flag}"
         )
     n = len(whole) - len(others)
-    return [f"{n} texts are left out, as the masks were learned on them; {keep_flag} evaluates on them too"] if n else []
+    return (
+        [f"{n} texts are left out, as the masks were learned on them; {keep_flag} evaluates on them too"] if n else []
+    )

@@ -10,22 +10,25 @@ from masklearn.edges.memory import require_memory
 from masklearn.edges.select import by_strace, edge_bank
 from masklearn.edges.sizes import DEFAULT_SHARES, edge_counts, edge_shares
 from masklearn.edges.strace import grow
+from masklearn.edges.streams import longest_prefix, with_streams
 from masklearn.edges.verification import require_same_output, verified_edge_lm
 
 __all__ = [
     "DEFAULT_SHARES",
-    "by_strace",
     "EdgeBank",
     "EdgeGates",
     "EdgeGraph",
     "EdgeLM",
     "Importance",
+    "by_strace",
+    "edge_bank",
     "edge_counts",
     "edge_shares",
     "grow",
     "importance",
     "inverse",
     "live",
+    "longest_prefix",
     "load_bank",
     "nodes_used",
     "nucleus",
@@ -33,7 +36,7 @@ __all__ = [
     "require_memory",
     "require_same_output",
     "shares_by_kind",
-    "edge_bank",
     "threshold",
     "verified_edge_lm",
+    "with_streams",
 ]

@@ -19,7 +19,7 @@ def live(graph: EdgeGraph, kept: Sequence[Tensor]) -> Tensor:
         Boolean, shape (subgraphs, flat).
     """
     open_edges = graph.masks(list(kept)) > 0
-    return open_edges & _reached(graph, open_edges) & _reaching(graph, open_edges)
+    return open_edges & _reached(graph, open_edges) & reaching(graph, open_edges)
 
 
 def _reached(graph: EdgeGraph, open_edges: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ def _reached(graph: EdgeGraph, open_edges: Tensor) -> Tensor:
     return found
 
 
-def _reaching(graph: EdgeGraph, open_edges: Tensor) -> Tensor:
-    """Whether a path to the output leads from the target of each edge: (subgraphs, flat) to the same."""
+def reaching(graph: EdgeGraph, open_edges: Tensor) -> Tensor:
+    """Whether a path of open edges leads to the output from the target of each edge: (subgraphs, flat) to the same."""
     gates, found = graph.gates(open_edges), torch.zeros_like(open_edges)
     targets = graph.gates(found)
     after = open_edges.new_zeros(len(open_edges), graph.n_tokens)

@@ -1,13 +1,17 @@
-"""Learn which edges of one text to keep, by gradient descent on gates that start from s-Trace's order."""
+"""Learn which edges of one text to keep, by gradient descent on gates that start from s-Trace's order.
+
+Attention and MLP edges have scores; the residual edges that they need come with them. Were residual edges gated like
+the others, a stream at half-open gates would vanish over the layers, and its edges would get no gradient.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from masklearn.edges import EdgeGraph, EdgeLM, Importance, edge_counts, grow, live
-from masklearn.gates import open_probability, top
+from masklearn.edges import EdgeGraph, EdgeLM, Importance, edge_counts, grow, longest_prefix
+from masklearn.gates import open_probability
 from masklearn.objective import chunked_kl
 from masklearn.training.budget import Projected
 from masklearn.training.learned_ablation import LOG_KL_EPS
@@ -16,7 +20,7 @@ CHECK_EVERY = 10
 """Steps between two evaluations of the discrete subgraphs."""
 
 
-EDGE_STEPS, EDGE_LR, EDGE_TEMPERATURE = 60, 0.3, (0.3, 0.05)
+EDGE_STEPS, EDGE_LR, EDGE_TEMPERATURE = 60, 0.4, (0.5, 0.05)
 """Defaults of the settings below, chosen on a few texts of three models."""
 
 
@@ -39,47 +43,59 @@ class _EdgeSearch:
     edge_lm: EdgeLM
     input_ids: Tensor
     graph: EdgeGraph
-    edges: Tensor
-    """Numbers of all edges, shape (edges,)."""
     order: Tensor
-    """The same in s-Trace's order."""
-    counts: Tensor
-    """Sizes in edges, shape (sizes,)."""
+    """Numbers of all edges in s-Trace's order."""
+    counts: list[int]
+    """Sizes in edges."""
+    n_open: Tensor = field(init=False)
+    """For each learned size, how many of the edges with scores are kept beside their streams, shape (learned,)."""
 
     def __post_init__(self) -> None:
         self.full = self.edge_lm.full(self.input_ids)[None]
-        self.kept = [self.order[:n].sort().values for n in self.counts.tolist()]
+        self.kept = [self.order[:n].sort().values for n in self.counts]
         self.best = self._kl_of(self.kept)
+        self.scored = self.order[~self.graph.is_residual[self.order]].sort().values
+        # a smaller subgraph cannot depend on the text, and stays s-Trace's
+        self.learned = [i for i, n in enumerate(self.counts) if n >= self.graph.path_edges]
 
     def kl(self, gates: Tensor) -> Tensor:
-        """KL(full || masked) under gates (sizes, edges), in nats, shape (sizes,)."""
-        flat = torch.zeros(len(gates), self.graph.n_places).index_copy(1, self.edges, gates)
+        """KL(full || masked) in nats, shape (learned,), under gates of the scored edges, shape (learned, scored)."""
+        residual = (self.graph.is_residual & self.graph.exists).float()
+        flat = residual.repeat(len(gates), 1).index_copy(1, self.scored, gates)
+        return self._kl(flat).cpu()
+
+    def _kl(self, flat: Tensor) -> Tensor:
         hidden = self.edge_lm.hidden(self.input_ids, self.graph.gates(flat.to(self.input_ids.device)))
-        return chunked_kl(self.full, hidden[:, None], self.edge_lm.layout.unembed)[:, 0].cpu()
+        return chunked_kl(self.full, hidden[:, None], self.edge_lm.layout.unembed)[:, 0]
 
     @torch.no_grad()
     def _kl_of(self, kept: list[Tensor]) -> Tensor:
-        return self.kl(self.graph.masks(kept)[:, self.edges])
+        return self._kl(self.graph.masks(kept)).cpu()
 
     def consider(self, scores: Tensor) -> None:
-        """Take the subgraphs of the highest scores, without dead edges, at the sizes at which they are better."""
-        masks = top(scores.expand(len(self.counts), -1), self.counts)
-        candidates = [refilled(self.graph, self.edges[mask], self.order) for mask in masks]
-        kl = self._kl_of(candidates)
-        triples = zip(candidates, self.kept, kl < self.best, strict=True)
-        self.kept = [new if is_lower else old for new, old, is_lower in triples]
-        self.best = torch.minimum(self.best, kl)
+        """Take the subgraphs of the highest scores at the sizes at which they are better; count their open edges."""
+        best_first = self.scored[scores.argsort(descending=True)]
+        found = [longest_prefix(self.graph, best_first, self.counts[i]) for i in self.learned]
+        candidates = [
+            filled(kept, self.order, self.counts[i]) for i, (kept, _) in zip(self.learned, found, strict=True)
+        ]
+        for i, candidate, kl in zip(self.learned, candidates, self._kl_of(candidates), strict=True):
+            if kl < self.best[i]:
+                self.kept[i], self.best[i] = candidate, kl
+        self.n_open = torch.tensor([float(max(1, length)) for _, length in found])
 
 
 @torch.enable_grad()
 def learn_edges(
     edge_lm: EdgeLM, input_ids: Tensor, found: Importance, shares: Sequence[float], config: EdgeLearnerConfig
 ) -> list[Tensor]:
-    """Learn the subgraphs of one text for all sizes, with one score for every edge.
+    """Learn the subgraphs of one text for all sizes, with one score for every attention and MLP edge.
 
-    Gates are mean-field: each at its probability of being open, under a budget that holds at every step (`Projected`).
-    The loss is the sum over sizes of the log of KL(full || masked). For each size the discrete subgraph of the lowest
-    KL on the way is kept; s-Trace's is the first.
+    Gates are mean-field: each at its probability of being open, under a budget that holds at every step (`Projected`),
+    while residual edges are open. Every `CHECK_EVERY` steps the edges of the highest scores that fit into each size
+    together with their streams make its discrete subgraph, and their number is the budget of the next steps. The loss
+    is the sum over sizes of the log of KL(full || masked). For each size the discrete subgraph of the lowest KL on the
+    way is kept; s-Trace's is the first.
 
     Args:
         edge_lm: The frozen model.
@@ -92,18 +108,20 @@ def learn_edges(
         The numbers of the edges kept, ascending, for every size.
     """
     graph, budget = found.graph, Projected()
-    edges, order = graph.exists.nonzero()[:, 0], grow(graph, found.weights, graph.n_edges)
-    counts = torch.tensor(edge_counts(shares, graph.n_edges))
-    search = _EdgeSearch(edge_lm, input_ids, graph, edges, order, counts)
+    order = grow(graph, found.weights, graph.n_edges)
+    search = _EdgeSearch(edge_lm, input_ids, graph, order, edge_counts(shares, graph.n_edges))
+    if not search.learned:
+        return search.kept
     rank = torch.empty(graph.n_places)
     rank[order] = torch.arange(1, graph.n_edges + 1).float()
-    scores = (-rank[edges].log()).requires_grad_()
+    scores = (-rank[search.scored].log()).requires_grad_()
+    search.consider(scores.detach())
     optimizer = torch.optim.Adam([scores], lr=config.lr, betas=(0.8, 0.95))
     first, last = config.temperature
     for step in range(1, config.steps + 1):
         temperature = first * (last / first) ** ((step - 1) / max(1, config.steps - 1))
         # size by size: the budget's search holds many copies of the log-odds
-        log_odds = [budget.adjust_log_odds(scores[None] / temperature, n[None].float()) for n in counts]
+        log_odds = [budget.adjust_log_odds(scores[None] / temperature, n[None]) for n in search.n_open]
         loss = (search.kl(open_probability(torch.cat(log_odds))) + LOG_KL_EPS).log().sum()
         optimizer.zero_grad()
         loss.backward()
@@ -113,17 +131,7 @@ def learn_edges(
     return search.kept
 
 
-def refilled(graph: EdgeGraph, kept: Tensor, order: Tensor) -> Tensor:
-    """A subgraph without its dead edges, filled up to its size with the first edges of s-Trace that it lacks.
-
-    Args:
-        graph: The text's graph.
-        kept: Numbers of the edges.
-        order: All edges in s-Trace's order.
-
-    Returns:
-        Numbers of as many edges, ascending.
-    """
-    alive = live(graph, [kept])[0]
-    missing = order[~alive[order]][: len(kept) - int(alive.sum())]
-    return torch.cat([alive.nonzero()[:, 0], missing]).sort().values
+def filled(kept: Tensor, order: Tensor, n_edges: int) -> Tensor:
+    """A subgraph, filled up to a size with the first edges in an order that it lacks: numbers of edges, ascending."""
+    missing = order[~torch.isin(order, kept)]
+    return torch.cat([kept, missing[: n_edges - len(kept)]]).sort().values
