@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,6 +20,7 @@ from masklearn.density import Study
 from masklearn.edges import EdgeBank, EdgeLM, edge_counts, load_bank
 from masklearn.models import Layout
 from masklearn.report import curves
+from masklearn.training.edge_learner import learn_edges
 
 QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 EDGES = ["--model.graph", "edges", "--model.method", "s-trace", *QUIET]
@@ -155,6 +157,34 @@ def test_a_run_that_learns_edges_is_compared_with_s_trace(tmp_path: Path) -> Non
     bank = load_bank(tmp_path / "run" / "mask.safetensors")
     assert isinstance(bank, EdgeBank)
     assert bank.method == "learned"
+
+
+def test_a_stopped_run_goes_on_with_the_next_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model.graph", "edges", "--model.method", "learned", "--model.steps", "2", "--data.limit", "3"]
+    flags += ["--model.sizes", "[0.05, 0.3]", "--data.max_length", "6", "--data.truncation", "left", *QUIET]
+    learned: list[int] = []
+
+    def learn_two(*args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        learned.append(len(learned))
+        if len(learned) == 3:
+            raise KeyboardInterrupt
+        return learn_edges(*args, **kwargs)
+
+    monkeypatch.setattr("masklearn.cli.edge_run.learn_edges", learn_two)
+    assert train([*flags, "--run.dir", str(tmp_path / "run")]) != 0
+    command = capsys.readouterr().err.split("Go on with: python train.py ")[1].split()
+    assert train([*command, *QUIET]) == 0
+    assert len(learned) == 4  # the third text alone
+    assert train([*flags, "--run.dir", str(tmp_path / "whole")]) == 0
+    resumed, whole = (load_bank(tmp_path / name) for name in ("run", "whole"))
+    assert all(
+        torch.equal(a, b)
+        for one, other in zip(resumed.kept, whole.kept, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+    assert not (tmp_path / "run" / "checkpoints" / "blocks").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """`python train.py --model.graph edges`: from flags and YAML to a bank of edges that is evaluated and saved."""
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import replace
 from functools import partial
 
 from masklearn import evaluation
-from masklearn.cli.run_folder import METRICS_FILE
+from masklearn.cli.run_folder import BLOCKS_FOLDER, METRICS_FILE
 from masklearn.cli.run_results import mask_config, print_location
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.data import MaskData, require_readable
@@ -25,7 +26,9 @@ from masklearn.mask_file import MASK_FILE, ModelId
 from masklearn.models import Layout, load_lm, name_of, require_in_memory
 from masklearn.models.loading import move_model
 from masklearn.progress import ProgressBar, no_bar
+from masklearn.training.block_store import BlockStore
 from masklearn.training.edge_learner import EDGE_LR, EDGE_STEPS, EdgeLearnerConfig, learn_edges
+from masklearn.training.edge_store import stored
 from masklearn.training.progress import phase_bars
 from masklearn.training.settings import LearnerSettings
 
@@ -61,6 +64,7 @@ def run_edges(cli: TrainCLI) -> None:
     replace(bank, metrics=rows).save(cli.folder / MASK_FILE)
     metrics_file = cli.folder / METRICS_FILE
     atomic_write(metrics_file, json.dumps(description, indent=2).encode())  # last: it marks a finished run
+    shutil.rmtree(cli.folder / BLOCKS_FOLDER, ignore_errors=True)  # the bank holds all of them
     print(
         f"\nResults on {len(bank.groups)} texts, each under its own edges.\n\n{evaluation.format_report(description)}"
     )
@@ -76,7 +80,9 @@ def _choose(cli: TrainCLI, edge_lm: EdgeLM, shares: list[float], bar: ProgressBa
     choose = by_strace(shares)
     if settings.method == "learned":
         config = EdgeLearnerConfig(settings.steps or EDGE_STEPS, settings.lr or EDGE_LR, settings.temperature)
-        choose = partial(learn_edges, edge_lm, shares=shares, config=config)
+        choose = stored(
+            partial(learn_edges, edge_lm, shares=shares, config=config), BlockStore(cli.folder / BLOCKS_FOLDER)
+        )
     bank = edge_bank(edge_lm, texts, names, shares, model, choose, settings.method, data.positions, bar)
     return replace(bank, config=mask_config(cli.requested))
 

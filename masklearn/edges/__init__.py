@@ -7,7 +7,7 @@ from masklearn.edges.graph import EdgeGates, EdgeGraph
 from masklearn.edges.importance import Importance, importance
 from masklearn.edges.liveness import live, nodes_used, shares_by_kind
 from masklearn.edges.memory import require_memory
-from masklearn.edges.select import by_strace, edge_bank
+from masklearn.edges.select import Choose, by_strace, edge_bank
 from masklearn.edges.sizes import DEFAULT_SHARES, edge_counts, edge_shares
 from masklearn.edges.strace import grow
 from masklearn.edges.streams import longest_prefix, with_streams
@@ -15,6 +15,7 @@ from masklearn.edges.verification import require_same_output, verified_edge_lm
 
 __all__ = [
     "DEFAULT_SHARES",
+    "Choose",
     "EdgeBank",
     "EdgeGates",
     "EdgeGraph",
