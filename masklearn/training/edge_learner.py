@@ -18,6 +18,8 @@ from masklearn.training.learned_ablation import LOG_KL_EPS
 
 CHECK_EVERY = 10
 """Steps between two evaluations of the discrete subgraphs."""
+SHRINKING = 0.4
+"""Share of the steps in which the sizes shrink from all edges to their targets, by a constant factor a step."""
 
 
 EDGE_STEPS, EDGE_LR, EDGE_TEMPERATURE = 60, 0.4, (0.5, 0.05)
@@ -93,9 +95,9 @@ def learn_edges(
 
     Gates are mean-field: each at its probability of being open, under a budget that holds at every step (`Projected`),
     while residual edges are open. Every `CHECK_EVERY` steps the edges of the highest scores that fit into each size
-    together with their streams make its discrete subgraph, and their number is the budget of the next steps. The loss
-    is the sum over sizes of the log of KL(full || masked). For each size the discrete subgraph of the lowest KL on the
-    way is kept; s-Trace's is the first.
+    together with their streams make its discrete subgraph, and their number is the target of the budget, to which it
+    shrinks from all edges. The loss is the sum over sizes of the log of KL(full || masked). For each size the discrete
+    subgraph of the lowest KL on the way is kept; s-Trace's is the first.
 
     Args:
         edge_lm: The frozen model.
@@ -121,7 +123,8 @@ def learn_edges(
     for step in range(1, config.steps + 1):
         temperature = first * (last / first) ** ((step - 1) / max(1, config.steps - 1))
         # size by size: the budget's search holds many copies of the log-odds
-        log_odds = [budget.adjust_log_odds(scores[None] / temperature, n[None]) for n in search.n_open]
+        sizes = _shrunk(search.n_open, len(search.scored), (step - 1) / config.steps)
+        log_odds = [budget.adjust_log_odds(scores[None] / temperature, n[None]) for n in sizes]
         loss = (search.kl(open_probability(torch.cat(log_odds))) + LOG_KL_EPS).log().sum()
         optimizer.zero_grad()
         loss.backward()
@@ -129,6 +132,12 @@ def learn_edges(
         if step % CHECK_EVERY == 0 or step == config.steps:
             search.consider(scores.detach())
     return search.kept
+
+
+def _shrunk(n_open: Tensor, n_scored: int, progress: float) -> Tensor:
+    """How many scored edges are open in expectation at a share of the steps, of the shape of `n_open`."""
+    remaining = max(0.0, 1 - progress / SHRINKING)
+    return n_open * (n_scored / n_open) ** remaining
 
 
 def filled(kept: Tensor, order: Tensor, n_edges: int) -> Tensor:
