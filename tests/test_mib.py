@@ -292,7 +292,9 @@ def in_vocabulary(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     """A random model that reads the embedded language."""
     lm = build()
     torch.manual_seed(1)
-    lm.resize_token_embeddings(269)
+    if lm.config.vocab_size != 269:
+        lm.resize_token_embeddings(269)
+        lm.requires_grad_(False).get_input_embeddings().weight.normal_()
     return lm.requires_grad_(False)
 
 
