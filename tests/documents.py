@@ -60,7 +60,8 @@ def lay_out_desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> P
         }
         for pair in pairs
     ]
-    (tmp_path / "ioi.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mib))
+    for name in ("ioi.jsonl", "ioi-test.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in mib))
     answered = [{"prompt": pair["clean"], "completion": pair["answer"]} for pair in pairs]
     (tmp_path / "prompts-and-answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answered))
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))

@@ -89,10 +89,13 @@ def _with_faithfulness(masked_lm: MaskedLM, mask: Mask, batches: Iterable[Batch]
     return [row | {"faithfulness": faithfulness(row, of_empty), "references": references} for row in measured]
 
 
-def subgraphs_evaluated(n_sizes: int, with_answers: bool) -> int:
-    """How many subgraphs `evaluate` runs on every text, the full model among them: a bank and the default baselines."""
+def subgraphs_evaluated(n_sizes: int, with_answers: bool, resampled: bool = False) -> int:
+    """How many subgraphs `evaluate` runs on every text, the full model among them: a bank and the default baselines.
+
+    With answers, faithfulness takes a pass without nodes; under resample ablation another on the corrupted texts.
+    """
     draws = 1 + N_RANDOM_MASKS * len(CONTROLS)
-    return n_sizes * draws + 1 + (2 if with_answers else 0)  # faithfulness takes a pass with the empty subgraph
+    return n_sizes * draws + 1 + (2 * (1 + resampled) if with_answers else 0)
 
 
 def _measure_all(

@@ -7,7 +7,7 @@ from typing import Any
 import wandb
 
 from masklearn.errors import UserError, one_line
-from masklearn.tracking.wandb_run import project_name
+from masklearn.tracking.wandb_run import project_name, wandb_settings
 
 
 def fetch_artifact(name: str, folder: str | Path | None = None) -> Path:
@@ -25,6 +25,7 @@ def fetch_artifact(name: str, folder: str | Path | None = None) -> Path:
     path = path if ":" in path else f"{path}:latest"
     advice = "Check the name (entity/project/mask-NAME:latest), the network and the login (wandb login)"
     try:
+        wandb.setup(wandb_settings(silent=True))  # otherwise W&B asks its server for the user's name, to greet them
         if not wandb.login(prompt=False, verify=False):
             raise UserError(f"cannot read {path} from W&B: no login found. {advice}")
         artifact: Any = wandb.Api().artifact(path)
