@@ -84,7 +84,8 @@ class MaskScorer:
         groups: Iterable[int] = (0,),
         objective: ObjectiveName = "kl",
     ) -> None:
-        self.masked_lm, self.objective = masked_lm, objective
+        self.masked_lm = masked_lm
+        self.objective: ObjectiveName = objective
         groups = list(groups)
         index_of = {group: i for i, group in enumerate(groups)}
         if len(index_of) < len(groups):
