@@ -35,6 +35,7 @@ FLOORS = {
         "progress",
         "version",
         "tiny",
+        "tool_hooks",
     ],
 }
 """From the top floor to the ground floor; a folder or file imports from its own floor and the floors below."""

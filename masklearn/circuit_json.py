@@ -64,7 +64,9 @@ def eap_circuit(graph: NodeGraph, mask: Tensor, scores: Tensor, width: int, para
     return content
 
 
-def eap_importances(graph: NodeGraph, scores: Tensor, width: int, parallel: bool) -> dict[str, Any]:
+def eap_importances(
+    graph: NodeGraph, scores: Tensor, width: int, parallel: bool, input_score: float | None = None
+) -> dict[str, Any]:
     """Scores of all nodes as an EAP-IG graph without edges, which MIB cuts at its own sizes.
 
     Args:
@@ -72,8 +74,12 @@ def eap_importances(graph: NodeGraph, scores: Tensor, width: int, parallel: bool
         scores: Importances, shape (nodes,); MIB also ranks them by magnitude, so none should be negative.
         width: Width of the residual stream.
         parallel: Whether attention and MLP of a layer read the same stream.
+        input_score: Importance of the embedding; without one it is in every circuit and does not count.
     """
-    return _eap_nodes(graph, torch.ones(graph.n_nodes, dtype=torch.bool), scores, width, parallel)
+    content = _eap_nodes(graph, torch.ones(graph.n_nodes, dtype=torch.bool), scores, width, parallel)
+    if input_score is not None:
+        content["nodes"][INPUT]["score"] = input_score
+    return content
 
 
 def _eap_nodes(graph: NodeGraph, mask: Tensor, scores: Tensor, width: int, parallel: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -17,36 +18,16 @@ from masklearn.circuit_json import read_eap
 from masklearn.errors import UserError, one_line
 from masklearn.files import atomic_write, pack
 from masklearn.graph import NodeGraph
-from masklearn.mask_metadata import require_valid
+from masklearn.mask_metadata import MASK_FILE as MASK_FILE
+from masklearn.mask_metadata import ModelId as ModelId
+from masklearn.mask_metadata import mask_path, require_valid
+from masklearn.tool_hooks import ToolName, hooks_of
 from masklearn.version import masklearn_version
 
 FORMAT = 2
 """Format version. Format 1, which is still read, had the values of mean ablation stacked over layers."""
-MASK_FILE = "mask.safetensors"
-"""Name of the mask file in a run's folder."""
 MAX_LISTED_GROUPS = 10
 """Groups that a message names."""
-
-
-def mask_path(path: str | Path) -> Path:
-    """The mask file of a run's folder; any other path as it is, with `~` for the home folder."""
-    file = Path(path).expanduser()
-    return file / MASK_FILE if file.is_dir() else file
-
-
-@dataclass(frozen=True)
-class ModelId:
-    """Which model a mask was learned on."""
-
-    lm: str
-    """Path or hub id."""
-    revision: str | None
-    """Revision on the hub."""
-    fingerprint: str
-    """Hash of a sample of the weights: equal for equal models, whatever their name."""
-
-    def __str__(self) -> str:
-        return f"{self.lm}{'@' + self.revision if self.revision else ''} (fingerprint {self.fingerprint})"
 
 
 @dataclass(frozen=True)
@@ -275,3 +256,40 @@ class Mask:
         """
         graph, masks, scores = read_eap(path, sizes)
         return cls(masks[None], scores[None, None], masks.sum(-1), graph, model, ablation=ablation)
+
+    @classmethod
+    def from_wandb(cls, name: str, folder: str | Path | None = None) -> "Mask":
+        """Download the mask file of a run from W&B, where it is an artifact, and open it.
+
+        Args:
+            name: Such as `mask-gpt2:latest` or `entity/project/mask-gpt2:v3`.
+            folder: Where to keep the file; by default among temporary files.
+
+        Raises:
+            UserError: If there is no such artifact, or if W&B cannot be reached.
+        """
+        artifacts = import_module("masklearn.tracking.artifacts")  # W&B takes a second to import
+        return cls.load(artifacts.fetch_artifact(name, folder))
+
+    def hooks(
+        self,
+        for_: ToolName,
+        s: int | float | None = None,
+        group: str | int | None = None,
+        ablation: Ablation | None = None,
+    ) -> Any:
+        """Hooks that keep the nodes of one mask in another tool's model: see `tool_hooks.hooks_of`.
+
+        Args:
+            for_: `transformer_lens` or `nnsight`.
+            s: The mask's size, as in `select`; optional if there is only one.
+            group: Its group.
+            ablation: What closed nodes emit, by default as in the bank. Resample ablation must be given with values.
+
+        Raises:
+            UserError: If there is no such mask or tool, or if values are missing.
+        """
+        if s is None and len(self.sizes) > 1:
+            raise UserError(f"this bank has {len(self.sizes)} sizes; name one, for example s={int(self.sizes[0])}")
+        gates = self.select(int(self.sizes[0]) if s is None else s, group)
+        return hooks_of(self.graph, gates, ablation or self.ablation, for_)

@@ -1,12 +1,37 @@
-"""The metadata of a mask file: which entries it has, and whether they are consistent."""
+"""The metadata of a mask file: which model it is of, which entries it has, and whether they are consistent."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+MASK_FILE = "mask.safetensors"
+"""Name of the mask file in a run's folder."""
 METADATA_TYPES: dict[str, type] = {
     "model": dict, "nodes": list, "groups": list, "ablation": str, "positions": str, "config": dict, "metrics": list,
     "masklearn": str,
 }  # fmt: skip
 """The metadata of a mask file, besides its format."""
+
+
+def mask_path(path: str | Path) -> Path:
+    """The mask file of a run's folder; any other path as it is, with `~` for the home folder."""
+    file = Path(path).expanduser()
+    return file / MASK_FILE if file.is_dir() else file
+
+
+@dataclass(frozen=True)
+class ModelId:
+    """Which model a mask was learned on."""
+
+    lm: str
+    """Path or hub id."""
+    revision: str | None
+    """Revision on the hub."""
+    fingerprint: str
+    """Hash of a sample of the weights: equal for equal models, whatever their name."""
+
+    def __str__(self) -> str:
+        return f"{self.lm}{'@' + self.revision if self.revision else ''} (fingerprint {self.fingerprint})"
 
 
 def require_valid(metadata: dict[str, Any]) -> None:

@@ -1,15 +1,20 @@
-"""KL between the next-token distributions of the full and the masked model: exact, in float32, in chunks of positions.
+"""What masks minimise: the KL between the full and the masked model's next-token distributions, or a loss of answers.
 
-The logits of all positions never exist at once. The last hidden states are kept instead, and a chunk of positions at a
-time is unembedded, for the full and the masked models together.
+The KL is exact, in float32, in chunks of positions. The logits of all positions never exist at once. The last
+hidden states are kept instead, and a chunk of positions at a time is unembedded, for the full and the masked models
+together.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
+ObjectiveName = Literal["kl", "logit-diff", "cross-entropy"]
+"""`kl`: KL(full || masked). `logit-diff`: -log sigmoid of the logit difference between right and wrong answers.
+`cross-entropy`: negative log-probability of the right answers."""
 Unembed = Callable[[Tensor], Tensor]
 """Last hidden states (..., width) to logits (..., vocabulary)."""
 CHUNK_LOGITS = 2**24
@@ -103,3 +108,26 @@ def chunked_kl(full: Tensor, masked: Tensor, unembed: Unembed, inverse_temperatu
     if full.shape != masked.shape[1:]:
         raise ValueError(f"hidden states of shape {tuple(full.shape)} and {tuple(masked.shape)} do not match")
     return _ChunkedKL.apply(masked, full, unembed, inverse_temperature)  # pyright: ignore[reportReturnType]
+
+
+def answer_loss(objective: ObjectiveName, logp: Tensor, right: Tensor, wrong: Tensor | None) -> Tensor:
+    """The loss of every text's answers, in nats, shape (K, texts). It is positive, and falls as the answer gets better.
+
+    Args:
+        objective: `logit-diff` or `cross-entropy`.
+        logp: Log-probabilities at the position that the answer follows, of K masked models.
+            Shape (K, texts, vocabulary).
+        right: Tokens of the right answers, filled up with -1; every text has one. Shape (texts, answers).
+        wrong: Those of the wrong answers, likewise, for `logit-diff`.
+    """
+    if objective == "cross-entropy":
+        return -_at_tokens(logp, right).masked_fill(right < 0, -torch.inf).logsumexp(-1)
+    assert wrong is not None
+    right_mean, wrong_mean = (
+        _at_tokens(logp, tokens).masked_fill(tokens < 0, 0).sum(-1) / (tokens >= 0).sum(-1) for tokens in (right, wrong)
+    )
+    return softplus(wrong_mean - right_mean)  # a difference of log-probabilities is one of logits
+
+
+def _at_tokens(logp: Tensor, tokens: Tensor) -> Tensor:
+    return logp.gather(-1, tokens.clamp(min=0).expand(len(logp), -1, -1))

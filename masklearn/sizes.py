@@ -6,6 +6,8 @@ from masklearn.errors import UserError
 
 LOG_PREFIX, MIB_SERIES = "log:", "mib"
 """Names of the series: `log:12` for 12 log-spaced sizes, `mib` for the sizes of MIB."""
+MIB_INPUT_SERIES = "mib-input"
+"""Name of the sizes of MIB where the embedding counts as a node, which every circuit then keeps."""
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Fractions of the graph that MIB evaluates (Mueller et al. 2025, arXiv 2504.13151)."""
 
@@ -16,15 +18,18 @@ def resolve_sizes(sizes: Sequence[int | float] | str, n_nodes: int) -> list[int]
     Args:
         sizes: Counts, or fractions of all nodes below 1 (rounded); or `log:12` for 12 distinct sizes from 1 to
             `n_nodes - 1`, log-spaced as nearly as whole numbers allow; or `mib` for MIB's size formula (each fraction
-            of the nodes, rounded down), without the empty and the full graph. `mib` takes over no other part of MIB's
-            protocol.
+            of the nodes, rounded down), without the empty and the full graph; or `mib-input`, the same where the
+            embedding is one more node, which takes a place in every circuit.
         n_nodes: Nodes of the graph.
 
     Raises:
         UserError: If there is no size, if one is out of range, or if two are equal.
     """
-    if sizes == MIB_SERIES:
-        return sorted({int(fraction * n_nodes) for fraction in MIB_FRACTIONS} - {0, n_nodes})
+    if sizes in (MIB_SERIES, MIB_INPUT_SERIES):
+        counts = mib_counts(n_nodes, with_input=sizes == MIB_INPUT_SERIES)
+        if not (inner := sorted({count for count in counts if 0 < count < n_nodes})):
+            raise UserError(f"model.sizes {sizes} gives no size for {n_nodes} nodes. Give numbers")
+        return inner
     if isinstance(sizes, str):
         return _log_spaced(sizes, n_nodes)
     if not sizes:
@@ -38,6 +43,18 @@ def resolve_sizes(sizes: Sequence[int | float] | str, n_nodes: int) -> list[int]
             )
         given_as[count] = size
     return sorted(given_as)
+
+
+def mib_counts(n_nodes: int, with_input: bool = False) -> list[int]:
+    """How many nodes MIB keeps at each of its fractions, rounded down.
+
+    Args:
+        n_nodes: Heads and MLPs of the model.
+        with_input: Whether the embedding counts as a node. It is then not among the counts, which are one less: 0 is
+            the embedding alone, and -1 not even that.
+    """
+    n_input = int(with_input)
+    return [int(fraction * (n_nodes + n_input)) - n_input for fraction in MIB_FRACTIONS]
 
 
 def _node_count(size: int | float, n_nodes: int) -> int:

@@ -48,6 +48,20 @@ def lay_out_desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> P
         }
         for p, _ in zip(tasks.prompts("names", 1), range(30), strict=False)
     ]
+    mib = [
+        {
+            "prompt": pair["clean"],
+            "metadata": {
+                "indirect_object": pair["answer"][1:],
+                "subject": pair["wrong_answer"][1:],
+                "random_c": "anna",
+            },
+            "s2_io_flip_counterfactual": {"prompt": pair["corrupted"]},
+        }
+        for pair in pairs
+    ]
+    for name in ("ioi.jsonl", "ioi-test.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in mib))
     answered = [{"prompt": pair["clean"], "completion": pair["answer"]} for pair in pairs]
     (tmp_path / "prompts-and-answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answered))
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))

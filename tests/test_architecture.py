@@ -35,6 +35,7 @@ FLOORS = (
         "progress",
         "sizes",
         "tiny",
+        "tool_hooks",
         "version",
     ),
     ("models",),

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import wandb
 from conftest import refused
 from huggingface_hub import constants
 
@@ -135,3 +137,39 @@ def test_without_a_network_folders_still_open(mask: ml.Mask, tmp_path: Path) -> 
     assert "has no mask.safetensors" in refused(lambda: ml.Mask.from_pretrained(tmp_path))
     for action in (lambda: mask.push_to_hub(REPO, token="hf_right"), lambda: ml.Mask.from_pretrained(REPO)):
         assert "the network" in refused(action)
+
+
+# --- artifacts of W&B -------------------------------------------------------------------------------------------------
+
+
+class FakeApi:
+    """W&B's interface to what runs have logged: one artifact, a folder on the disk."""
+
+    folder: ClassVar[Path]
+    asked: ClassVar[list[str]] = []
+
+    def artifact(self, path: str) -> "FakeApi":
+        self.asked.append(path)
+        if "/mask-" not in path:
+            raise wandb.errors.CommError(f"artifact {path} not found")
+        return self
+
+    def download(self, root: str) -> str:
+        shutil.copytree(self.folder, root, dirs_exist_ok=True)
+        return root
+
+
+def test_an_artifact_is_a_mask_in_one_call(mask: ml.Mask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a login, or without such an artifact, one line says so."""
+    message = refused(lambda: ml.Mask.from_wandb("mask-a:latest"))
+    assert "no login found" in message and "wandb login" in message
+    mask.save(tmp_path / "artifact" / "mask.safetensors")
+    monkeypatch.setattr(FakeApi, "folder", tmp_path / "artifact", raising=False)
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(wandb, "Api", FakeApi)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    assert torch.equal(ml.Mask.from_wandb("mask-a", tmp_path / "kept").mask, mask.mask)
+    assert torch.equal(ml.Mask.from_wandb("me/other/mask-a:v3").mask, mask.mask)
+    assert FakeApi.asked == ["mine/mask-a:latest", "me/other/mask-a:v3"]
+    assert (tmp_path / "kept" / "mask.safetensors").exists()
+    assert "not found" in refused(lambda: ml.Mask.from_wandb("me/mine/other:v1"))

@@ -17,8 +17,9 @@ from masklearn.data.columns import Columns, RequestedColumns
 from masklearn.data.encoded import Encoded
 from masklearn.data.resampling import add_resample_texts
 from masklearn.data.texts import RowReader, Text
-from masklearn.evaluation.answer_metrics import AnswerMetrics, areas, faithfulness
+from masklearn.evaluation.answer_metrics import AnswerMetrics, faithfulness
 from masklearn.evaluation.bank_report import measure
+from masklearn.evaluation.mib import answer_areas
 from masklearn.masking import MaskedLM
 from masklearn.sizes import MIB_FRACTIONS, resolve_sizes
 from masklearn.tiny import tasks
@@ -264,13 +265,24 @@ def test_areas_by_hand_at_the_sizes_of_mib() -> None:
     sizes = resolve_sizes("mib", 156)
     assert sizes == [1, 3, 7, 15, 31, 78]
     faithful = [0.1, 0.3, 0.2, 0.9, 1.2, 1.1]
-    found = areas(sizes, faithful, 156)
+
+    def scores(sizes: list[int], faithful: list[float], n_nodes: int, of_input: float = 0.0) -> dict[str, Any]:
+        references = {"empty": {"faithfulness": 0.0}, "input": {"faithfulness": of_input}}
+        rows = zip(sizes, faithful, strict=True)
+        return answer_areas([{"s": s, "faithfulness": f, "references": references} for s, f in rows], n_nodes) or {}
+
+    found = scores(sizes, faithful, 156)
     y = torch.tensor([0, 0, 0, *faithful, 1]).double()
     x = torch.tensor(MIB_FRACTIONS).double()
     assert found["over"] == "mib"
     assert found["cpr"] == pytest.approx(torch.trapezoid(y, x).item(), abs=1e-6)
     assert found["cmd"] == pytest.approx(torch.trapezoid((1 - y).abs(), x).item(), abs=1e-6)
-    other = areas([50], [1.0], 100)
+    assert resolve_sizes("mib-input", 156) == [2, 6, 14, 30, 77]  # 157 nodes, of which the embedding is one
+    found = scores([2, 6, 14, 30, 77], faithful[1:], 156, of_input=0.1)
+    assert found["over"] == "mib-input"
+    assert found["cpr"] == pytest.approx(torch.trapezoid(y, x).item(), abs=1e-6)
+    assert [point["s"] for point in found["curve"]] == [-1, -1, -1, 0, 2, 6, 14, 30, 77, 156]
+    other = scores([50], [1.0], 100)
     assert (other["over"], other["cpr"], other["cmd"]) == ("sizes", pytest.approx(0.75), pytest.approx(0.25))
 
 

@@ -29,8 +29,8 @@ def test_the_readme_is_short() -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
 def test_every_config_runs(config: Path, desk: Path) -> None:
-    needs_model = config.name in ("stories.yaml", "inputs.yaml")
-    model = ["--model.lm", str(MODEL_FOLDER), "--data.path", "prompts.jsonl"] if needs_model else []
+    texts = {"stories.yaml": "prompts.jsonl", "inputs.yaml": "prompts.jsonl", "mib.yaml": "ioi.jsonl"}.get(config.name)
+    model = ["--model.lm", str(MODEL_FOLDER), "--data.path", texts] if texts else []
     assert train(["--config", str(config), *model, *IN_SMALL, "--run.dir", "small"]) == 0
     requested, written = yaml.safe_load(config.read_text()), yaml.safe_load((desk / "small/config.yaml").read_text())
     assert written["model"]["sizes"] == requested["model"]["sizes"]

@@ -142,7 +142,9 @@ def _cost_of_evaluation(learner: MaskLearner, data: MaskData) -> PhaseCost:
         start = time.monotonic()
         evaluation.measure(learner.masked_lm, masks, [batch])
         per_token = (time.monotonic() - start) / ((n_sizes + 1) * batch.input_ids.numel())
-    n_subgraphs = evaluation.subgraphs_evaluated(n_sizes, batch.answers is not None)
+    n_subgraphs = evaluation.subgraphs_evaluated(
+        n_sizes, batch.answers is not None, learner.settings.ablation == "resample"
+    )
     lengths = sorted(map(len, data.parts["test"].ids))  # padded to the longest of each batch
     batches = [lengths[begin : begin + data.batch_size] for begin in range(0, len(lengths), data.batch_size)]
     tokens = n_subgraphs * sum(max(lengths) * len(lengths) for lengths in batches)

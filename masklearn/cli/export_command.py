@@ -10,7 +10,7 @@ from masklearn.cli.evaluate_bank import load_model
 from masklearn.cli.export_flags import ExportFlags
 from masklearn.cli.parsing import as_user_errors
 from masklearn.errors import UserError, one_line
-from masklearn.export import cost_table, to_circuits, to_hf
+from masklearn.export import cell_of, cost_table, to_circuits, to_hf
 from masklearn.mask_file import Mask
 from masklearn.models import load_tokenizer, model_source
 
@@ -27,7 +27,10 @@ def run_export(args: list[str] | None) -> None:
     flags = _parse(sys.argv[1:] if args is None else args)
     bank = Mask.load(flags.mask)
     if flags.to != "hf":
-        for file in to_circuits(bank, _config(bank, flags), flags.out, flags.to, flags.size, flags.group):
+        cell = (flags.cell or cell_of(bank)) if flags.to == "mib" else None
+        out = flags.out / cell if cell else flags.out
+        config = _config(bank, flags)
+        for file in to_circuits(bank, config, out, flags.to, flags.size, flags.group, flags.with_input):
             print(f"Written: {file}")
         return
     assert flags.size is not None

@@ -1,5 +1,6 @@
 """The flags of `python export.py`."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,9 @@ class ExportFlags:
         group: The group to write, if the file has masks of several.
         lm: The model, if it has moved since the masks were learned.
         dtype: Precision of the weights; that of the mask's run by default.
+        cell: Folder of --to mib in OUT, which may then exist: task and model, such as ioi_gpt2. By default that of the
+            run's dataset and model, if MIB has them.
+        with_input: Whether the embedding counts as a node (mib); by default if the sizes are mib-input.
         time: Measure prefill and decode time before and after, for the model card (hf).
         allow_pickle: Also read weights that are not safetensors; such a file can run code when it is read.
         trust_remote_code: Run the Python files that come with the model. Never taken from a mask file.
@@ -39,6 +43,8 @@ class ExportFlags:
         group: str | None = None,
         lm: str | None = None,
         dtype: DTypeName | None = None,
+        cell: str | None = None,
+        with_input: bool | None = None,
         time: bool = True,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
@@ -47,8 +53,11 @@ class ExportFlags:
         self.to: ExportFormat = to
         self.size, self.group, self.lm, self.time = size, group, lm, time
         self.dtype: DTypeName | None = dtype
+        self.cell, self.with_input = cell, with_input
         self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         if to == "hf" and size is None:
             raise UserError("--to hf writes one mask. Say which with --size, for example --size 0.5")
-        if self.out.exists():
+        if cell is not None and not re.fullmatch(r"[\w.-]+_[\w.-]+", cell):
+            raise UserError(f"--cell is {cell!r}; MIB's are TASK_MODEL, for example ioi_gpt2")
+        if self.out.exists() and to != "mib":
             raise UserError(f"{self.out} already exists and is kept. Choose another folder")

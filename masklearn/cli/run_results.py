@@ -64,8 +64,10 @@ def write_results(folder: RunFolder, mask: Mask, description: dict[str, Any], tr
 def print_results(learner: MaskLearner, data: MaskData, description: dict[str, Any]) -> None:
     """Print the KL of every stage from gates to masks, and the metrics on the test texts."""
     on = "the selection texts" if data.groups.held_out else "the text of each mask"
-    stages = evaluation.stages_table(learner.stages)
-    print(f"\nKL at each stage on {on}, in nats per scored token.\n{STAGES_LEGEND}\n\n{stages}")
+    objective, by_kl = learner.settings.objective, learner.settings.by_kl
+    what, unit = ("KL", "scored token") if by_kl else (f"Loss ({objective})", "answer")
+    stages = evaluation.stages_table(learner.stages, "KL" if by_kl else "loss")
+    print(f"\n{what} at each stage on {on}, in nats per {unit}.\n{STAGES_LEGEND}\n\n{stages}")
     report = evaluation.format_report(description)
     print(f"\nResults on {evaluated_texts(data)}; KL, JS and CE in nats per scored token.\n\n{report}")
 

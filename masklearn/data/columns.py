@@ -46,6 +46,11 @@ class RequestedColumns:
     completion: str | None = None
 
     @property
+    def names_columns(self) -> bool:
+        """Whether the user requested a column."""
+        return any(name is not None for name in vars(self).values())
+
+    @property
     def readable(self) -> set[str]:
         """Names of all columns that may be read."""
         requested = {name for name in vars(self).values() if name is not None}

@@ -44,7 +44,9 @@ class Encoding:
         text_tokenizer = TextTokenizer(tokenizer, source, name, self.bos, self.chat)
         answers = AnswerEncoder(text_tokenizer, self.answer_ids)
         encoder = Encoder(text_tokenizer, answers, self.max_length, self.truncation, self.positions)
+        texts, left_out = text_tokenizer.with_counts(texts)
         encoded, notices = (encoder.packed(texts), []) if self.pack else encoder(texts)
+        notices = left_out + notices
         if self.positions in TRUNCATING and any(text.answers for text in encoded):
             notices.append(f"Answers are not used: they follow whole texts, and data.positions is {self.positions}")
         short = [text for text in encoded if len(text.ids) < 2]

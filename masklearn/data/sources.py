@@ -10,6 +10,7 @@ from datasets.exceptions import DatasetsError
 
 from masklearn.data.answers import answers_in_words, spaced
 from masklearn.data.columns import WITHOUT_WORDS, Columns, RequestedColumns
+from masklearn.data.mib import MIB_COLUMNS, mib_task, mib_texts
 from masklearn.data.opening import existing_path
 from masklearn.data.readers import Row, read_file
 from masklearn.data.rows_given import RowsOrTexts, rows_given
@@ -87,6 +88,9 @@ class Source:
         names, rows = self._rows()
         if not names:
             raise UserError(f"{self} holds no text. Give at least one")
+        task = None if self.columns.names_columns else mib_task(names)
+        if task and rows:
+            return mib_texts(task, rows, str(self))
         columns = Columns.of(str(self), names, self.columns)
         if not rows:
             raise UserError(f"{self} holds no text. Give at least one")
@@ -127,6 +131,11 @@ class Source:
             for index, prompt in enumerate(islice(tasks.prompts(task, self.seed), n))
         ]
 
+    @property
+    def _readable(self) -> set[str]:
+        """Names of all columns that may be read."""
+        return self.columns.readable | MIB_COLUMNS
+
     def _rows(self) -> tuple[list[str], list[Row]]:
         """Names of all columns, and the rows of the split up to the limit."""
         if self.hub_id:
@@ -139,7 +148,7 @@ class Source:
         if self.given is not None:
             names, rows = rows_given(self.given, limit)
         else:
-            names, rows = read_file(self.path or "", self.columns.readable, limit)
+            names, rows = read_file(self.path or "", self._readable, limit)
         if is_slice:
             rows = [rows[i] for _, part in self._ranges({DEFAULT_SPLIT: len(rows)}) for i in part][: self.limit]
         return names, rows
@@ -157,7 +166,7 @@ class Source:
         names, rows = list[str](), list[Row]()
         for name, part in ranges:
             names += [column for column in splits[name].column_names if column not in names]
-            rows += _selected(splits[name].select(part), self.columns, None)
+            rows += _selected(splits[name].select(part), self._readable, None)
         return names, rows[: self.limit]
 
     def _ranges(self, lengths: dict[str, int]) -> list[tuple[str, range]]:
@@ -183,7 +192,7 @@ class Source:
             hub_id = str(Path(self.hub_id).expanduser()) if self.hub_id.startswith("~") else self.hub_id
             rows = datasets.load_dataset(hub_id, self.subset, split=self.split, streaming=streaming)
             names = rows.column_names or list(next(iter(rows), {}))
-            return names, _selected(rows, self.columns, self.limit)
+            return names, _selected(rows, self._readable, self.limit)
         except (ValueError, OSError, RuntimeError, DatasetsError) as error:
             raise UserError(
                 f"data.dataset: cannot load {self.hub_id!r}, split {self.split!r} ({one_line(error)}). "
@@ -191,9 +200,9 @@ class Source:
             ) from error
 
 
-def _selected(rows: Any, columns: RequestedColumns, limit: int | None) -> list[Row]:
+def _selected(rows: Any, readable: set[str], limit: int | None) -> list[Row]:
     """The columns of a dataset that may be read, of at most `limit` rows; no rows if it has none of these columns."""
-    names = [name for name in rows.column_names or list(next(iter(rows), {})) if name in columns.readable]
+    names = [name for name in rows.column_names or list(next(iter(rows), {})) if name in readable]
     return [dict(row) for row in islice(rows.select_columns(names), limit)] if names else []
 
 

@@ -89,6 +89,30 @@ class TextTokenizer:
             result.append(tail if str(self.tokenizer.eos_token) in more else self._without_end(tail))
         return result
 
+    def with_counts(self, texts: Sequence[Text]) -> tuple[list[Text], list[str]]:
+        """The texts whose `counts` hold with this tokenizer, and a notice if these are not all.
+
+        Raises:
+            UserError: If none is left.
+        """
+        words = [word for text in texts if text.counts for word in text.counts.words]
+        lengths = iter(map(len, self._raw(words, special=False)))
+        kept = list[Text]()
+        for text in texts:
+            found = {next(lengths) for _ in text.counts.words} if text.counts else {0}
+            if len(found) == 1 and (not text.counts or text.counts.n_tokens in (None, *found)):
+                kept.append(text)
+        if not kept and texts:
+            raise UserError(
+                f"{self.source}: in no text do the answers have the numbers of tokens that its task asks for, with the "
+                f"tokenizer of {self.lm}. Give another task or another model"
+            )
+        n = len(texts) - len(kept)
+        notice = (
+            f"{n} of {len(texts)} texts are left out: their answers differ in tokens, or have too many for the task"
+        )
+        return kept, [notice] if n else []
+
     def prompt(self, content: Content) -> str:
         """A text, or a chat with everything that its template puts before the next answer."""
         if isinstance(content, str):

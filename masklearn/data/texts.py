@@ -31,6 +31,15 @@ Content = str | tuple[Message, ...]
 """A text, or a chat that the tokenizer's template makes a text of."""
 
 
+class TokenCounts(NamedTuple):
+    """A condition on the tokenizer for a text to be used."""
+
+    words: tuple[str, ...]
+    """Words that must have equally many tokens."""
+    n_tokens: int | None = None
+    """How many; any number if None."""
+
+
 class Text(NamedTuple):
     """One text of a source."""
 
@@ -49,6 +58,8 @@ class Text(NamedTuple):
     """The continuation whose tokens `positions completion` scores, if a column holds it."""
     ids: tuple[int, ...] | None = None
     """The text's tokens, if the source holds these."""
+    counts: TokenCounts | None = None
+    """The text is left out unless this holds."""
 
     @property
     def name(self) -> str:

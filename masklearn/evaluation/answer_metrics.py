@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from masklearn.sizes import MIB_FRACTIONS
+COUNTED_BY = {"logit_diff": "contrasted", "prob_diff": "texts", "accuracy": "texts", "answer_top1": "texts"}
+"""The metrics, and which texts each is a mean over."""
 
 
 class AnswerMetrics(Metric):
@@ -19,9 +20,11 @@ class AnswerMetrics(Metric):
     - `logit_diff`: mean logit of the right answers' tokens minus that of the wrong ones'; NaN without wrong ones;
     - `prob_diff`: probability of all right answers minus that of all wrong ones;
     - `accuracy`: fraction of texts where a right answer is more probable than all wrong ones or, if there are none,
-      than all tokens.
+      than all tokens;
+    - `answer_top1`: fraction of texts where the most probable of all tokens is a right answer.
 
-    And the same of the full model, repeated K times: `full_logit_diff`, `full_prob_diff`, `full_accuracy`.
+    And the same of the full model, repeated K times: `full_logit_diff`, `full_prob_diff`, `full_accuracy`, and
+    `full_answer_top1`.
     """
 
     full_state_update = False
@@ -32,7 +35,7 @@ class AnswerMetrics(Metric):
 
     def __init__(self, n_masks: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("logit_diff", "prob_diff", "accuracy"):
+        for name in COUNTED_BY:
             self.add_state(name, torch.zeros(1 + n_masks, dtype=torch.float64), dist_reduce_fx="sum")
         for name in ("texts", "contrasted"):
             self.add_state(name, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
@@ -57,8 +60,9 @@ class AnswerMetrics(Metric):
         prob_diff = right_logp.exp().nansum(-1) - wrong_logp.exp().nansum(-1)
         best_rival = torch.where(contrasted, wrong_logp.nan_to_num(nan=-torch.inf).amax(-1), logp.amax(-1))
         best = right_logp.nan_to_num(nan=-torch.inf).amax(-1)
-        accurate = torch.where(contrasted, best > best_rival, best >= best_rival)
-        values = {"logit_diff": difference[:, contrasted], "prob_diff": prob_diff, "accuracy": accurate}
+        accurate, first_of_all = torch.where(contrasted, best > best_rival, best >= best_rival), best >= logp.amax(-1)
+        values = {"logit_diff": difference[:, contrasted], "prob_diff": prob_diff}
+        values |= {"accuracy": accurate, "answer_top1": first_of_all}
         for name, of_texts in values.items():
             total: Tensor = getattr(self, name)
             sums = of_texts.double().sum(-1)
@@ -69,8 +73,7 @@ class AnswerMetrics(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The means by name, see the class."""
-        counts = {"logit_diff": self.contrasted, "prob_diff": self.texts, "accuracy": self.texts}
-        means = {name: getattr(self, name) / count for name, count in counts.items()}
+        means = {name: getattr(self, name) / getattr(self, texts) for name, texts in COUNTED_BY.items()}
         full = {f"full_{name}": mean[:1].expand(len(mean) - 1) for name, mean in means.items()}
         return {name: mean[1:] for name, mean in means.items()} | full
 
@@ -88,36 +91,23 @@ def faithfulness(row: dict[str, Any], empty: dict[str, Any]) -> float | None:
 
     Args:
         row: Metrics of the subgraph S.
-        empty: Metrics of the subgraph without nodes, under the same ablation.
+        empty: Metrics of the model without nodes, under the same ablation: see `bank_report`.
     """
     name = "prob_diff" if row["logit_diff"] is None else "logit_diff"
     full_effect = row[f"full_{name}"] - empty[name]
     return (row[name] - empty[name]) / full_effect if full_effect else None
 
 
-def areas(sizes: Sequence[int], faithful: Sequence[float], n_nodes: int) -> dict[str, Any]:
+def areas(curve: Sequence[tuple[float, float]]) -> dict[str, float]:
     """CPR, the area under faithfulness against the fraction of nodes kept, and CMD, the area between it and 1.
 
-    By the trapezoid rule: at MIB's ten fractions if the sizes are theirs (`--model.sizes mib`), otherwise at all sizes,
-    from no node, with faithfulness 0, to every node, with faithfulness 1. Source: Mueller et al. 2025 (arXiv
-    2504.13151).
+    By the trapezoid rule. Source: Mueller et al. 2025 (arXiv 2504.13151).
 
     Args:
-        sizes: Nodes kept.
-        faithful: Faithfulness at each size.
-        n_nodes: Nodes of the model.
-
-    Returns:
-        `cpr`, `cmd`, and `over`, which is `mib` or `sizes`.
+        curve: Fractions of the nodes, ascending, and the faithfulness at each.
     """
-    known = {0: 0.0, **dict(zip(sizes, faithful, strict=True)), n_nodes: 1.0}
-    mib_sizes = [int(fraction * n_nodes) for fraction in MIB_FRACTIONS]
-    at_mib = set(mib_sizes) <= set(known)
-    if at_mib:
-        curve = [(fraction, known[size]) for fraction, size in zip(MIB_FRACTIONS, mib_sizes, strict=True)]
-    else:
-        curve = [(size / n_nodes, known[size]) for size in sorted(known)]
     trapezoids = [(x1 - x0, y0, y1) for (x0, y0), (x1, y1) in pairwise(curve)]
-    cpr = sum(width * (y0 + y1) / 2 for width, y0, y1 in trapezoids)
-    cmd = sum(width * (abs(1 - y0) + abs(1 - y1)) / 2 for width, y0, y1 in trapezoids)
-    return {"cpr": cpr, "cmd": cmd, "over": "mib" if at_mib else "sizes"}
+    return {
+        "cpr": sum(width * (y0 + y1) / 2 for width, y0, y1 in trapezoids),
+        "cmd": sum(width * (abs(1 - y0) + abs(1 - y1)) / 2 for width, y0, y1 in trapezoids),
+    }

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from masklearn.data import Batch
-from masklearn.evaluation.answer_metrics import areas, faithfulness
+from masklearn.evaluation.answer_metrics import faithfulness
 from masklearn.evaluation.measure import Row, measure, nan_to_none
+from masklearn.evaluation.mib import ON_CURVE, answer_areas
 from masklearn.evaluation.per_text import PerTextRecorder
 from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
@@ -55,9 +56,7 @@ def evaluate(
     measured = rows_of[LEARNED_MASKS]
     heads, mlps = (count.float().mean(0) for count in mask.graph.count(mask.mask))
     if "logit_diff" in measured[0]:
-        closed = torch.zeros(1, 1, mask.graph.n_nodes, dtype=torch.bool)
-        empty = measure(masked_lm, closed.expand(1, len(mask.groups), -1), batches)[0][0]
-        measured = [row | {"faithfulness": faithfulness(row, empty)} for row in measured]
+        measured = _with_faithfulness(masked_lm, mask, batches, measured)
     rows = [
         {
             "s": s,
@@ -72,10 +71,31 @@ def evaluate(
     return rows, by_group
 
 
-def subgraphs_evaluated(n_sizes: int, with_answers: bool) -> int:
-    """How many subgraphs `evaluate` runs on every text, the full model among them: a bank and the default baselines."""
+def _with_faithfulness(masked_lm: MaskedLM, mask: Mask, batches: Iterable[Batch], measured: Sequence[Row]) -> list[Row]:
+    """The rows with the faithfulness of each, and the references that it compares with.
+
+    The references are `empty`, the model of which nothing is open, and `input`, of which the embedding alone is. Under
+    resample ablation the first is a run on the corrupted text, as in MIB; under other ablations the two are the same.
+    """
+    closed = torch.zeros(1, len(mask.groups), mask.graph.n_nodes, dtype=torch.bool)
+    of_input = of_empty = measure(masked_lm, closed, batches)[0][0]
+    if masked_lm.ablation.name == "resample":
+        corrupted = (b if b.corrupted is None else b._replace(input_ids=b.corrupted) for b in batches)
+        of_empty = measure(masked_lm, closed, corrupted)[0][0]
+    references = {
+        name: {metric: row.get(metric) for metric in ON_CURVE} | {"faithfulness": value}
+        for name, row, value in (("empty", of_empty, 0.0), ("input", of_input, faithfulness(of_input, of_empty)))
+    }
+    return [row | {"faithfulness": faithfulness(row, of_empty), "references": references} for row in measured]
+
+
+def subgraphs_evaluated(n_sizes: int, with_answers: bool, resampled: bool = False) -> int:
+    """How many subgraphs `evaluate` runs on every text, the full model among them: a bank and the default baselines.
+
+    With answers, faithfulness takes a pass without nodes; under resample ablation another on the corrupted texts.
+    """
     draws = 1 + N_RANDOM_MASKS * len(CONTROLS)
-    return n_sizes * draws + 1 + (2 if with_answers else 0)  # faithfulness takes a pass with the empty subgraph
+    return n_sizes * draws + 1 + (2 * (1 + resampled) if with_answers else 0)
 
 
 def _measure_all(
@@ -139,9 +159,8 @@ def describe(mask: Mask, rows: list[Row], by_group: Tensor, data: dict[str, Any]
         "data": data,
         "sizes": rows,
     }
-    faithful = [row["faithfulness"] for row in rows if row.get("faithfulness") is not None]
-    if len(faithful) == len(rows):
-        described["areas"] = areas([row["s"] for row in rows], faithful, graph.n_nodes)
+    if found := answer_areas(rows, graph.n_nodes):
+        described["areas"] = found
     if len(mask.groups) > 1:
         described["groups"] = {
             name: {"kl": [*map(nan_to_none, kl)], "tv": [*map(nan_to_none, tv)]}

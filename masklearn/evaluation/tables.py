@@ -15,10 +15,15 @@ ANSWER_COLUMNS = {
     "prob_diff": "prob diff",
     "accuracy": "accuracy",
     "full_accuracy": "full acc",
+    "answer_top1": "answer top-1",
     "faithfulness": "faithful",
 }
 """Titles of the columns that are shown if texts have answers, by metric."""
-AREA_RANGES = {"mib": "MIB's sizes", "sizes": "these sizes, from none to all (MIB's are --model.sizes mib)"}
+AREA_RANGES = {
+    "mib": "MIB's sizes",
+    "mib-input": "MIB's sizes, with the embedding as a node",
+    "sizes": "these sizes, from none to all (MIB's are --model.sizes mib)",
+}
 """The sizes over which areas are taken, in words."""
 
 
@@ -89,9 +94,9 @@ def _share(kind: str, row: Row) -> str:
     return f"{row[f'{kind}_share']:.0%}"
 
 
-def stages_table(rows: list[Row]) -> str:
+def stages_table(rows: list[Row], loss: str = "KL") -> str:
     """The KL of each size after learning, discretisation and polish, as a table; `rows` are a learner's `stages`."""
-    header, *_ = [["s", *(f"{name} KL" for name in row if name != "s")] for row in rows]
+    header, *_ = [["s", *(f"{name} {loss}" for name in row if name != "s")] for row in rows]
     return aligned([header, *([f"{v:.3f}" if name != "s" else f"{v}" for name, v in row.items()] for row in rows)])
 
 

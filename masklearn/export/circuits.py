@@ -1,15 +1,15 @@
 """Banks in the files of circuit tools: EAP-IG and MIB graphs, Edge-Pruning edges, and lists of nodes."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from masklearn.circuit_json import eap_circuit, eap_importances, edge_pruning_edges
+from masklearn.circuit_json import eap_circuit, edge_pruning_edges
 from masklearn.errors import UserError
+from masklearn.export.mib import mib_files, scores_input
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
 
@@ -22,8 +22,6 @@ PARALLEL_SETTINGS = ("use_parallel_residual", "parallel_attn")
 """Settings of other families that say so."""
 LEARNED_POSITIONS = {"gpt2", "gpt_neo", "gpt_bigcode", "openai-gpt", "opt", "biogpt", "xglm"}
 """Families that add positions to their tokens."""
-MIB_MAX_CIRCUITS = 9
-"""Circuits of a submission that MIB reads."""
 
 
 def to_circuits(
@@ -33,6 +31,7 @@ def to_circuits(
     form: CircuitFormat = "eap",
     s: int | float | None = None,
     group: str | int | None = None,
+    with_input: bool | None = None,
 ) -> list[Path]:
     """Write masks as circuits, and return the files.
 
@@ -43,6 +42,7 @@ def to_circuits(
         form: The format.
         s: The only size to write; all sizes by default.
         group: The group to write, if there are several.
+        with_input: For `mib`: whether the embedding counts as a node; by default if the bank's sizes are `mib-input`.
 
     Raises:
         UserError: If the folder exists, or if there is no such mask.
@@ -53,7 +53,10 @@ def to_circuits(
     sizes = mask.sizes.tolist() if s is None else [s]
     masks = {int(gates.sum()): gates for gates in (mask.select(size, group) for size in sizes)}
     if form == "mib":
-        contents = _mib(mask, masks, group, config)
+        scores = {n: _scores(mask, n, group) for n in masks}
+        width, parallel = config.get_text_config(decoder=True).hidden_size, reads_in_parallel(config)
+        with_input = scores_input(mask) if with_input is None else with_input
+        contents = mib_files(mask, masks, scores, width, parallel, with_input)
     else:
         contents = {f"circuit-{n}": _circuit(mask, gates, group, config, form) for n, gates in masks.items()}
     for name, content in contents.items():
@@ -73,24 +76,10 @@ def _circuit(mask: Mask, gates: Tensor, group: Any, config: PreTrainedConfig, fo
         return [name for name, is_open in zip(mask.graph.names, gates.tolist(), strict=True) if is_open]
     if form == "edge-pruning":
         return edge_pruning_edges(mask.graph, gates, parallel, text.model_type in LEARNED_POSITIONS)
+    return eap_circuit(mask.graph, gates, _scores(mask, int(gates.sum()), group), text.hidden_size, parallel)
+
+
+def _scores(mask: Mask, s: int, group: Any) -> Tensor:
+    """Scores of the nodes at a size, shape (nodes,)."""
     bank = mask[group or 0]
-    scores = bank.scores[0, mask.sizes.tolist().index(int(gates.sum())) if bank.scores.shape[1] > 1 else 0]
-    return eap_circuit(mask.graph, gates, scores, text.hidden_size, parallel)
-
-
-def _mib(mask: Mask, masks: dict[int, Tensor], group: Any, config: PreTrainedConfig) -> dict[str, Any]:
-    """One file of importances if smaller masks lie inside larger ones; otherwise one file for each size.
-
-    The importance of a node is the number of sizes that keep it, so that MIB's cuts fall between sizes.
-    """
-    text, parallel = config.get_text_config(decoder=True), reads_in_parallel(config)
-    if all(not (small & ~large).any() for small, large in pairwise(masks.values())):
-        kept_by = sum(gates.float() for gates in masks.values())
-        assert isinstance(kept_by, Tensor)
-        return {"importances": eap_importances(mask.graph, kept_by, text.hidden_size, parallel)}
-    if len(masks) > MIB_MAX_CIRCUITS:
-        raise UserError(
-            f"the {len(masks)} masks do not lie inside each other, so MIB takes a file for each, but reads only "
-            f"{MIB_MAX_CIRCUITS}. Learn fewer sizes, or a nested family with --model.polish 0"
-        )
-    return {f"circuit-{n:05}": _circuit(mask, gates, group, config, "eap") for n, gates in masks.items()}
+    return bank.scores[0, mask.sizes.tolist().index(s) if bank.scores.shape[1] > 1 else 0]

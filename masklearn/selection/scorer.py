@@ -1,4 +1,4 @@
-"""Mask scorer: the KL of many candidate masks of every group, each on its own group's texts."""
+"""Mask scorer: the KL (or another loss) of many candidate masks of every group, each on its own group's texts."""
 
 import math
 from collections import Counter
@@ -14,8 +14,9 @@ from torch.nn.functional import one_hot
 from masklearn.data import Batch
 from masklearn.masking import MaskedLM, scored_together
 from masklearn.models import Prefix
-from masklearn.objective import chunked_kl
+from masklearn.objective import ObjectiveName
 from masklearn.selection.chunks import ForwardCost, plan_batches, whole_batches
+from masklearn.selection.losses import losses, losses_per_input
 
 SUBSAMPLE_STRIDE = 4
 """The subsample keeps every fourth text of a group."""
@@ -57,11 +58,6 @@ class ScoredBatch:
     group_index: Tensor
     """Index of every text's group among the masks to score, shape (texts,)."""
 
-    @property
-    def group_index_of_positions(self) -> Tensor:
-        """Index of the group of every scored position, shape (positions,)."""
-        return self.group_index.repeat_interleave(self.batch.scored.sum(1))
-
     def select(self, kept: Tensor) -> "ScoredBatch":
         """The texts that a boolean tensor of shape (texts,) keeps."""
         positions = kept.repeat_interleave(self.batch.scored.sum(1))
@@ -69,19 +65,27 @@ class ScoredBatch:
 
 
 class MaskScorer:
-    """KL(full || subgraph) in nats, averaged over the scored positions of every group's texts.
+    """KL(full || subgraph) in nats, averaged over the scored positions of every group's texts; or a loss of answers.
 
     Args:
         masked_lm: The model, under the ablation that closed nodes get.
         batches: Texts of these groups only.
         groups: Group ids, in the order of the masks' group dimension.
+        objective: What masks are scored by; losses of answers take the place of the KL everywhere.
 
     Raises:
         ValueError: If a group is given twice.
     """
 
-    def __init__(self, masked_lm: MaskedLM, batches: Iterable[Batch], groups: Iterable[int] = (0,)) -> None:
+    def __init__(
+        self,
+        masked_lm: MaskedLM,
+        batches: Iterable[Batch],
+        groups: Iterable[int] = (0,),
+        objective: ObjectiveName = "kl",
+    ) -> None:
         self.masked_lm = masked_lm
+        self.objective: ObjectiveName = objective
         groups = list(groups)
         index_of = {group: i for i, group in enumerate(groups)}
         if len(index_of) < len(groups):
@@ -99,9 +103,10 @@ class MaskScorer:
 
     def _set_batches(self, batches: Sequence[ScoredBatch]) -> None:
         self.batches = batches
-        self.n_positions = torch.zeros(self.n_groups, device=self.device)
+        self.n_losses = torch.zeros(self.n_groups, device=self.device)
         for scored in batches:
-            self.n_positions.index_add_(0, scored.group_index, scored.batch.scored.sum(1).float())
+            n_losses = losses_per_input(self.objective, scored.batch)
+            self.n_losses.index_add_(0, scored.group_index, n_losses.float())
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +141,7 @@ class MaskScorer:
         total = torch.zeros(masks.shape[:-1], device=masks.device)
         for scored in self._batches_of(groups):
             total += self._kl_of_all(scored, masks)
-        return total / self.n_positions[groups]
+        return total / self.n_losses[groups]
 
     def gradient(self, masks: Tensor, groups: Tensor | None = None, inverse_temperature: float = 1.0) -> Tensor:
         """The gradient of the KL with respect to every gate.
@@ -153,7 +158,7 @@ class MaskScorer:
         gradient = torch.zeros_like(gates)
         for scored in self._batches_of(groups):
             gradient += self.masked_lm.row_limit.retry(partial(self._gradient, scored, gates, inverse_temperature))
-        return gradient / self.n_positions[groups][:, None]
+        return gradient / self.n_losses[groups][:, None]
 
     def _gradient(self, scored: ScoredBatch, gates: Tensor, inverse_temperature: float) -> Tensor:
         """The gradient of the KL, summed over positions, with respect to gates (groups, nodes)."""
@@ -162,7 +167,7 @@ class MaskScorer:
 
     @property
     def _all_groups(self) -> Tensor:
-        return torch.arange(self.n_groups, device=self.n_positions.device)
+        return torch.arange(self.n_groups, device=self.n_losses.device)
 
     def _batches_of(self, groups: Tensor) -> Iterator[ScoredBatch]:
         """The texts of some groups; `group_index` counts among these groups."""
@@ -222,6 +227,6 @@ class MaskScorer:
 
     def _kl(self, scored: ScoredBatch, masked: Tensor, n_groups: int, inverse_temperature: float = 1.0) -> Tensor:
         """KL of last hidden states (K, positions, width), summed over the positions of every group: (K, groups)."""
-        kl = chunked_kl(scored.full, masked, self.masked_lm.unembed, inverse_temperature)
-        total = torch.zeros(len(kl), n_groups, device=kl.device)
-        return total.index_add(1, scored.group_index_of_positions, kl)
+        values, inputs = losses(self.objective, self.masked_lm, scored.batch, scored.full, masked, inverse_temperature)
+        total = torch.zeros(len(values), n_groups, device=values.device)
+        return total.index_add(1, scored.group_index[inputs], values)

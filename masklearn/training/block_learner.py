@@ -130,7 +130,7 @@ class BlockLearner(LightningModule):
             UserError: If the texts do not fit the model or the scope.
         """
         settings = self.settings
-        require_fit(self.masked_lm, data, settings.scope)
+        require_fit(self.masked_lm, data, settings.scope, settings.objective)
         notice = ""
         if step_shape is None:
             step_shape, notice = choose_step_shape(self.masked_lm, data, settings.rows_per_text, settings.block)
@@ -200,7 +200,7 @@ class BlockLearner(LightningModule):
         if block != self._prepared_block:  # a new block, or a run that resumes within one
             groups = self.plan.blocks[block]
             batches = self.bar(self._data.loader("train", groups), "Full targets", brief=True)
-            self._full_targets = FullTargets.of_texts(self.masked_lm, batches)
+            self._full_targets = FullTargets.of_texts(self.masked_lm, batches) if self.settings.by_kl else None
             self._index_in_block = index_in_block(groups, self.plan.n_groups).to(self.device)
             self._prepared_block = block
 

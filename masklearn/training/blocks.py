@@ -13,8 +13,10 @@ from masklearn.errors import UserError
 from masklearn.gates import GateBank
 from masklearn.masking import MaskedLM
 from masklearn.models import dtype_name
+from masklearn.objective import ObjectiveName
 from masklearn.progress import ProgressBar
 from masklearn.selection.discretization import DiscretizedMasks, Polish, discretize, repolish
+from masklearn.selection.losses import require_answers
 from masklearn.selection.polish import StepTracker, polish
 from masklearn.selection.scorer import MaskScorer
 from masklearn.training.block_store import BlockStore
@@ -51,20 +53,22 @@ def choose_step_shape(
     return (groups, fitting_texts if fitting_texts < texts else data.batch_size), notice
 
 
-def require_fit(masked_lm: MaskedLM, data: MaskData, scope: str) -> None:
+def require_fit(masked_lm: MaskedLM, data: MaskData, scope: str, objective: ObjectiveName = "kl") -> None:
     """Check that masks of a model can be learned on texts.
 
     Args:
         masked_lm: The model.
         data: The texts, set up.
         scope: The learner's scope.
+        objective: What masks minimise.
 
     Raises:
-        UserError: If the model cannot read the texts, or if their scope is another.
+        UserError: If the model cannot read the texts, if their scope is another, or if they lack answers.
     """
     if data.scope != scope:
         raise UserError(f"the learner's scope is {scope}, but the data's is {data.scope}. Give both the same")
     require_readable(data, masked_lm.layout)
+    require_answers(objective, data)
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class BlockFinisher:
     def refit(self, found: DiscretizedMasks, constants: LearnedConstants, bar: ProgressBar) -> DiscretizedMasks:
         """Train learned constants further for the masks of all groups, and polish the masks under the new ones."""
         train, selection = (partial(self.data.loader, split) for split in ("train", "selection"))
-        constants.refit(self.masked_lm, found.mask, train, selection, bar)
+        constants.refit(self.masked_lm, found.mask, train, selection, bar, self.settings.objective)
         if not self.settings.polish:
             return found
         groups = range(len(found.mask))
@@ -143,7 +147,7 @@ class BlockFinisher:
 
     def _scorer(self, groups: Sequence[int]) -> MaskScorer:
         """Scores masks of some groups on their selection texts."""
-        return MaskScorer(self.masked_lm, self.selection_loader(groups), groups)
+        return MaskScorer(self.masked_lm, self.selection_loader(groups), groups, self.settings.objective)
 
     def selection_loader(self, groups: Sequence[int]) -> Iterable[Batch]:
         """The selection texts of some groups, as many texts at a time as a training step has rows."""

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.data import Batch, MaskData, SplitName
 from masklearn.masking import MaskedLM, ablation_from_means
-from masklearn.objective import chunked_kl
+from masklearn.objective import ObjectiveName
 from masklearn.progress import ProgressBar, no_bar
+from masklearn.selection.losses import losses
 from masklearn.selection.scorer import MaskScorer
 from masklearn.training.rows import assign_masks, mean_by_mask
 
@@ -68,6 +69,7 @@ class LearnedConstants(nn.Module):
         train: BatchSource,
         selection: BatchSource,
         bar: ProgressBar = no_bar,
+        objective: ObjectiveName = "kl",
     ) -> Ablation:
         """Train the constants further for discrete masks; keep the better of old and new on the selection texts.
 
@@ -77,21 +79,26 @@ class LearnedConstants(nn.Module):
             train: The training split.
             selection: The texts on which discrete masks are selected.
             bar: Shows the progress.
+            objective: What is minimised.
         """
-        before = self._evaluate(masked_lm, masks, selection)
-        self._train(masked_lm, masks, train, bar)
-        after = self._evaluate(masked_lm, masks, selection)
+        before = self._evaluate(masked_lm, masks, selection, objective)
+        self._train(masked_lm, masks, train, bar, objective)
+        after = self._evaluate(masked_lm, masks, selection, objective)
         masked_lm.ablation = min(before, after, key=lambda pair: pair[0])[1]
         return masked_lm.ablation
 
-    def _evaluate(self, masked_lm: MaskedLM, masks: Tensor, selection: BatchSource) -> tuple[float, Ablation]:
+    def _evaluate(
+        self, masked_lm: MaskedLM, masks: Tensor, selection: BatchSource, objective: ObjectiveName
+    ) -> tuple[float, Ablation]:
         """Mean log KL of the masks under the current constants, and these constants."""
         masked_lm.ablation = self().detach()
-        scorer = MaskScorer(masked_lm, selection(), range(len(masks)))
+        scorer = MaskScorer(masked_lm, selection(), range(len(masks)), objective)
         kl = scorer(masks.transpose(0, 1).to(masked_lm.device))
         return (kl + LOG_KL_EPS).log().mean().item(), masked_lm.ablation
 
-    def _train(self, masked_lm: MaskedLM, masks: Tensor, train: BatchSource, bar: ProgressBar) -> None:
+    def _train(
+        self, masked_lm: MaskedLM, masks: Tensor, train: BatchSource, bar: ProgressBar, objective: ObjectiveName
+    ) -> None:
         """Minimise the log KL of the masks on the training split."""
         gates = masks.float().flatten(0, 1).to(masked_lm.device)
         n_sizes, generator = masks.shape[1], torch.Generator().manual_seed(0)
@@ -103,9 +110,9 @@ class LearnedConstants(nn.Module):
             mask_ids, batch = mask_ids.to(masked_lm.device), batch.to(masked_lm.device)
             masked_lm.ablation = self()
             masked = masked_lm(batch.input_ids, batch.scored, gates[mask_ids])
-            kl = chunked_kl(masked_lm.full(batch.input_ids, batch.scored), masked, masked_lm.unembed)
-            mask_id_per_position = mask_ids.repeat_interleave(batch.scored.sum(1), dim=1)
-            kl, count = mean_by_mask(kl, mask_id_per_position, len(gates))
+            full = masked_lm.full(batch.input_ids, batch.scored) if objective == "kl" else None
+            found, inputs = losses(objective, masked_lm, batch, full, masked)
+            kl, count = mean_by_mask(found, mask_ids.index_select(1, inputs), len(gates))
             optimizer.zero_grad()
             (kl[count > 0] + LOG_KL_EPS).log().sum().backward()
             optimizer.step()

@@ -12,7 +12,8 @@ from masklearn.errors import UserError
 from masklearn.gates import GateName, open_probability, sample
 from masklearn.masking import CompileMode
 from masklearn.models import EMBEDDED, DTypeName, ModelOrName
-from masklearn.objective import chunked_kl
+from masklearn.objective import ObjectiveName, chunked_kl
+from masklearn.selection.losses import losses
 from masklearn.training.block_learner import BlockLearner
 from masklearn.training.budget import Lagrangian
 from masklearn.training.learned_ablation import CONSTANTS_LR, LOG_KL_EPS
@@ -35,7 +36,8 @@ class MaskLearner(BlockLearner):
         trust_remote_code: Run the Python files that come with the model, which some models on the hub need. They can do
             anything that you may do on this machine; name a revision that you have read.
         sizes: Nodes to keep: counts, or fractions of all nodes below 1; log:12 for 12 log-spaced sizes; or mib for
-            those of the MIB benchmark. Each size gets a mask; all are learned together.
+            those of the MIB benchmark (mib-input if the embedding counts as a node there). Each size gets a mask; all
+            are learned together.
         scope: Which texts share masks: dataset (all), input (none: each text has its own), or column:NAME (the texts
             with the same value in a column).
         max_groups: Most groups that a column may make; needed for more than 64, or if every text has its own value.
@@ -72,6 +74,9 @@ class MaskLearner(BlockLearner):
             no mask depends on; every draw costs as much as scoring the masks once.
         graph: What a subgraph is made of: nodes (heads and MLPs), or edges (one for every head, target and source, and
             those of the MLPs and the residual stream, in a graph for every text). Sizes are then shares of the edges.
+        objective: What masks minimise, when they are learned and selected: kl (from the full model's distribution);
+            logit-diff (-log sigmoid of the logit difference between right and wrong answers, which falls as the
+            difference grows); or cross-entropy (of the right answers). The last two need answers, and count these only.
         method: How subgraphs are found: learned, or with graph edges s-trace (grown backward from the output, the edge
             of largest norm first). Learned edges start from s-trace; of the flags of learning they follow steps (by
             default 60), lr (0.3) and temperature.
@@ -104,11 +109,12 @@ class MaskLearner(BlockLearner):
         sampled_kl_draws: int = 1,
         graph: GraphName = "nodes",
         method: MethodName = "learned",
+        objective: ObjectiveName = "kl",
     ) -> None:
         settings = LearnerSettings(
             lm, revision, dtype, allow_pickle, trust_remote_code, sizes, scope, max_groups, ablation, family, budget,
             steps, draws, restarts, block, polish, polish_budget, gates, lr, temperature, compile, seed,
-            sampled_kl_draws, graph, method,
+            sampled_kl_draws, graph, method, objective,
         )  # fmt: skip
         super().__init__(settings)
         self.save_hyperparameters(ignore=[] if isinstance(lm, str) else ["lm"])
@@ -149,16 +155,15 @@ class MaskLearner(BlockLearner):
         return dict(zip(self.sizes, self.open_probabilities().sum(-1).mean(0).tolist(), strict=True))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a step: the log KL of every sampled mask plus its penalty, in nats."""
+        """The loss of a step: the log KL (or loss of answers) of every sampled mask plus its penalty, in nats."""
         log_odds = self.log_odds()
         mask_ids, noise = self._draw_rows(batch)
         gates = self._gates(log_odds.flatten(0, 1)[mask_ids], noise)  # (rows, inputs, nodes)
         if self.constants is not None:
             self.masked_lm.ablation = self.constants()
         masked = self.run_rows(batch.input_ids, batch.positions, gates, batch.corrupted)  # (rows, positions, width)
-        kl = chunked_kl(self._targets(batch), masked, self.masked_lm.unembed)  # (rows, positions)
-        mask_id_per_position = mask_ids.index_select(1, batch.input_of_positions)
-        kl, count = mean_by_mask(kl, mask_id_per_position, log_odds[..., 0].numel())
+        found, inputs = losses(self.settings.objective, self.masked_lm, batch, self._targets(batch), masked)
+        kl, count = mean_by_mask(found, mask_ids.index_select(1, inputs), log_odds[..., 0].numel())
         kl, sampled = (t.view(log_odds.shape[:2]) for t in (kl, (count > 0).float()))  # (groups x restarts, sizes)
         error = self._size_error(log_odds) if self.budget.has_penalty else torch.zeros_like(kl)
         penalty = self.budget(error, self.schedule.penalty_scale_at(self.block_step))
@@ -184,8 +189,10 @@ class MaskLearner(BlockLearner):
             return open_probability(log_odds)
         return sample(log_odds, self.temperature, noise)
 
-    def _targets(self, batch: Batch) -> Tensor:
-        """The full model's hidden states at the batch's scored positions, shape (positions, width)."""
+    def _targets(self, batch: Batch) -> Tensor | None:
+        """The full model's hidden states at the batch's scored positions, shape (positions, width); for the KL only."""
+        if not self.settings.by_kl:
+            return None
         if self._full_targets:
             return self._full_targets.of(batch)
         return self.masked_lm.full(batch.input_ids, batch.positions)
@@ -202,8 +209,10 @@ class MaskLearner(BlockLearner):
             return
         result = StepResult(self.step_log.mean_kl(), self._size_error(log_odds), self.target_sizes())
         multiplier = self.budget.multiplier if isinstance(self.budget, Lagrangian) else None
-        self.log_dict(progress_bar_metrics(result, self.temperature), prog_bar=True, logger=False)
-        self.log_dict(metrics_by_size(result, self.sizes, multiplier))
+        self.log_dict(
+            progress_bar_metrics(result, self.temperature, self.settings.loss_name), prog_bar=True, logger=False
+        )
+        self.log_dict(metrics_by_size(result, self.sizes, multiplier, loss=self.settings.loss_name))
         lr = self.settings.learning_rate * self._lr_factor(self.global_step)
         self.log_dict({"train/temperature": self.temperature, "train/lr": lr})
 

@@ -57,7 +57,7 @@ def seconds_per_scored_token(learner: BlockLearner, limit: float) -> tuple[float
     index = min(range(len(learner.sizes)), key=lambda i: abs(learner.sizes[i] - mean))
     masks = learner.bank.discretize(learner.size_counts)[rows, index]
     scores = learner.bank.log_odds.detach()[rows, min(index, learner.bank.log_odds.shape[1] - 1)]
-    scorer = MaskScorer(learner.masked_lm, [batch], present)
+    scorer = MaskScorer(learner.masked_lm, [batch], present, settings.objective)
     soft = torch.full((min(len(learner.sizes), SOFT_MASKS), *masks.shape), 0.5, device=scorer.device)
     start = time.monotonic()
     scorer(soft).sum().item()  # a GPU is done only now

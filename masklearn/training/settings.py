@@ -10,6 +10,7 @@ from masklearn.errors import UserError
 from masklearn.gates import GateName
 from masklearn.masking import CompileMode
 from masklearn.models import DTypeName, ModelOrName
+from masklearn.objective import ObjectiveName
 from masklearn.selection.polish import LARGE_GRAPH_NODES, PER_INPUT, SHARED, SearchWidths
 from masklearn.training.schedule import Schedule
 
@@ -68,6 +69,7 @@ class LearnerSettings:
     sampled_kl_draws: int
     graph: GraphName = "nodes"
     method: MethodName = "learned"
+    objective: ObjectiveName = "kl"
 
     def __post_init__(self) -> None:
         self._require_graph()
@@ -102,6 +104,10 @@ class LearnerSettings:
                 f"model.graph edges has a graph for every text, whose closed edges emit zero, not scope {self.scope} "
                 f"and ablation {self.ablation}. Choose --model.scope input --model.ablation zero"
             )
+        if self.graph == "edges" and self.objective != "kl":
+            raise UserError(
+                f"model.graph edges has no objective but kl, not {self.objective}. Leave out --model.objective"
+            )
 
     def require_nodes(self) -> None:
         """Refuse edges where masks are made of nodes.
@@ -114,6 +120,16 @@ class LearnerSettings:
                 "graph edges is not for a MaskLearner in Python. Choose edges with masklearn.edges, or with "
                 "python train.py --model.graph edges"
             )
+
+    @property
+    def by_kl(self) -> bool:
+        """Whether masks minimise the KL from the full model, not a loss of answers."""
+        return self.objective == "kl"
+
+    @property
+    def loss_name(self) -> str:
+        """Name under which the objective is logged."""
+        return "kl" if self.by_kl else "loss"
 
     @property
     def per_input(self) -> bool:

@@ -48,26 +48,32 @@ class StepLog(nn.Module):
         return mean
 
 
-def progress_bar_metrics(result: StepResult, temperature: float) -> dict[str, Tensor | float]:
-    """Means over the sizes: the KL of those sampled, and the expected (`size`) and the target number of open gates."""
+def progress_bar_metrics(result: StepResult, temperature: float, loss: str = "kl") -> dict[str, Tensor | float]:
+    """Means over the sizes: the KL of those sampled, and the expected (`size`) and the target number of open gates.
+
+    Another loss that takes the place of the KL is named by `loss`.
+    """
     return {
-        "kl": result.kl.nanmean(),
+        loss: result.kl.nanmean(),
         "size": (result.target + result.error.mean(0)).mean(),
         "target": result.target.mean(),
         "temperature": temperature,
     }
 
 
-def metrics_by_size(result: StepResult, sizes: Sequence[int], multiplier: Tensor | None = None) -> dict[str, Tensor]:
+def metrics_by_size(
+    result: StepResult, sizes: Sequence[int], multiplier: Tensor | None = None, loss: str = "kl"
+) -> dict[str, Tensor]:
     """Means over the groups of the block, for every size that was sampled since the last log.
 
     Args:
         result: The step.
         sizes: Nodes that the masks keep.
         multiplier: Multipliers of a Lagrangian budget, shape (groups x restarts, sizes).
+        loss: What takes the place of the KL, if it is another loss.
     """
     error = result.error.mean(0)
-    metrics = {"kl": result.kl, "open": result.target + error, "budget_error": error}
+    metrics = {loss: result.kl, "open": result.target + error, "budget_error": error}
     if multiplier is not None:
         metrics["multiplier"] = multiplier.mean(0)
     sampled = result.kl.isfinite().tolist()
