@@ -1,7 +1,7 @@
 """The flags of `python export.py`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from masklearn.errors import UserError
 from masklearn.models import DTypeName
@@ -47,7 +47,7 @@ class ExportFlags:
         self.to: ExportFormat = to
         self.size, self.group, self.lm, self.time = size, group, lm, time
         self.dtype: DTypeName | None = dtype
-        self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+        self.trusted: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         if to == "hf" and size is None:
             raise UserError("--to hf writes one mask. Say which with --size, for example --size 0.5")
         if self.out.exists():
