@@ -203,7 +203,7 @@ def test_the_probe_leaves_no_trace_in_the_masks(in_an_empty_folder: Path, monkey
 def test_an_estimate_says_what_would_fit_into_memory(
     in_an_empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("masklearn.training.probe.free_bytes", lambda device: 2**20)
+    monkeypatch.setattr("masklearn.training.probe.free_everywhere", lambda masked_lm: 2**20)
     assert train([*SHORT, "--run.estimate", "true", "--model.draws", "4"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "does not fit into memory" in line

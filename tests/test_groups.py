@@ -221,12 +221,12 @@ def test_the_step_shape_that_fits_memory_is_reported_and_kept_to_the_end_of_the_
     data.setup()
     monkeypatch.setattr(train_cli, "CHECKPOINT_INTERVAL", 2)
     free = (fitting_rows + 0.5) * memory.bytes_per_row(masked_lm, data.longest_text) / memory.ACTIVATION_SHARE
-    monkeypatch.setattr(memory, "free_bytes", lambda device: int(free))
+    monkeypatch.setattr(memory, "free_everywhere", lambda masked_lm: int(free))
     assert train([*flags, "--model.steps", "6", "--trainer.max_steps", "3", "--run.dir", "run"]) == 2
     printed = capsys.readouterr()
     assert notice in printed.out and "--run.resume true --trainer.max_steps -1" in printed.err
     assert re.search(r"stopped at step \d+ of \d+ by --trainer.max_steps\. ", printed.err)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**40)  # a resumed run keeps its first step shape
+    monkeypatch.setattr(memory, "free_everywhere", lambda masked_lm: 2**40)  # a resumed run keeps its first step shape
     assert train(["--config", "run/config.yaml", "--trainer.max_steps", "-1", "--run.resume", "true"]) == 0
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["step_shape"] == step_shape
 

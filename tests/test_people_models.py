@@ -90,7 +90,7 @@ def test_the_first_check_may_happen_in_inference_mode() -> None:
         assert lm(input_ids=torch.arange(3, 9)[None]).logits.isfinite().all()
 
 
-def test_offloaded_weights_are_gated_and_fingerprinted_but_not_learned_on(tokens: Tensor, tmp_path: Path) -> None:
+def test_offloaded_weights_are_gated_and_fingerprinted(tokens: Tensor, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     lm = tiny_llama()
     lm.save_pretrained(tmp_path)
@@ -101,7 +101,6 @@ def test_offloaded_weights_are_gated_and_fingerprinted_but_not_learned_on(tokens
     )
     assert_close(gated_logits(offloaded, tokens), gated_logits(lm, tokens))
     assert MaskedLM(offloaded).layout.fingerprint == MaskedLM(lm).layout.fingerprint
-    assert "offloaded" in refused(ml.MaskLearner(offloaded).load)
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------
@@ -174,6 +173,43 @@ def test_files_that_are_no_models_are_named(tmp_path: Path) -> None:
     assert "there is no" in refused(lambda: ml.load_lm("missing.gguf"))
 
 
+def write_gguf(lm: PreTrainedModel, path: Path) -> None:
+    """Write a Llama as llama.cpp does: rows of queries and keys in its order of rotary pairs."""
+    gguf, config = pytest.importorskip("gguf"), lm.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, weight in lm.state_dict().items():
+        values, kind = weight.numpy(), name.split(".")[-2]
+        if kind in heads:
+            pairs = values.reshape(heads[kind], 2, -1, values.shape[-1])
+            values = pairs.swapaxes(1, 2).reshape(values.shape)
+        writer.add_tensor(names.get_name(name, (".weight",)), values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_has_the_logits_of_the_model_that_it_was_made_from(tokens: Tensor, tmp_path: Path) -> None:
+    lm = tiny_llama()
+    write_gguf(lm, tmp_path / "model.gguf")
+    loaded = ml.load_lm(str(tmp_path / "model.gguf"))
+    assert_close(loaded(input_ids=tokens).logits, lm(input_ids=tokens).logits)
+    assert_close(gated_logits(loaded, tokens), gated_logits(lm, tokens))
+
+
 def test_gguf_files_go_to_transformers(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     source = sources.model_source(str(tmp_path / "model.gguf"))
@@ -197,6 +233,8 @@ def test_an_unreachable_hub_is_asked_once_and_said(
     sources._why_unreachable.cache_clear()
     for _ in range(2):
         assert "Connection refused" in refused(lambda: ml.load_lm("some/model"))
+    message = refused(ml.MaskData(dataset="some/texts", lm="embedded").setup)
+    assert "data.dataset: some/texts is no folder here" in message and "Connection refused" in message
     sources._why_unreachable.cache_clear()
     assert capsys.readouterr().err.count("Connecting to https://huggingface.co") == 1
 
@@ -214,6 +252,7 @@ def test_a_hub_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sources.constants, "HF_HUB_OFFLINE", False)
     sources._why_unreachable.cache_clear()
     assert "no answer within" in refused(lambda: ml.load_lm("some/model"))
+    assert "no answer within" in refused(ml.MaskData(dataset="some/texts", lm="embedded").setup)
     sources._why_unreachable.cache_clear()
     assert sum(waited) <= 10
 

@@ -14,7 +14,7 @@ from masklearn.data import MaskData, SplitName, leave_out_learned, require_reada
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
-from masklearn.models import ModelOrName, TokenizerOrName, load_lm, name_of
+from masklearn.models import ModelOrName, TokenizerOrName, input_device, load_lm, name_of
 from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.baselines import CONTROLS, UNGUIDED, Baseline
 from masklearn.selection.scorer import MaskScorer
@@ -129,9 +129,11 @@ def baselines(
 
 def _masked_lm(mask: Mask, lm: ModelOrName | None) -> MaskedLM:
     """The model that masks belong to, under their ablation."""
-    dtype = mask.config.get("model", {}).get("dtype", "float32")
-    loaded = load_lm(mask.model.lm, mask.model.revision, dtype) if lm is None else load_lm(lm, dtype=dtype)
-    masked_lm = MaskedLM(loaded, mask.ablation.to(loaded.device))
+    of_run = mask.config.get("model", {})
+    placement = {name: of_run.get(name) for name in ("device_map", "quantization")}
+    name, revision = (mask.model.lm, mask.model.revision) if lm is None else (lm, None)
+    loaded = load_lm(name, revision, of_run.get("dtype", "float32"), **placement)
+    masked_lm = MaskedLM(loaded, mask.ablation.to(input_device(loaded)))
     mask.require(ModelId(name_of(loaded), None, masked_lm.layout.fingerprint))
     return masked_lm
 

@@ -14,7 +14,7 @@ from masklearn.api.texts import SHARED_SETTINGS, as_data, split_settings
 from masklearn.data import MaskData
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask
-from masklearn.models import EMBEDDED, ModelOrName, TokenizerOrName, dtype_name, name_of
+from masklearn.models import EMBEDDED, ModelOrName, TokenizerOrName, dtype_name, input_device, name_of
 from masklearn.training.learner import MaskLearner
 from masklearn.training.progress import Progress, phase_bars
 from masklearn.training.trainer import quiet_lightning, trainer_defaults
@@ -95,8 +95,8 @@ def _trainer(learner: MaskLearner, progress: bool) -> Trainer:
     """A trainer with the defaults of the command line, which writes nothing; on the device of a loaded model."""
     settings = trainer_defaults()
     lm: Any = learner.settings.lm
-    if not isinstance(lm, str) and lm.device.type == "cuda":
-        settings |= {"accelerator": "cuda", "devices": [lm.device.index or 0]}
+    if not isinstance(lm, str) and (device := input_device(lm)).type == "cuda":
+        settings |= {"accelerator": "cuda", "devices": [device.index or 0]}
     callbacks: list[Callback] = [Progress(refresh_rate=settings["log_every_n_steps"])] if progress else []
     return Trainer(
         **settings,

@@ -23,8 +23,7 @@ from masklearn.edges import (
 )
 from masklearn.files import atomic_write
 from masklearn.mask_file import MASK_FILE, ModelId
-from masklearn.models import Layout, load_lm, name_of, require_in_memory
-from masklearn.models.loading import move_model
+from masklearn.models import Layout, load_lm, move_model, name_of
 from masklearn.progress import ProgressBar, no_bar
 from masklearn.training.block_store import BlockStore
 from masklearn.training.edge_learner import EDGE_LR, EDGE_STEPS, EdgeLearnerConfig, learn_edges
@@ -47,7 +46,6 @@ def run_edges(cli: TrainCLI) -> None:
         settings.lm, settings.revision, settings.dtype,
         allow_pickle=settings.allow_pickle, trust_remote_code=settings.trust_remote_code,
     )  # fmt: skip
-    require_in_memory(lm)
     move_model(lm, cli.trainer.strategy.root_device)
     layout = Layout.of(lm)
     require_readable(data, layout)

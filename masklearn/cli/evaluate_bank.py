@@ -21,7 +21,7 @@ from masklearn.edges import EdgeBank
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
-from masklearn.models import DTypeName, load_lm
+from masklearn.models import DTypeName, describe_placement, input_device, load_lm
 from masklearn.progress import ProgressBar
 from masklearn.selection.baselines import UNGUIDED
 from masklearn.selection.scorer import MaskScorer
@@ -67,7 +67,7 @@ def evaluate_bank(
     """
     start = time.monotonic()
     texts = evaluation_texts(path, bank, requested, flags.part)
-    masked_lm, model = load_model(path, bank, flags)
+    masked_lm, model = load_model(path, bank, flags, flags.map_of(bank))
     load = partial(
         load_texts, bank=bank, masked_lm=masked_lm, model=model, scope=texts.scope,
         trust_remote_code=flags.trusted["trust_remote_code"],
@@ -98,24 +98,26 @@ def evaluate_bank(
     return results, evaluated
 
 
-def load_model(path: str, bank: Mask, flags: EvaluateFlags | ExportFlags) -> tuple[MaskedLM, ModelId]:
-    """Load the model of a mask file, or the one given in its place if that is the same.
+def load_model(
+    path: str, bank: Mask, flags: EvaluateFlags | ExportFlags, device_map: str | None = None
+) -> tuple[MaskedLM, ModelId]:
+    """Load the model of a mask file, or the one given in its place if that is the same; over devices if there is a map.
 
     Raises:
         UserError: If it is another model or another precision, or if the masks do not fit it.
     """
-    lm, model = model_of_bank(path, bank, flags)
+    lm, model = model_of_bank(path, bank, flags, device_map)
     bank.check()
-    masked_lm = MaskedLM(lm, bank.ablation.to(lm.device))
+    masked_lm = MaskedLM(lm, bank.ablation.to(input_device(lm)))
     model = replace(model, fingerprint=masked_lm.layout.fingerprint)
     bank.require(model)
     return masked_lm, model
 
 
 def model_of_bank(
-    path: str, bank: Mask | EdgeBank, flags: EvaluateFlags | ExportFlags
+    path: str, bank: Mask | EdgeBank, flags: EvaluateFlags | ExportFlags, device_map: str | None = None
 ) -> tuple[PreTrainedModel, ModelId]:
-    """Load the model that a bank names, or the one given in its place, in the precision of the bank's run.
+    """Load the model that a bank names, or the one given in its place, with the precision of the bank's run.
 
     Raises:
         UserError: If the model cannot be loaded, or another precision is asked for.
@@ -127,7 +129,11 @@ def model_of_bank(
         raise UserError(f"{path} names a precision that does not exist, {dtype!r}. Give one with --dtype float32")
     if dtype != learned_in and learned_in in get_args(DTypeName):
         raise UserError(f"{path} was learned in {learned_in}; the weights differ in {dtype}. Leave --dtype out")
-    lm = load_lm(name, revision, dtype, "cuda" if torch.cuda.is_available() else "cpu", **flags.trusted)
+    device = None if device_map else "cuda" if torch.cuda.is_available() else "cpu"
+    quantization = bank.config.get("model", {}).get("quantization")
+    lm = load_lm(name, revision, dtype, device, **flags.trusted, device_map=device_map, quantization=quantization)
+    if placement := describe_placement(lm):
+        print(placement, file=sys.stderr, flush=True)
     return lm, ModelId(name, revision, bank.model.fingerprint)
 
 

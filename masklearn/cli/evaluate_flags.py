@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from masklearn.ablation import AblationName
 from masklearn.data import SplitName
@@ -23,6 +24,8 @@ class EvaluateFlags:
         mask: Mask file, or the folder of a run; may be several, in a row or each with its own --mask.
         lm: Model to evaluate on, if it has moved since the masks were learned.
         dtype: Precision of the weights; that of the mask's run by default.
+        device_map: Spreads the layers over devices, see train.py --help; as in the mask's run by default. Weights that
+            the run has quantised are quantised here, too.
         part: Split to evaluate on: test, validation, train or all. By default the test split of the mask's own data,
             and all texts of other data.
         ablation: What closed nodes emit: zero, mean, mean-positional, resample or learned; or a list of them, for one
@@ -55,6 +58,7 @@ class EvaluateFlags:
         mask: list[str],
         lm: str | None = None,
         dtype: DTypeName | None = None,
+        device_map: str | None = None,
         part: SplitName | None = None,
         ablation: AblationName | list[AblationName] | None = None,
         baselines: list[Baseline] | None = None,
@@ -70,7 +74,7 @@ class EvaluateFlags:
     ) -> None:
         self.mask, self.lm = [str(mask_path(path)) for path in mask], lm
         self.out = out and str(Path(out).expanduser())
-        self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+        self.trusted: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         self.ablations: list[AblationName] | None = [ablation] if isinstance(ablation, str) else ablation
         self.study, self.evidence, self.seed, self.track = study, evidence, seed, track
         self.baselines: Sequence[Baseline] = baselines or CONTROLS
@@ -79,6 +83,11 @@ class EvaluateFlags:
             raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")
         self.dtype: DTypeName | None = dtype
         self.part: SplitName | None = part
+        self.device_map = device_map
+
+    def map_of(self, bank: Mask) -> str | None:
+        """The device map to evaluate a bank with: the one given, or that of its run."""
+        return self.device_map or bank.config.get("model", {}).get("device_map")
 
     def fill_defaults(self, masks: Sequence[Mask | EdgeBank]) -> None:
         """Decide whether there is a study, and if so, which baselines it needs and which folder it goes to.

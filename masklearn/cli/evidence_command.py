@@ -82,7 +82,7 @@ def _folder(path: str, flags: EvaluateFlags) -> Path:
 def _gather_one(path: str, bank: Mask, flags: EvaluateFlags, plan: EvidencePlan, folder: Path) -> None:
     start, bar = time.monotonic(), phase_bars(sys.stderr, disable=None)
     texts = evaluation_texts(path, bank, {}, None)
-    masked_lm, model = load_model(path, bank, flags)
+    masked_lm, model = load_model(path, bank, flags, flags.map_of(bank))
     load = partial(
         load_texts, bank=bank, masked_lm=masked_lm, model=model, scope=texts.scope,
         trust_remote_code=flags.trusted["trust_remote_code"],

@@ -14,7 +14,7 @@ from masklearn.evidence.gather import Sources
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.rediscovery import Variant, variants
 from masklearn.masking import MaskedLM
-from masklearn.models import EMBEDDED, load_lm
+from masklearn.models import EMBEDDED, load_lm, require_plain
 
 TASKS = get_args(TaskName)
 """Tasks of the embedded generator."""
@@ -78,6 +78,7 @@ def _checkpoint(name: str, bench: Bench, flags: EvaluateFlags) -> MaskedLM:
     of_bank = bench.mask.model
     lm, revision = (name, None) if Path(name).expanduser().is_dir() else (of_bank.lm, name)
     dtype = bench.mask.config.get("model", {}).get("dtype", flags.dtype or "float32")
+    require_plain(bench.masked_lm.lm, "plan.checkpoints")
     loaded = load_lm(lm, revision, dtype, str(bench.masked_lm.device), **flags.trusted)
     masked_lm = MaskedLM(loaded, bench.masked_lm.ablation)
     if masked_lm.graph != bench.mask.graph:

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from masklearn.errors import UserError
 from masklearn.models import DTypeName
@@ -54,7 +54,7 @@ class ExportFlags:
         self.size, self.group, self.lm, self.time = size, group, lm, time
         self.dtype: DTypeName | None = dtype
         self.cell, self.with_input = cell, with_input
-        self.trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+        self.trusted: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         if to == "hf" and size is None:
             raise UserError("--to hf writes one mask. Say which with --size, for example --size 0.5")
         if cell is not None and not re.fullmatch(r"[\w.-]+_[\w.-]+", cell):

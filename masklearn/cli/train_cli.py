@@ -17,7 +17,7 @@ from masklearn.cli.parsing import as_user_errors, explain, require_complete, req
 from masklearn.cli.run_flags import RunFlags
 from masklearn.cli.run_folder import CONFIG_FILE, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps
-from masklearn.cli.trainer_flags import require_supported_flags, set_validation_interval
+from masklearn.cli.trainer_flags import require_one_process, require_supported_flags, set_validation_interval
 from masklearn.data import MaskData
 from masklearn.errors import UserError, one_line
 from masklearn.training.learner import MaskLearner
@@ -119,6 +119,7 @@ class TrainCLI(LightningCLI):
         """Settle the folder, keep the settings as given, and then set those that depend on others."""
         self._settle_folder()
         settle_edge_defaults(self.config, self.parser.get_defaults(skip_validation=True).model)
+        require_one_process(self.config.trainer, self.config.model.device_map)
         require_supported_flags(self.config.trainer)
         requested = self.config.clone()
         requested.run.resume = requested.run.estimate = False

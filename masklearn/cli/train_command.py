@@ -19,6 +19,7 @@ from masklearn.data import MaskData
 from masklearn.errors import NonFiniteLoss, UserError, one_line
 from masklearn.mask_file import Mask
 from masklearn.masking import is_device_failure
+from masklearn.models import describe_placement
 from masklearn.training.block_store import BlockStore
 from masklearn.training.learner import MaskLearner
 from masklearn.training.probe import what_fits
@@ -108,7 +109,8 @@ def _prepare(cli: TrainCLI) -> None:
     if cli.tracked:
         _start_tracking(cli)
     warning = evaluation.implausible_answers(learner.masked_lm, data)
-    lines = [_introduction(learner, data), data.preview, *data.notices, notice, warning]
+    placement = describe_placement(learner.masked_lm.lm)
+    lines = [_introduction(learner, data), placement, data.preview, *data.notices, notice, warning]
     print("\n".join(line for line in lines if line), flush=True)
 
 

@@ -50,6 +50,25 @@ def require_supported_flags(trainer: Any) -> None:
             )
 
 
+def require_one_process(trainer: Any, device_map: str | None) -> None:
+    """Refuse a device map in a run of several processes, each of which would spread a model over the same devices.
+
+    Args:
+        trainer: The trainer's section of the config.
+        device_map: The model's device map.
+
+    Raises:
+        UserError: Which of the two to use when.
+    """
+    changed = [flag for flag, values in SINGLE_DEVICE_VALUES.items() if trainer[flag] not in values]
+    if device_map and changed:
+        raise UserError(
+            f"model.device_map spreads one model over the devices of one process, and trainer.{changed[0]} is "
+            f"{trainer[changed[0]]}. For a model that fits on one device leave --model.device_map out; for a larger "
+            f"one leave --trainer.{changed[0]} out"
+        )
+
+
 def set_validation_interval(trainer: Any, steps: int) -> None:
     """Set the interval between validations, or check the one given.
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import datasets.config
 from datasets.exceptions import DatasetsError
+from huggingface_hub import constants
 
 from masklearn.data.answers import answers_in_words, spaced
 from masklearn.data.columns import WITHOUT_WORDS, Columns, RequestedColumns
@@ -16,7 +18,7 @@ from masklearn.data.readers import Row, read_file
 from masklearn.data.rows_given import RowsOrTexts, rows_given
 from masklearn.data.texts import RowReader, Text
 from masklearn.errors import UserError, one_line
-from masklearn.models import EMBEDDED
+from masklearn.models import EMBEDDED, why_hub_unreachable
 from masklearn.tiny import tasks
 
 TaskName = Literal["mixed", "names", "agreement", "years", "copy"]
@@ -187,6 +189,8 @@ class Source:
     def _rows_of_hub(self) -> tuple[list[str], list[Row]]:
         """Names of all columns, and the rows; with a limit, only these rows are downloaded."""
         assert self.hub_id is not None
+        if not Path(self.hub_id).expanduser().exists():
+            _require_hub(self.hub_id)
         streaming = self.limit is not None and "[" not in self.split  # the library streams whole splits only
         try:
             hub_id = str(Path(self.hub_id).expanduser()) if self.hub_id.startswith("~") else self.hub_id
@@ -198,6 +202,20 @@ class Source:
                 f"data.dataset: cannot load {self.hub_id!r}, split {self.split!r} ({one_line(error)}). "
                 "Give a hub id that this machine can reach, or a file with --data.path"
             ) from error
+
+
+def _require_hub(hub_id: str) -> None:
+    """Refuse a hub dataset that has not been downloaded if the hub does not answer, which the library finds out late.
+
+    Raises:
+        UserError: What was tried.
+    """
+    downloaded = Path(datasets.config.HF_DATASETS_CACHE) / hub_id.replace("/", "___")
+    if not downloaded.is_dir() and (why := why_hub_unreachable()):
+        raise UserError(
+            f"data.dataset: {hub_id} is no folder here, and the hub, {constants.ENDPOINT}, cannot be reached ({why}). "
+            "Give a file with --data.path, or a folder of data files"
+        )
 
 
 def _selected(rows: Any, readable: set[str], limit: int | None) -> list[Row]:

@@ -17,7 +17,7 @@ from masklearn.edges.edge_lm import EdgeLM, EdgeRecord
 from masklearn.edges.graph import EdgeGates, EdgeGraph
 from masklearn.edges.importance import LayerContributions, importance_of, layers_contributions
 from masklearn.errors import UserError
-from masklearn.models import Layout
+from masklearn.models import Layout, require_plain
 from masklearn.models.diagnostics import dummy_input_ids
 
 MAX_ERROR = 1e-5
@@ -37,6 +37,7 @@ def verified_edge_lm(layout: Layout) -> EdgeLM:
     Raises:
         UserError: What was found, and what was expected.
     """
+    require_plain(layout.lm, "a graph of edges")
     edge_lm = EdgeLM(layout)
     input_ids = dummy_input_ids(layout.lm, 1)[0]
     longer = dummy_input_ids(layout.lm, 1, min(LONGER_TOKENS, layout.context or LONGER_TOKENS))[0]

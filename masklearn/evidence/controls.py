@@ -13,6 +13,7 @@ from masklearn.evidence.rediscovery import Rediscoverer, Variant, shuffled_varia
 from masklearn.gates import top
 from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
+from masklearn.models import require_plain
 from masklearn.selection.attribution import single_ablation
 from masklearn.selection.baselines import matched_masks
 from masklearn.selection.polish import polish
@@ -27,6 +28,7 @@ BEATEN, NOT_BEATEN = "beaten", "not beaten"
 def untrained_like(masked_lm: MaskedLM, seed: int) -> MaskedLM:
     """A model of the same shape with the random weights that its training would start from."""
     lm = masked_lm.lm
+    require_plain(lm, "the control of an untrained model")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fresh = type(lm)(lm.config)

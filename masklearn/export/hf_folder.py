@@ -23,7 +23,7 @@ from masklearn.export.stock import stock_config
 from masklearn.export.verification import logit_gap, require_equal_logits
 from masklearn.mask_file import Mask
 from masklearn.masking import verified_layout
-from masklearn.models import Layout
+from masklearn.models import Layout, require_plain
 
 MODEL_TYPE = "masklearn_subgraph"
 """Model type of a folder with code: one that transformers does not have, so that it never builds the whole model."""
@@ -70,11 +70,13 @@ def to_hf(
 
     Raises:
         UserError: If the folder exists, if the removal is not known for the family or not possible under the ablation,
-            if there is no such mask, or if the folder's model differs from the gated one.
+            if there is no such mask, if the model is spread over devices or quantised, or if the folder's model differs
+            from the gated one.
     """
     out = Path(out).expanduser()
     if out.exists():
         raise UserError(f"{out} already exists and is kept. Choose another folder")
+    require_plain(lm, "a smaller model")
     gates, anatomy = mask.select(s, group), anatomy_of(lm)
     _require_constant(mask.ablation)
     layout = verified_layout(lm)

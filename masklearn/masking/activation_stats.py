@@ -30,12 +30,12 @@ class ActivationStats:
             outputs: Shape (inputs, tokens, nodes * width).
             real: False at padding, which does not count. Boolean, shape (inputs, tokens).
         """
-        outputs = outputs.double().masked_fill(~real[..., None], 0)
-        sums, counts = outputs.sum(0), real.double().sum(0)
+        outputs = outputs.double().masked_fill(~real[..., None].to(outputs.device), 0)
+        sums, counts = outputs.sum(0).to(real.device), real.double().sum(0)
         if not self.positional:
             sums, counts = sums.sum(0, keepdim=True), counts.sum(0, keepdim=True)
         self.sums, self.counts = _add_padded(self.sums, sums), _add_padded(self.counts, counts)
-        self.sums_of_squares = self.sums_of_squares.to(outputs) + outputs.square().sum((0, 1))
+        self.sums_of_squares = self.sums_of_squares.to(sums) + outputs.square().sum((0, 1)).to(real.device)
 
     def mean(self) -> Tensor:
         """Return the mean at every position if `positional`, and last the mean over all tokens.

@@ -16,6 +16,7 @@ from masklearn.ablation import Ablation
 from masklearn.errors import one_line
 from masklearn.masking.gating import gated
 from masklearn.masking.masked_lm import MaskedLM, at_scored
+from masklearn.models import is_placed
 
 CompileMode = bool | Literal["auto"]
 """Whether steps are compiled; auto: on a GPU, if the model is launch-bound."""
@@ -42,6 +43,8 @@ def compiling_pays(masked_lm: MaskedLM, tokens_per_step: int) -> bool:
 
 def step_forward(masked_lm: MaskedLM, compiled: CompileMode, tokens_per_step: int) -> Callable[..., Tensor]:
     """What runs the rows of training steps of so many tokens, as `MaskedLM.forward` does: compiled, or that itself."""
+    if is_placed(masked_lm.lm):  # hooks that bring activations and weights from device to device cannot be recorded
+        compiled = False
     if compiled == "auto":
         compiled = compiling_pays(masked_lm, tokens_per_step)
     return CompiledSteps(masked_lm) if compiled else masked_lm.forward

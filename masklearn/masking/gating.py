@@ -1,8 +1,9 @@
 """Applies gates: what every head and MLP emits, open, half-open or closed."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,20 +48,17 @@ def gated(
     if _drops_out(unwrapped(lm)):
         raise UserError("the model is in training mode, in which dropout acts at random. Call lm.eval() first")
     layout = layout or verified_layout(lm)
-    graph = layout.graph
-    gates = gate_values(graph, gates, without)
+    gates = gate_values(layout.graph, gates, without)
     if ablation.name != "zero" and not ablation.known:
         raise UserError(
             f"{ablation.name} ablation takes its values from corrupted inputs, and none are given. "
             "Give MaskedLM(lm).resampled(input_ids), or run the model as a MaskedLM"
         )
-    edits = _GateEdits(layout, graph.by_layer(torch.atleast_2d(gates)), ablation)
     with ExitStack() as stack:
         stack.enter_context(running_eagerly(lm))
         if ablation.positional:
             stack.enter_context(checked_calls(layout.lm, _require_whole_texts))
-        attention = edits.attention if edits.norms_rescale else None
-        stack.enter_context(edited_activations(layout, edits.heads, edits.mlp, attention))
+        stack.enter_context(GateEdits.of(layout, torch.atleast_2d(gates), ablation).applied())
         yield lm
 
 
@@ -88,33 +86,33 @@ def verified_layout(lm: PreTrainedModel) -> Layout:
 
 
 @dataclass(frozen=True)
-class _GateEdits:
+class GateEdits:
     """The edits that apply gates and an ablation to the activations of every layer."""
 
     layout: Layout
-    layer_gates: Tensor
-    """Shape (rows or 1, layers, heads + 1), the MLP last."""
-    ablation: Ablation
+    heads: tuple[ActivationEdit, ...]
+    mlps: tuple[ActivationEdit, ...]
+    attentions: Mapping[int, ActivationEdit]
+    """Of norms after the attention, by layer, where these undo the gates' scale: only if closed heads emit nothing."""
 
-    @property
-    def norms_rescale(self) -> bool:
-        """Whether norms after the attention undo the gates' scale: only if closed heads emit nothing."""
-        return not self.ablation.known
+    @classmethod
+    def of(cls, layout: Layout, gates: Tensor, ablation: Ablation) -> "GateEdits":
+        """The edits for gates of shape (rows or 1, nodes)."""
+        heads, mlps, attentions = list[ActivationEdit](), list[ActivationEdit](), dict[int, ActivationEdit]()
+        for layer, (site, gate) in enumerate(zip(layout.sites, layout.graph.by_layer(gates).unbind(1), strict=True)):
+            of_heads, of_mlp = gate[:, :-1], gate[:, -1:]
+            closed = (ablation.heads[layer], ablation.mlps[layer]) if ablation.known else (None, None)
+            if site.attention_norm and not ablation.known:
+                of_heads, of_attention = attention_gate(of_heads)
+                attentions[layer] = partial(_apply_attention_gate, gate=of_attention)
+            heads.append(partial(_apply_gates, gate=of_heads, closed=closed[0]))
+            mlps.append(partial(_apply_gates, gate=of_mlp, closed=closed[1]))
+        return cls(layout, tuple(heads), tuple(mlps), attentions)
 
-    def heads(self, layer: int) -> ActivationEdit:
-        closed = self.ablation.heads[layer] if self.ablation.known else None
-        gate = self.layer_gates[:, layer, :-1]
-        if self.norms_rescale and self.layout.sites[layer].attention_norm:
-            gate = attention_gate(gate)[0]
-        return lambda output: _apply_gates(output, gate, closed)
-
-    def attention(self, layer: int) -> ActivationEdit:
-        gate = attention_gate(self.layer_gates[:, layer, :-1])[1]
-        return lambda output: _apply_attention_gate(output, gate)
-
-    def mlp(self, layer: int) -> ActivationEdit:
-        closed = self.ablation.mlps[layer] if self.ablation.known else None
-        return lambda output: _apply_gates(output, self.layer_gates[:, layer, -1:], closed)
+    def applied(self) -> AbstractContextManager[None]:
+        """Edit the activations while the context is open; entering it computes nothing."""
+        attention = self.attentions.__getitem__ if self.attentions else None
+        return edited_activations(self.layout, self.heads.__getitem__, self.mlps.__getitem__, attention)
 
 
 def attention_gate(heads: Tensor) -> tuple[Tensor, Tensor]:

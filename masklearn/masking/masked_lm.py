@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import cached_property
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +13,19 @@ from masklearn.ablation import Ablation, AblationName
 from masklearn.errors import UserError
 from masklearn.graph import NodeGraph
 from masklearn.masking.activation_stats import ActivationStats, ablation_from_means
-from masklearn.masking.gating import gated, verified_layout
+from masklearn.masking.gating import GateEdits, gated, verified_layout
 from masklearn.masking.hooks import ActivationEdit, edited_activations
+from masklearn.masking.recomputing import layers_recomputed
 from masklearn.masking.row_parts import RowLimit, Rows, is_out_of_memory
 from masklearn.masking.skipping import closed_mlps_skipped
 from masklearn.models import (
     Layout,
     Prefix,
     can_share_prefixes,
+    compute_devices,
     input_device,
+    is_offloaded,
+    is_placed,
     prefix_of,
     recording,
     require_finite_outputs,
@@ -68,8 +73,17 @@ class MaskedLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's inputs."""
+        """The device of the model's inputs, and of what it puts out."""
         return input_device(self.lm)
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """The devices on which layers run, that of the inputs first."""
+        return compute_devices(self.lm)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Leave a model where it is that a device map has placed, whatever moves the modules around it."""
+        return self if is_placed(self.lm) else super()._apply(fn, recurse)
 
     def move(self, device: torch.device) -> None:
         """Move the model to a device and run it there once.
@@ -133,12 +147,13 @@ class MaskedLM(nn.Module):
     def _run(self, rows: Rows) -> Tensor:
         """The last hidden states of some rows at the scored positions, shape (K, positions, width)."""
         assert rows.gates is not None
-        k, ablation = len(rows.gates), self.ablation_on(rows.corrupted)
+        k, gates, ablation = len(rows.gates), rows.gates.flatten(0, 1), self.ablation_on(rows.corrupted)
         with ExitStack() as stack:
-            stack.enter_context(gated(self.lm, rows.gates.flatten(0, 1), ablation, self.layout))
+            stack.enter_context(gated(self.lm, gates, ablation, self.layout))
             if not torch.is_grad_enabled():
-                mlp_gates = self.graph.by_layer(rows.gates.flatten(0, 1))[..., -1]
-                stack.enter_context(closed_mlps_skipped(self.layout, mlp_gates))
+                stack.enter_context(closed_mlps_skipped(self.layout, self.graph.by_layer(gates)[..., -1]))
+            elif is_offloaded(self.lm):
+                stack.enter_context(layers_recomputed(GateEdits.of(self.layout, gates, ablation)))
             if rows.prefix and rows.first_layer:
                 stack.enter_context(starting_at(self.layout, rows.prefix, rows.first_layer, k))
             hidden = self.layout.hidden(rows.input_ids.repeat(k, 1))
@@ -248,5 +263,11 @@ class MaskedLM(nn.Module):
 
 
 def at_scored(hidden: Tensor, scored: Tensor) -> Tensor:
-    """Hidden states (K, inputs, tokens, width) at scored positions (boolean, or indices): (K, positions, width)."""
-    return hidden[:, scored] if scored.dtype == torch.bool else hidden.flatten(1, 2).index_select(1, scored)
+    """Hidden states (K, inputs, tokens, width) at scored positions (boolean, or indices): (K, positions, width).
+
+    The result is on the device of `scored`, that of the inputs, wherever the model's last layer is.
+    """
+    on_device = scored.to(hidden.device)
+    is_mask = scored.dtype == torch.bool
+    found = hidden[:, on_device] if is_mask else hidden.flatten(1, 2).index_select(1, on_device)
+    return found.to(scored.device)

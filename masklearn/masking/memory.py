@@ -14,6 +14,11 @@ PROBE_ROWS, PROBE_TOKENS = 8, 128
 """Shape of the forward whose memory is measured."""
 
 
+def free_everywhere(masked_lm: MaskedLM) -> int:
+    """Bytes of memory that are free on every device on which layers of a model run."""
+    return min(free_bytes(device) for device in masked_lm.devices)
+
+
 def free_bytes(device: torch.device) -> int:
     """Bytes of memory that are free on a device now, those that the allocator keeps in reserve included."""
     if device.type != "cuda":
@@ -25,23 +30,26 @@ def free_bytes(device: torch.device) -> int:
 def scored_together(masked_lm: MaskedLM) -> int:
     """How many tokens, over all rows, can be scored together without gradients; at least 1.
 
-    On a GPU these are as many as a forward has memory for, from the measured memory of a small one.
+    On a GPU these are as many as a forward has memory for, from the measured memory of a small one; on several GPUs, as
+    many as the fullest has memory for.
     """
     if masked_lm.device.type != "cuda":
         return CPU_SCORING_TOKENS
     masked_lm.bytes_per_token = masked_lm.bytes_per_token or _measured_bytes_per_token(masked_lm)
-    return max(1, int(SCORING_SHARE * free_bytes(masked_lm.device) / masked_lm.bytes_per_token))
+    return max(1, int(SCORING_SHARE * free_everywhere(masked_lm) / masked_lm.bytes_per_token))
 
 
 @torch.no_grad()
 def _measured_bytes_per_token(masked_lm: MaskedLM) -> float:
-    """The most memory that a forward takes at any time, for each of its tokens."""
-    device = masked_lm.device
+    """The most memory that a forward takes at any time on any device, for each of its tokens."""
+    device, devices = masked_lm.device, masked_lm.devices
     input_ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device=device)
     last = torch.arange(PROBE_TOKENS, device=device)[None] == PROBE_TOKENS - 1
     gates = torch.ones(PROBE_ROWS, 1, masked_lm.graph.n_nodes, device=device)
     masked_lm(input_ids, last, gates, input_ids)  # libraries take their workspaces in the first forward
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    before = [torch.cuda.memory_allocated(device) for device in devices]
+    for device in devices:
+        torch.cuda.reset_peak_memory_stats(device)
     masked_lm(input_ids, last, gates, input_ids)
-    return max(1.0, (torch.cuda.max_memory_allocated(device) - before) / (PROBE_ROWS * PROBE_TOKENS))
+    taken = max(torch.cuda.max_memory_allocated(device) - b for device, b in zip(devices, before, strict=True))
+    return max(1.0, taken / (PROBE_ROWS * PROBE_TOKENS))

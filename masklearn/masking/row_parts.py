@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from masklearn.models import Prefix
 
@@ -151,4 +151,10 @@ class RowLimit:
 
 def _checkpointed(forward: Callable[[Rows], Tensor]) -> Callable[[Rows], Tensor]:
     """The forward without its activations, which the backward computes again, part by part."""
-    return lambda rows: checkpoint(forward, rows, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
+
+    def run(rows: Rows) -> Tensor:
+        # a forward that stops early would leave offloaded weights behind that its last module has brought in
+        with set_checkpoint_early_stop(False):
+            return checkpoint(forward, rows, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
+
+    return run

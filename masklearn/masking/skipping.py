@@ -41,13 +41,15 @@ def _only(rows: Tensor, n_rows: int) -> Callable[[Callable[..., Any]], Callable[
             if len(values) != 1 or values[0].dim() != 3 or len(values[0]) != n_rows:
                 return forward(*args, **kwargs)
 
+            kept = rows.to(values[0].device)
+
             def select(value: Any) -> Any:
-                return value.index_select(0, rows) if isinstance(value, Tensor) else value
+                return value.index_select(0, kept) if isinstance(value, Tensor) else value
 
             output = forward(*map(select, args), **{name: select(value) for name, value in kwargs.items()})
             if not isinstance(output, Tensor) or output.dim() != 3:
                 return forward(*args, **kwargs)
-            return output.new_zeros(n_rows, *output.shape[1:]).index_copy_(0, rows, output)
+            return output.new_zeros(n_rows, *output.shape[1:]).index_copy_(0, kept.to(output.device), output)
 
         return run
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from masklearn.errors import UserError, one_line
+from masklearn.models.placement import input_device, is_quantized
 
 DUMMY_TOKENS = 4
 """Tokens of a dummy input."""
@@ -17,11 +18,6 @@ TOLERANCE_EPSILONS = 8
 def text_config(lm: PreTrainedModel) -> Any:
     """Return the config of the decoder, also in models that read text and images."""
     return lm.config.get_text_config(decoder=True)
-
-
-def input_device(lm: PreTrainedModel) -> torch.device:
-    """Return the device of a model's inputs; where weights are offloaded, their hooks bring inputs to the weights."""
-    return torch.device("cpu") if lm.device.type == "meta" else lm.device
 
 
 def dummy_input_ids(lm: PreTrainedModel, rows: int, tokens: int = DUMMY_TOKENS) -> Tensor:
@@ -41,8 +37,14 @@ def dummy_input_ids(lm: PreTrainedModel, rows: int, tokens: int = DUMMY_TOKENS) 
 
 
 def rounding_tolerance(lm: PreTrainedModel) -> float:
-    """Return the rounding error to expect in the output of one layer, relative to its norm."""
-    return TOLERANCE_EPSILONS * torch.finfo(lm.dtype).eps
+    """Return the rounding error to expect in the output of one layer, relative to its norm.
+
+    A model in 8 bits also rounds activations to integers, on a scale that depends on all rows of a batch.
+    """
+    epsilon = torch.finfo(lm.dtype).eps
+    if is_quantized(lm):
+        epsilon = max(epsilon, torch.finfo(torch.bfloat16).eps)
+    return TOLERANCE_EPSILONS * epsilon
 
 
 def differs(lm: PreTrainedModel, found: Tensor, expected: Tensor, layers: int = 1) -> bool:

@@ -13,7 +13,8 @@ from masklearn.graph import NodeGraph
 from masklearn.models.diagnostics import differs, dummy_input_ids, failed_forward, text_config, unsupported_model
 from masklearn.models.discovery import LayerSites, SiteFinder, candidate_bodies, find_layers, require_attention_heads
 from masklearn.models.forward_override import override_forward
-from masklearn.models.loading import fingerprint, move_model
+from masklearn.models.loading import fingerprint
+from masklearn.models.placement import move_model
 from masklearn.models.tracing import Trace
 
 

@@ -3,12 +3,10 @@
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from huggingface_hub import constants
-from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -21,8 +19,16 @@ from transformers import (
 
 from masklearn.errors import UserError, one_line
 from masklearn.models.adapters import base_of_adapter, merge_adapter
+from masklearn.models.placement import (
+    DeviceMap,
+    QuantizationName,
+    in_memory,
+    move_model,
+    placement_options,
+    settle_placement,
+)
 from masklearn.models.sources import EMBEDDED, ModelSource, model_source
-from masklearn.models.unwrapping import name_of, unwrapped
+from masklearn.models.unwrapping import unwrapped
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 """Precisions in which weights can be loaded."""
@@ -49,6 +55,10 @@ def _load_error(lm: str, error: Exception) -> UserError:
         advice = "Weights are read as safetensors; if you trust this model's pickles, add --model.allow_pickle true"
     elif "gguf" in message and isinstance(error, ImportError):
         advice = "Get what reads the file with: pip install 'masklearn[gguf]'"
+    elif any(words in message for words in ("device_map", "dispatched on", "accelerator")):
+        advice = "Change --model.device_map, or leave it out"
+    elif "bitsandbytes" in message:
+        advice = "Leave --model.quantization out, or install a bitsandbytes that supports this machine"
     return UserError(f"model.lm: cannot load {lm!r} ({one_line(error)}). {advice}")
 
 
@@ -59,6 +69,8 @@ def load_lm(
     device: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    device_map: DeviceMap = None,
+    quantization: QuantizationName | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model, frozen and in evaluation mode.
 
@@ -70,11 +82,17 @@ def load_lm(
         device: Device to load it to, for example `cuda`; by default the CPU.
         allow_pickle: Also read weights in pickle format. Loading such a file can run code.
         trust_remote_code: Run the Python files that come with the model.
+        device_map: Spreads the layers over devices through accelerate: `auto` or `balanced`; the path of a JSON file
+            from module names to GPU numbers, `cpu` or `disk`; or such a dictionary.
+        quantization: Quantises the weights through bitsandbytes while they are loaded: `8bit` or `4bit`.
 
     Raises:
         UserError: If the model cannot be found or loaded, or lacks weights.
     """
-    model = _load(lm, revision, dtype, allow_pickle, trust_remote_code) if isinstance(lm, str) else unwrapped(lm)
+    if isinstance(lm, str):
+        model = _load(lm, revision, dtype, allow_pickle, trust_remote_code, device_map, quantization)
+    else:
+        model = unwrapped(lm)
     model = model.eval().requires_grad_(False)
     if device:
         move_model(model, torch.device(device))
@@ -82,14 +100,27 @@ def load_lm(
 
 
 def _load(
-    lm: str, revision: str | None, dtype: DTypeName, allow_pickle: bool, trust_remote_code: bool
+    lm: str,
+    revision: str | None,
+    dtype: DTypeName,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    device_map: DeviceMap = None,
+    quantization: QuantizationName | None = None,
 ) -> PreTrainedModel:
     """Load a model by its name: its own weights, or an adapter merged into those of its base model."""
     try:
         source = model_source(lm, revision)
         base = base_of_adapter(source)
         if base is None:
-            model = _load_weights(lm, source, dtype, allow_pickle, trust_remote_code)
+            with placement_options(device_map, quantization, getattr(torch, dtype)) as placement:
+                model = _load_weights(lm, source, dtype, allow_pickle, trust_remote_code, placement)
+                settle_placement(model, placement)
+        elif device_map is not None or quantization is not None:
+            raise UserError(
+                f"model.lm: {lm} is an adapter, which is merged into whole weights. Leave --model.device_map and "
+                "--model.quantization out, or save the merged model and give its folder"
+            )
         else:
             model = _load(base, None, dtype, allow_pickle, trust_remote_code)
             model = merge_adapter(lm, source, model, allow_pickle)
@@ -102,7 +133,12 @@ def _load(
 
 
 def _load_weights(
-    lm: str, source: ModelSource, dtype: DTypeName, allow_pickle: bool, trust_remote_code: bool
+    lm: str,
+    source: ModelSource,
+    dtype: DTypeName,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    placement: dict[str, Any],
 ) -> PreTrainedModel:
     # the config comes first: reading it is cheap, and its errors are the clearest
     config = AutoConfig.from_pretrained(source.location, trust_remote_code=trust_remote_code, **source.options)
@@ -117,6 +153,7 @@ def _load_weights(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **renaming,
+            **placement,
             **source.options,
         )
 
@@ -145,23 +182,6 @@ def _require_all_weights(lm: str, loading_info: dict[str, Any]) -> None:
             f"model.lm: {lm} lacks {len(missing)} weights of its architecture, or has them in another shape: "
             f"{', '.join(missing[:MAX_NAMED_WEIGHTS])}. Give a folder or a hub id with all of them"
         )
-
-
-def move_model(lm: PreTrainedModel, device: torch.device) -> None:
-    """Move a model to a device, in place; one with offloaded weights stays where it is.
-
-    Raises:
-        UserError: If there is no such device, or if the model does not fit on it.
-    """
-    if is_offloaded(lm):
-        return
-    try:
-        nn.Module.to(lm, device)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"model.lm: {type(lm).__name__} cannot be moved to {device} ({one_line(error)}). "
-            "Choose another --trainer.accelerator, or another --model.dtype"
-        ) from error
 
 
 def load_tokenizer(
@@ -212,35 +232,8 @@ def fingerprint(lm: PreTrainedModel) -> str:
 def _weight_samples(lm: PreTrainedModel) -> Iterator[bytes]:
     """Yield the bytes that `fingerprint` hashes."""
     for name, parameter in sorted(lm.named_parameters()):
-        with _in_memory(lm.get_submodule(name.rpartition(".")[0])):
+        with in_memory(lm.get_submodule(name.rpartition(".")[0])):
             flat = lm.get_parameter(name).detach().flatten()
             values = flat[:: max(1, len(flat) // 64)][:64].to(torch.bfloat16).float()
             yield f"{name} {tuple(parameter.shape)}".encode()
             yield values.cpu().numpy().tobytes()
-
-
-def is_offloaded(lm: PreTrainedModel) -> bool:
-    """Whether some weights are kept on the disk or in main memory until a forward needs them."""
-    return any(parameter.is_meta for parameter in lm.parameters())
-
-
-def require_in_memory(lm: PreTrainedModel) -> None:
-    """Refuse a model with offloaded weights for work that runs it often.
-
-    Raises:
-        UserError: What to do instead.
-    """
-    if is_offloaded(lm):
-        raise UserError(
-            f"{name_of(lm)} has offloaded weights, and learning runs it too often to read them from the disk. Load it "
-            "whole, for example in bfloat16; gates work on it as it is"
-        )
-
-
-def _in_memory(module: nn.Module) -> AbstractContextManager[Any]:
-    """Bring the module's own weights into memory if they are offloaded, as long as the context is open."""
-    if not any(parameter.is_meta for parameter in module.parameters(recurse=False)):
-        return nullcontext()
-    from accelerate.utils import align_module_device  # installed where weights are offloaded
-
-    return align_module_device(module, torch.device("cpu"))

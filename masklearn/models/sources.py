@@ -57,14 +57,13 @@ def model_source(lm: str, revision: str | None = None) -> ModelSource:
         raise UserError(f"model.lm: {lm} is a file. Give the folder that it is in, or a .gguf file")
     if lm.startswith((".", "/", "~")) or lm.count("/") > 1 or path.suffix.lower() == ".gguf":
         raise UserError(f"model.lm: there is no folder {lm}. Give a model's folder, a hub id, or {EMBEDDED}")
-    offline = constants.HF_HUB_OFFLINE
-    why = "" if offline else _why_unreachable(constants.ENDPOINT)
+    why = why_hub_unreachable()
     if why and not isinstance(try_to_load_from_cache(lm, "config.json", revision=revision), str):
         raise UserError(
             f"model.lm: {lm} is no folder here, and the hub, {constants.ENDPOINT}, cannot be reached ({why}). Give a "
             f"model's folder, or {EMBEDDED}; or download it where there is a network and copy the folder"
         )
-    return ModelSource(lm, {"revision": revision, "local_files_only": bool(offline or why)})
+    return ModelSource(lm, {"revision": revision, "local_files_only": bool(constants.HF_HUB_OFFLINE or why)})
 
 
 def _snapshot(folder: Path, revision: str | None) -> Path:
@@ -83,6 +82,11 @@ def _snapshot(folder: Path, revision: str | None) -> Path:
         f"model.lm: {folder} holds no revision {revision or 'main'}, but {', '.join(found) or 'none'}. Choose one with "
         "--model.revision, or download the model again"
     )
+
+
+def why_hub_unreachable() -> str:
+    """Return why the hub does not answer, within ten seconds; an empty string if it does, or if it may not be asked."""
+    return "" if constants.HF_HUB_OFFLINE else _why_unreachable(constants.ENDPOINT)
 
 
 @cache

@@ -18,7 +18,6 @@ from masklearn.models.diagnostics import (
     differs,
     dtype_name,
     dummy_input_ids,
-    input_device,
     rounding_tolerance,
     unsupported_model,
 )
@@ -30,6 +29,7 @@ from masklearn.models.forward_override import (
     with_first_output,
 )
 from masklearn.models.layout import Layout
+from masklearn.models.placement import input_device
 
 ApplyGates = Callable[[Tensor], AbstractContextManager[Any]]
 """Gates the model with gates of shape (rows, nodes) while the context is open."""
@@ -83,7 +83,7 @@ def verify_gates(layout: Layout, apply_gates: ApplyGates) -> None:
                 override_forward(site.attention_branch, _removed(Variant.ATTENTION_REMOVED, site.projection_bias))
             )
             stack.enter_context(override_forward(site.mlp_branch, _removed(Variant.MLP_REMOVED, None)))
-        logits = layout.unembed(layout.hidden(ids))
+        logits = layout.unembed(layout.hidden(ids).to(ids.device))  # the last layer may be on another device
     for index, output in enumerate(layer_outputs):
         _require_closed_gates_remove(lm, index, output)
         _require_half_gates_act(lm, index, output)

@@ -15,7 +15,7 @@ from masklearn.gates import GateBank
 from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM, step_forward
-from masklearn.models import load_lm, name_of, require_in_memory
+from masklearn.models import load_lm, name_of
 from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.discretization import STAGES
 from masklearn.sizes import resolve_sizes
@@ -98,19 +98,17 @@ class BlockLearner(LightningModule):
             UserError: If the model cannot be loaded or masked, or a size does not fit it.
         """
         settings = self.settings
-        trusted = {"allow_pickle": settings.allow_pickle, "trust_remote_code": settings.trust_remote_code}
-        lm = load_lm(settings.lm, settings.revision, settings.dtype, None, **trusted)
+        lm = load_lm(settings.lm, settings.revision, settings.dtype, **settings.loading)
         self.use(MaskedLM(lm, Ablation("resample") if settings.ablation == "resample" else Ablation()))
 
     def use(self, masked_lm: MaskedLM) -> None:
         """Learn masks of this model instead of loading the one that the settings name; resolves the sizes.
 
         Raises:
-            UserError: If weights of the model are offloaded, if a size does not fit it, or if the graph is of edges.
+            UserError: If a size does not fit the model, or if the graph is of edges.
         """
         settings, self.masked_lm = self.settings, masked_lm
         settings.require_nodes()
-        require_in_memory(masked_lm.lm)
         self.sizes = resolve_sizes(settings.sizes, self.graph.n_nodes)
         self.schedule = settings.schedule(self.graph.n_nodes)
         self.register_buffer("size_counts", torch.tensor(self.sizes), persistent=False)

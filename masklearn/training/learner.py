@@ -11,7 +11,7 @@ from masklearn.data import Batch
 from masklearn.errors import UserError
 from masklearn.gates import GateName, open_probability, sample
 from masklearn.masking import CompileMode
-from masklearn.models import EMBEDDED, DTypeName, ModelOrName
+from masklearn.models import EMBEDDED, DTypeName, ModelOrName, QuantizationName
 from masklearn.objective import ObjectiveName, chunked_kl
 from masklearn.selection.losses import losses
 from masklearn.training.block_learner import BlockLearner
@@ -80,6 +80,10 @@ class MaskLearner(BlockLearner):
         method: How subgraphs are found: learned, or with graph edges s-trace (grown backward from the output, the edge
             of largest norm first). Learned edges start from s-trace; of the flags of learning they follow steps (by
             default 60), lr (0.3) and temperature.
+        device_map: Spreads the layers of a model that does not fit on one GPU: auto (over the GPUs, then main memory,
+            then the disk), balanced (as much on each GPU), or the path of a JSON file from module names to GPU numbers,
+            cpu or disk. Weights in main memory or on the disk are read in every pass, which is slow.
+        quantization: Weights in 8bit or 4bit, through bitsandbytes; dtype is then the precision of activations.
     """
 
     def __init__(
@@ -110,11 +114,13 @@ class MaskLearner(BlockLearner):
         graph: GraphName = "nodes",
         method: MethodName = "learned",
         objective: ObjectiveName = "kl",
+        device_map: str | None = None,
+        quantization: QuantizationName | None = None,
     ) -> None:
         settings = LearnerSettings(
             lm, revision, dtype, allow_pickle, trust_remote_code, sizes, scope, max_groups, ablation, family, budget,
             steps, draws, restarts, block, polish, polish_budget, gates, lr, temperature, compile, seed,
-            sampled_kl_draws, graph, method, objective,
+            sampled_kl_draws, graph, method, objective, device_map, quantization,
         )  # fmt: skip
         super().__init__(settings)
         self.save_hyperparameters(ignore=[] if isinstance(lm, str) else ["lm"])

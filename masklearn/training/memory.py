@@ -1,9 +1,12 @@
 """How many rows of a training step fit into memory: the memory of one row, compared with what is free."""
 
-import torch
-from torch import Tensor
+from collections import defaultdict
 
-from masklearn.masking import MaskedLM, free_bytes
+import torch
+from torch import Tensor, nn
+
+from masklearn.masking import MaskedLM, free_everywhere
+from masklearn.models import is_offloaded
 from masklearn.objective import MAX_CHUNK_LOGITS
 
 ACTIVATION_SHARE = 0.6
@@ -32,7 +35,7 @@ def fit_to_memory(
     Returns:
         The groups and the texts of each, both at least 1, and a notice for the user if they differ from the request.
     """
-    free = free_bytes(masked_lm.device)
+    free = free_everywhere(masked_lm)
     if masked_lm.device.type == "cuda":
         free = max(1, free - HEAD_BYTES)
     needed = rows_per_text * bytes_per_row(masked_lm, n_tokens)
@@ -57,18 +60,28 @@ def fit_to_memory(
 
 
 def bytes_per_row(masked_lm: MaskedLM, n_tokens: int) -> int:
-    """Bytes that the forward pass of one row keeps for the backward pass, without the weights; at least 1."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in masked_lm.lm.parameters()}
-    saved_bytes: dict[int, int] = {}
+    """Bytes that the forward pass of one row keeps for the backward pass, without the weights; at least 1.
+
+    On several devices these are the bytes on the one that keeps most.
+    """
+    weights, offloaded = _storages(masked_lm.lm), is_offloaded(masked_lm.lm)
+    saved_bytes: dict[torch.device, dict[int, int]] = defaultdict(dict)
 
     def record(tensor: Tensor) -> Tensor:
+        if offloaded:  # weights that have been brought in for this part of the forward
+            weights.update(_storages(masked_lm.lm))
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            saved_bytes[storage.data_ptr()] = storage.nbytes()
+            saved_bytes[tensor.device][storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # the graph would hold the tensor itself, which holds the graph, and neither is freed
 
     input_ids = torch.zeros(1, n_tokens, dtype=torch.long, device=masked_lm.device)
     gates = torch.ones(1, 1, masked_lm.graph.n_nodes, device=masked_lm.device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         masked_lm(input_ids, torch.ones_like(input_ids, dtype=torch.bool), gates, input_ids)
-    return max(1, sum(saved_bytes.values()))
+    return max((sum(by_storage.values()) for by_storage in saved_bytes.values()), default=1)
+
+
+def _storages(lm: nn.Module) -> set[int]:
+    """Where the weights of a model are in memory."""
+    return {parameter.untyped_storage().data_ptr() for parameter in lm.parameters() if not parameter.is_meta}

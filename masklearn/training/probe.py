@@ -5,11 +5,11 @@ import time
 import torch
 
 from masklearn.data import MaskData
-from masklearn.masking import MaskedLM
+from masklearn.masking import MaskedLM, free_everywhere
 from masklearn.selection.polish import polish
 from masklearn.selection.scorer import MaskScorer
 from masklearn.training.block_learner import BlockLearner
-from masklearn.training.memory import ACTIVATION_SHARE, bytes_per_row, free_bytes
+from masklearn.training.memory import ACTIVATION_SHARE, bytes_per_row
 from masklearn.training.settings import LearnerSettings
 
 SOFT_MASKS = 4
@@ -22,7 +22,7 @@ def what_fits(masked_lm: MaskedLM, data: MaskData, settings: LearnerSettings) ->
     Returns:
         What is needed, what is free, and the flags that would do.
     """
-    n_tokens, free = data.longest_text, ACTIVATION_SHARE * free_bytes(masked_lm.device)
+    n_tokens, free = data.longest_text, ACTIVATION_SHARE * free_everywhere(masked_lm)
     per_row = bytes_per_row(masked_lm, n_tokens)
     needed = settings.rows_per_text * per_row
     if needed <= free:

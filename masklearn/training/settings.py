@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from masklearn.ablation import AblationName
 from masklearn.errors import UserError
 from masklearn.gates import GateName
 from masklearn.masking import CompileMode
-from masklearn.models import DTypeName, ModelOrName
+from masklearn.models import DTypeName, ModelOrName, QuantizationName
 from masklearn.objective import ObjectiveName
 from masklearn.selection.polish import LARGE_GRAPH_NODES, PER_INPUT, SHARED, SearchWidths
 from masklearn.training.schedule import Schedule
@@ -70,6 +70,8 @@ class LearnerSettings:
     graph: GraphName = "nodes"
     method: MethodName = "learned"
     objective: ObjectiveName = "kl"
+    device_map: str | None = None
+    quantization: QuantizationName | None = None
 
     def __post_init__(self) -> None:
         self._require_graph()
@@ -108,6 +110,11 @@ class LearnerSettings:
             raise UserError(
                 f"model.graph edges has no objective but kl, not {self.objective}. Leave out --model.objective"
             )
+        if self.graph == "edges" and (self.device_map or self.quantization):
+            raise UserError(
+                "model.graph edges reads whole weights on one device. Leave --model.device_map and "
+                "--model.quantization out, and choose --model.dtype bfloat16 if memory is short"
+            )
 
     def require_nodes(self) -> None:
         """Refuse edges where masks are made of nodes.
@@ -130,6 +137,16 @@ class LearnerSettings:
     def loss_name(self) -> str:
         """Name under which the objective is logged."""
         return "kl" if self.by_kl else "loss"
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Arguments of `load_lm` besides the model's name, revision and precision."""
+        return {
+            "allow_pickle": self.allow_pickle,
+            "trust_remote_code": self.trust_remote_code,
+            "device_map": self.device_map,
+            "quantization": self.quantization,
+        }
 
     @property
     def per_input(self) -> bool:
