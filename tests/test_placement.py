@@ -96,7 +96,7 @@ def test_a_model_over_two_devices_has_the_kl_and_gradient_of_one(name: str, abla
 
 def test_an_operation_across_devices_is_an_error_in_these_tests() -> None:
     with TwoDevices(), pytest.raises(RuntimeError, match="cpu:1, cpu:2"):
-        torch.ones(2).to(FIRST) * torch.ones(2).to(SECOND)
+        torch.mul(torch.ones(2).to(FIRST), torch.ones(2).to(SECOND))
 
 
 def test_a_search_over_two_devices_scores_masks_as_on_one() -> None:
