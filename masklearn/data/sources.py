@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-import datasets.config
+from datasets import config as datasets_config
 from datasets.exceptions import DatasetsError
 from huggingface_hub import constants
 
@@ -210,7 +210,7 @@ def _require_hub(hub_id: str) -> None:
     Raises:
         UserError: What was tried.
     """
-    downloaded = Path(datasets.config.HF_DATASETS_CACHE) / hub_id.replace("/", "___")
+    downloaded = Path(datasets_config.HF_DATASETS_CACHE) / hub_id.replace("/", "___")
     if not downloaded.is_dir() and (why := why_hub_unreachable()):
         raise UserError(
             f"data.dataset: {hub_id} is no folder here, and the hub, {constants.ENDPOINT}, cannot be reached ({why}). "

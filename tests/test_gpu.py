@@ -1,0 +1,116 @@
+"""Runs on a GPU: every ablation, scope, resuming, evaluation and study, in bfloat16 and float32; about three minutes.
+
+    pytest -m gpu -n 0
+
+Without a GPU they are skipped. `MASKLEARN_TEST_ACCELERATOR=cpu` runs the same tests on the CPU.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from text_files import TEXTS
+
+import masklearn as ml
+from masklearn.ablation import ABLATIONS
+from masklearn.cli.entry_points import evaluate, train
+
+ACCELERATOR = os.environ.get("MASKLEARN_TEST_ACCELERATOR", "gpu")
+DTYPES = ("float32", "bfloat16")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(ACCELERATOR == "gpu" and not torch.cuda.is_available(), reason="there is no GPU"),
+    pytest.mark.filterwarnings("ignore"),
+]
+RUN = [
+    *("--trainer.accelerator", ACCELERATOR, "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"),
+    *("--model.sizes", "[4, 18]", "--model.steps", "6", "--model.polish", "1", "--model.polish_budget", "0.5"),
+]
+NAMES = ["--data.task", "names", "--data.limit", "24", "--data.positions", "last"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def metrics(folder: str) -> list[dict[str, float]]:
+    return json.loads(Path(folder, "metrics.json").read_text())["sizes"]
+
+
+def require_sound(folder: str, sizes: tuple[int, ...] = (4, 18)) -> ml.Mask:
+    """Masks of exactly these sizes, with finite metrics; the larger one is closer to the full model."""
+    bank, found = ml.Mask.load(folder), metrics(folder)
+    assert bank.mask.sum(-1).unique(dim=0).tolist() == [list(sizes)]
+    assert all(0 <= row["tv"] <= 1 and row["kl"] >= 0 for row in found)
+    assert found[0]["tv"] > found[1]["tv"]  # after so few steps the KL of few texts may be the other way round
+    return bank
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_every_ablation_and_its_evaluation(ablation: str, dtype: str) -> None:
+    assert train([*RUN, *NAMES, "--model.ablation", ablation, "--model.dtype", dtype, "--run.dir", "run"]) == 0
+    require_sound("run")
+    assert evaluate(["--mask", "run", "--study", "false", "--out", "out"]) == 0
+    for found, learned in zip(metrics("out"), metrics("run"), strict=True):
+        assert found["kl"] == pytest.approx(learned["kl"], rel=0.02 if dtype == "bfloat16" else 1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masks_of_the_values_of_a_column(dtype: str) -> None:
+    rows = [{"text": text, "kind": "ab"[i % 2]} for i, text in enumerate(TEXTS * 2)]
+    Path("texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--data.path", "texts.jsonl", "--model.scope", "column:kind", "--model.dtype", dtype]
+    assert train([*RUN, *flags, "--run.dir", "run"]) == 0
+    assert require_sound("run").groups == ("a", "b")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masks_of_single_texts_and_their_study(dtype: str) -> None:
+    flags = ["--data.limit", "6", "--model.scope", "input", "--model.dtype", dtype, "--run.dir", "run"]
+    assert train([*RUN, *NAMES, *flags]) == 0
+    require_sound("run")
+    assert evaluate(["--mask", "run", "--study", "true", "--track", "false", "--out", "study"]) == 0
+    assert Path("study", "report.html").is_file()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_stopped_run_goes_on(dtype: str) -> None:
+    flags = [*RUN, *NAMES, "--model.dtype", dtype]
+    assert train([*flags, "--run.dir", "whole"]) == 0
+    assert train([*flags, "--trainer.max_steps", "3", "--run.dir", "run"]) == 2
+    assert train(["--config", "run/config.yaml", "--run.resume", "true", "--trainer.max_steps", "-1"]) == 0
+    resumed, whole = require_sound("run"), ml.Mask.load("whole")
+    if ACCELERATOR == "cpu":  # sums on a GPU may be in another order
+        assert torch.equal(resumed.mask, whole.mask)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compiled_steps_learn_like_eager_ones(dtype: str) -> None:
+    if ACCELERATOR == "cpu":
+        pytest.skip("compiling on a CPU takes minutes")
+    for compiled in ("true", "false"):
+        flags = ["--model.compile", compiled, "--model.dtype", dtype, "--run.dir", compiled]
+        assert train([*RUN, *NAMES, *flags]) == 0
+    eager, graphs = require_sound("false"), require_sound("true")
+    assert (eager.mask != graphs.mask).float().mean() <= 0.2
+
+
+@pytest.mark.parametrize("device_map", ["auto", "balanced"])
+def test_a_model_spread_by_accelerate(device_map: str) -> None:
+    pytest.importorskip("accelerate")
+    assert train([*RUN, *NAMES, "--model.device_map", device_map, "--run.dir", "run"]) == 0
+    require_sound("run")
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_quantised_weights(bits: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    if ACCELERATOR == "cpu" and bits == "4bit":
+        pytest.skip("4-bit weights have no gradient on a CPU")
+    flags = ["--model.quantization", bits, "--model.dtype", "bfloat16", "--run.dir", "run"]
+    assert train([*RUN, *NAMES, *flags]) == 0
+    require_sound("run")
