@@ -8,6 +8,7 @@ import sys
 import time
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,8 +161,13 @@ def test_resuming_a_finished_run_prints_its_results(run: Run, capsys: pytest.Cap
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kl, steps = learner.chunked_kl, count()
-    monkeypatch.setattr(learner, "chunked_kl", lambda *args: kl(*args) * (float("nan") if next(steps) == step else 1))
+    losses, steps = learner.losses, count()
+
+    def broken(*args: Any) -> Any:
+        found = losses(*args)
+        return found._replace(values=found.values * (float("nan") if next(steps) == step else 1))
+
+    monkeypatch.setattr(learner, "losses", broken)
     assert train([*SMALL, "--run.dir", "run", "--trainer.logger", "false"]) == 2
     message = one_line(capsys)
     assert f"the loss at step {step} is not finite" in message

@@ -33,10 +33,10 @@ def desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_every_command_of_the_documents_runs(command: list[str], desk: Path) -> None:
     entry_point, *args = command
+    for mask in (Path(arg) for arg in args if arg.endswith("mask.safetensors")):
+        if not mask.parent.is_dir():
+            shutil.copytree(desk / "runs" / "my-run", mask.parent)
     if entry_point == "evaluate.py":
-        for mask in (Path(arg) for arg in args if arg.endswith("mask.safetensors")):
-            if not mask.parent.is_dir():
-                shutil.copytree(desk / "runs" / "my-run", mask.parent)
         assert evaluate(args) == 0
     elif entry_point == "export.py":
         assert export(args) == 0

@@ -217,12 +217,13 @@ def test_learner_and_data_hold_the_same_plan(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = ml.MaskLearner(steps=9)
-    chunked_kl = learner_module.chunked_kl
+    losses = learner_module.losses
 
-    def broken(*args: object) -> torch.Tensor:
-        return chunked_kl(*args) * (float("nan") if learner.global_step == 5 else 1)  # pyright: ignore
+    def broken(*args: Any) -> Any:
+        found = losses(*args)
+        return found._replace(values=found.values * (float("nan") if learner.global_step == 5 else 1))
 
-    monkeypatch.setattr(learner_module, "chunked_kl", broken)
+    monkeypatch.setattr(learner_module, "losses", broken)
     with pytest.raises(ml.UserError, match="the loss at step 5 is not finite"):
         trainer(9, tmp_path).fit(learner, datamodule=ml.MaskData(task="names", limit=40))
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)

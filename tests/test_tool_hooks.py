@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 import masklearn as ml
 from masklearn.mask_file import ModelId
 
-KINDS = ["zero", "mean", "learned"]
+ABLATION_NAMES = ["zero", "mean", "learned"]
 MAX_GAP = 1e-4
 
 
@@ -78,7 +78,7 @@ def test_hooks_that_cannot_be_given_are_refused() -> None:
 
 
 @pytest.mark.tools
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ABLATION_NAMES)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
 def test_the_bridge_of_transformer_lens_gives_the_same_logits(name: str, kind: str) -> None:
     lens = pytest.importorskip("transformer_lens", reason="pip install transformer-lens")
@@ -95,7 +95,7 @@ def test_the_bridge_of_transformer_lens_gives_the_same_logits(name: str, kind: s
 
 
 @pytest.mark.tools
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ABLATION_NAMES)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gemma3_text", "olmo2", "gpt_neox"])
 def test_nnsight_gives_the_same_logits(name: str, kind: str) -> None:
     nnsight = pytest.importorskip("nnsight", reason="pip install nnsight")

@@ -63,7 +63,7 @@ class LearnedBank:
         for row in self.results["sizes"]:
             controls = row.get("controls", {})
             named = {f"{name} {metric}": value for name, found in controls.items() for metric, value in found.items()}
-            rows.append({key: value for key, value in row.items() if key != "controls"} | named)
+            rows.append({key: value for key, value in row.items() if not isinstance(value, dict)} | named)
         return pd.DataFrame(rows).set_index("s")
 
     @property
