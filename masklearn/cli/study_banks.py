@@ -18,7 +18,7 @@ from masklearn.data.batching import Item
 from masklearn.data.preview import token_text
 from masklearn.density import MaskMeasurements, TopTokens
 from masklearn.density.curves import densities
-from masklearn.density.measurements import COMPARED_KINDS, mean_true_entropy
+from masklearn.density.measurements import Corpus, mean_true_entropy
 from masklearn.mask_file import MASK_FILE
 
 N_TOP_TOKENS = 6
@@ -71,6 +71,7 @@ def measurements(name: str, bank: Evaluated) -> MaskMeasurements:
         if language_is_known
         else [],
         seconds=seconds_of_learning(bank.path) | {"evaluation": bank.seconds},
+        corpus=Corpus(data.token_counts.total(), len(data.token_counts)),
     )
 
 
@@ -122,7 +123,7 @@ def _of_nodes(measured: MaskMeasurements, bank: EvaluatedBank, example: int) -> 
     bank.masked_lm.ablation = bank.ablation
     group = measured.group_index[example] if len(measured.mask.groups) > 1 else 0
     found = {}
-    for kind in (kind for kind in COMPARED_KINDS if kind in measured.kinds):
+    for kind in measured.compared_kinds:
         masks = measured.results[kind].masks[0][:, group]  # (sizes, nodes)
         if measured.sizes[-1] != measured.full_size:
             masks = torch.cat([masks, torch.ones_like(masks[:1])])

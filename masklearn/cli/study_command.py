@@ -29,7 +29,7 @@ def write_study(evaluated: Sequence[Evaluated], flags: EvaluateFlags) -> None:
     study = density.study(banks, examples, flags.seed)
     out = Path(flags.out or ".")
     _write_tables(out / TABLES_FOLDER, study)
-    print(study.tables["findings"].to_string(index=False))
+    print("\n".join(map(density.verdict_text, study.tables["findings"].to_dict("records"))))
     for note in study.notes:
         print(f"Note: {note}")
     figures, location = list[Path](), out / TABLES_FOLDER

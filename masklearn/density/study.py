@@ -8,13 +8,13 @@ import pandas as pd
 
 from masklearn.density import comparison, composition, correlations, curves
 from masklearn.density.findings import findings
-from masklearn.density.measurements import LEARNED_KIND, MaskMeasurements, TopTokens
+from masklearn.density.measurements import MaskMeasurements, TopTokens
 from masklearn.density.phases import phases
 from masklearn.density.tables import Tables, concat_tables, select_rows
 
 MAX_PAIR_NOTES = 3
 """Pairs of banks over different inputs that get a note each; the others are counted."""
-_PHASE_COLUMNS = ["bank", "what", "s", "fraction", "low", "high", "share", "slopes"]
+_PHASE_COLUMNS = ["bank", "what", "s", "fraction", "low", "high", "share", "p", "control_s", "slopes"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _notes(measurements: Sequence[MaskMeasurements], tables: Tables) -> list[str
     return [
         *_graph_notes(measurements),
         *(note for measured in measurements for note in _bank_notes(measured)),
-        *_correlation_notes(tables["relations"]),
+        *_correlation_notes(measurements, tables["relations"]),
         *_pair_notes(tables["across"]),
         *_overlap_notes(measurements),
     ]
@@ -111,13 +111,19 @@ def _bank_notes(measured: MaskMeasurements) -> list[str]:
     return notes
 
 
-def _correlation_notes(relations: pd.DataFrame) -> list[str]:
-    rows = select_rows(relations, kind=LEARNED_KIND).fillna({"note": ""}).to_dict("records")
+def _correlation_notes(measurements: Sequence[MaskMeasurements], relations: pd.DataFrame) -> list[str]:
+    rows = [
+        row
+        for measured in measurements
+        for row in select_rows(relations, bank=measured.name, kind=measured.own_kind)
+        .fillna({"note": ""})
+        .to_dict("records")
+    ]
     return [f"{row['bank']}: correlation with {row['with']} {row['note']}" for row in rows if row["note"]]
 
 
 def _pair_notes(across: pd.DataFrame) -> list[str]:
-    rows = select_rows(across, kind=LEARNED_KIND).fillna({"note": ""}).to_dict("records")
+    rows = across.fillna({"note": ""}).drop_duplicates(["one", "other"]).to_dict("records")
     reasons = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
     notes = reasons[:MAX_PAIR_NOTES]
     if len(reasons) > MAX_PAIR_NOTES:

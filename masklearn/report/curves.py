@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from masklearn.density.measurements import COMPARED_KINDS, LEARNED_KIND, REPORTED_NUCLEI, MaskMeasurements
+from masklearn.density.measurements import REPORTED_NUCLEI, MaskMeasurements
 from masklearn.density.tables import Tables, select_rows
 from masklearn.report.study_figure import StudyFigure
 from masklearn.report.style import (
@@ -59,7 +59,7 @@ def curves_together(measurements: Sequence[MaskMeasurements], tables: Tables) ->
         return
     figure, axes = single_axes()
     for measured, color in zip(measurements, cycle(BANK_COLORS)):
-        rows = select_rows(tables["curve"], bank=measured.name, kind=LEARNED_KIND)
+        rows = select_rows(tables["curve"], bank=measured.name, kind=measured.own_kind)
         label = f"{drawable(measured.name, 28)}, {measured.unit}"
         _draw_mean(axes, rows, "tv", label, {"color": color, "marker": "o" if measured.unit == "nodes" else "s"})
     units = " or ".join(dict.fromkeys(measured.unit for measured in measurements))
@@ -132,18 +132,18 @@ def unigrams(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFigure
 
 
 def _unigram_kl(measured: MaskMeasurements, table: pd.DataFrame, crossover: pd.DataFrame) -> StudyFigure:
-    learned = select_rows(table, kind="learned")
+    own = select_rows(table, kind=measured.own_kind)
     figure, axes = single_axes()
-    _draw_mean(axes, learned, "full_kl", "from the full model", {"color": BLUE, "marker": "o"})
-    _draw_mean(axes, learned, "unigram_kl", "from the unigram", {"color": PURPLE, "marker": "D"})
-    other_kinds = [kind for kind in COMPARED_KINDS[1:] if kind in set(table["kind"])]
-    for kind, line in zip(other_kinds, ("--", ":"), strict=False):
+    _draw_mean(axes, own, "full_kl", "from the full model", {"color": BLUE, "marker": "o"})
+    _draw_mean(axes, own, "unigram_kl", "from the unigram", {"color": PURPLE, "marker": "D"})
+    other_kinds = [kind for kind in measured.compared_kinds if kind != measured.own_kind]
+    for kind, line in zip(other_kinds, ("--", ":", "-."), strict=False):
         rows = select_rows(table, kind=kind)
         for metric, color in (("full_kl", BLUE), ("unigram_kl", PURPLE)):
             axes.plot(rows["fraction"], rows[metric], color=color, linestyle=line, linewidth=0.8)
         axes.plot([], [], color=GREY, linestyle=line, linewidth=0.8, label=f"the same for {kind}")
-    nats_axis(axes, learned["full_kl"])
-    size = crossover.set_index("kind").loc["learned"]
+    nats_axis(axes, own["full_kl"])
+    size = crossover.set_index("kind").loc[measured.own_kind]
     axes.axvspan(size["lower_quartile"], size["upper_quartile"], color=LINE, alpha=0.5, linewidth=0)
     axes.axvline(size["median"], color=INK, linewidth=0.6, linestyle=":")
     size_axis(axes, measured.fractions[0], measured.unit)

@@ -84,7 +84,7 @@ def render_page(template: str, content: dict[str, Any]) -> str:
     style, script = (assets.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     loader = PackageLoader("masklearn.report", "")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"zip": zip, "visible": visible}
+    environment.filters |= {"zip": zip, "visible": visible, "cell": _cell_text}
     return environment.get_template(template).render(
         style=Markup(style),
         script=Markup(script),
@@ -136,10 +136,11 @@ def _coloured_texts(table: pd.DataFrame) -> list[dict[str, Any]]:
     """
     texts = []
     for bank, rows in table.groupby("bank", sort=False):
-        largest = max(rows["density"].fillna(0)) or 1.0
-        strength = (rows["density"] / largest).fillna(0).clip(lower=0)
+        density = rows["normalized_density"]
+        largest = max(density.fillna(0)) or 1.0
+        strength = (density / largest).fillna(0).clip(lower=0)
         scale = [(largest * i / N_SCALE_STEPS, i / N_SCALE_STEPS) for i in range(N_SCALE_STEPS + 1)]
-        cells = zip(rows["text"], rows["token"], rows["density"], strength, strict=True)
+        cells = zip(rows["text"], rows["token"], density, strength, strict=True)
         for text, tokens in groupby(cells, key=lambda cell: cell[0]):
             texts.append({"bank": bank, "text": text, "tokens": [cell[1:] for cell in tokens], "scale": scale})
     return texts
