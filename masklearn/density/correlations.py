@@ -24,7 +24,6 @@ UNDEFINED_REASONS = {
     "loss": _NO_NEXT_TOKEN,
     "next_rarity": _NO_NEXT_TOKEN,
     "true_entropy": "the language of these texts is unknown",
-    "answer": "the texts have no prompts and answers, or --data.positions is not each",
 }
 """Why a property has no value for any input of a bank."""
 GIVEN = ("entropy", "next_rarity", "last_rarity", "context")
@@ -55,6 +54,8 @@ def density_correlations(measured: MaskMeasurements, inputs: pd.DataFrame, seed:
     for kind in measured.sized_kinds:
         density = inputs[f"normalized_density_{kind}"].to_numpy(float)
         for name, label in PROPERTY_LABELS.items():
+            if name == "answer" and not measured.is_answer:
+                continue
             y = inputs[name].to_numpy(float)
             if name in UNDEFINED_REASONS and np.isnan(y).all():
                 found = {"n": 0, "note": f"not defined: {UNDEFINED_REASONS[name]}"}

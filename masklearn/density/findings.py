@@ -22,8 +22,9 @@ RULES = {
     "subgraphs.",
     "density goes with uncertainty": "The rank correlation of density with the entropy of the full model's "
     "distribution is above 0, plain and given token frequencies and context length.",
-    "sparse subgraphs are unigram-like": "At the smallest size, more than half of the inputs have a subgraph that is "
-    "nearer to the unigram distribution than to the full model.",
+    "sparse subgraphs are unigram-like": "At the smallest size (of edges: that can hold a path from a token to "
+    "the output), more than half of the inputs have a subgraph that is nearer to the "
+    "unigram distribution than to the full model.",
     "density is alike across models": "For every two different models with the same inputs and sizes in the same unit, "
     "the inputs' densities agree given entropies and token frequencies (partial rank correlation above 0), and more so "
     "than the densities of random-matched subgraphs (paired bootstrap of the difference).",
@@ -58,7 +59,7 @@ def _bank_claims(measured: MaskMeasurements, tables: Tables) -> list[Claim]:
             above=False, has_control=measured.unit == "edges",
         ),
         _uncertainty(measured, own["relations"]),
-        _unigram_like(measured, own["unigram"], select_rows(of_bank["unigram"], kind=measured.control_kind)),
+        _unigram_like(measured, of_bank["unigram"]),
     ]  # fmt: skip
 
 
@@ -114,12 +115,15 @@ def _uncertainty(measured: MaskMeasurements, relations: pd.DataFrame) -> Claim:
     return Claim(measured.name, finding, f"{plain.text()}; {partial.text()}; {n} inputs", [plain, partial])
 
 
-def _unigram_like(measured: MaskMeasurements, own: pd.DataFrame, control: pd.DataFrame) -> Claim:
-    smallest = own.sort_values("s").iloc[0]
+def _unigram_like(measured: MaskMeasurements, unigram: pd.DataFrame) -> Claim:
+    at_size = select_rows(unigram, s=measured.sizes[min(measured.n_short_sizes, len(measured.sizes) - 1)])
+    smallest, control = (
+        select_rows(at_size, kind=measured.own_kind).iloc[0], select_rows(at_size, kind=measured.control_kind)
+    )  # fmt: skip
     share = Comparison.of("share nearer to the unigram", smallest, "nearer_to_unigram", len(measured.names), null=0.5)
     of_control = ""
     if len(control):
-        share_of_control = control.sort_values("s").iloc[0]["nearer_to_unigram"]
+        share_of_control = control.iloc[0]["nearer_to_unigram"]
         of_control = f"; {measured.control_kind} {share_of_control:.2f}"
     text = f"{share.text()} at {size_text(smallest['s'], measured.unit)}{of_control}; unigram of {measured.corpus}"
     return Claim(measured.name, "sparse subgraphs are unigram-like", text, [share])

@@ -25,12 +25,17 @@ class Study:
     tables: Tables
     top_tokens: dict[str, TopTokens] = field(default_factory=dict)
     """One input of a bank, by the bank's name."""
+    pickable: dict[str, list[TopTokens]] = field(default_factory=dict)
+    """Inputs that the page's picker shows, by the bank's name, with the tokens of the bank's own subgraphs."""
     notes: list[str] = field(default_factory=list)
     """Results that are undefined, and why."""
 
 
 def study(
-    measurements: Sequence[MaskMeasurements], top_tokens: dict[str, TopTokens] | None = None, seed: int = 0
+    measurements: Sequence[MaskMeasurements],
+    top_tokens: dict[str, TopTokens] | None = None,
+    seed: int = 0,
+    pickable: dict[str, list[TopTokens]] | None = None,
 ) -> Study:
     """Compute every table of the study.
 
@@ -38,6 +43,7 @@ def study(
         measurements: One for each bank; their names differ.
         top_tokens: By the name of a bank, the predictions after one of its inputs.
         seed: Seed of bootstrap, permutations and shuffles.
+        pickable: By the name of a bank, the inputs that the page's picker shows.
     """
     inputs = {measured.name: correlations.input_properties(measured) for measured in measurements}
     phase_rows = [row for measured in measurements for row in phases(measured, seed)]
@@ -62,7 +68,7 @@ def study(
         "thoughts": _top_tokens_table(top_tokens or {}),
     }
     tables = {"findings": findings(measurements, tables)} | tables
-    return Study(measurements, tables, top_tokens or {}, _notes(measurements, tables))
+    return Study(measurements, tables, top_tokens or {}, pickable or {}, _notes(measurements, tables))
 
 
 def _top_tokens_table(top_tokens: dict[str, TopTokens]) -> pd.DataFrame:

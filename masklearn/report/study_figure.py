@@ -10,6 +10,11 @@ from matplotlib.figure import Figure
 
 from masklearn.report.style import COLUMN, INK, LINE, styled
 
+FIRST_FIGURE = "together"
+"""`StudyFigure.result` of the figure at the top of the page."""
+MAX_FILE_NAME = 60
+"""Characters of a bank's name in file names."""
+
 
 @dataclass(frozen=True)
 class StudyFigure:
@@ -65,3 +70,16 @@ def svg_parts(figure: Figure, salt: str, **options: Any) -> tuple[str, str]:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
     head, rest = text.split(">", 1)
     return re.sub(r'\s(width|height|version|xmlns:xlink)="[^"]*"', "", head), rest
+
+
+def file_stems(names: list[str]) -> dict[str, str]:
+    """Return a distinct stem for every bank, of characters that every file system takes."""
+    stems: dict[str, str] = {}
+    for name in names:
+        base = stem = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:MAX_FILE_NAME] or "bank"
+        number = 1
+        while stem in stems.values():
+            number += 1
+            stem = f"{base}-{number}"
+        stems[name] = stem
+    return stems
