@@ -38,7 +38,8 @@ def bank_names(evaluated: Sequence[Evaluated]) -> list[str]:
     for bank in evaluated:
         name = bank.path.resolve().parent.name if bank.path.name == MASK_FILE else bank.path.stem
         is_learned_under = bank.ablation.name == bank.mask.ablation.name
-        names.append(name if is_learned_under else f"{name} under {bank.ablation.name}")
+        name = name if is_learned_under else f"{name} under {bank.ablation.name}"
+        names.append(f"{name} on {bank.altered_column}" if bank.altered_column else name)
     total, n_before = Counter(names), Counter[str]()
     unique = []
     for name in names:
@@ -74,6 +75,9 @@ def measurements(name: str, bank: Evaluated) -> MaskMeasurements:
         if language_is_known
         else [],
         seconds=seconds_of_learning(bank.path) | {"evaluation": bank.seconds},
+        is_answer=[text.position >= text.prompt_length for text in texts.encoded]
+        if all(text.position and text.prompt_length for text in texts.encoded)
+        else [],
         corpus=Corpus(data.token_counts.total(), len(data.token_counts)),
     )
 

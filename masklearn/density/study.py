@@ -7,6 +7,7 @@ from itertools import combinations
 import pandas as pd
 
 from masklearn.density import comparison, composition, correlations, curves
+from masklearn.density.answers import answer_densities
 from masklearn.density.findings import findings
 from masklearn.density.measurements import MaskMeasurements, TopTokens
 from masklearn.density.phases import phases
@@ -65,6 +66,7 @@ def study(
         "across": comparison.density_agreement(measurements, seed),
         "overlap": comparison.mask_overlaps(measurements, seed),
         "by_token": concat_tables([correlations.token_densities(measured) for measured in measurements]),
+        "prompt_answer": concat_tables([answer_densities(measured, seed) for measured in measurements]),
         "thoughts": _top_tokens_table(top_tokens or {}),
     }
     tables = {"findings": findings(measurements, tables)} | tables

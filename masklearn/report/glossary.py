@@ -144,10 +144,12 @@ PAGE_SECTIONS = (
         "Density of each token",
         "How large a density does the prediction of each token of a text have?",
         ("by_token",),
-        ("by_token",),
+        ("prompt_answer", "by_token"),
         {
             "colour": "The density of the input that ends before the token, divided by the largest density of the "
-            "bank. Point at a token to see its density; the table lists all.",
+            "bank. Point at a token to see its density; the table lists all. Tokens of answers are underlined.",
+            "prompt_answer": "Mean density at the tokens of prompts and of answers, where texts have both; the "
+            "`difference` is that within texts, with its interval and p-value over resampled texts.",
         },
         "No figure: it needs a mask for every position of a text. Learn the masks with --data.positions each.",
     ),

@@ -41,7 +41,7 @@ class TableView:
 
 
 @dataclass
-class ShownFigure:
+class PageFigure:
     """A figure on the page."""
 
     one: StudyFigure
@@ -55,7 +55,7 @@ class Section:
     """One result with its figures and tables."""
 
     result: Result
-    figures: list[list["ShownFigure"]]
+    figures: list[list["PageFigure"]]
     """Figures, grouped by bank if a bank has several."""
     tables: list[TableView]
     texts: list[dict[str, Any]] = field(default_factory=list)
@@ -73,7 +73,7 @@ def page(study: Study, study_figures: Sequence[StudyFigure], config: dict[str, d
     stems = file_stems([measured.name for measured in study.measurements])
     anchors = [f"figure-{one.name if one.bank == 'all' else f'{stems[one.bank]}-{one.name}'}" for one in study_figures]
     shown = [  # matplotlib escapes text in SVG
-        ShownFigure(one, anchor, Markup(inline_svg(one, f"f{i}")))
+        PageFigure(one, anchor, Markup(inline_svg(one, f"f{i}")))
         for i, (one, anchor) in enumerate(zip(study_figures, anchors, strict=True))
     ]
     settings = {name: yaml.safe_dump(given, sort_keys=False, allow_unicode=True) for name, given in config.items()}
@@ -118,7 +118,7 @@ def render_page(template: str, content: dict[str, Any], scripts: Sequence[str] =
     )
 
 
-def _section(result: Result, study: Study, shown: Sequence[ShownFigure]) -> Section:
+def _section(result: Result, study: Study, shown: Sequence[PageFigure]) -> Section:
     of_result = [figure for figure in shown if figure.one.result in result.figures]
     several_of_a_bank = len(of_result) > len({figure.one.bank for figure in of_result})
     groups = groupby(of_result, key=lambda figure: several_of_a_bank and figure.one.bank)
@@ -154,7 +154,7 @@ def _sort_key(value: Any) -> str:
 
 
 def _coloured_texts(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return every text of the table `by_token` as (token, density, strength) triples, with its colour scale.
+    """Return every text of the table `by_token` as (token, density, strength, is answer), with its colour scale.
 
     The strength of a token's colour is its density over the largest density of the bank, from 0 to 1.
     """
@@ -164,7 +164,8 @@ def _coloured_texts(table: pd.DataFrame) -> list[dict[str, Any]]:
         largest = max(density.fillna(0)) or 1.0
         strength = (density / largest).fillna(0).clip(lower=0)
         scale = [(largest * i / N_SCALE_STEPS, i / N_SCALE_STEPS) for i in range(N_SCALE_STEPS + 1)]
-        cells = zip(rows["text"], rows["token"], density, strength, strict=True)
+        is_answer = rows["part"] == "answer" if "part" in rows else [False] * len(rows)
+        cells = zip(rows["text"], rows["token"], density, strength, is_answer, strict=True)
         for text, tokens in groupby(cells, key=lambda cell: cell[0]):
             texts.append({"bank": bank, "text": text, "tokens": [cell[1:] for cell in tokens], "scale": scale})
     return texts

@@ -48,6 +48,7 @@ def render(study_figure: StudyFigure, file_format: Literal["png", "pdf"]) -> byt
 def inline_svg(study_figure: StudyFigure, prefix: str) -> str:
     """Render a figure as SVG inside a page: in the colours of the page's theme, with `prefix` before every id."""
     head, rest = svg_parts(study_figure.figure, study_figure.name, transparent=True)
+    head = re.sub(r'\sxmlns="[^"]*"', "", head)  # HTML knows the element
     rest = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}--\1"', rest)
     rest = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'href="#{prefix}--\2"', rest)
     rest = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}--\1)", rest)
