@@ -25,8 +25,8 @@ KIND_DEFINITIONS = {
     "full model.",
     "inverse": "All nodes except those of the learned mask, plotted at the size of the learned mask.",
     "s-trace": "The edges that s-Trace keeps: grown backward from the output by importance (docs/edges.md).",
-    "random": "Nodes drawn uniformly: the mean of 10 draws per size, which are the same for all inputs. Of edges: grown "
-    "backward from the output at random.",
+    "random": "Nodes drawn uniformly: the mean of 10 draws per size, which are the same for all inputs. Of edges: "
+    "grown backward from the output at random.",
     "random-matched": "Nodes drawn uniformly among subgraphs with as many heads and as many MLPs as the learned one: "
     "the mean of 10 draws per size and input.",
     "norm": "The nodes with the largest share of the L1 norm of all contributions that are added to the residual "
@@ -48,7 +48,8 @@ PAGE_SECTIONS = (
             "TV distance": "Total variation distance between two next-token distributions: half the sum over the "
             "vocabulary of the absolute differences of their probabilities. 0: equal; 1: disjoint. Mean over inputs.",
             "KL": "KL(full model || subgraph) in nats, mean over inputs.",
-            "fraction": "Nodes kept divided by all nodes of the model, heads and MLPs alike; or edges kept divided by all edges.",
+            "fraction": "Nodes kept divided by all nodes of the model, heads and MLPs alike; or edges kept divided by "
+            "all edges.",
             **KIND_DEFINITIONS,
             "head in place": "The smallest size at which at least half of the inputs recover the full model's most "
             "probable token, the head of its distribution.",
@@ -126,8 +127,9 @@ PAGE_SECTIONS = (
         ("unigram",),
         ("leaving", "unigram"),
         {
-            "unigram": "The frequencies of tokens in the texts, without the first token of each text, interpolated with a "
-            "uniform distribution by the share of distinct tokens (Witten and Bell 1991). The table banks has its size.",
+            "unigram": "The frequencies of tokens in the texts, without the first token of each text, interpolated "
+            "with a uniform distribution by the share of distinct tokens (Witten and Bell 1991). The table banks has "
+            "the size of this corpus.",
             "KL from the unigram": "KL(unigram || subgraph) in nats, compared with KL(full model || subgraph).",
             "leaving": "The smallest relative size at which an input's subgraph is nearer to the full model than to "
             "the unigram: median and quartiles over inputs (dotted line and shaded range in the figure).",
@@ -141,8 +143,8 @@ PAGE_SECTIONS = (
         ("across", "overlap"),
         {
             "rank correlation of density": "Spearman's rank correlation over the inputs that two banks share. Two "
-            "inputs are the same if their text is. One matrix for each kind of subgraph. `partial` is the correlation given both "
-            "models' entropy and token rarities; `excess` is that of the banks' own subgraphs minus that of random "
+            "inputs are the same if their text is. One matrix for each kind of subgraph. `partial` is the "
+            "correlation given both models' entropy and token rarities; `excess` is that of the banks' own subgraphs minus that of random "
             "ones, with a paired bootstrap interval.",
             "overlap": "The sum over nodes of the smaller use of two mean masks, divided by the size: 1 if both use "
             "every node equally often. `by_chance` is the mean over 1,000 shuffles of the nodes of one mask; `by_norm` "
