@@ -144,8 +144,8 @@ PAGE_SECTIONS = (
         {
             "rank correlation of density": "Spearman's rank correlation over the inputs that two banks share. Two "
             "inputs are the same if their text is. One matrix for each kind of subgraph. `partial` is the "
-            "correlation given both models' entropy and token rarities; `excess` is that of the banks' own subgraphs minus that of random "
-            "ones, with a paired bootstrap interval.",
+            "correlation given both models' entropy and token rarities; `excess` is that of the banks' own "
+            "subgraphs minus that of random ones, with a paired bootstrap interval.",
             "overlap": "The sum over nodes of the smaller use of two mean masks, divided by the size: 1 if both use "
             "every node equally often. `by_chance` is the mean over 1,000 shuffles of the nodes of one mask; `by_norm` "
             "is the overlap of the subgraphs of the kind norm. Only banks of the same model are compared.",
