@@ -125,7 +125,7 @@ def test_a_study_draws_both_graphs_on_one_relative_axis_and_says_so(finished: Ed
     assert banks.to_dict() == {"edges": "edges", "nodes": "nodes"}
     curve = finished.table("curve").set_index(["bank", "kind", "fraction"])["tv"]
     for row in finished.metrics["sizes"]:
-        assert curve["edges", "learned", row["s"]] == pytest.approx(row["tv"])
+        assert curve["edges", "s-trace", row["s"]] == pytest.approx(row["tv"])
         assert curve["edges", "inverse", row["s"]] == pytest.approx(row["controls"]["inverse"]["tv"])
     parts = finished.table("composition")
     assert parts["share"].between(0, 1).all()
@@ -134,12 +134,16 @@ def test_a_study_draws_both_graphs_on_one_relative_axis_and_says_so(finished: Ed
 def test_densities_of_both_graphs_are_areas_over_their_own_shares(finished: EdgeStudy) -> None:
     inputs = pd.read_parquet(finished.folder / "study" / "tables" / "inputs.parquet")
     tv = pd.read_parquet(finished.folder / "study" / "tables" / "inputs_by_size.parquet")
-    rows = tv[(tv["bank"] == "edges") & (tv["kind"] == "learned") & (tv["input"] == "2")]
+    rows = tv[(tv["bank"] == "edges") & (tv["kind"] == "s-trace") & (tv["input"] == "2")]
     x = [*rows["fraction"].map(lambda f: torch.tensor(f).log10().item()), 0.0]
     y = [*rows["tv"], 0.0]
     area = sum((x[i + 1] - x[i]) * (y[i] + y[i + 1]) / 2 for i in range(len(x) - 1))
-    found = inputs.set_index(["bank", "input"]).loc[("edges", "2"), "density_learned"]
-    assert found == pytest.approx(area, rel=1e-4)
+    found = inputs.set_index(["bank", "input"]).loc[("edges", "2")]
+    assert found["density_s-trace"] == pytest.approx(area, rel=1e-4)
+    path = 8 / sorted(finished.bank.n_edges)[2]  # two edges a layer, in the text of median size
+    first = [share >= path for share in SHARES].index(True)
+    area = sum((x[i + 1] - x[i]) * (y[i] + y[i + 1]) / 2 for i in range(first, len(x) - 1))
+    assert found["normalized_density_s-trace"] == pytest.approx(area / -x[first], rel=1e-4)
 
 
 def test_a_finished_edge_run_is_not_repeated(finished: EdgeStudy, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,4 +241,4 @@ def test_an_edge_bank_is_evaluated_on_its_own_texts_only(
 ) -> None:
     mask = str(finished.folder / "edges" / "mask.safetensors")
     assert evaluate(["--mask", mask, "--data.task", "mixed"]) == 2
-    assert "Leave out --data.* and --ablation" in capsys.readouterr().err
+    assert "Leave out --data.*, --altered_column and --ablation" in capsys.readouterr().err

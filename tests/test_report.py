@@ -1,7 +1,10 @@
 """The page and the figures of small studies, with strings that try to break out of the markup."""
 
+import base64
 import html
+import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -9,17 +12,23 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 from browser import PHONE, chromium, framed, screenshots
 from matplotlib.image import imread
 from matplotlib.text import Text
-from studies import falling, masks, measured
+from studies import GRAPH, SIZES, falling, masks, measured
 
+import masklearn as ml
 from masklearn import density, report
 from masklearn.density import Study, TopTokens, comparison
+from masklearn.density.headline import half_way, headline
 from masklearn.mask_file import ModelId
 from masklearn.report.comparison import mask_overlaps
 from masklearn.report.page import page
+from masklearn.report.picker import picker_json
 from masklearn.report.study import draw
 from masklearn.report.style import drawable
 
@@ -33,13 +42,21 @@ def evil_study() -> Study:
     one = replace(one, mask=replace(one.mask, model=ModelId(EVIL, EVIL, "f00d")), source=EVIL)
     other = measured(falling(12), "plain", contexts=one.contexts, kept=masks(12, seed=1))
     shown = TopTokens(names[3], EVIL, [1, 20], {"learned": [[(EVIL, 0.7), (" a", 0.2)], [("\n", 0.9), (" ", 0.1)]]})
-    return density.study([one, other], {EVIL: shown})
+    picked = [
+        TopTokens(name, EVIL, [*SIZES, 20], {"learned": [[(EVIL, 0.7), (" a", 0.2)]] * 4 + [[("\n", 0.9), (" ", 0.1)]]})
+        for name in names
+    ]
+    return density.study([one, other], {EVIL: shown}, pickable={EVIL: picked})
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    report.write_study(folder, evil_study(), {EVIL: {"model": {"lm": EVIL}}, "plain": {}})
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("N_RESAMPLES", "N_PERMUTATIONS"):
+            patch.setattr(f"masklearn.density.statistics.{name}", 99)
+        study = evil_study()
+    report.write_study(folder, study, {EVIL: {"model": {"lm": EVIL}}, "plain": {}})
     return folder
 
 
@@ -60,7 +77,8 @@ class Page(HTMLParser):
 
 def test_strings_of_the_study_never_become_markup(written: Path) -> None:
     found = Page((written / "report.html").read_text())
-    assert found.count("script") == 1
+    scripts = [attributes for tag, attributes in found.tags if tag == "script"]
+    assert [attributes.get("type") for attributes in scripts] == ["application/json", None]  # data, and our own
     assert found.count("img") == 0
     assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
 
@@ -91,6 +109,52 @@ def test_ids_on_the_page_are_unique_and_every_reference_resolves(written: Path) 
     assert len(ids) == len(set(ids))
     referenced = {*re.findall(r"url\(#([^)]+)\)", text), *re.findall(r'href="#([^"]+)"', text)}
     assert referenced <= set(ids)
+    assert {"figure-curves", "figure-plain-curve-tv", "figure-across"} <= set(ids)  # to link to
+
+
+def test_the_pages_first_screen_has_the_curves_of_all_banks_and_one_sentence(written: Path) -> None:
+    header = (written / "report.html").read_text().split("</header>")[0]
+    assert 'id="figure-curves"' in header
+    (sentence,) = re.findall(r'<p class="result">(.*?)</p>', header)
+    assert sentence.startswith("A mean TV distance of 0.5 from the full model takes")
+    assert "of random subgraphs" in sentence
+
+
+def test_the_headline_matches_values_worked_out_by_hand() -> None:
+    """Mean TV is 0.75 at a tenth of the nodes and 0.25 at a half: one half at the middle of both in log size."""
+    one = measured([[0.75, 0.25, 0.0]] * 3, "it", sizes=(2, 10, 18), control_tv=[[0.4, 0.2, 0.1]] * 3)
+    assert half_way(one, "learned") == pytest.approx(math.sqrt(0.1 * 0.5))
+    sentence = headline([one])
+    assert "22 % of the nodes of it; of random subgraphs, at most 10 %" in sentence
+
+
+def test_the_picker_holds_the_masks_bit_by_bit(written: Path) -> None:
+    text = (written / "report.html").read_text()
+    (bank,) = json.loads(re.findall(r'id="picker-data">(.*?)</script>', text, flags=re.S)[0])
+    assert (bank["name"], bank["unit"], bank["kind"], bank["sizes"]) == (EVIL, "nodes", "learned", list(SIZES))
+    expected = masks(12)
+    for i, one in enumerate(bank["inputs"]):
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(one["kept"]), np.uint8))[: len(SIZES) * GRAPH.n_nodes]
+        assert (bits.reshape(len(SIZES), -1) == expected[i].numpy()).all()
+        assert [bank["tokens"][number] for number in one["top"][0][::2]] == [EVIL, " a"]
+        assert one["top"][-1] == [bank["tokens"].index("\n"), 900, bank["tokens"].index(" "), 100]
+
+
+def test_a_study_of_many_large_masks_stays_small() -> None:
+    """100 inputs x 12 sizes x 300 nodes."""
+    graph, sizes = ml.NodeGraph(30, 9), tuple(range(1, 13))
+    one = measured([[0.5] * 12] * 100, sizes=sizes)
+    order = torch.rand(100, graph.n_nodes, generator=torch.Generator().manual_seed(0)).argsort(-1)
+    kept = order[:, None] < torch.tensor(sizes)[:, None]
+    bank = replace(
+        one.mask, mask=kept, scores=torch.zeros(100, 1, graph.n_nodes), graph=graph,
+        groups=tuple(map(str, range(100))),
+    )  # fmt: skip
+    results = {"learned": replace(one.results["learned"], masks=kept.transpose(0, 1)[None])}
+    one = replace(one, mask=bank, results=results)
+    tokens = {"learned": [[(f" word{i % 400}", 0.123) for i in range(j, j + 6)] for j in range(13)]}
+    shown = [TopTokens(name, "text " * 20, [*sizes, 300], tokens) for name in one.names]
+    assert len(picker_json(Study([one], {}, pickable={one.name: shown}))) < 250_000
 
 
 def test_every_result_has_a_figure_as_png_and_pdf(written: Path) -> None:
@@ -110,7 +174,7 @@ def test_every_result_has_a_figure_as_png_and_pdf(written: Path) -> None:
 
 def test_every_svg_uses_the_text_colour_of_the_page(written: Path) -> None:
     text = (written / "report.html").read_text()
-    drawings = re.findall(r"<svg.*?</svg>", text, flags=re.S)
+    drawings = re.findall(r"<svg viewBox.*?</svg>", text, flags=re.S)
     assert len(drawings) == len(list((written / "figures").glob("*.png")))
     assert all("currentColor" in drawing and "#1b1b1f" not in drawing for drawing in drawings)
 
@@ -188,6 +252,7 @@ fonts.fontManager.__init__()
 import studies
 from masklearn import density
 from masklearn.report.page import page
+from masklearn.report.picker import picker_json
 from masklearn.report.study import draw
 from masklearn.report.study_figure import inline_svg, render
 from masklearn.report.style import styled
@@ -206,7 +271,7 @@ print([len(render(one, kind)) for kind in ("png", "pdf")], len(inline_svg(one, "
 
 PROBE = """
 addEventListener('load', () => {
-  const figures = [...document.querySelectorAll('figure svg')];
+  const figures = [...document.querySelectorAll('figure svg:not(.picked-map)')];
   const drawn = (svg) => [...svg.querySelectorAll('path, use, text, image')].filter((mark) => {
     const box = mark.getBoundingClientRect();
     return box.width > 0 || box.height > 0;
@@ -220,10 +285,22 @@ addEventListener('load', () => {
   table.tHead.rows[0].cells[at].querySelector('button').click();
   const up = column();
   table.tHead.rows[0].cells[at].querySelector('button').click();
-  parent.postMessage(JSON.stringify({ title: document.title, marks: figures.map(drawn), up, down: column(),
+  const form = document.querySelector('form.picker');
+  form.elements.input.value = 3;
+  form.elements.size.value = 2;
+  form.elements.size.dispatchEvent(new Event('input'));
+  const picked = { kept: document.querySelectorAll('.picked-map .kept').length,
+    all: document.querySelectorAll('.picked-map rect').length, size: form.querySelector('output').textContent,
+    first: document.querySelector('.picked-tokens code').textContent };
+  const made = [];
+  const make = URL.createObjectURL;
+  URL.createObjectURL = (blob) => { made.push(blob); return make(blob); };
+  document.querySelector('button.csv[data-table="table-phases"]').click();
+  made[0].text().then((csv) => parent.postMessage(JSON.stringify({ picked, csv,
+    title: document.title, marks: figures.map(drawn), up, down: column(),
     smallest: Math.min(...boxes.map((box) => Math.min(box.width, box.height))), across: innerWidth,
     wide: document.documentElement.scrollWidth - innerWidth,
-    outside: boxes.filter((box) => box.left < 0).length }), '*');
+    outside: boxes.filter((box) => box.left < 0).length }), '*'));
 });"""
 
 
@@ -244,8 +321,12 @@ def test_the_page_works_in_a_browser(written: Path, tmp_path: Path, width: int) 
     assert min(found["marks"]) > 10 and found["smallest"] > 50
     assert found["up"] == sorted(found["up"]) and found["down"] == found["up"][::-1]
     assert found["wide"] <= 0 and found["outside"] == 0
+    assert found["picked"] == {"kept": 5, "all": 20, "size": "5 nodes (25 %)", "first": found["picked"]["first"]}
+    assert found["picked"]["first"].startswith("<script>")
+    table = pd.read_csv(io.StringIO(found["csv"]))
+    assert table.columns[0] == "bank" and len(table) == 4 and table["bank"][0].startswith("<script>")
     assert visit.console == []
-    assert [url for url in visit.requests if url != probed.as_uri()] == []
+    assert [url for url in visit.requests if url != probed.as_uri() and not url.startswith("blob:")] == []
 
 
 def test_the_browser_reports_requests_and_console_messages(tmp_path: Path) -> None:

@@ -198,8 +198,12 @@ def test_inputs_of_one_text_are_never_split() -> None:
 
 
 def test_the_unigram_is_the_smoothed_share_of_counted_tokens() -> None:
-    probabilities = unigram({1: 3, 2: 1, 9: 5}, 4).exp()  # a token outside the vocabulary is ignored
+    """Of two distinct tokens, half a count goes to each of four; a token outside the vocabulary is ignored."""
+    probabilities = unigram({1: 3, 2: 1, 9: 5}, 4).exp()
     assert probabilities.tolist() == pytest.approx([0.5 / 6, 3.5 / 6, 1.5 / 6, 0.5 / 6])
+    assert unigram({}, 4).exp().tolist() == pytest.approx([0.25] * 4)
+    large = unigram(dict.fromkeys(range(1000), 2), 50_000).exp()
+    assert large[:1000].sum().item() == pytest.approx(2 / 3 + 1000 / 3 / 50_000, rel=1e-4)  # half a count gives 0.09
 
 
 def test_means_over_texts_weighted_by_positions_are_the_means_over_positions(

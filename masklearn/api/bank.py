@@ -111,7 +111,7 @@ class LearnedBank:
         from masklearn import report  # optional
 
         file = Path(path).expanduser()
-        page = report.bank_page(self.mask, self.results["sizes"], str(self), self._table())
+        page = report.bank_page(self.mask, self.results, str(self))
         atomic_write(file, page.encode())
         return file
 

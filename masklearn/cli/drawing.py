@@ -7,8 +7,10 @@ from typing import Any
 
 from masklearn.density import Study
 from masklearn.density.study_folder import REPORT_FILE
+from masklearn.edges import EdgeBank
 from masklearn.evaluation import Row
 from masklearn.evidence.gather import Evidence
+from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
 
 
@@ -34,6 +36,20 @@ def draw_run(folder: Path, mask: Mask, rows: Sequence[Row]) -> list[Path]:
     from masklearn import report
 
     return report.write_figures(folder, mask, rows)
+
+
+def draw_run_page(file: Path, mask: Mask | EdgeBank, described: dict[str, Any], description: str) -> None:
+    """Write the page of a run.
+
+    Args:
+        file: The page.
+        mask: The bank.
+        described: The content of `metrics.json`.
+        description: The bank and the texts in a sentence.
+    """
+    from masklearn import report
+
+    atomic_write(file, report.bank_page(mask, described, description).encode())
 
 
 def node_maps(mask: Mask) -> dict[str, str]:

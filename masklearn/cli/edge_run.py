@@ -8,10 +8,12 @@ from dataclasses import replace
 from functools import partial
 
 from masklearn import evaluation
+from masklearn.cli.drawing import can_draw, draw_run_page
 from masklearn.cli.run_folder import BLOCKS_FOLDER, METRICS_FILE
 from masklearn.cli.run_results import mask_config, print_location
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.data import MaskData, require_readable
+from masklearn.density.study_folder import REPORT_FILE
 from masklearn.edges import (
     EdgeBank,
     EdgeLM,
@@ -55,11 +57,19 @@ def run_edges(cli: TrainCLI) -> None:
         cli.folder.claim(cli.requested_yaml)
     print("\n".join([_introduction(edge_lm, data, shares, settings), data.preview, *data.notices]), flush=True)
     bar = phase_bars(sys.stdout) if cli.trainer.progress_bar_callback else no_bar
+    chosen = time.monotonic()
     bank = _choose(cli, edge_lm, shares, bar)
+    evaluated = time.monotonic()
     measurer, rows = evaluation.evaluate_edges(edge_lm, bank, data, "test", bar=bar)
+    seconds = {"choice": evaluated - chosen, "evaluation": time.monotonic() - evaluated}
     description = evaluation.describe_edges(bank, rows, measurer, bank.config["data"])
-    description |= {"seconds": round(time.monotonic() - start, 1)}
+    description["cost"] = {
+        phase: {"tokens": sum(bank.n_tokens), "seconds": round(s, 1)} for phase, s in seconds.items()
+    }
+    description["seconds"] = round(time.monotonic() - start, 1)
     replace(bank, metrics=rows).save(cli.folder / MASK_FILE)
+    if can_draw():
+        draw_run_page(cli.folder / REPORT_FILE, bank, description, _sentence(bank))
     metrics_file = cli.folder / METRICS_FILE
     atomic_write(metrics_file, json.dumps(description, indent=2).encode())  # last: it marks a finished run
     shutil.rmtree(cli.folder / BLOCKS_FOLDER, ignore_errors=True)  # the bank holds all of them
@@ -68,6 +78,12 @@ def run_edges(cli: TrainCLI) -> None:
     )
     print(f"\nWritten after {description['seconds']:.0f} s: {cli.folder / MASK_FILE}, {metrics_file}")
     print_location(cli.folder, cli.tracker)
+
+
+def _sentence(bank: EdgeBank) -> str:
+    """The bank in a sentence."""
+    percent = ", ".join(f"{100 * share:.3g}" for share in bank.shares)
+    return f"Subgraphs of {percent} % of the edges of {len(bank.groups)} texts, chosen by {bank.method}"
 
 
 def _choose(cli: TrainCLI, edge_lm: EdgeLM, shares: list[float], bar: ProgressBar) -> EdgeBank:

@@ -30,20 +30,20 @@ def train(args: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    return _exit_code(run_training, args)
+    return exit_code(run_training, args)
 
 
 def evaluate(args: list[str] | None = None) -> int:
     """Run `python evaluate.py`; arguments and result are those of `train`."""
-    return _exit_code(run_evaluation, args)
+    return exit_code(run_evaluation, args)
 
 
 def export(args: list[str] | None = None) -> int:
     """Run `python export.py`; arguments and result are those of `train`."""
-    return _exit_code(run_export, args)
+    return exit_code(run_export, args)
 
 
-def _exit_code(command: Callable[[list[str] | None], None], args: list[str] | None) -> int:
+def exit_code(command: Callable[[list[str] | None], None], args: list[str] | None) -> int:
     """Run a command: 0, or 2 after one line that says what went wrong."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

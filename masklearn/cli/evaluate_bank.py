@@ -46,6 +46,8 @@ class EvaluatedBank:
     """The one it was evaluated under."""
     recorder: evaluation.PerTextRecorder
     seconds: float
+    altered_column: str | None = None
+    """Column of the texts, if these are others than those of the masks."""
 
 
 def evaluate_bank(
@@ -85,17 +87,40 @@ def evaluate_bank(
     learned_on = _training_data(path, mask, texts, data, load, flags, ablations)
     scorer = _baseline_scorer(masked_lm, mask, learned_on, flags) if _needs_scorer(flags) else None
     results, evaluated, bar = [], [], phase_bars(sys.stderr, disable=None)
-    for name in ablations:
-        masked_lm.ablation = _ablation(name, bank, masked_lm, learned_on, bar)
-        recorder = evaluation.PerTextRecorder(len(data.parts[texts.split]), data.token_counts) if flags.study else None
-        batches = data.loader(texts.split, by_length=True)
-        rows, by_group = evaluation.evaluate(masked_lm, mask, batches, flags.baselines, scorer, recorder, bar)
-        description = evaluation.describe(mask, rows, by_group, texts.settings)
-        results.append(description | {"ablation": name, "text": _describe_texts(data, texts.split, name)})
-        if recorder:
-            seconds, ablation = time.monotonic() - start, masked_lm.ablation
-            evaluated.append(EvaluatedBank(Path(path), mask, data, texts.split, masked_lm, ablation, recorder, seconds))
+    all_texts: dict[str | None, MaskData] = {None: data, **_altered(path, texts, load, flags)}
+    for column, data in all_texts.items():
+        mask, settings = bank.of(data.groups.names), texts.settings | ({"text_column": column} if column else {})
+        for name in ablations:
+            masked_lm.ablation = _ablation(name, bank, masked_lm, learned_on, bar)
+            n_texts = len(data.parts[texts.split])
+            recorder = evaluation.PerTextRecorder(n_texts, data.token_counts) if flags.study else None
+            batches = data.loader(texts.split, by_length=True)
+            rows, by_group = evaluation.evaluate(masked_lm, mask, batches, flags.baselines, scorer, recorder, bar)
+            description = evaluation.describe(mask, rows, by_group, settings)
+            results.append(description | {"ablation": name, "text": _describe_texts(data, texts.split, name, column)})
+            if recorder:
+                seconds, ablation = time.monotonic() - start, masked_lm.ablation
+                of_texts = (data, texts.split, masked_lm, ablation, recorder, seconds, column)
+                evaluated.append(EvaluatedBank(Path(path), mask, *of_texts))
     return results, evaluated
+
+
+def _altered(path: str, texts: EvaluationTexts, load: LoadTexts, flags: EvaluateFlags) -> dict[str, MaskData]:
+    """The altered texts of the same rows by their column, if they are asked for.
+
+    Raises:
+        UserError: If the masks are shared, or the scored position depends on the text.
+    """
+    column = flags.altered_column
+    if column is None:
+        return {}
+    if texts.scope != "input" or texts.settings.get("positions") == "random":
+        reason = "the drawn position depends on the text" if texts.scope == "input" else "these masks are shared"
+        raise UserError(
+            f"{path}: altered_column is for masks of single texts at fixed positions, and {reason}. Learn them with "
+            "--model.scope input --data.positions last"
+        )
+    return {column: load(texts.settings | {"text_column": column})}
 
 
 def load_model(
@@ -186,8 +211,8 @@ def _ablation(name: AblationName, bank: Mask, masked_lm: MaskedLM, learned_on: M
     return fit_ablation(name, masked_lm, bank.of(learned_on.groups.names).mask, learned_on, bar)
 
 
-def _describe_texts(data: MaskData, split: SplitName, ablation: str) -> str:
+def _describe_texts(data: MaskData, split: SplitName, ablation: str, column: str | None) -> str:
     """Such as `40 test texts of stories.jsonl, zero ablation`."""
     n_texts = len(data.parts[split])
     texts = f"all {n_texts} texts" if split == "all" else f"{n_texts} {split} texts"
-    return f"{texts} of {data.source}, {ablation} ablation"
+    return f"{texts} of {data.source}{f', column {column}' if column else ''}, {ablation} ablation"

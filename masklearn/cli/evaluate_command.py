@@ -136,8 +136,9 @@ def _evaluate_all(
             descriptions, evaluated = evaluate_bank(path, mask, flags, requested)
         banks += evaluated
         results += [{"mask": path} | description for description in descriptions]
-        if len(descriptions) == 1:
-            (description,) = descriptions
+        if len(descriptions) > 1 and not flags.altered_column:
+            continue  # of several ablations, one table follows
+        for description in descriptions:
             print(f"{path}: {description['text']}\n\n{evaluation.format_report(description)}\n", flush=True)
     if flags.ablations and len(flags.ablations) > 1:
         learned_under = {path: mask.ablation.name for path, mask in zip(flags.mask, masks, strict=True)}

@@ -36,6 +36,7 @@ class EvaluatedEdges:
     measurer: evaluation.EdgeMeasurer
     ablation: Ablation = Ablation()
     split: SplitName = SPLIT
+    altered_column: None = None
 
     def top(self, example: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Top token ids and probabilities after one input by kind of subgraph, the full model's last."""
@@ -60,10 +61,10 @@ def evaluate_edge_bank(
         UserError: If model, texts or bank are not valid or do not fit together.
     """
     start = time.monotonic()
-    if requested or flags.ablations not in (None, ["zero"]):
+    if requested or flags.altered_column or flags.ablations not in (None, ["zero"]):
         raise UserError(
             f"{path} holds edges of single texts, which are evaluated on these texts with closed edges at zero. Leave "
-            "out --data.* and --ablation"
+            "out --data.*, --altered_column and --ablation"
         )
     lm, model = model_of_bank(path, bank, flags)
     edge_lm = verified_edge_lm(Layout.of(lm))

@@ -38,6 +38,8 @@ class EvaluateFlags:
             about n_nodes^2 / 2 times.
         keep_residual: For edge banks: keep all residual edges in random and inverse subgraphs, as the paper does.
         baseline_texts: Texts of every group that baselines use, at most.
+        altered_column: For masks of single texts: evaluate them also on the text of this column in the same row, for
+            example corrupted. In a study it is one more bank.
         study: Make the study of computation density of these masks: tables, figures and report.html in --out. By
             default if all are masks of single texts (scope input).
         evidence: Gather evidence on shared masks instead of evaluating them: hypothesis tests, controls, stability
@@ -64,6 +66,7 @@ class EvaluateFlags:
         baselines: list[Baseline] | None = None,
         keep_residual: bool = False,
         baseline_texts: int = 64,
+        altered_column: str | None = None,
         study: bool | None = None,
         evidence: bool = False,
         seed: int = 0,
@@ -79,6 +82,7 @@ class EvaluateFlags:
         self.study, self.evidence, self.seed, self.track = study, evidence, seed, track
         self.baselines: Sequence[Baseline] = baselines or CONTROLS
         self.baseline_texts, self.keep_residual = baseline_texts, keep_residual
+        self.altered_column = altered_column
         if baseline_texts < 1:
             raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")
         self.dtype: DTypeName | None = dtype

@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masklearn import evaluation
 from masklearn.cli.checkpoints import REQUEUE_PATTERN
-from masklearn.cli.drawing import can_draw, draw_run, node_maps
+from masklearn.cli.drawing import can_draw, draw_run, draw_run_page, node_maps
 from masklearn.cli.run_folder import BLOCKS_FOLDER, FIGURES_FOLDER, METRICS_FILE, RunFolder
 from masklearn.data import MaskData
+from masklearn.density.study_folder import REPORT_FILE
 from masklearn.files import atomic_write
 from masklearn.mask_file import MASK_FILE, Mask
 from masklearn.training.learner import MaskLearner
@@ -46,6 +48,7 @@ def write_results(folder: RunFolder, mask: Mask, description: dict[str, Any], tr
     mask = mask.with_metrics(rows)
     mask_file, metrics_file = folder / MASK_FILE, folder / METRICS_FILE
     figures = draw_run(folder / FIGURES_FOLDER, mask, rows) if can_draw() else []
+    pages = [_write_page(folder / REPORT_FILE, mask, description)] if figures else []
     mask.save(mask_file)
     if tracker:
         from masklearn import tracking  # imports wandb, which takes a second
@@ -57,8 +60,16 @@ def write_results(folder: RunFolder, mask: Mask, description: dict[str, Any], tr
     shutil.rmtree(folder / BLOCKS_FOLDER, ignore_errors=True)  # the mask file holds all of them
     for checkpoint in folder.path.glob(REQUEUE_PATTERN):
         checkpoint.unlink()
-    written = ", ".join(str(path) for path in (mask_file, metrics_file, *figures))
+    written = ", ".join(str(path) for path in (mask_file, metrics_file, *figures, *pages))
     print(f"\nWritten after {description['seconds']:.0f} s: {written}")
+
+
+def _write_page(file: Path, mask: Mask, description: dict[str, Any]) -> Path:
+    """Write the page of a run."""
+    groups = f"for each of {len(mask.groups)} groups" if len(mask.groups) > 1 else "shared by all texts"
+    sizes = f"Masks of {', '.join(map(str, mask.sizes.tolist()))} of {mask.graph.n_nodes} nodes"
+    draw_run_page(file, mask, description, f"{sizes}, {groups}, {mask.ablation.name} ablation")
+    return file
 
 
 def print_results(learner: MaskLearner, data: MaskData, description: dict[str, Any]) -> None:

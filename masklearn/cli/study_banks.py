@@ -1,6 +1,7 @@
 """From an evaluated bank to what a study takes of it: measurements of every input, and one input's top tokens."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,16 +15,18 @@ from masklearn.cli.evaluate_bank import EvaluatedBank
 from masklearn.cli.evaluate_edges import EvaluatedEdges
 from masklearn.cli.run_folder import METRICS_FILE
 from masklearn.data import MaskData
-from masklearn.data.batching import Item
+from masklearn.data.batching import Item, evenly_spaced
 from masklearn.data.preview import token_text
 from masklearn.density import MaskMeasurements, TopTokens
 from masklearn.density.curves import densities
-from masklearn.density.measurements import COMPARED_KINDS, mean_true_entropy
+from masklearn.density.measurements import Corpus, mean_true_entropy
 from masklearn.mask_file import MASK_FILE
+from masklearn.training.progress import phase_bars
 
 N_TOP_TOKENS = 6
 """Tokens shown of a distribution."""
-
+MAX_PICKABLE = 200
+"""Inputs of a bank in the page's picker."""
 
 Evaluated = EvaluatedBank | EvaluatedEdges
 """A bank of node masks or of edges, after its evaluation."""
@@ -35,7 +38,8 @@ def bank_names(evaluated: Sequence[Evaluated]) -> list[str]:
     for bank in evaluated:
         name = bank.path.resolve().parent.name if bank.path.name == MASK_FILE else bank.path.stem
         is_learned_under = bank.ablation.name == bank.mask.ablation.name
-        names.append(name if is_learned_under else f"{name} under {bank.ablation.name}")
+        name = name if is_learned_under else f"{name} under {bank.ablation.name}"
+        names.append(f"{name} on {bank.altered_column}" if bank.altered_column else name)
     total, n_before = Counter(names), Counter[str]()
     unique = []
     for name in names:
@@ -71,6 +75,10 @@ def measurements(name: str, bank: Evaluated) -> MaskMeasurements:
         if language_is_known
         else [],
         seconds=seconds_of_learning(bank.path) | {"evaluation": bank.seconds},
+        is_answer=[text.position >= text.prompt_length for text in texts.encoded]
+        if all(text.position and text.prompt_length for text in texts.encoded)
+        else [],
+        corpus=Corpus(data.token_counts.total(), len(data.token_counts)),
     )
 
 
@@ -89,40 +97,55 @@ def _scored_positions(data: MaskData, item: Item) -> list[int]:
     return scored.nonzero().flatten().tolist()
 
 
-def top_tokens(measured: MaskMeasurements, bank: Evaluated) -> TopTokens:
-    """The top next tokens for one example input: the one of median density, or the first if there are no densities.
+def example(measured: MaskMeasurements) -> int:
+    """The input of median density, or the first if there are no densities."""
+    order = densities(measured).argsort(kind="stable")
+    return int(order[(len(order) - 1) // 2])
+
+
+def pickable(measured: MaskMeasurements, bank: Evaluated) -> list[TopTokens]:
+    """Up to `MAX_PICKABLE` inputs with the top tokens of the bank's own subgraphs, evenly spread over the bank."""
+    chosen = evenly_spaced(range(len(measured.names)), MAX_PICKABLE)
+    bar = phase_bars(sys.stderr, disable=None)
+    return [top_tokens(measured, bank, index, [measured.own_kind]) for index in bar(chosen, "Top tokens")]
+
+
+def top_tokens(measured: MaskMeasurements, bank: Evaluated, index: int, kinds: Sequence[str]) -> TopTokens:
+    """The top next tokens after one input.
 
     Args:
         measured: The bank's measurements.
         bank: The bank; its model is left with the ablation that the bank was evaluated under.
+        index: The input.
+        kinds: Kinds of subgraphs.
     """
-    order = densities(measured).argsort(kind="stable")
-    example = int(order[(len(order) - 1) // 2])
     data = bank.data
     tokenizer = data.load_tokenizer()
-    batch = data.collate([data.parts[bank.split][example]])
+    batch = data.collate([data.parts[bank.split][index]])
     last = int(batch.input_ids[batch.scored][-1])
-    found = bank.top(example) if isinstance(bank, EvaluatedEdges) else _of_nodes(measured, bank, example)
+    found = bank.top(index) if isinstance(bank, EvaluatedEdges) else _of_nodes(measured, bank, index, kinds)
     tokens = {
         kind: [
             [(token_text(tokenizer, last, token), round(p, 6)) for token, p in zip(*pair, strict=True)]
-            for pair in zip(ids.tolist(), probabilities.tolist(), strict=True)
+            for pair in zip(*(values.tolist() for values in found[kind]), strict=True)
         ]
-        for kind, (ids, probabilities) in found.items()
+        for kind in kinds
     }
     has_full_model = measured.sizes[-1] == measured.full_size
     sizes = [*measured.sizes, *([] if has_full_model else [measured.full_size])]
-    return TopTokens(measured.names[example], measured.contexts[example], sizes, tokens)
+    return TopTokens(measured.names[index], measured.contexts[index], sizes, tokens)
 
 
-def _of_nodes(measured: MaskMeasurements, bank: EvaluatedBank, example: int) -> dict[str, tuple[Tensor, Tensor]]:
+def _of_nodes(
+    measured: MaskMeasurements, bank: EvaluatedBank, index: int, kinds: Sequence[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Top token ids and probabilities after one input by kind of node masks, the full model's last."""
     data = bank.data
-    batch = data.collate([data.parts[bank.split][example]])
+    batch = data.collate([data.parts[bank.split][index]])
     bank.masked_lm.ablation = bank.ablation
-    group = measured.group_index[example] if len(measured.mask.groups) > 1 else 0
+    group = measured.group_index[index] if len(measured.mask.groups) > 1 else 0
     found = {}
-    for kind in (kind for kind in COMPARED_KINDS if kind in measured.kinds):
+    for kind in kinds:
         masks = measured.results[kind].masks[0][:, group]  # (sizes, nodes)
         if measured.sizes[-1] != measured.full_size:
             masks = torch.cat([masks, torch.ones_like(masks[:1])])

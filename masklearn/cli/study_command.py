@@ -9,7 +9,7 @@ from masklearn import density
 from masklearn.cli.drawing import can_draw, draw_study
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.run_folder import TABLES_FOLDER
-from masklearn.cli.study_banks import Evaluated, bank_names, measurements, top_tokens
+from masklearn.cli.study_banks import Evaluated, bank_names, example, measurements, pickable, top_tokens
 from masklearn.files import atomic_write
 
 LARGE_TABLES = ("inputs_by_size", "inputs")
@@ -25,11 +25,13 @@ def write_study(evaluated: Sequence[Evaluated], flags: EvaluateFlags) -> None:
     """
     start = time.monotonic()
     banks = [measurements(name, bank) for name, bank in zip(bank_names(evaluated), evaluated, strict=True)]
-    examples = {bank.name: top_tokens(bank, source) for bank, source in zip(banks, evaluated, strict=True)}
-    study = density.study(banks, examples, flags.seed)
+    pairs = [*zip(banks, evaluated, strict=True)]
+    examples = {bank.name: top_tokens(bank, source, example(bank), bank.compared_kinds) for bank, source in pairs}
+    shown = {bank.name: pickable(bank, source) for bank, source in pairs}
+    study = density.study(banks, examples, flags.seed, shown)
     out = Path(flags.out or ".")
     _write_tables(out / TABLES_FOLDER, study)
-    print(study.tables["findings"].to_string(index=False))
+    print("\n".join(map(density.verdict_text, study.tables["findings"].to_dict("records"))))
     for note in study.notes:
         print(f"Note: {note}")
     figures, location = list[Path](), out / TABLES_FOLDER

@@ -22,7 +22,7 @@ class Encoded:
     position: int = 0
     """Index of the token to predict, where every position of a text gives an input of its own; 0 otherwise."""
     prompt_length: int = 0
-    """Tokens before the completion, where one is scored; 0 otherwise."""
+    """Tokens before the completion, where one is scored or every position is an input of its own; 0 otherwise."""
     hashes: tuple[int, ...] = ()
     """Hash of the text; of all texts in it if it is packed."""
 

@@ -87,7 +87,10 @@ class Encoder:
         ]
 
     def _prompts(self, texts: Sequence[Text]) -> tuple[list[str], list[str]]:
-        """What every text says, chats rendered; and the completions, if these are scored."""
+        """What every text says, chats rendered; and the completions, if these are scored or told from the prompts."""
+        if self.positions == "each" and all(text.completion is not None for text in texts):
+            pairs = [self.tokenizer.prompt_and_completion(text) for text in texts]
+            return [pair[0] for pair in pairs if pair], [pair[1] for pair in pairs if pair]
         if self.positions != "completion":
             whole = [self._whole(text) for text in texts]
             return whole, []
@@ -131,7 +134,11 @@ class Encoder:
                 f"{max(len(text.ids) for text in long)}, or cut the beginning: --data.truncation left"
             )
         completions = [len(text.ids) - text.prompt_length for text in encoded if text.prompt_length]
-        if completions and max(completions) + len(self.tokenizer.begin) >= self.max_length:
+        if (
+            self.positions == "completion"
+            and completions
+            and max(completions) + len(self.tokenizer.begin) >= self.max_length
+        ):
             raise UserError(
                 f"{self.tokenizer.source}: a completion has {max(completions)} tokens, so no prompt fits before it in "
                 f"data.max_length {self.max_length}. Raise it: --data.max_length {max(len(t.ids) for t in encoded)}"

@@ -2,54 +2,127 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from masklearn.density.curves import MIN_CURVE_SIZES, densities
-from masklearn.density.measurements import COMPARED_KINDS, LEARNED_KIND, NORM_KIND, MaskMeasurements
-from masklearn.density.statistics import MIN_CORRELATION_INPUTS, correlation
+from masklearn.density.correlations import varying
+from masklearn.density.curves import MIN_CURVE_SIZES, normalized_densities
+from masklearn.density.measurements import LEARNED_KIND, NORM_KIND, MaskMeasurements
+from masklearn.density.statistics import (
+    MIN_CORRELATION_INPUTS,
+    bootstrap_p,
+    correlation,
+    interval,
+    partial_rank_correlation,
+    rank_bootstrap,
+)
+from masklearn.evaluation.edge_report import STRACE_KIND
 
 N_SHUFFLES = 1000
 """Node shuffles of a mean mask that estimate the overlap expected by chance."""
 
 
+AGREEMENT_GIVEN = ("entropy", "next_rarity", "last_rarity")
+"""Metrics of both full models that are partialled out of the agreement of their inputs' densities."""
+_OWN, _CONTROL = "own", "control"
+
+
 def density_agreement(measurements: Sequence[MaskMeasurements], seed: int) -> pd.DataFrame:
     """Correlate (Spearman) the densities of shared inputs between every two banks, for each compared kind.
 
-    Two inputs are the same if their decoded text is. Where a correlation is undefined, the column `note` says why.
+    Two inputs are the same if their decoded text is. `partial` is the correlation given both models' entropy and token
+    frequencies. `excess` is the partial correlation of the banks' own subgraphs minus that of their random controls;
+    interval and p-value are those of the paired difference over resampled inputs. Where a correlation is undefined, the
+    column `note` says why.
     """
-    rows = []
-    for kind in COMPARED_KINDS:
-        with_kind = [measured for measured in measurements if kind in measured.kinds]
-        density_of = {measured.name: _density_by_text(measured, kind) for measured in with_kind}
-        for one, other in combinations(with_kind, 2):
-            shared = [text for text in density_of[one.name] if text in density_of[other.name]]
-            x, y = (np.array([density_of[bank.name][text] for text in shared]) for bank in (one, other))
-            same_model = one.mask.model.fingerprint == other.mask.model.fingerprint
-            columns = {"kind": kind, "one": one.name, "other": other.name, "same_model": same_model}
-            rows.append(columns | _pair_correlation(one, other, x, y, seed))
-    columns = ["kind", "one", "other", "same_model", "rho", "low", "high", "p", "n", "note"]
-    return pd.DataFrame(rows, columns=columns)
+    rows: list[dict[str, Any]] = []
+    for one, other in combinations(measurements, 2):
+        pair = BankPair.of(one, other)
+        same_model = one.mask.model.fingerprint == other.mask.model.fingerprint
+        units = " / ".join(dict.fromkeys((one.unit, other.unit)))
+        for role, kinds in pair.kinds.items():
+            columns = {"kind": " / ".join(dict.fromkeys(kinds)), "one": one.name, "other": other.name}
+            columns |= {"same_model": same_model, "units": units, **pair.correlate(role, seed)}
+            rows.append(columns | (pair.excess(seed) if role == _OWN and not columns.get("note") else {}))
+    columns = ["kind", "one", "other", "same_model", "units", "rho", "low", "high", "p", "n", "note"]
+    partial = [f"partial{end}" for end in ("", "_low", "_high", "_p", "_note")]
+    excess = [f"excess{end}" for end in ("", "_low", "_high", "_p")]
+    return pd.DataFrame(rows, columns=[*columns, *partial, "given", *excess])
 
 
-def _density_by_text(measured: MaskMeasurements, kind: str) -> dict[str, float]:
-    """Return each input's density by its text; of equal texts, the first one's."""
-    return dict(zip(reversed(measured.contexts), densities(measured, kind)[::-1], strict=True))
+@dataclass(frozen=True)
+class BankPair:
+    """Two banks, and the inputs that both have."""
 
+    one: MaskMeasurements
+    other: MaskMeasurements
+    index_of_one: Sequence[int]
+    """Of every shared input, its index in the first bank; of equal texts, the first one's."""
+    index_of_other: Sequence[int]
 
-def _pair_correlation(
-    one: MaskMeasurements, other: MaskMeasurements, x: np.ndarray, y: np.ndarray, seed: int
-) -> dict[str, object]:
-    for measured in (one, other):
-        if len(measured.sizes) < MIN_CURVE_SIZES:
-            return {"n": len(x), "note": f"not defined: {measured.name} has fewer than {MIN_CURVE_SIZES} sizes"}
-    if len(x) < MIN_CORRELATION_INPUTS:
-        counts = ", ".join(f"{bank.name} has {len(bank.names)} inputs from {bank.source}" for bank in (one, other))
-        return {"n": len(x), "note": f"different inputs ({len(x)} shared): {counts}"}
-    return correlation(x, y, seed, (one.name, other.name)).row()
+    @classmethod
+    def of(cls, one: MaskMeasurements, other: MaskMeasurements) -> "BankPair":
+        """Match the inputs of two banks by their text."""
+        first, second = ({text: i for i, text in reversed([*enumerate(bank.contexts)])} for bank in (one, other))
+        shared = [text for text in dict.fromkeys(one.contexts) if text in second]
+        return cls(one, other, [first[text] for text in shared], [second[text] for text in shared])
+
+    @property
+    def kinds(self) -> dict[str, tuple[str, str]]:
+        """The kinds of both that correspond: the banks' own subgraphs, norm, s-trace, and random controls."""
+        banks = (self.one, self.other)
+        roles = {_OWN: [bank.own_kind for bank in banks]} | {kind: [kind] * 2 for kind in (NORM_KIND, STRACE_KIND)}
+        roles[_CONTROL] = [bank.control_kind or "" for bank in banks]
+        return {
+            role: (kinds[0], kinds[1])
+            for role, kinds in roles.items()
+            if all(kind in bank.kinds for kind, bank in zip(kinds, banks, strict=True))
+        }
+
+    @cached_property
+    def given(self) -> dict[str, np.ndarray]:
+        """What is partialled out, by name: metrics of both full models at the shared inputs."""
+        columns = {f"{name} of {bank.name}": bank.full_model(name)[index] for bank, index in (
+            (self.one, self.index_of_one), (self.other, self.index_of_other)
+        ) for name in AGREEMENT_GIVEN}  # fmt: skip
+        return varying(columns)
+
+    def densities(self, role: str) -> np.ndarray:
+        """Return the normalised densities of the shared inputs in both banks, shape (2, inputs)."""
+        kinds = self.kinds[role]
+        one = normalized_densities(self.one, kinds[0])[self.index_of_one]
+        return np.stack([one, normalized_densities(self.other, kinds[1])[self.index_of_other]])
+
+    def correlate(self, role: str, seed: int) -> dict[str, Any]:
+        """Return the plain and the partial correlation of the densities of one kind, as columns."""
+        n = len(self.index_of_one)
+        for measured in (self.one, self.other):
+            if len(measured.sizes) - measured.n_short_sizes < MIN_CURVE_SIZES:
+                return {"n": n, "note": f"not defined: {measured.name} has fewer than {MIN_CURVE_SIZES} sizes"}
+        if n < MIN_CORRELATION_INPUTS:
+            counts = [f"{bank.name} has {len(bank.names)} inputs from {bank.source}" for bank in (self.one, self.other)]
+            return {"n": n, "note": f"different inputs ({n} shared): {', '.join(counts)}"}
+        x, y = self.densities(role)
+        names = (self.one.name, self.other.name)
+        partial = correlation(x, y, seed, names, list(self.given.values()))
+        columns = {"partial": partial.rho, "partial_low": partial.low, "partial_high": partial.high}
+        columns |= {"partial_p": partial.p, "partial_note": partial.note, "given": ", ".join(self.given)}
+        return correlation(x, y, seed, names).row() | columns
+
+    def excess(self, seed: int) -> dict[str, float]:
+        """Return how much more the banks' own densities agree than those of random controls, as columns."""
+        given = list(self.given.values())
+        if _CONTROL not in self.kinds or len(self.index_of_one) < MIN_CORRELATION_INPUTS + len(given):
+            return {}
+        own, control = (np.stack([*self.densities(role), *given]) for role in (_OWN, _CONTROL))
+        resampled = rank_bootstrap(own, seed) - rank_bootstrap(control, seed)
+        low, high = interval(resampled)
+        columns = {"excess": partial_rank_correlation(own) - partial_rank_correlation(control)}
+        return columns | {"excess_low": float(low), "excess_high": float(high), "excess_p": bootstrap_p(resampled)}
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from masklearn.density.curves import MIN_CURVE_SIZES, densities
-from masklearn.density.measurements import COMPARED_KINDS, MaskMeasurements
+from masklearn.density.curves import MIN_CURVE_SIZES, densities, normalized_densities
+from masklearn.density.measurements import MaskMeasurements
 from masklearn.density.statistics import correlation
 
 FULL_MODEL_PROPERTIES = ("entropy", "loss", "next_rarity", "last_rarity")
@@ -15,6 +15,7 @@ PROPERTY_LABELS = {
     "next_rarity": "rarity of the next token",
     "last_rarity": "rarity of the last context token",
     "context": "context length",
+    "answer": "being a token of the answer",
     "true_entropy": "true entropy of the language",
 }
 """Properties with which density is correlated, as figures and notes name them."""
@@ -25,19 +26,24 @@ UNDEFINED_REASONS = {
     "true_entropy": "the language of these texts is unknown",
 }
 """Why a property has no value for any input of a bank."""
+GIVEN = ("entropy", "next_rarity", "last_rarity", "context")
+"""Properties that are partialled out of the correlation with any other one: entropy, token frequencies and length."""
 
 
 def input_properties(measured: MaskMeasurements) -> pd.DataFrame:
     """Return a row per input: its density under every kind of subgraph, and its properties."""
     columns = {"bank": measured.name, "input": measured.names, "context_text": measured.contexts}
     columns |= {f"density_{kind}": densities(measured, kind) for kind in measured.sized_kinds}
+    columns |= {f"normalized_density_{kind}": normalized_densities(measured, kind) for kind in measured.sized_kinds}
     columns |= {name: measured.full_model(name) for name in FULL_MODEL_PROPERTIES} | {"context": measured.lengths}
     true_entropy = measured.true_entropy or [None] * len(measured.names)
-    return pd.DataFrame(columns | {"true_entropy": np.array(true_entropy, dtype=float)})
+    is_answer = measured.is_answer or [None] * len(measured.names)
+    of_text = {"true_entropy": np.array(true_entropy, dtype=float), "answer": np.array(is_answer, dtype=float)}
+    return pd.DataFrame(columns | of_text)
 
 
 def density_correlations(measured: MaskMeasurements, inputs: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Correlate (Spearman) density with each property, for every kind of subgraph.
+    """Correlate (Spearman) density with each property, plain and given the others of `GIVEN`, for every kind.
 
     Args:
         measured: The bank.
@@ -46,16 +52,38 @@ def density_correlations(measured: MaskMeasurements, inputs: pd.DataFrame, seed:
     """
     rows = []
     for kind in measured.sized_kinds:
+        density = inputs[f"normalized_density_{kind}"].to_numpy(float)
         for name, label in PROPERTY_LABELS.items():
-            x, y = inputs[f"density_{kind}"].to_numpy(float), inputs[name].to_numpy(float)
+            if name == "answer" and not measured.is_answer:
+                continue
+            y = inputs[name].to_numpy(float)
             if name in UNDEFINED_REASONS and np.isnan(y).all():
                 found = {"n": 0, "note": f"not defined: {UNDEFINED_REASONS[name]}"}
-            elif len(measured.sizes) < MIN_CURVE_SIZES:
-                found = {"n": len(x), "note": f"not defined: density needs {MIN_CURVE_SIZES} sizes or more"}
+            elif np.isnan(density).all():
+                found = {"n": len(y), "note": f"not defined: density needs {MIN_CURVE_SIZES} sizes or more"}
             else:
-                found = correlation(x, y, seed, ("density", label)).row()
+                given = {other: inputs[other].to_numpy(float) for other in GIVEN if other != name}
+                found = _plain_and_partial(density, y, given, seed, label)
             rows.append({"bank": measured.name, "kind": kind, "with": name, **found})
-    return pd.DataFrame(rows, columns=["bank", "kind", "with", "rho", "low", "high", "p", "n", "note"])
+    columns = ["rho", "low", "high", "p", "n", "note"]
+    partial = ["partial", "partial_low", "partial_high", "partial_p", "given", "partial_note"]
+    return pd.DataFrame(rows, columns=["bank", "kind", "with", *columns, *partial])
+
+
+def _plain_and_partial(
+    density: np.ndarray, y: np.ndarray, given: dict[str, np.ndarray], seed: int, label: str
+) -> dict[str, object]:
+    given = varying(given)
+    plain = correlation(density, y, seed, ("density", label))
+    partial = correlation(density, y, seed, ("density", label), list(given.values()))
+    columns = {"partial": partial.rho, "partial_low": partial.low, "partial_high": partial.high}
+    names = {"partial_p": partial.p, "given": ", ".join(given), "partial_note": partial.note}
+    return plain.row() | columns | names
+
+
+def varying(properties: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the properties that have a value for every input and are not the same for all of them."""
+    return {name: values for name, values in properties.items() if not np.isnan(values).any() and np.ptp(values) > 0}
 
 
 def token_densities(measured: MaskMeasurements) -> pd.DataFrame:
@@ -63,12 +91,17 @@ def token_densities(measured: MaskMeasurements) -> pd.DataFrame:
 
     Such inputs are named `<text>:<position>`, and their density is that of the last token.
     """
-    other_kinds = [kind for kind in COMPARED_KINDS[1:] if kind in measured.kinds]
+    kinds = {kind: f"density_{kind}" for kind in measured.compared_kinds if kind != measured.own_kind}
     table = pd.DataFrame({"input": measured.names, "token": measured.tokens, "density": densities(measured)})
-    table = table.assign(**{f"density_{kind}": densities(measured, kind) for kind in other_kinds})
+    table = table.assign(normalized_density=normalized_densities(measured))
+    table = table.assign(**{f"normalized_{name}": normalized_densities(measured, kind) for kind, name in kinds.items()})
+    table = table.assign(**{name: densities(measured, kind) for kind, name in kinds.items()})
+    if measured.is_answer:
+        table = table.assign(part=np.where(measured.is_answer, "answer", "prompt"))
     split = [[int(field) for field in name.split(":")] if ":" in name else [None, None] for name in measured.names]
     text, position = (pd.array([pair[i] for pair in split], dtype="Int64") for i in (0, 1))
     table = table.assign(bank=measured.name, text=text, at=position)
     table = table.dropna(subset=["text"]).sort_values(["text", "at"])
-    columns = ["bank", "text", "at", "token", "density", *(f"density_{kind}" for kind in other_kinds)]
+    columns = ["bank", "text", "at", "token", *(["part"] if measured.is_answer else []), "density"]
+    columns += ["normalized_density", *kinds.values(), *(f"normalized_{name}" for name in kinds.values())]
     return table.reset_index(drop=True).reindex(columns=columns)

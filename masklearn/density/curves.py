@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from masklearn.density.measurements import LEARNED_KIND, REPORTED_NUCLEI, MaskMeasurements
-from masklearn.density.statistics import bootstrap_ci
+from masklearn.density.measurements import REPORTED_NUCLEI, MaskMeasurements
+from masklearn.density.statistics import bootstrap_ci, bootstrap_means, bootstrap_p
 
 MIN_CURVE_SIZES = 3
 """Fewest sizes for which an area under a curve is reported."""
@@ -30,11 +30,31 @@ def area(tv: np.ndarray, fractions: np.ndarray) -> np.ndarray:
     return np.asarray(np.trapezoid(np.concatenate([tv, full_model]), x, axis=0))
 
 
-def densities(measured: MaskMeasurements, kind: str = LEARNED_KIND) -> np.ndarray:
-    """Compute every input's computation density under one kind of subgraph, shape (inputs,); NaN for too few sizes."""
+def densities(measured: MaskMeasurements, kind: str | None = None) -> np.ndarray:
+    """Compute every input's computation density under one kind of subgraph, its own by default.
+
+    Returns:
+        Shape (inputs,); NaN for too few sizes.
+    """
     if len(measured.sizes) < MIN_CURVE_SIZES:
         return np.full(len(measured.names), np.nan)
-    return area(measured.values(kind, "tv"), measured.fractions)
+    return area(measured.values(kind or measured.own_kind, "tv"), measured.fractions)
+
+
+def normalized_densities(measured: MaskMeasurements, kind: str | None = None) -> np.ndarray:
+    """Compute every input's density divided by the decades that the sizes span: its mean TV over log size, 0 to 1.
+
+    It compares models of different numbers of nodes. Of edges, sizes that cannot hold a path from a token to the output
+    in half of the texts are left out, since such subgraphs do not depend on the text.
+
+    Returns:
+        Shape (inputs,); NaN for too few sizes.
+    """
+    first = measured.n_short_sizes
+    fractions, tv = measured.fractions[first:], measured.values(kind or measured.own_kind, "tv")[first:]
+    if len(fractions) < MIN_CURVE_SIZES:
+        return np.full(len(measured.names), np.nan)
+    return area(tv, fractions) / -np.log10(fractions[0])
 
 
 def curve(measured: MaskMeasurements, seed: int) -> pd.DataFrame:
@@ -82,13 +102,17 @@ def nuclei(measured: MaskMeasurements) -> pd.DataFrame:
 
 
 def unigrams(measured: MaskMeasurements, seed: int) -> pd.DataFrame:
-    """Return KL (nats) from the full model and from the unigram, and the share of inputs nearer to the unigram."""
+    """Return KL (nats) from the full model and from the unigram, and the share of inputs nearer to the unigram.
+
+    The p-value of the share is against one half.
+    """
     frames = []
     for kind in measured.sized_kinds:
         full_kl, unigram_kl = measured.values(kind, "kl"), measured.values(kind, "unigram_kl")
         nearer = (unigram_kl < full_kl).astype(float)
         metrics = {"full_kl": full_kl, "unigram_kl": unigram_kl, "nearer_to_unigram": nearer}
-        frames.append(_means_by_size(measured, kind, metrics, seed))
+        against_half = [bootstrap_p(resampled, 0.5) for resampled in bootstrap_means(nearer, seed).T]
+        frames.append(_means_by_size(measured, kind, metrics, seed).assign(nearer_to_unigram_p=against_half))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -5,112 +5,147 @@ from typing import Any
 
 import pandas as pd
 
-from masklearn.density.measurements import LEARNED_KIND, MaskMeasurements, size_text
+from masklearn.density.measurements import MaskMeasurements, size_text
 from masklearn.density.tables import Tables, select_rows
+from masklearn.density.verdicts import ALPHA, Claim, Comparison, verdicts
 
 RULES = {
-    "two phases": "In at least 95 % of bootstrap resamples, the piecewise linear fit to mean TV over "
-    "log10(s / n_nodes) turns from its steepest descent to a flatter segment. At that size, at least half of the "
-    "inputs recover the full model's top token.",
-    "early core": "At the smallest size at which half of the inputs recover the full model's top token, the relative "
-    "share of the first quarter of the layers is above 1 (lower end of its interval).",
-    "heads enter late": "At that same size, the relative share of attention heads is below 1 (upper end of its "
-    "interval).",
+    "two phases": "The piecewise linear fit to mean TV over log10 of the relative size turns from its steepest descent "
+    "to a flatter segment, and at that size at least half of the inputs recover the full model's top token; the "
+    "p-value is the doubled share of bootstrap resamples in which it does not.",
+    "early core": "At the smallest size at which half of the inputs recover the full model's top token, the share of "
+    "the first quarter of the layers in the subgraphs is larger than in the whole model, and larger than in the random "
+    "control's subgraphs of the same inputs.",
+    "heads enter late": "At that same size, the share of attention heads in subgraphs of nodes is smaller than in the "
+    "whole model; random-matched subgraphs have as many by construction, so the model's share is the control. In "
+    "subgraphs of edges, the share of attention edges is smaller than in the whole graph and than in random connected "
+    "subgraphs.",
     "density goes with uncertainty": "The rank correlation of density with the entropy of the full model's "
-    "distribution is above 0 (lower end of its interval).",
-    "sparse subgraphs are unigram-like": "At the smallest size, more than half of the inputs have a subgraph that is "
-    "nearer to the unigram distribution than to the full model (lower end of the interval of their share).",
-    "density is alike across models": "For every two different models with the same inputs, the rank correlation of "
-    "the inputs' densities is above 0 (lower end of its interval).",
+    "distribution is above 0, plain and given token frequencies and context length.",
+    "sparse subgraphs are unigram-like": "At the smallest size (of edges: that can hold a path from a token to "
+    "the output), more than half of the inputs have a subgraph that is nearer to the "
+    "unigram distribution than to the full model.",
+    "density is alike across models": "For every two different models with the same inputs and sizes in the same unit, "
+    "the inputs' densities agree given entropies and token frequencies (partial rank correlation above 0), and more so "
+    "than the densities of random-matched subgraphs (paired bootstrap of the difference).",
 }
-"""When each finding holds; intervals are 95 % bootstrap intervals over inputs."""
-MIN_BEND_SHARE = 0.95
-"""Share of bootstrap resamples that must show a bend for `two phases` to hold."""
+"""When each finding holds: all of its estimates are on its side, and the largest of their two-sided p-values, corrected
+for the number of verdicts (Holm), is at most 0.05. No verdict compares sizes in nodes with sizes in edges."""
+FIRST_QUARTER = "quarter 1"
 
 
 def findings(measurements: Sequence[MaskMeasurements], tables: Tables) -> pd.DataFrame:
-    """Return a row per bank and finding: the verdict, and the numbers that decide it."""
-    rows = [row for measured in measurements for row in _bank_findings(measured, tables)]
-    return pd.DataFrame([*rows, _across_models(tables["across"])])
+    """Return a row per bank and finding: the verdict, the numbers that decide it, and what would flip it."""
+    claims = [claim for measured in measurements for claim in _bank_claims(measured, tables)]
+    return verdicts([*claims, _across_models(measurements, tables["across"])])
 
 
-def _bank_findings(measured: MaskMeasurements, tables: Tables) -> list[dict[str, Any]]:
+def _bank_claims(measured: MaskMeasurements, tables: Tables) -> list[Claim]:
     of_bank = {name: select_rows(table, bank=measured.name) for name, table in tables.items()}
     phases = of_bank["phases"].set_index("what")
     if not len(phases) or len(measured.names) < 2:
         reason = "too few sizes" if not len(phases) else "one input has no interval"
-        return [_row(measured.name, finding, None, reason) for finding in list(RULES)[:-1]]
-    learned = {name: select_rows(table, kind=LEARNED_KIND) for name, table in of_bank.items()}
+        needs = "at least 3 sizes: --model.sizes log:12" if not len(phases) else "more inputs: --data.limit 100"
+        return [Claim(measured.name, finding, reason, needs=needs) for finding in list(RULES)[:-1]]
+    own = {name: select_rows(table, kind=measured.own_kind) for name, table in of_bank.items()}
     head, refinement = phases.loc["head in place"], phases.loc["refinement begins"]
+    s = min(float(head["s"]), float(own["composition"]["s"].to_numpy().max()))
+    parts = select_rows(own["composition"], s=s).set_index("part")
     return [
-        _two_phases(measured.name, head, refinement, measured.unit),
-        *_composition_findings(measured.name, head, learned["composition"], measured.unit),
-        _uncertainty(measured.name, learned["relations"]),
-        _unigram_like(measured.name, learned["unigram"], measured.unit),
-    ]
+        _two_phases(measured, head, refinement),
+        _share_claim(measured, "early core", parts.loc[FIRST_QUARTER], s, above=True, has_control=True),
+        _share_claim(
+            measured, "heads enter late", parts.loc["heads" if measured.unit == "nodes" else "attention"], s,
+            above=False, has_control=measured.unit == "edges",
+        ),
+        _uncertainty(measured, own["relations"]),
+        _unigram_like(measured, of_bank["unigram"]),
+    ]  # fmt: skip
 
 
-def _two_phases(bank: str, head: Mapping[str, Any], refinement: Mapping[str, Any], unit: str) -> dict[str, Any]:
+def _two_phases(measured: MaskMeasurements, head: Mapping[str, Any], refinement: Mapping[str, Any]) -> Claim:
+    finding, unit = "two phases", measured.unit
     if pd.isna(refinement["share"]):
-        return _row(bank, "two phases", None, "too few sizes to detect a bend")
-    if pd.isna(refinement["s"]):
-        measured = f"no flatter segment follows the steepest one ({refinement['slopes']})"
-        return _row(bank, "two phases", False, measured)
-    measured = (
-        f"TV per decade of size {refinement['slopes']}; flatter from {size_text(refinement['s'], unit)} on "
-        f"({refinement['fraction']:.0%}) in {refinement['share']:.0%} of resamples; "
-        f"top token recovered by half of the inputs at {size_text(head['s'], unit)}"
+        return Claim(measured.name, finding, "too few sizes to detect a bend", needs="more sizes: --model.sizes log:12")
+    control = (
+        "does not bend" if pd.isna(refinement["control_s"]) else f"bends at {size_text(refinement['control_s'], unit)}"
     )
-    holds = refinement["share"] >= MIN_BEND_SHARE and head["s"] <= refinement["s"]
-    return _row(bank, "two phases", bool(holds), measured)
+    bend = (
+        f"no flatter segment follows the steepest one ({refinement['slopes']})"
+        if pd.isna(refinement["s"])
+        else f"flatter from {size_text(refinement['s'], unit)} on ({refinement['fraction']:.0%})"
+    )
+    text = (
+        f"{measured.own_kind}: TV per decade of size {refinement['slopes']}; {bend}, in {refinement['share']:.0%} of "
+        f"resamples; top token recovered by half of the inputs at {size_text(head['s'], unit)}; "
+        f"{measured.control_kind or 'no control'} {control}"
+    )
+    p, n = float(refinement["p"]), len(measured.names)
+    share = 1 - p / 2
+    what = "share of resamples with both phases in order"
+    comparison = Comparison(what, share, share, share, p, n, null=1 - ALPHA / 2)
+    return Claim(measured.name, finding, text, [comparison])
 
 
-def _composition_findings(
-    bank: str, head: Mapping[str, Any], composition: pd.DataFrame, unit: str
-) -> list[dict[str, Any]]:
-    s = min(float(head["s"]), float(composition["s"].to_numpy().max()))
-    parts = select_rows(composition, s=s).set_index("part")
-    core, heads = parts.loc["quarter 1"], parts.loc["heads"]
-    verdicts = {
-        "early core": (core, bool(core["low"] > 1)),
-        "heads enter late": (heads, bool(heads["high"] < 1)),
-    }
-    rows = []
-    for finding, (part, holds) in verdicts.items():
-        measured = f"{part.name} at {size_text(s, unit)}: {part['relative']:.2f} times its share ({_interval(part)})"
-        rows.append(_row(bank, finding, None if pd.isna(part["low"]) else holds, measured))
-    return rows
+def _share_claim(measured: MaskMeasurements, finding: str, row: Any, s: float, above: bool, has_control: bool) -> Claim:
+    n, part = len(measured.mask.groups), getattr(row, "name", "")
+    if pd.isna(row["relative_p"]):
+        return Claim(
+            measured.name, finding, "one mask has no interval", needs="masks of single texts: --model.scope input"
+        )
+    relative = Comparison(
+        f"{part} over its share", row["relative"], row["low"], row["high"], row["relative_p"], n, 1.0, above
+    )
+    comparisons = [relative]
+    if has_control and measured.control_kind and not pd.isna(row.get("excess_p")):
+        what = f"{part} minus {measured.control_kind}"
+        comparisons.append(Comparison.of(what, row, "excess", n, above=above))
+    text = "; ".join(one.text() for one in comparisons)
+    return Claim(measured.name, finding, f"{measured.own_kind} at {size_text(s, measured.unit)}: {text}", comparisons)
 
 
-def _uncertainty(bank: str, relations: pd.DataFrame) -> dict[str, Any]:
+def _uncertainty(measured: MaskMeasurements, relations: pd.DataFrame) -> Claim:
     finding, found = "density goes with uncertainty", relations.set_index("with").loc["entropy"]
-    if pd.isna(found["rho"]):
-        return _row(bank, finding, None, found["note"])
-    measured = f"rho {found['rho']:.2f} ({_interval(found)}), p {found['p']:.2g}, {found['n']} inputs"
-    return _row(bank, finding, bool(found["low"] > 0), measured)
+    if pd.isna(found["rho"]) or pd.isna(found["partial"]):
+        note = found["note"] or found["partial_note"]
+        return Claim(measured.name, finding, note, needs="inputs of different entropy, more of them: --data.limit 100")
+    n = int(found["n"])
+    plain = Comparison("rho", found["rho"], found["low"], found["high"], found["p"], n)
+    partial = Comparison.of(f"partial rho given {found['given'] or 'nothing'}", found, "partial", n)
+    return Claim(measured.name, finding, f"{plain.text()}; {partial.text()}; {n} inputs", [plain, partial])
 
 
-def _unigram_like(bank: str, unigram: pd.DataFrame, unit: str) -> dict[str, Any]:
-    smallest = unigram.sort_values("s").iloc[0]
-    share, low, high = (smallest[f"nearer_to_unigram{end}"] for end in ("", "_low", "_high"))
-    measured = (
-        f"{share:.0%} of inputs nearer to the unigram at {size_text(smallest['s'], unit)} ({low:.0%} to {high:.0%})"
-    )
-    return _row(bank, "sparse subgraphs are unigram-like", bool(low > 0.5), measured)
+def _unigram_like(measured: MaskMeasurements, unigram: pd.DataFrame) -> Claim:
+    at_size = select_rows(unigram, s=measured.sizes[min(measured.n_short_sizes, len(measured.sizes) - 1)])
+    smallest, control = (
+        select_rows(at_size, kind=measured.own_kind).iloc[0], select_rows(at_size, kind=measured.control_kind)
+    )  # fmt: skip
+    share = Comparison.of("share nearer to the unigram", smallest, "nearer_to_unigram", len(measured.names), null=0.5)
+    of_control = ""
+    if len(control):
+        share_of_control = control.iloc[0]["nearer_to_unigram"]
+        of_control = f"; {measured.control_kind} {share_of_control:.2f}"
+    text = f"{share.text()} at {size_text(smallest['s'], measured.unit)}{of_control}; unigram of {measured.corpus}"
+    return Claim(measured.name, "sparse subgraphs are unigram-like", text, [share])
 
 
-def _across_models(across: pd.DataFrame) -> dict[str, Any]:
-    pairs = select_rows(across, kind=LEARNED_KIND).to_dict("records")
-    known = [pair for pair in pairs if not pair["same_model"] and not pd.isna(pair["rho"])]
-    measured = "; ".join(f"{pair['one']} and {pair['other']}: {pair['rho']:.2f} ({_interval(pair)})" for pair in known)
-    holds = all(pair["low"] > 0 for pair in known) if known else None
-    return _row("all", "density is alike across models", holds, measured or "no two models share enough inputs")
-
-
-def _row(bank: str, finding: str, holds: bool | None, measured: str) -> dict[str, Any]:
-    verdict = "not known" if holds is None else "holds" if holds else "does not hold"
-    return {"bank": bank, "finding": finding, "verdict": verdict, "measured": measured}
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    return f"{row['low']:.2f} to {row['high']:.2f}"
+def _across_models(measurements: Sequence[MaskMeasurements], across: pd.DataFrame) -> Claim:
+    finding, comparisons = "density is alike across models", list[Comparison]()
+    texts = list[str]()
+    for pair in across.to_dict("records"):
+        if pair["same_model"] or " / " in pair["units"] or pd.isna(pair["excess"]) or pd.isna(pair["partial"]):
+            continue
+        names = f"{pair['one']} and {pair['other']}"
+        partial = Comparison.of(f"partial rho of {names}", pair, "partial", int(pair["n"]))
+        excess = Comparison.of("more than of random subgraphs by", pair, "excess", int(pair["n"]))
+        comparisons += [partial, excess]
+        texts.append(f"{partial.text()}, {excess.text()}, plain {pair['rho']:.2f}")
+    if comparisons:
+        return Claim("all", finding, "; ".join(texts), comparisons)
+    n_models = len({measured.mask.model.fingerprint for measured in measurements})
+    if n_models < 2:
+        return Claim(
+            "all", finding, "a study of one model", needs="a second model on the same texts: --mask A --mask B"
+        )
+    needs = "two models on the same texts, enough of them, with sizes in the same unit"
+    return Claim("all", finding, "no two models share enough inputs, sizes and units", needs=needs)

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from masklearn.edges import EdgeBank
+from masklearn.evaluation.edge_report import EDGE_PARTS, PART_COUNTS, STRACE_KIND, WHOLE_PART_COUNTS
 from masklearn.evaluation.metrics import NUCLEI
 from masklearn.evaluation.per_text import PerTextResults
 from masklearn.mask_file import Mask
@@ -21,12 +22,24 @@ NORM_KIND = "norm"
 """The nodes that contribute most to the residual stream by L1 norm."""
 MATCHED_KIND = "random-matched"
 """Random subgraphs with as many heads and MLPs as the learned one."""
-COMPARED_KINDS = (LEARNED_KIND, NORM_KIND, MATCHED_KIND)
-"""Kinds of subgraphs in tables and figures that do not cover every kind."""
+RANDOM_KIND = "random"
+"""Random subgraphs: nodes drawn uniformly, or edges grown backward from the output at random."""
 REPORTED_NUCLEI = (1, 5, 10, 20, 40, 60, 80, 90)
 """Nuclei whose recovery is reported, in percent of the probability; the first is the top token."""
 N_DEPTH_QUARTERS = 4
 """Depth ranges of (nearly) equal size into which layers are grouped."""
+
+
+class Corpus(NamedTuple):
+    """The texts that the unigram distribution of a bank was counted on."""
+
+    tokens: int
+    """Tokens, those at the beginning of a text left out."""
+    distinct: int
+    """Different ones among them."""
+
+    def __str__(self) -> str:
+        return f"{self.tokens:,} tokens, {self.distinct:,} distinct"
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,10 @@ class MaskMeasurements:
     """Entropy of the language at the scored positions, in nats; empty if the language is unknown."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Duration of each step of the run, in seconds."""
+    corpus: Corpus | None = None
+    """Size of the corpus of the unigram distribution."""
+    is_answer: Sequence[bool] = ()
+    """Whether every input's scored token is one of an answer, where the texts have prompts and answers."""
 
     @property
     def unit(self) -> str:
@@ -95,14 +112,36 @@ class MaskMeasurements:
         return list(self.results)
 
     @property
+    def own_kind(self) -> str:
+        """Kind of the bank's own subgraphs: learned, or another method that chose them, such as s-trace."""
+        return self.mask.method if isinstance(self.mask, EdgeBank) else LEARNED_KIND
+
+    @property
+    def control_kind(self) -> str | None:
+        """Kind of random subgraphs that the bank's own are tested against: random-matched if there are any."""
+        return next((kind for kind in (MATCHED_KIND, RANDOM_KIND) if kind in self.results), None)
+
+    @property
+    def n_short_sizes(self) -> int:
+        """Sizes, from the smallest, that cannot hold a path from a token to the output in half of the texts or more.
+
+        A path takes up to two edges a layer, and smaller subgraphs do not depend on the text. 0 for banks of nodes.
+        """
+        if not isinstance(self.mask, EdgeBank):
+            return 0
+        path = 2 * self.mask.graph.n_layers / float(np.median(self.mask.n_edges))
+        return sum(share < path for share in self.mask.shares)
+
+    @property
     def sized_kinds(self) -> list[str]:
         """Kinds whose subgraphs have exactly `s` nodes: every kind except the inverse."""
         return [kind for kind in self.kinds if kind != INVERSE_KIND]
 
     @property
     def compared_kinds(self) -> list[str]:
-        """Those of `COMPARED_KINDS` that were measured, in the order of measurement."""
-        return [kind for kind in self.kinds if kind in COMPARED_KINDS]
+        """Kinds that are compared everywhere: the bank's own, norm, s-trace, and the random control."""
+        kinds = dict.fromkeys((self.own_kind, NORM_KIND, STRACE_KIND, self.control_kind or ""))
+        return [kind for kind in kinds if kind in self.results]
 
     def values(self, kind: str, metric: str) -> np.ndarray:
         """Return a metric of one kind of subgraph, mean over random draws, shape (sizes, inputs)."""
@@ -110,7 +149,7 @@ class MaskMeasurements:
 
     def full_model(self, metric: str) -> np.ndarray:
         """Return a metric of the full model, shape (inputs,)."""
-        return self.results[LEARNED_KIND].texts[metric].numpy()
+        return self.results[self.own_kind].texts[metric].numpy()
 
     def recovered(self, kind: str) -> np.ndarray:
         """Return whether half or more of an input's positions recover a nucleus.
@@ -137,6 +176,7 @@ class MaskMeasurements:
             "revision": model.revision or "",
             "fingerprint": model.fingerprint,
             "sizes in": self.unit,
+            "method": self.own_kind,
             "nodes": graph.n_nodes,
             "layers": graph.n_layers,
             "heads a layer": graph.n_heads,
@@ -145,6 +185,7 @@ class MaskMeasurements:
             "scored": self.mask.positions,
             "texts": self.source,
             "inputs": len(self.names),
+            "unigram counted on": str(self.corpus or "not known"),
             "sizes": ", ".join(map(str, self.sizes)),
             **{f"{step} (s)": round(seconds, 1) for step, seconds in self.seconds.items()},
         }
@@ -167,17 +208,33 @@ class MaskMeasurements:
             frames.append(pd.DataFrame(columns))
         return pd.concat(frames, ignore_index=True)
 
-    def model_parts(self) -> dict[str, np.ndarray]:
-        """Return which nodes belong to each part of the model, boolean of shape (nodes,); empty parts are left out.
+    def part_shares(self, kind: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return the share of each part of the model in the subgraphs, and its share in the whole graph.
 
-        Layer l of n belongs to quarter floor(4 l / n) + 1 of the depth.
+        Of nodes: heads, MLPs, and quarters of the depth. Of edges: those of the attention, of MLPs and of the residual
+        stream, and quarters of the depth. Layer l of n belongs to quarter floor(4 l / n) + 1; empty parts are left out.
+
+        Returns:
+            By part, both shares: of shape (sizes, groups) and (groups,).
         """
-        nodes, n_layers = self.mask.graph.nodes, self.mask.graph.n_layers
-        quarter = np.array([N_DEPTH_QUARTERS * node.layer // n_layers for node in nodes])
-        is_head = np.array([node.head is not None for node in nodes])
-        parts = {"heads": is_head, "MLPs": ~is_head}
-        parts |= {f"quarter {i + 1}": quarter == i for i in range(N_DEPTH_QUARTERS)}
-        return {part: members for part, members in parts.items() if members.any()}
+        n_layers = self.mask.graph.n_layers
+        quarter = np.array([N_DEPTH_QUARTERS * layer // n_layers for layer in range(n_layers)])
+        if isinstance(self.mask, EdgeBank):
+            kept, whole = self.values(kind, PART_COUNTS), self.full_model(WHOLE_PART_COUNTS)
+            names = EDGE_PARTS
+        else:
+            is_head = np.array([node.head is not None for node in self.mask.graph.nodes])
+            layer = np.array([node.layer for node in self.mask.graph.nodes])
+            by_cell = np.stack([(layer == i) & (is_head == head) for i in range(n_layers) for head in (True, False)], 1)
+            kept = (self.node_use(kind) @ by_cell).reshape(len(self.sizes), -1, n_layers, 2)
+            whole = np.tile(by_cell.sum(0).reshape(1, n_layers, 2), (kept.shape[1], 1, 1))
+            names = ("heads", "MLPs")
+        counts = {name: (kept[..., i].sum(-1), whole[..., i].sum(-1)) for i, name in enumerate(names)}
+        for i in range(N_DEPTH_QUARTERS):
+            inside = quarter == i
+            counts[f"quarter {i + 1}"] = (kept[..., inside, :].sum((-2, -1)), whole[..., inside, :].sum((-2, -1)))
+        total = np.maximum(kept.sum((-2, -1)), 1), whole.sum((-2, -1))
+        return {part: (k / total[0], w / total[1]) for part, (k, w) in counts.items() if w.all()}
 
 
 def size_text(s: float, unit: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from masklearn.density.curves import MIN_CURVE_SIZES
-from masklearn.density.measurements import LEARNED_KIND, MaskMeasurements
-from masklearn.density.statistics import bootstrap_means
+from masklearn.density.measurements import MaskMeasurements
+from masklearn.density.statistics import bootstrap_means, interval
 
 MIN_BEND_POINTS = 6
 """Fewest points of a curve, the full model included, for which a bend is reported with an interval."""
@@ -69,28 +69,77 @@ def _break_choices(n_points: int, max_segments: int) -> Iterator[tuple[int, ...]
 
 
 def phases(measured: MaskMeasurements, seed: int) -> list[dict[str, Any]]:
-    """Locate the two phases of the learned subgraphs' density curve, with bootstrap intervals over inputs.
+    """Locate the two phases of the density curve of a bank's own subgraphs, with bootstrap intervals over inputs.
 
     The phase `head in place` begins at the smallest size at which at least half of the inputs recover the full model's
     top token (the head of its distribution). Refinement begins where the piecewise linear fit to mean TV over
-    log10 of the relative size turns from its steepest descent to a flatter segment.
+    log10 of the relative size turns from its steepest descent to a flatter segment. `share` is the share of resamples
+    with such a bend, `p` twice that of resamples without one at or after the head (as p-values are two-sided), and
+    `control_s` the size at which the mean curve of the random control bends.
 
     Returns:
         Two rows of the table `phases`; none if there are too few sizes for a curve.
     """
     if len(measured.sizes) < MIN_CURVE_SIZES:
         return []
-    refinement, mean_fit = _refinement(measured, seed)
-    slopes = "; ".join(f"{slope:.2f}" for slope in mean_fit.slopes)
-    rows = [_head_in_place(measured, seed), refinement]
+    n, resample = measured.full_size, len(measured.names) > 1
+    head, head_sizes = _head_in_place(measured, seed if resample else None)
+    curve = MeanCurve.of(measured, measured.own_kind)
+    fit = curve.fit(curve.tv.mean(1)[None])[0]
+    bends = np.array([])
+    if resample and len(curve.x) >= MIN_BEND_POINTS:
+        fits = curve.fit(bootstrap_means(curve.tv, seed))
+        bends = np.array([np.nan if one.refinement is None else n * 10**one.refinement for one in fits])
+    bent = bends[~np.isnan(bends)]
+    refinement = {
+        "what": "refinement begins",
+        "s": None if fit.refinement is None else n * 10**fit.refinement,
+        **_interval(bent if len(bent) * 2 >= len(bends) else np.array([])),
+        "share": len(bent) / len(bends) if len(bends) else None,
+        "p": _two_sided(~(head_sizes <= bends * (1 + 1e-9))) if len(bends) else None,
+        "control_s": _control_bend(measured),
+    }
+    rows, slopes = [head, refinement], "; ".join(f"{slope:.2f}" for slope in fit.slopes)
     for row in rows:
-        fraction = row["s"] and row["s"] / measured.full_size
-        row |= {"bank": measured.name, "fraction": fraction, "slopes": slopes}
+        row |= {"bank": measured.name, "fraction": row["s"] and row["s"] / n, "slopes": slopes}
     return rows
 
 
-def _head_in_place(measured: MaskMeasurements, seed: int) -> dict[str, Any]:
-    top_token = measured.recovered(LEARNED_KIND)[..., 0].astype(float)
+@dataclass(frozen=True)
+class MeanCurve:
+    """TV of one kind of subgraph against log10 of the relative size."""
+
+    x: np.ndarray
+    """Shape (points,), the full model included."""
+    tv: np.ndarray
+    """Shape (sizes, inputs)."""
+
+    @classmethod
+    def of(cls, measured: MaskMeasurements, kind: str) -> "MeanCurve":
+        """The curve of one kind."""
+        fractions = measured.fractions
+        return cls(
+            np.log10(fractions if fractions[-1] == 1 else np.append(fractions, 1.0)), measured.values(kind, "tv")
+        )
+
+    def fit(self, means: np.ndarray) -> list[PiecewiseFit]:
+        """Fit segments to mean curves (curves, sizes), the full model's TV of 0 appended where they lack it."""
+        lacking = len(self.x) - means.shape[1]
+        return fit_segments(self.x, np.pad(means, ((0, 0), (0, lacking))))
+
+
+def _control_bend(measured: MaskMeasurements) -> float | None:
+    """Return the size at which the control's mean curve turns from its steepest descent, or None."""
+    if measured.control_kind is None:
+        return None
+    curve = MeanCurve.of(measured, measured.control_kind)
+    bend = curve.fit(curve.tv.mean(1)[None])[0].refinement
+    return None if bend is None else measured.full_size * 10**bend
+
+
+def _head_in_place(measured: MaskMeasurements, seed: int | None) -> tuple[dict[str, Any], np.ndarray]:
+    """Return the row of the phase, and its size in every resample; without a seed there are none."""
+    top_token = measured.recovered(measured.own_kind)[..., 0].astype(float)
     sizes = np.append(measured.sizes, measured.full_size)
 
     def head_sizes(means: np.ndarray) -> np.ndarray:
@@ -98,38 +147,19 @@ def _head_in_place(measured: MaskMeasurements, seed: int) -> dict[str, Any]:
         reached = np.pad(means >= 0.5, ((0, 0), (0, 1)), constant_values=True)
         return sizes[reached.argmax(1)].astype(float)
 
-    resampled = head_sizes(bootstrap_means(top_token, seed)) if len(measured.names) > 1 else np.array([])
+    resampled = np.array([]) if seed is None else head_sizes(bootstrap_means(top_token, seed))
     size = head_sizes(top_token.mean(1)[None])[0]
-    return {"what": "head in place", "s": size, **_interval(resampled), "share": None}
+    return {"what": "head in place", "s": size, **_interval(resampled), "share": None}, resampled
 
 
-def _refinement(measured: MaskMeasurements, seed: int) -> tuple[dict[str, Any], PiecewiseFit]:
-    """Return the row of the refinement phase and the fit to the mean curve."""
-    n, tv = measured.full_size, measured.values(LEARNED_KIND, "tv")
-    includes_full = measured.sizes[-1] == n
-    x = np.log10(measured.fractions if includes_full else np.append(measured.fractions, 1.0))
-
-    def closed(means: np.ndarray) -> np.ndarray:
-        """Append the full model, whose TV is 0, to curves (curves, sizes) that lack it."""
-        return means if includes_full else np.pad(means, ((0, 0), (0, 1)))
-
-    mean_fit = fit_segments(x, closed(tv.mean(1)[None]))[0]
-    resampled = []
-    if len(measured.names) > 1 and len(x) >= MIN_BEND_POINTS:
-        resampled = [fit.refinement for fit in fit_segments(x, closed(bootstrap_means(tv, seed)))]
-    bends = np.array([n * 10**bend for bend in resampled if bend is not None])
-    row = {
-        "what": "refinement begins",
-        "s": None if mean_fit.refinement is None else n * 10**mean_fit.refinement,
-        **_interval(bends if len(bends) * 2 >= len(resampled) else np.array([])),
-        "share": len(bends) / len(resampled) if resampled else None,
-    }
-    return row, mean_fit
+def _two_sided(failed: np.ndarray) -> float:
+    """Return the p-value of a claim that fails in some resamples."""
+    return float(min(1.0, 2 * (failed.sum() + 1) / (len(failed) + 1)))
 
 
 def _interval(resampled: np.ndarray) -> dict[str, float | None]:
     """Return the 95 % percentile interval; None at both ends if there are no resamples."""
     if not len(resampled):
         return {"low": None, "high": None}
-    low, high = np.quantile(resampled, [0.025, 0.975])
+    low, high = interval(resampled)
     return {"low": float(low), "high": float(high)}

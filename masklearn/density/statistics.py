@@ -1,12 +1,14 @@
 """Bootstrap intervals and permutation p-values over inputs; every random draw has a seed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
 
-N_RESAMPLES = 1000
-"""Bootstrap resamples of the inputs."""
+N_RESAMPLES = 2000
+"""Bootstrap resamples of the inputs; the smallest two-sided p-value is 2 / (N_RESAMPLES + 1)."""
 N_PERMUTATIONS = 9999
 """Permutations of a p-value; the smallest two-sided p-value is 2 / (N_PERMUTATIONS + 1)."""
 CONFIDENCE = 0.95
@@ -27,21 +29,46 @@ def bootstrap_ci(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray,
     Returns:
         Mean, lower and upper end, each of shape (...). The ends are NaN if there is a single input.
     """
-    mean = values.mean(-1)
-    if values.shape[-1] < 2:
+    mean, n = values.mean(-1), values.shape[-1]
+    if n < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    found = stats.bootstrap(
-        (values,), np.mean, axis=-1, vectorized=True, n_resamples=N_RESAMPLES, batch=RESAMPLE_BATCH,
-        confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    return mean, found.confidence_interval.low, found.confidence_interval.high
+    resampled = bootstrap_means(values.reshape(-1, n), seed)
+    low, high = interval(resampled)
+    return mean, low.reshape(mean.shape), high.reshape(mean.shape)
+
+
+def interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the lower and upper end of the 95 % percentile interval: (resamples, ...) to (...) each."""
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    return low, high
 
 
 def bootstrap_means(values: np.ndarray, seed: int) -> np.ndarray:
     """Compute the mean over inputs in every bootstrap resample: (sizes, inputs) to (resamples, sizes)."""
-    rng, n = np.random.default_rng(seed), values.shape[-1]
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
-    return counts @ values.T / n
+    n = values.shape[-1]
+    return resampled_counts(n, seed, N_RESAMPLES) @ values.T / n
+
+
+@lru_cache(maxsize=8)
+def resampled_counts(n: int, seed: int, n_resamples: int) -> np.ndarray:
+    """Draw how often each of n inputs is in every bootstrap resample, shape (resamples, inputs)."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
+
+
+def bootstrap_p(resampled: np.ndarray, null: float = 0.0) -> float:
+    """Compute the two-sided bootstrap p-value of a statistic, shape (resamples,), against a value."""
+    tail = min((resampled <= null).sum(), (resampled >= null).sum())
+    return float(min(1.0, 2 * (tail + 1) / (len(resampled) + 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number (Holm 1979), in the order given; each is at least its own p-value."""
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    stepped = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors))
+    corrected = np.empty(len(p_values))
+    corrected[order] = stepped
+    return corrected.tolist()
 
 
 @dataclass(frozen=True)
@@ -65,40 +92,102 @@ class Correlation:
         return vars(self)
 
 
-def correlation(x: np.ndarray, y: np.ndarray, seed: int, labels: tuple[str, str] = ("one", "the other")) -> Correlation:
-    """Compute Spearman's correlation with its bootstrap interval and permutation p-value.
+def correlation(
+    x: np.ndarray, y: np.ndarray, seed: int, labels: tuple[str, str] = ("one", "the other"),
+    given: Sequence[np.ndarray] = (),
+) -> Correlation:  # fmt: skip
+    """Compute Spearman's correlation with its bootstrap interval and permutation p-value; partial if asked for.
+
+    The partial correlation is that of the residuals of the ranks of x and y after a linear fit to the ranks of the
+    given variables; its p-value comes from permutations of these residuals.
 
     Args:
-        x, y: One value for each input, shape (inputs,). Inputs with a NaN in either are left out.
+        x, y: One value for each input, shape (inputs,). Inputs with a NaN in any variable are left out.
         seed: Seed of resamples and permutations.
         labels: Names of x and y in the note of an undefined correlation.
+        given: Variables that are partialled out, shape (inputs,) each.
     """
-    known = ~(np.isnan(x) | np.isnan(y))
-    x, y, n = x[known], y[known], int(known.sum())
-    if n < MIN_CORRELATION_INPUTS:
-        return Correlation(n, note=f"not defined: {n} inputs have both values, {MIN_CORRELATION_INPUTS} are needed")
-    for label, values in zip(labels, (x, y), strict=True):
-        if np.ptp(values) <= 1e-9 * np.abs(values).max():
+    values = np.stack([x, y, *given]).astype(float)
+    values = values[:, ~np.isnan(values).any(0)]
+    n, needed = values.shape[1], MIN_CORRELATION_INPUTS + len(given)
+    if n < needed:
+        of_all = "have both values" if not given else "have all values"
+        return Correlation(n, note=f"not defined: {n} inputs {of_all}, {needed} are needed")
+    for label, row in zip(labels, values[:2], strict=True):
+        if np.ptp(row) <= 1e-9 * np.abs(row).max():
             return Correlation(n, note=f"not defined: {label} is the same for all {n} inputs")
-    rho = float(stats.spearmanr(x, y).statistic)  # pyright: ignore[reportAttributeAccessIssue]
-    interval = stats.bootstrap(
-        (x, y), _spearman, paired=True, vectorized=True, n_resamples=N_RESAMPLES, batch=RESAMPLE_BATCH,
-        confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
-    ranks = stats.rankdata(x), stats.rankdata(y)  # a permutation does not change ranks
+    one, other = _rank_residuals(values)
+    if min(np.abs(one).max(), np.abs(other).max()) < 1e-6:
+        return Correlation(n, note=f"not defined: what is given determines {labels[0]} or {labels[1]}")
+    rho = partial_rank_correlation(values)
+    low, high = interval(rank_bootstrap(values, seed))
     p = stats.permutation_test(
-        ranks, _pearson, permutation_type="pairings", vectorized=True, n_resamples=N_PERMUTATIONS,
+        (one, other), _pearson, permutation_type="pairings", vectorized=True, n_resamples=N_PERMUTATIONS,
         batch=RESAMPLE_BATCH, rng=np.random.default_rng(seed),
     ).pvalue  # fmt: skip
-    return Correlation(n, rho, float(interval.low), float(interval.high), float(p))
+    return Correlation(n, rho, float(low), float(high), float(p))
 
 
-def _spearman(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-    return _pearson(stats.rankdata(x, axis=axis), stats.rankdata(y, axis=axis), axis)
+def partial_rank_correlation(values: np.ndarray) -> float:
+    """Compute the rank correlation of the first two variables given the others, from shape (variables, inputs)."""
+    return float(_pearson(*_rank_residuals(values)))
+
+
+def _rank_residuals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the ranks of later variables leave of those of the first two: (variables, inputs) to (inputs,)."""
+    ranks = stats.rankdata(values, axis=1)
+    ranks -= ranks.mean(1, keepdims=True)
+    fitted = ranks[2:].T @ np.linalg.lstsq(ranks[2:].T, ranks[:2].T, rcond=None)[0]
+    one, other = ranks[:2] - fitted.T
+    return one, other
+
+
+def rank_bootstrap(values: np.ndarray, seed: int) -> np.ndarray:
+    """Compute the rank correlation of two variables in bootstrap resamples, given the others.
+
+    Equal inputs and seeds draw the same resamples, so that two correlations over the same inputs can be subtracted.
+
+    Args:
+        values: The two variables, and those that are partialled out; no NaN. Shape (variables, inputs).
+        seed: Seed of the resamples.
+
+    Returns:
+        Shape (resamples,); 0 where a variable is constant in a resample, or is determined by those given.
+    """
+    batches = []
+    all_counts = resampled_counts(values.shape[1], seed, N_RESAMPLES)
+    for begin in range(0, len(all_counts), RESAMPLE_BATCH):
+        counts = all_counts[begin : begin + RESAMPLE_BATCH]
+        ranks = np.stack([_weighted_ranks(row, counts) for row in values], axis=1)  # (resamples, variables, inputs)
+        centred = ranks - (ranks * counts[:, None]).sum(-1, keepdims=True) / values.shape[1]
+        cross = (centred * counts[:, None]) @ centred.transpose(0, 2, 1)
+        batches.append(_partial(cross))
+    return np.concatenate(batches)
+
+
+def _weighted_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Rank the inputs of resamples, given as counts (resamples, inputs); equal values share their mean rank."""
+    _, first, group = np.unique(np.sort(values), return_index=True, return_inverse=True)
+    order = values.argsort(kind="stable")
+    size = np.add.reduceat(counts[:, order], first, axis=1)
+    ranks = np.empty(counts.shape)
+    ranks[:, order] = (size.cumsum(1) - (size - 1) / 2)[:, group]
+    return ranks
+
+
+def _partial(cross: np.ndarray) -> np.ndarray:
+    """Correlate the first two of several variables given the others, from their cross products (..., v, v)."""
+    between, inner = cross[..., :2, 2:], cross[..., 2:, 2:]
+    left = cross[..., :2, :2] - between @ np.linalg.pinv(inner, hermitian=True) @ between.swapaxes(-1, -2)
+    own = left[..., 0, 0], left[..., 1, 1]
+    defined = np.minimum(own[0] / np.maximum(cross[..., 0, 0], 1e-12), own[1] / np.maximum(cross[..., 1, 1], 1e-12))
+    scale = np.sqrt(np.maximum(own[0] * own[1], 0))
+    product = left[..., 0, 1]
+    return np.divide(product, scale, out=np.zeros_like(product), where=(defined > 1e-9) & (scale > 0)).clip(-1, 1)
 
 
 def _pearson(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Compute Pearson's correlation; 0 where x or y is constant, as in some resamples of few inputs."""
+    """Compute Pearson's correlation; 0 where x or y is constant."""
     x, y = (values - values.mean(axis, keepdims=True) for values in (x, y))
     scale = np.sqrt((x**2).sum(axis) * (y**2).sum(axis))
     product = (x * y).sum(axis)

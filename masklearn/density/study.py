@@ -7,14 +7,15 @@ from itertools import combinations
 import pandas as pd
 
 from masklearn.density import comparison, composition, correlations, curves
+from masklearn.density.answers import answer_densities
 from masklearn.density.findings import findings
-from masklearn.density.measurements import LEARNED_KIND, MaskMeasurements, TopTokens
+from masklearn.density.measurements import MaskMeasurements, TopTokens
 from masklearn.density.phases import phases
 from masklearn.density.tables import Tables, concat_tables, select_rows
 
 MAX_PAIR_NOTES = 3
 """Pairs of banks over different inputs that get a note each; the others are counted."""
-_PHASE_COLUMNS = ["bank", "what", "s", "fraction", "low", "high", "share", "slopes"]
+_PHASE_COLUMNS = ["bank", "what", "s", "fraction", "low", "high", "share", "p", "control_s", "slopes"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,17 @@ class Study:
     tables: Tables
     top_tokens: dict[str, TopTokens] = field(default_factory=dict)
     """One input of a bank, by the bank's name."""
+    pickable: dict[str, list[TopTokens]] = field(default_factory=dict)
+    """Inputs that the page's picker shows, by the bank's name, with the tokens of the bank's own subgraphs."""
     notes: list[str] = field(default_factory=list)
     """Results that are undefined, and why."""
 
 
 def study(
-    measurements: Sequence[MaskMeasurements], top_tokens: dict[str, TopTokens] | None = None, seed: int = 0
+    measurements: Sequence[MaskMeasurements],
+    top_tokens: dict[str, TopTokens] | None = None,
+    seed: int = 0,
+    pickable: dict[str, list[TopTokens]] | None = None,
 ) -> Study:
     """Compute every table of the study.
 
@@ -38,6 +44,7 @@ def study(
         measurements: One for each bank; their names differ.
         top_tokens: By the name of a bank, the predictions after one of its inputs.
         seed: Seed of bootstrap, permutations and shuffles.
+        pickable: By the name of a bank, the inputs that the page's picker shows.
     """
     inputs = {measured.name: correlations.input_properties(measured) for measured in measurements}
     phase_rows = [row for measured in measurements for row in phases(measured, seed)]
@@ -59,10 +66,11 @@ def study(
         "across": comparison.density_agreement(measurements, seed),
         "overlap": comparison.mask_overlaps(measurements, seed),
         "by_token": concat_tables([correlations.token_densities(measured) for measured in measurements]),
+        "prompt_answer": concat_tables([answer_densities(measured, seed) for measured in measurements]),
         "thoughts": _top_tokens_table(top_tokens or {}),
     }
     tables = {"findings": findings(measurements, tables)} | tables
-    return Study(measurements, tables, top_tokens or {}, _notes(measurements, tables))
+    return Study(measurements, tables, top_tokens or {}, pickable or {}, _notes(measurements, tables))
 
 
 def _top_tokens_table(top_tokens: dict[str, TopTokens]) -> pd.DataFrame:
@@ -80,7 +88,7 @@ def _notes(measurements: Sequence[MaskMeasurements], tables: Tables) -> list[str
     return [
         *_graph_notes(measurements),
         *(note for measured in measurements for note in _bank_notes(measured)),
-        *_correlation_notes(tables["relations"]),
+        *_correlation_notes(measurements, tables["relations"]),
         *_pair_notes(tables["across"]),
         *_overlap_notes(measurements),
     ]
@@ -111,13 +119,19 @@ def _bank_notes(measured: MaskMeasurements) -> list[str]:
     return notes
 
 
-def _correlation_notes(relations: pd.DataFrame) -> list[str]:
-    rows = select_rows(relations, kind=LEARNED_KIND).fillna({"note": ""}).to_dict("records")
+def _correlation_notes(measurements: Sequence[MaskMeasurements], relations: pd.DataFrame) -> list[str]:
+    rows = [
+        row
+        for measured in measurements
+        for row in select_rows(relations, bank=measured.name, kind=measured.own_kind)
+        .fillna({"note": ""})
+        .to_dict("records")
+    ]
     return [f"{row['bank']}: correlation with {row['with']} {row['note']}" for row in rows if row["note"]]
 
 
 def _pair_notes(across: pd.DataFrame) -> list[str]:
-    rows = select_rows(across, kind=LEARNED_KIND).fillna({"note": ""}).to_dict("records")
+    rows = across.fillna({"note": ""}).drop_duplicates(["one", "other"]).to_dict("records")
     reasons = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
     notes = reasons[:MAX_PAIR_NOTES]
     if len(reasons) > MAX_PAIR_NOTES:

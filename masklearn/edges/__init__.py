@@ -5,7 +5,7 @@ from masklearn.edges.controls import inverse, nucleus, random_connected, thresho
 from masklearn.edges.edge_lm import EdgeLM
 from masklearn.edges.graph import EdgeGates, EdgeGraph
 from masklearn.edges.importance import Importance, importance
-from masklearn.edges.liveness import live, nodes_used, shares_by_kind
+from masklearn.edges.liveness import counts_by_part, live, nodes_used, shares_by_kind
 from masklearn.edges.memory import require_memory
 from masklearn.edges.select import Choose, by_strace, edge_bank
 from masklearn.edges.sizes import DEFAULT_SHARES, edge_counts, edge_shares
@@ -22,6 +22,7 @@ __all__ = [
     "EdgeLM",
     "Importance",
     "by_strace",
+    "counts_by_part",
     "edge_bank",
     "edge_counts",
     "edge_shares",

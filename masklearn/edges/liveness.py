@@ -71,13 +71,16 @@ def nodes_used(graph: EdgeGraph, kept: Sequence[Tensor]) -> Tensor:
     return torch.cat([heads, mlps[..., None]], dim=-1).flatten(1)
 
 
+def counts_by_part(graph: EdgeGraph, kept: Sequence[Tensor]) -> Tensor:
+    """Count attention, MLP and residual edges of subgraphs, by layer: int64, shape (subgraphs, layers, 3)."""
+    gates = graph.gates(graph.masks(list(kept)))
+    residual = gates.residual_attention + gates.residual_mlp
+    parts = (gates.attention.flatten(2), gates.mlp, residual)
+    return torch.stack([part.sum(-1) for part in parts], dim=-1).long()
+
+
 def shares_by_kind(graph: EdgeGraph, kept: Sequence[Tensor]) -> dict[str, Tensor]:
     """The shares of attention, MLP and residual edges among the edges of subgraphs, each of shape (subgraphs,)."""
-    gates = graph.gates(graph.masks(list(kept)))
-    sums = {
-        "attention": gates.attention.flatten(1).sum(-1),
-        "mlp": gates.mlp.flatten(1).sum(-1),
-        "residual": gates.residual_attention.flatten(1).sum(-1) + gates.residual_mlp.flatten(1).sum(-1),
-    }
-    total = sum(sums.values())
-    return {kind: count / total for kind, count in sums.items()}
+    counts = counts_by_part(graph, kept).sum(1)
+    shares = counts / counts.sum(-1, keepdim=True)
+    return dict(zip(("attention", "mlp", "residual"), shares.unbind(-1), strict=True))

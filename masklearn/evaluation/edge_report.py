@@ -12,6 +12,7 @@ from masklearn.edges import (
     EdgeBank,
     EdgeGraph,
     EdgeLM,
+    counts_by_part,
     edge_counts,
     grow,
     importance,
@@ -19,10 +20,9 @@ from masklearn.edges import (
     nodes_used,
     random_connected,
     require_same_output,
-    shares_by_kind,
 )
 from masklearn.errors import UserError
-from masklearn.evaluation.bank_report import CONTROL_METRICS, LEARNED_MASKS
+from masklearn.evaluation.bank_report import CONTROL_METRICS
 from masklearn.evaluation.measure import Row, nan_to_none
 from masklearn.evaluation.metrics import DistributionPair, SubgraphMetrics, TextMetrics
 from masklearn.evaluation.per_text import PerTextResults
@@ -36,7 +36,12 @@ N_TOP_TOKENS = 6
 EDGE_CONTROLS = ("random", "inverse")
 """Kinds of subgraphs that every edge bank is compared with: random connected ones, and all other edges."""
 STRACE_KIND = "s-trace"
-"""Subgraphs of s-Trace, for banks of another method."""
+"""Subgraphs of s-Trace, also those that banks of another method are compared with."""
+EDGE_PARTS = ("attention", "MLPs", "residual")
+"""Kinds of edges, in the order in which they are counted."""
+PART_COUNTS, WHOLE_PART_COUNTS = "part_counts", "whole_part_counts"
+"""Results of each text: edges by layer and by `EDGE_PARTS`, of subgraphs (sizes, texts, layers, 3) and of the whole
+graph (texts, layers, 3)."""
 
 
 class ScoredText(NamedTuple):
@@ -75,11 +80,14 @@ class EdgeMeasurer:
     counts: dict[int, int]
     """How often each token occurs in the corpus."""
     kinds: Sequence[str]
+    """Kinds of subgraphs, the bank's own first."""
     meters: dict[str, tuple[SubgraphMetrics, TextMetrics]] = field(default_factory=dict)
     nodes: dict[str, list[Tensor]] = field(default_factory=dict)
     """Nodes used, by kind: (sizes, nodes) for every text."""
-    shares: dict[str, list[Tensor]] = field(default_factory=dict)
-    """Shares of attention, MLP and residual edges, by kind: (3, sizes) for every text."""
+    part_counts: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Edges by layer and by `EDGE_PARTS`, by kind: (sizes, layers, 3) for every text."""
+    whole_part_counts: list[Tensor] = field(default_factory=list)
+    """Those of the whole graph: (layers, 3) for every text."""
     top: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     """The most probable next tokens and their probabilities, by kind: (sizes + 1, tokens), the full model's last."""
 
@@ -88,7 +96,7 @@ class EdgeMeasurer:
         for kind in self.kinds:
             by_text = TextMetrics(self.n_sizes, self.n_texts, self.counts).to(device)
             self.meters[kind] = SubgraphMetrics(self.n_sizes, self.n_texts).to(device), by_text
-            self.nodes[kind], self.shares[kind], self.top[kind] = [], [], []
+            self.nodes[kind], self.part_counts[kind], self.top[kind] = [], [], []
 
     def add(
         self,
@@ -103,6 +111,7 @@ class EdgeMeasurer:
         input_ids = text.input_ids.to(device)
         full = log_probabilities(full_hidden[None], unembed)
         label, where = torch.tensor([text.next_token], device=device), torch.tensor([index], device=device)
+        self.whole_part_counts.append(counts_by_part(graph, [graph.exists.nonzero()[:, 0]])[0])
         for kind, kept in kept_of.items():
             hidden = subgraphs_hidden(self.edge_lm, input_ids, graph, kept)
             pair = DistributionPair(full, log_probabilities(hidden, unembed)[:, None])
@@ -110,7 +119,7 @@ class EdgeMeasurer:
             meter.update(pair, label, where)
             by_text.update(pair, label, where, input_ids[-1:])
             self.nodes[kind].append(nodes_used(graph, kept))
-            self.shares[kind].append(torch.stack(list(shares_by_kind(graph, kept).values())))
+            self.part_counts[kind].append(counts_by_part(graph, kept))
             top = torch.cat([pair.masked[:, 0], full]).exp().topk(N_TOP_TOKENS)
             self.top[kind].append((top.indices.cpu(), top.values.cpu()))
 
@@ -123,9 +132,9 @@ class EdgeMeasurer:
             controls = {
                 kind: {name: columns[name][i] for name in CONTROL_METRICS}
                 for kind, columns in measured.items()
-                if kind != LEARNED_MASKS
+                if kind != self.kinds[0]
             }
-            own = {name: values[i] for name, values in measured[LEARNED_MASKS].items()}
+            own = {name: values[i] for name, values in measured[self.kinds[0]].items()}
             rows.append({"s": share, "fraction": share, "edges": edges[i], **own, "controls": controls})
         return rows
 
@@ -136,7 +145,9 @@ class EdgeMeasurer:
             for name, values in found.items()
             if not name.endswith("_by_group")
         }
-        for name, values in zip(("attention", "mlp", "residual"), torch.stack(self.shares[kind]).mean(0), strict=True):
+        counts = torch.stack(self.part_counts[kind]).sum(-2).double()  # (texts, sizes, 3)
+        shares = (counts / counts.sum(-1, keepdim=True)).mean(0).T
+        for name, values in zip(("attention", "mlp", "residual"), shares, strict=True):
             columns[f"{name}_share"] = values.tolist()
         grid = self.edge_lm.layout.graph.by_layer(torch.stack(self.nodes[kind]).float()).mean(0)
         columns["heads"] = grid[..., :-1].sum((-2, -1)).tolist()
@@ -153,6 +164,8 @@ class EdgeMeasurer:
             texts = {
                 name: value.view(shapes.get(name, (self.n_texts,))).cpu() for name, value in by_text.compute().items()
             }
+            texts[PART_COUNTS] = torch.stack(self.part_counts[kind], dim=1)[None].double()
+            texts[WHOLE_PART_COUNTS] = torch.stack(self.whole_part_counts).double()
             found[kind] = PerTextResults(torch.stack(self.nodes[kind], dim=1)[None], texts)
         return found
 
@@ -181,7 +194,7 @@ def evaluate_edges(
     Raises:
         UserError: If the bank does not fit the texts, or is damaged.
     """
-    kinds = [LEARNED_MASKS, *EDGE_CONTROLS] + [STRACE_KIND] * (bank.method != STRACE_KIND)
+    kinds = [bank.method, *EDGE_CONTROLS] + [STRACE_KIND] * (bank.method != STRACE_KIND)
     measurer = EdgeMeasurer(edge_lm, len(bank.shares), len(bank.groups), data.token_counts, kinds)
     for index in bar(range(len(bank.groups)), "Evaluation"):
         text = scored_text(data, split, index)
@@ -192,11 +205,11 @@ def evaluate_edges(
         bank.require_edges(index, graph)
         counts = edge_counts(bank.shares, graph.n_edges)
         kept_of = {
-            LEARNED_MASKS: kept,
+            bank.method: kept,
             "random": [random_connected(graph, n, index, keep_residual) for n in counts],
             "inverse": [inverse(graph, ids, keep_residual) for ids in kept],
         }
-        if STRACE_KIND in kinds:
+        if bank.method != STRACE_KIND:
             order = grow(graph, found.weights, counts[-1])
             kept_of[STRACE_KIND] = [order[:n] for n in counts]
         measurer.add(index, text, full, graph, kept_of)
@@ -212,7 +225,7 @@ def describe_edges(bank: EdgeBank, rows: list[Row], measurer: EdgeMeasurer, data
         measurer: What was measured of each text.
         data: Settings of the texts.
     """
-    own = measurer.results()[LEARNED_MASKS].texts
+    own = measurer.results()[bank.method].texts
     kl, tv = (own[name][0].T.tolist() for name in ("kl", "tv"))
     return {
         "graph": "edges",

@@ -171,16 +171,19 @@ class SubgraphMetrics(Metric):
 
 
 def unigram(counts: Mapping[int, int], vocabulary: int) -> Tensor:
-    """Log-probabilities of the unigram distribution, float32, shape (vocabulary,).
+    """Log-probabilities of the unigram distribution, smoothed, float32, shape (vocabulary,).
 
-    Every token gets half a count more, so that none is impossible (Krichevsky and Trofimov 1981).
+    A token of N in the corpus, of D distinct ones, has the probability (count + D / vocabulary) / (N + D): the share of
+    tokens that were seen for the first time is left to a uniform distribution, so that none is impossible and a small
+    corpus of a large vocabulary is not drowned (Witten and Bell 1991, interpolated). Without a corpus it is uniform.
 
     Args:
         counts: How often each token occurs in the corpus.
         vocabulary: Number of tokens.
     """
-    frequency = torch.full((vocabulary,), 0.5, dtype=torch.float64)
     known = {token: count for token, count in counts.items() if token < vocabulary}
+    distinct = max(1, len(known))
+    frequency = torch.full((vocabulary,), distinct / vocabulary, dtype=torch.float64)
     frequency[list(known)] += torch.tensor(list(known.values()), dtype=torch.float64)
     return (frequency / frequency.sum()).log().float()
 

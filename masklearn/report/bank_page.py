@@ -1,15 +1,22 @@
-"""A page about one bank: its masks as a figure, its metrics as a table, and the nodes that every mask keeps."""
+"""A page about one bank: curves, masks, metrics, controls, stages from gates to masks, and settings."""
 
 import base64
 from collections.abc import Sequence
-from html import escape
-from importlib.resources import files
 from typing import Any
 
+import pandas as pd
+import yaml
+from markupsafe import Markup
+
+from masklearn.edges import EdgeBank
 from masklearn.mask_file import Mask
-from masklearn.report.run import overview
+from masklearn.report.page import PageFigure, TableView, render_page, table_view
+from masklearn.report.run import curve_figure, mask_figure, overview
+from masklearn.report.study_figure import StudyFigure, inline_svg
 from masklearn.report.style import SCREEN_DPI, ShownFigure, styled
-from masklearn.version import masklearn_version
+
+MAX_NODE_LISTS = 1
+"""Groups whose nodes are listed by name; of more groups the figure shows the shares."""
 
 
 def run_overview(mask: Mask, rows: Sequence[dict[str, Any]]) -> ShownFigure:
@@ -25,46 +32,77 @@ def png_element(figure: ShownFigure) -> str:
     return f'<img alt="{alt}" width="{width}" style="max-width:100%" src="data:image/png;base64,{content}">'
 
 
-def bank_page(mask: Mask, rows: Sequence[dict[str, Any]], description: str, table: str) -> str:
-    """Return the page as HTML.
+def bank_page(mask: Mask | EdgeBank, described: dict[str, Any], description: str) -> str:
+    """Return the page as HTML. All strings from texts, models and settings are escaped.
 
     Args:
-        mask: The masks.
-        rows: One per size, as in `metrics.json`.
-        description: The masks and the texts in a sentence.
-        table: The metrics as a table of HTML.
+        mask: The bank.
+        described: The content of `metrics.json`.
+        description: The bank and the texts in a sentence.
     """
-    style = files("masklearn.report").joinpath("page.css").read_text(encoding="utf-8")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<link rel="icon" href="data:,">
-<title>Masks of {escape(mask.model.lm)}</title>
-<style>{style}</style>
-</head>
-<body>
-<header><h1>Masks of {escape(mask.model.lm)}</h1>
-<p>{escape(description)}. Made with masklearn {masklearn_version()}.</p></header>
-<main>
-<section><h2>Masks and curves</h2><p style="background:#fff">{png_element(run_overview(mask, rows))}</p></section>
-<section><h2>Metrics</h2><p>KL, JS and CE in nats per scored token; random subgraphs as mean ± standard deviation.</p>
-<div class="scroll">{table}</div></section>
-{_node_lists(mask)}
-</main>
-</body>
-</html>
-"""
+    return render_page(
+        "run.html",
+        {
+            "title": f"Masks of {mask.model.lm}" if isinstance(mask, Mask) else f"Edges of {mask.model.lm}",
+            "description": description,
+            "figures": _figures(mask, described["sizes"]),
+            "tables": _tables(described),
+            "nodes": _node_lists(mask),
+            "settings": yaml.safe_dump(mask.config, sort_keys=False, allow_unicode=True),
+        },
+    )
 
 
-def _node_lists(mask: Mask) -> str:
-    """The nodes of every mask; nothing if groups have masks of their own, of which there may be many."""
-    if len(mask.groups) > 1:
-        return ""
-    lines = []
-    for size, kept in zip(mask.sizes.tolist(), mask.mask[0].tolist(), strict=True):
-        names = ", ".join(name for name, keep in zip(mask.graph.names, kept, strict=True) if keep)
-        lines.append(f"<dt>{size} nodes</dt><dd>{names}</dd>")
-    return f"<section><h2>Nodes kept</h2><dl>{''.join(lines)}</dl></section>"
+def _figures(mask: Mask | EdgeBank, rows: Sequence[dict[str, Any]]) -> list[PageFigure]:
+    own, unit = ("learned", "nodes") if isinstance(mask, Mask) else (mask.method, "edges")
+    alt = f"KL and TV from the full model of {own} subgraphs and of controls, against the share of {unit} kept"
+    with styled():
+        drawn = [StudyFigure("curve", "curve", "all", alt, curve_figure(rows, own))]
+        if isinstance(mask, Mask):
+            many = "share of groups whose mask keeps each node" if len(mask.groups) > 1 else "nodes kept"
+            masks = mask_figure(mask)
+            drawn.append(StudyFigure("masks", "masks", "all", f"The {many}, by layer and head, at each size", masks))
+        return [PageFigure(one, one.name, Markup(inline_svg(one, one.name))) for one in drawn]
+
+
+def _tables(described: dict[str, Any]) -> list[tuple[str, str, TableView]]:
+    """Title, explanation and table of every result."""
+    rows, costs = described["sizes"], [{"phase": phase} | cost for phase, cost in described.get("cost", {}).items()]
+    scalars = [{key: value for key, value in row.items() if not isinstance(value, dict)} for row in rows]
+    controls = [
+        {"s": row["s"], "control": name, **control} for row in rows for name, control in row["controls"].items()
+    ]
+    groups = [
+        {
+            "group": name,
+            **{f"{metric} s={row['s']}": by_size[metric][i] for metric in ("kl", "tv") for i, row in enumerate(rows)},
+        }
+        for name, by_size in described.get("groups", {}).items()
+    ]
+    known = {
+        "sizes": ("Metrics", "KL, JS and cross-entropy in nats per scored token, means over the texts.", scalars),
+        "controls": ("Controls", "Other subgraphs of the same sizes, on the same texts.", controls),
+        "stages": (
+            "Stages",
+            "KL from gates to masks. soft: gates at their probability of being open; sampled: gates drawn at random; "
+            "cut: the top s nodes; polished: after swaps of nodes.",
+            described.get("discretisation", []),
+        ),
+        "groups": ("Groups", "KL and TV of each group's own masks on its texts.", groups),
+        "cost": ("Cost", "Scored tokens, peak memory in bytes, and seconds, by phase.", costs),
+    }
+    return [
+        (title, explanation, table_view(name, pd.DataFrame(records)))
+        for name, (title, explanation, records) in known.items()
+        if records
+    ]
+
+
+def _node_lists(mask: Mask | EdgeBank) -> dict[str, str]:
+    """The nodes of every mask by size, in words; empty for many groups, and for edges."""
+    if not isinstance(mask, Mask) or len(mask.groups) > MAX_NODE_LISTS:
+        return {}
+    return {
+        f"{size} nodes": ", ".join(name for name, keep in zip(mask.graph.names, kept, strict=True) if keep)
+        for size, kept in zip(mask.sizes.tolist(), mask.mask[0].tolist(), strict=True)
+    }

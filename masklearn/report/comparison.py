@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
-from masklearn.density.measurements import COMPARED_KINDS, MaskMeasurements
+from masklearn.density.measurements import MaskMeasurements
 from masklearn.density.tables import Tables, select_rows
 from masklearn.report.study_figure import StudyFigure
 from masklearn.report.style import (
@@ -47,7 +47,7 @@ MATRIX_FONT = 6.5
 def density_agreement(measurements: Sequence[MaskMeasurements], tables: Tables) -> Iterator[StudyFigure]:
     """Draw a matrix of rank correlations of density between banks, for each compared kind of subgraph."""
     table, names = tables["across"].dropna(subset=["rho"]), [measured.name for measured in measurements]
-    kinds = [kind for kind in COMPARED_KINDS if kind in set(table["kind"])]
+    kinds = list(dict.fromkeys(table["kind"]))
     if not kinds:
         return
     figure = empty_figure(2 * COLUMN, min(2.0, 0.6 + 0.3 * len(names)) + 0.9)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from masklearn.density.composition import lorenz
-from masklearn.density.measurements import COMPARED_KINDS, LEARNED_KIND, MATCHED_KIND, NORM_KIND, MaskMeasurements
+from masklearn.density.measurements import MaskMeasurements
 from masklearn.density.tables import Tables, select_rows
 from masklearn.graph import NodeGraph
 from masklearn.report.node_map import draw_node_map, map_height, share_bar
@@ -33,18 +33,21 @@ from masklearn.report.style import (
 )
 
 PART_STYLES = {
-    "heads": (BLUE, "o"), "MLPs": (ORANGE, "s"),
+    "heads": (BLUE, "o"), "attention": (BLUE, "o"), "MLPs": (ORANGE, "s"), "residual": (GREEN, "^"),
     "quarter 1": (SKY, "o"), "quarter 2": (GREEN, "s"), "quarter 3": (PURPLE, "^"), "quarter 4": (RED, "D"),
 }  # fmt: skip
 """Colour and marker of each part of the model."""
-PART_FIGURES = {"kinds": ("heads", "MLPs"), "depth": tuple(f"quarter {i}" for i in (1, 2, 3, 4))}
+PART_FIGURES = {
+    "kinds": ("heads", "attention", "MLPs", "residual"),
+    "depth": tuple(f"quarter {i}" for i in (1, 2, 3, 4)),
+}
 """Parts by figure."""
 MAX_MAP_SIZES = 4
 """Sizes at which node use is drawn."""
 SIZE_COLORS = (RED, ORANGE, GREEN, BLUE)
 """Colours of those sizes."""
-LORENZ_LINES: dict[str, str] = {LEARNED_KIND: "-", NORM_KIND: "--", MATCHED_KIND: ":"}
-"""Line of each kind of subgraph in the Lorenz curves."""
+OTHER_LINES = ("--", ":", "-.")
+"""Lines of kinds of subgraphs other than the bank's own."""
 
 
 def composition(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFigure]:
@@ -55,31 +58,38 @@ def composition(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFig
         figure, axes = single_axes()
         axes.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
         for part in parts:
-            _draw_part(axes, select_rows(table, part=part), part)
-        axes.plot([], [], color=GREY, linewidth=0.8, linestyle=":", label="random")
+            _draw_part(axes, measured, select_rows(table, part=part), part)
+        for kind, line in zip(_other_kinds(measured), OTHER_LINES, strict=False):
+            axes.plot([], [], color=GREY, linewidth=0.8, linestyle=line, label=kind)
         size_axis(axes, measured.fractions[0], measured.unit)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("share of the subgraph over\nshare of the model")
         legend_below(figure, axes, 2)
-        alt = f"Relative shares of {', '.join(all_parts)} in subgraphs of {measured.name} against size; 1 is chance"
+        alt = (
+            f"Relative shares of {', '.join(parts)} in {measured.own_kind} subgraphs of {measured.name} against size "
+            f"in {measured.unit}, with those of {', '.join(_other_kinds(measured))}; 1 is the share in the whole model"
+        )
         yield StudyFigure(f"composition-{name}", "composition", measured.name, alt, figure)
 
 
-def _draw_part(axes: Axes, table: pd.DataFrame, part: str) -> None:
+def _other_kinds(measured: MaskMeasurements) -> list[str]:
+    return [kind for kind in measured.compared_kinds if kind != measured.own_kind]
+
+
+def _draw_part(axes: Axes, measured: MaskMeasurements, table: pd.DataFrame, part: str) -> None:
     color, marker = PART_STYLES[part]
-    rows = select_rows(table, kind=LEARNED_KIND)
+    rows = select_rows(table, kind=measured.own_kind)
     axes.plot(rows["fraction"], rows["relative"], color=color, marker=marker, label=part)
     axes.fill_between(rows["fraction"], rows["low"], rows["high"], color=color, alpha=0.2, linewidth=0)
-    rows = select_rows(table, kind=NORM_KIND)
-    if len(rows):
-        label = f"{part}, by norm"
-        axes.plot(rows["fraction"], rows["relative"], color=color, linestyle="--", linewidth=0.8, label=label)
+    for kind, line in zip(_other_kinds(measured), OTHER_LINES, strict=False):
+        rows = select_rows(table, kind=kind)
+        axes.plot(rows["fraction"], rows["relative"], color=color, linestyle=line, linewidth=0.8)
 
 
 def node_use(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFigure]:
     """Draw how often each node is kept: as maps, as Lorenz curves, and its Gini index against size."""
     table = select_rows(tables["node_use"], bank=measured.name)
-    kinds = [kind for kind in COMPARED_KINDS if kind in set(table["kind"])]
+    kinds = measured.compared_kinds
     sizes = [measured.sizes[i] for i in evenly_spaced(len(measured.sizes), MAX_MAP_SIZES)]
     use = {kind: [select_rows(table, kind=kind, s=s)["use"].to_numpy() for s in sizes] for kind in kinds}
     one_mask = len(measured.mask.groups) == 1
@@ -124,15 +134,16 @@ def evenly_spaced(n: int, limit: int) -> list[int]:
 
 def _lorenz_figure(sizes: Sequence[int | float], use: dict[str, list[np.ndarray]]) -> Figure:
     figure, axes = single_axes()
+    lines = dict(zip(use, ("-", *OTHER_LINES), strict=False))
     for i, (s, color) in enumerate(zip(sizes, SIZE_COLORS, strict=False)):
-        for kind, by_size in use.items():
-            shares, learned = lorenz(by_size[i]), kind == LEARNED_KIND
+        for kind, line in lines.items():
+            shares, first = lorenz(use[kind][i]), line == "-"
             axes.plot(
-                np.linspace(0, 1, len(shares)), shares, color=color, linestyle=LORENZ_LINES[kind],
-                linewidth=1.2 if learned else 0.8, label=count_nodes(s) if learned else None,
+                np.linspace(0, 1, len(shares)), shares, color=color, linestyle=line,
+                linewidth=1.2 if first else 0.8, label=count_nodes(s) if first else None,
             )  # fmt: skip
-    for kind in use:
-        axes.plot([], [], color=GREY, linestyle=LORENZ_LINES[kind], linewidth=0.8, label=kind)
+    for kind, line in lines.items():
+        axes.plot([], [], color=GREY, linestyle=line, linewidth=0.8, label=kind)
     axes.set_xlabel("share of nodes, least used first")
     axes.set_ylabel("share of all use")
     axes.set_aspect("equal")
@@ -144,9 +155,9 @@ def _gini_figure(measured: MaskMeasurements, table: pd.DataFrame) -> Figure:
     figure, axes = single_axes()
     for kind in (kind for kind in measured.kinds if kind in set(table["kind"])):
         rows = select_rows(table, kind=kind)
-        label = f"chance ({kind})" if kind == MATCHED_KIND else kind
+        label = f"chance ({kind})" if kind == measured.control_kind else kind
         axes.plot(rows["fraction"], rows["gini"], label=label, **line_style(kind))
-    rows = select_rows(table, kind=LEARNED_KIND)
+    rows = select_rows(table, kind=measured.own_kind)
     axes.plot(rows["fraction"], rows["one_mask_for_all"], color=LINE, linewidth=1, label="one mask for all inputs")
     size_axis(axes, measured.fractions[0], measured.unit)
     axes.set_ylim(0, 1.02)

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from masklearn.density.correlations import PROPERTY_LABELS
-from masklearn.density.measurements import COMPARED_KINDS, MaskMeasurements
+from masklearn.density.measurements import MaskMeasurements
 from masklearn.density.tables import Tables, select_rows
 from masklearn.report.study_figure import StudyFigure
 from masklearn.report.style import (
@@ -22,7 +22,7 @@ from masklearn.report.style import (
     single_axes,
 )
 
-DENSITY_LABEL = "computation density\n(TV x decades of size)"
+DENSITY_LABEL = "computation density\n(mean TV over log size)"
 """Axis of density."""
 MAX_TOKENS = 40
 """Tokens of a text in a figure."""
@@ -36,8 +36,8 @@ def density_correlations(measured: MaskMeasurements, tables: Tables) -> Iterator
         alt = f"Rank correlation of density with properties of the inputs of {measured.name}, with bootstrap intervals"
         yield StudyFigure("relations", "relations", measured.name, alt, _correlation_figure(table, kinds))
     inputs = select_rows(tables["inputs"], bank=measured.name)
-    if len(inputs.dropna(subset=["density_learned"])):
-        kinds = [kind for kind in reversed(COMPARED_KINDS) if kind in measured.kinds]
+    if len(inputs.dropna(subset=[f"normalized_density_{measured.own_kind}"])):
+        kinds = measured.compared_kinds[::-1]
         alt = f"Computation density of every input of {measured.name} against the full model's entropy"
         yield StudyFigure("density-entropy", "relations", measured.name, alt, _entropy_figure(inputs, kinds))
 
@@ -63,7 +63,7 @@ def _entropy_figure(inputs: pd.DataFrame, kinds: list[str]) -> Figure:
     figure, axes = single_axes()
     for kind in kinds:
         dots = line_style(kind) | {"linestyle": "none", "markersize": 2.2, "alpha": 0.5, "markeredgewidth": 0}
-        axes.plot(inputs["entropy"], inputs[f"density_{kind}"], label=kind, **dots)
+        axes.plot(inputs["entropy"], inputs[f"normalized_density_{kind}"], label=kind, **dots)
     axes.set_ylim(bottom=0)
     legend_below(figure, axes)
     axes.set_xlabel("entropy of the full model's distribution (nats)")
@@ -74,14 +74,16 @@ def _entropy_figure(inputs: pd.DataFrame, kinds: list[str]) -> Figure:
 def token_densities(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFigure]:
     """Draw the density of the first tokens of a bank's first text, if every position is an input of its own."""
     table = select_rows(tables["by_token"], bank=measured.name)
-    if not len(table.dropna(subset=["density"])):
+    if not len(table.dropna(subset=["normalized_density"])):
         return
     first = select_rows(table, text=table["text"].iloc[0]).head(MAX_TOKENS)
     figure = empty_figure(2 * COLUMN, 2.0)
     axes = figure.subplots()
-    axes.bar(range(len(first)), first["density"], color=BLUE, width=0.8, label="learned")
-    for kind in (kind for kind in COMPARED_KINDS[1:] if kind in measured.kinds):
-        axes.plot(range(len(first)), first[f"density_{kind}"], label=kind, **line_style(kind, linestyle="none"))
+    axes.bar(range(len(first)), first["normalized_density"], color=BLUE, width=0.8, label=measured.own_kind)
+    for kind in measured.compared_kinds[1:]:
+        axes.plot(
+            range(len(first)), first[f"normalized_density_{kind}"], label=kind, **line_style(kind, linestyle="none")
+        )
     labels = [drawable(token, 12) for token in first["token"]]
     axes.set_xticks(range(len(first)), labels, rotation=90, fontsize=SMALL_FONT)
     axes.set_xlim(-0.6, len(first) - 0.4)

@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from masklearn.density.measurements import COMPARED_KINDS, LEARNED_KIND, REPORTED_NUCLEI, MaskMeasurements
+from masklearn.density.curves import MIN_CURVE_SIZES
+from masklearn.density.measurements import REPORTED_NUCLEI, MaskMeasurements
 from masklearn.density.tables import Tables, select_rows
-from masklearn.report.study_figure import StudyFigure
+from masklearn.report.study_figure import FIRST_FIGURE, StudyFigure
 from masklearn.report.style import (
     BLUE,
+    COLUMN,
     GREEN,
     GREY,
     INK,
@@ -54,21 +56,29 @@ def density_curves(measured: MaskMeasurements, tables: Tables) -> Iterator[Study
 
 
 def curves_together(measurements: Sequence[MaskMeasurements], tables: Tables) -> Iterator[StudyFigure]:
-    """Draw mean TV of every bank's own subgraphs against relative size, if there are several banks."""
-    if len(measurements) < 2:
+    """Draw mean TV of every bank's own and of random subgraphs against relative size, with bands."""
+    measurements = [measured for measured in measurements if len(measured.sizes) >= MIN_CURVE_SIZES]
+    if not measurements:
         return
-    figure, axes = single_axes()
+    figure, axes = single_axes(1.4 * COLUMN, 2.9)
     for measured, color in zip(measurements, cycle(BANK_COLORS)):
-        rows = select_rows(tables["curve"], bank=measured.name, kind=LEARNED_KIND)
-        label = f"{drawable(measured.name, 28)}, {measured.unit}"
+        rows = select_rows(tables["curve"], bank=measured.name, kind=measured.own_kind)
+        label = f"{drawable(measured.name, 28)}: {measured.own_kind}, {measured.unit}"
         _draw_mean(axes, rows, "tv", label, {"color": color, "marker": "o" if measured.unit == "nodes" else "s"})
+        if measured.control_kind:
+            rows = select_rows(tables["curve"], bank=measured.name, kind=measured.control_kind)
+            label = f"{drawable(measured.name, 28)}: {measured.control_kind}"
+            axes.plot(rows["fraction"], rows["tv"], label=label, color=color, linestyle=":", linewidth=0.9)
     units = " or ".join(dict.fromkeys(measured.unit for measured in measurements))
     size_axis(axes, min(measured.fractions[0] for measured in measurements), units)
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("TV distance from the full model")
     legend_below(figure, axes, 2)
-    alt = f"TV distance of every bank's subgraphs against relative size, in shares of all {units}; means over inputs"
-    yield StudyFigure("curves", "across", "all", alt, figure)
+    alt = (
+        f"Density curves: TV distance from the full model against the share of all {units} kept, means over inputs "
+        "with 95 % bands; dotted: random subgraphs"
+    )
+    yield StudyFigure("curves", FIRST_FIGURE, "all", alt, figure)
 
 
 def _draw_mean(axes: Axes, table: pd.DataFrame, metric: str, label: str, style: dict) -> None:
@@ -132,18 +142,18 @@ def unigrams(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFigure
 
 
 def _unigram_kl(measured: MaskMeasurements, table: pd.DataFrame, crossover: pd.DataFrame) -> StudyFigure:
-    learned = select_rows(table, kind="learned")
+    own = select_rows(table, kind=measured.own_kind)
     figure, axes = single_axes()
-    _draw_mean(axes, learned, "full_kl", "from the full model", {"color": BLUE, "marker": "o"})
-    _draw_mean(axes, learned, "unigram_kl", "from the unigram", {"color": PURPLE, "marker": "D"})
-    other_kinds = [kind for kind in COMPARED_KINDS[1:] if kind in set(table["kind"])]
-    for kind, line in zip(other_kinds, ("--", ":"), strict=False):
+    _draw_mean(axes, own, "full_kl", "from the full model", {"color": BLUE, "marker": "o"})
+    _draw_mean(axes, own, "unigram_kl", "from the unigram", {"color": PURPLE, "marker": "D"})
+    other_kinds = [kind for kind in measured.compared_kinds if kind != measured.own_kind]
+    for kind, line in zip(other_kinds, ("--", ":", "-."), strict=False):
         rows = select_rows(table, kind=kind)
         for metric, color in (("full_kl", BLUE), ("unigram_kl", PURPLE)):
             axes.plot(rows["fraction"], rows[metric], color=color, linestyle=line, linewidth=0.8)
         axes.plot([], [], color=GREY, linestyle=line, linewidth=0.8, label=f"the same for {kind}")
-    nats_axis(axes, learned["full_kl"])
-    size = crossover.set_index("kind").loc["learned"]
+    nats_axis(axes, own["full_kl"])
+    size = crossover.set_index("kind").loc[measured.own_kind]
     axes.axvspan(size["lower_quartile"], size["upper_quartile"], color=LINE, alpha=0.5, linewidth=0)
     axes.axvline(size["median"], color=INK, linewidth=0.6, linestyle=":")
     size_axis(axes, measured.fractions[0], measured.unit)

@@ -24,13 +24,15 @@ KIND_DEFINITIONS = {
     "learned": "The learned masks: for each size, the nodes that training and polish found in lowering the KL from the "
     "full model.",
     "inverse": "All nodes except those of the learned mask, plotted at the size of the learned mask.",
-    "random": "Nodes drawn uniformly: the mean of 10 draws per size, which are the same for all inputs.",
+    "s-trace": "The edges that s-Trace keeps: grown backward from the output by importance (docs/edges.md).",
+    "random": "Nodes drawn uniformly: the mean of 10 draws per size, which are the same for all inputs. Of edges: "
+    "grown backward from the output at random.",
     "random-matched": "Nodes drawn uniformly among subgraphs with as many heads and as many MLPs as the learned one: "
     "the mean of 10 draws per size and input.",
     "norm": "The nodes with the largest share of the L1 norm of all contributions that are added to the residual "
     "stream at the same point, averaged over tokens. This is a node-level analogue of the edge importance of s-Trace, "
     "not the score of the paper, which ranks edges.",
-    "band, low, high": "95 % percentile interval of 1,000 bootstrap resamples of the inputs.",
+    "band, low, high": "95 % percentile interval of 2,000 bootstrap resamples of the inputs.",
 }
 """Kinds of subgraphs, and their intervals."""
 TOO_FEW_SIZES = "No figure: curves, densities and phases need at least three sizes."
@@ -46,7 +48,8 @@ PAGE_SECTIONS = (
             "TV distance": "Total variation distance between two next-token distributions: half the sum over the "
             "vocabulary of the absolute differences of their probabilities. 0: equal; 1: disjoint. Mean over inputs.",
             "KL": "KL(full model || subgraph) in nats, mean over inputs.",
-            "fraction": "Nodes kept divided by all nodes of the model; heads and MLPs count alike.",
+            "fraction": "Nodes kept divided by all nodes of the model, heads and MLPs alike; or edges kept divided by "
+            "all edges.",
             **KIND_DEFINITIONS,
             "head in place": "The smallest size at which at least half of the inputs recover the full model's most "
             "probable token, the head of its distribution.",
@@ -80,6 +83,8 @@ PAGE_SECTIONS = (
         {
             "relative share": "The share of a part of the model (heads, MLPs, a quarter of the depth) among the nodes "
             "of the subgraph, divided by its share among all nodes. Its expectation for uniformly drawn nodes is 1. "
+            "Of edges: those of the attention, of MLPs and of the residual stream, by the layer of their target. "
+            "`excess` is the relative share minus that of the random control, input by input. "
             "Quarter 1 holds the earliest layers; layer l of n belongs to quarter floor(4 l / n) + 1.",
             "use": "The share of inputs whose subgraph of a given size keeps the node. For random-matched: of one "
             "draw per input.",
@@ -97,11 +102,15 @@ PAGE_SECTIONS = (
         ("relations",),
         ("relations", "inputs"),
         {
-            "computation density": "The area under an input's TV distance as a function of log10(s / n_nodes), by "
-            "trapezoids, from the smallest size to the full model, whose TV is 0. The unit is TV times decades of "
-            "size.",
+            "computation density": "The area under an input's TV distance as a function of log10 of the relative size, "
+            "by trapezoids, from the smallest size to the full model, whose TV is 0: `density_...`, in TV times "
+            "decades. Divided by these decades it is `normalized_density_...`, the mean TV over log size, from 0 to 1, "
+            "which figures and verdicts use. Of edges, the latter leaves out sizes that cannot hold a path from a "
+            "token to the output in half of the texts.",
+            "partial": "The rank correlation of what ranks of entropy, both rarities and context length leave of the "
+            "two, as far as these vary (`given`).",
             "rank correlation (rho)": "Spearman's rank correlation over inputs, with the 95 % percentile interval of "
-            "1,000 bootstrap resamples and a two-sided p-value from 9,999 permutations (0.0002 at the least).",
+            "2,000 bootstrap resamples and a two-sided p-value from 9,999 permutations (0.0002 at the least).",
             "entropy": "Entropy of the full model's next-token distribution, in nats.",
             "loss": "Negative log-probability of the next token of the text under the full model, in nats.",
             "rarity": "Negative log-probability of a token in the unigram distribution of the texts, in nats: of the "
@@ -118,8 +127,9 @@ PAGE_SECTIONS = (
         ("unigram",),
         ("leaving", "unigram"),
         {
-            "unigram": "The frequencies of tokens in the texts, without the first token of each text; half a count is "
-            "added to every token of the vocabulary.",
+            "unigram": "The frequencies of tokens in the texts, without the first token of each text, interpolated "
+            "with a uniform distribution by the share of distinct tokens (Witten and Bell 1991). The table banks has "
+            "the size of this corpus.",
             "KL from the unigram": "KL(unigram || subgraph) in nats, compared with KL(full model || subgraph).",
             "leaving": "The smallest relative size at which an input's subgraph is nearer to the full model than to "
             "the unigram: median and quartiles over inputs (dotted line and shaded range in the figure).",
@@ -133,7 +143,9 @@ PAGE_SECTIONS = (
         ("across", "overlap"),
         {
             "rank correlation of density": "Spearman's rank correlation over the inputs that two banks share. Two "
-            "inputs are the same if their text is. One matrix for each kind of subgraph.",
+            "inputs are the same if their text is. One matrix for each kind of subgraph. `partial` is the "
+            "correlation given both models' entropy and token rarities; `excess` is that of the banks' own "
+            "subgraphs minus that of random ones, with a paired bootstrap interval.",
             "overlap": "The sum over nodes of the smaller use of two mean masks, divided by the size: 1 if both use "
             "every node equally often. `by_chance` is the mean over 1,000 shuffles of the nodes of one mask; `by_norm` "
             "is the overlap of the subgraphs of the kind norm. Only banks of the same model are compared.",
@@ -144,10 +156,12 @@ PAGE_SECTIONS = (
         "Density of each token",
         "How large a density does the prediction of each token of a text have?",
         ("by_token",),
-        ("by_token",),
+        ("prompt_answer", "by_token"),
         {
             "colour": "The density of the input that ends before the token, divided by the largest density of the "
-            "bank. Point at a token to see its density; the table lists all.",
+            "bank. Point at a token to see its density; the table lists all. Tokens of answers are underlined.",
+            "prompt_answer": "Mean density at the tokens of prompts and of answers, where texts have both; the "
+            "`difference` is that within texts, with its interval and p-value over resampled texts.",
         },
         "No figure: it needs a mask for every position of a text. Learn the masks with --data.positions each.",
     ),

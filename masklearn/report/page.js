@@ -16,6 +16,19 @@ document.querySelectorAll("table.sortable").forEach((table) => {
     });
   });
 });
+document.querySelectorAll("button.csv").forEach((button) => {
+  button.addEventListener("click", () => {
+    const table = document.getElementById(button.dataset.table);
+    const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+    const cells = (row, text) => [...row.cells].map(text).map(quoted).join(",");
+    const lines = [cells(table.tHead.rows[0], (cell) => cell.textContent)];
+    lines.push(...[...table.tBodies[0].rows].map((row) => cells(row, (cell) => cell.dataset.key)));
+    const href = URL.createObjectURL(new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv" }));
+    const link = Object.assign(document.createElement("a"), { href, download: `${table.id.replace(/^table-/, "")}.csv` });
+    link.click();
+    URL.revokeObjectURL(href);
+  });
+});
 window.addEventListener("beforeprint", () => {
   document.querySelectorAll("details:not(.table)").forEach((details) => { details.open = true; });
 });

@@ -73,10 +73,10 @@ def mask_figure(mask: Mask) -> ShownFigure:
     return figure
 
 
-def curve_figure(rows: Sequence[dict[str, Any]]) -> ShownFigure:
-    """Create the figure of the curves alone."""
+def curve_figure(rows: Sequence[dict[str, Any]], own: str = "learned") -> ShownFigure:
+    """Create the figure of the curves alone; `own` is the kind of the bank's subgraphs."""
     figure = empty_figure(RUN_WIDTH, CURVE_HEIGHT)
-    draw_curves(figure, rows)
+    draw_curves(figure, rows, own)
     return figure
 
 
@@ -112,26 +112,28 @@ def draw_masks(figure: FigureBase, mask: Mask) -> None:
         share_bar(figure, grid, "share of groups whose mask keeps the node")
 
 
-def draw_curves(figure: FigureBase, rows: Sequence[dict[str, Any]]) -> None:
-    """Draw KL and TV of learned and random subgraphs against relative size."""
+def draw_curves(figure: FigureBase, rows: Sequence[dict[str, Any]], own: str = "learned") -> None:
+    """Draw KL and TV of a bank's own subgraphs and of its controls against relative size."""
     panels: list[Axes] = list(figure.subplots(1, 2))
     for axes, metric in zip(panels, ("kl", "tv"), strict=True):
-        _draw_curve(axes, rows, metric)
+        _draw_curve(axes, rows, metric, own)
     panels[0].set_ylabel("KL from the full model\n(nats per token, log)")
     nats_axis(panels[0], [row["kl"] for row in rows])
     panels[1].set_ylabel("TV distance from the full model")
     panels[1].set_ylim(0, 1.02)
-    legend_below(figure, panels[0], 2)
+    legend_below(figure, panels[0], 3)
 
 
-def _draw_curve(axes: Axes, rows: Sequence[dict[str, Any]], metric: str) -> None:
+def _draw_curve(axes: Axes, rows: Sequence[dict[str, Any]], metric: str, own: str) -> None:
     fractions = [row["fraction"] for row in rows]
-    controls = [row["controls"]["random"] for row in rows]
-    mean, std = ([control[f"{metric}_{statistic}"] for control in controls] for statistic in ("mean", "std"))
-    low = [max(MIN_PLOTTED_KL / 10, m - s) for m, s in zip(mean, std, strict=True)]  # a log axis has no 0
-    high = [min(m + s, math.inf if metric == "kl" else 1.0) for m, s in zip(mean, std, strict=True)]
-    random, learned = line_style("random"), line_style("learned")
-    axes.fill_between(fractions, low, high, color=random["color"], alpha=0.25, linewidth=0)
-    axes.plot(fractions, mean, label=f"random (mean ± sd of {controls[0]['n']})", **random)
-    axes.plot(fractions, [row[metric] for row in rows], label="learned", **learned)
-    size_axis(axes, min(fractions))
+    for name in rows[0]["controls"]:
+        controls = [row["controls"][name] for row in rows]
+        mean = [control.get(f"{metric}_mean", control.get(metric)) for control in controls]
+        std = [control.get(f"{metric}_std", 0.0) for control in controls]
+        low = [max(MIN_PLOTTED_KL / 10, m - s) for m, s in zip(mean, std, strict=True)]  # a log axis has no 0
+        high = [min(m + s, math.inf if metric == "kl" else 1.0) for m, s in zip(mean, std, strict=True)]
+        style, n = line_style(name), controls[0].get("n")
+        axes.fill_between(fractions, low, high, color=style["color"], alpha=0.25, linewidth=0)
+        axes.plot(fractions, mean, label=f"{name} (mean ± sd of {n})" if n else name, **style)
+    axes.plot(fractions, [row[metric] for row in rows], label=own, **line_style(own))
+    size_axis(axes, min(fractions), "edges" if "edges" in rows[0] else "nodes")

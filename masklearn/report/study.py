@@ -1,6 +1,5 @@
 """A study to its figures, as files and on the page."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,15 @@ from masklearn.density.study_folder import FIGURES_FOLDER, REPORT_FILE
 from masklearn.files import atomic_write
 from masklearn.report import comparison, composition, correlations, curves
 from masklearn.report.page import page
-from masklearn.report.study_figure import StudyFigure, render
+from masklearn.report.study_figure import StudyFigure, file_stems, render
 from masklearn.report.style import styled
 from masklearn.report.top_tokens import top_tokens
-
-MAX_FILE_NAME = 60
-"""Characters of a bank's name in file names."""
 
 
 def draw(study: Study) -> Iterator[StudyFigure]:
     """Draw every figure whose results are defined."""
     tables = study.tables
+    yield from curves.curves_together(study.measurements, tables)
     for measured in study.measurements:
         has_curve = len(measured.sizes) >= MIN_CURVE_SIZES
         if has_curve:
@@ -35,7 +32,6 @@ def draw(study: Study) -> Iterator[StudyFigure]:
         yield from correlations.token_densities(measured, tables)
         if measured.name in study.top_tokens:
             yield from top_tokens(measured, study.top_tokens[measured.name])
-    yield from curves.curves_together(study.measurements, tables)
     yield from comparison.density_agreement(study.measurements, tables)
     yield from comparison.mask_overlaps(tables)
 
@@ -56,7 +52,7 @@ def write_study(out: Path, study: Study, config: dict[str, dict[str, Any]]) -> l
         for one in study_figures:  # the layout is computed once, not for every format
             one.figure.draw_without_rendering()
             one.figure.set_layout_engine("none")
-    stems = _file_stems([measured.name for measured in study.measurements])
+    stems = file_stems([measured.name for measured in study.measurements])
     paths = []
     for one in study_figures:
         path = out / FIGURES_FOLDER / (one.name if one.bank == "all" else f"{stems[one.bank]}-{one.name}")
@@ -65,16 +61,3 @@ def write_study(out: Path, study: Study, config: dict[str, dict[str, Any]]) -> l
         paths.append(path.with_name(f"{path.name}.png"))
     atomic_write(out / REPORT_FILE, page(study, study_figures, config).encode())
     return paths
-
-
-def _file_stems(names: list[str]) -> dict[str, str]:
-    """Return a distinct stem for every bank, of characters that every file system takes."""
-    stems: dict[str, str] = {}
-    for name in names:
-        base = stem = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:MAX_FILE_NAME] or "bank"
-        number = 1
-        while stem in stems.values():
-            number += 1
-            stem = f"{base}-{number}"
-        stems[name] = stem
-    return stems

@@ -10,6 +10,11 @@ from matplotlib.figure import Figure
 
 from masklearn.report.style import COLUMN, INK, LINE, styled
 
+FIRST_FIGURE = "together"
+"""`StudyFigure.result` of the figure at the top of the page."""
+MAX_FILE_NAME = 60
+"""Characters of a bank's name in file names."""
+
 
 @dataclass(frozen=True)
 class StudyFigure:
@@ -43,6 +48,7 @@ def render(study_figure: StudyFigure, file_format: Literal["png", "pdf"]) -> byt
 def inline_svg(study_figure: StudyFigure, prefix: str) -> str:
     """Render a figure as SVG inside a page: in the colours of the page's theme, with `prefix` before every id."""
     head, rest = svg_parts(study_figure.figure, study_figure.name, transparent=True)
+    head = re.sub(r'\sxmlns="[^"]*"', "", head)  # HTML knows the element
     rest = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}--\1"', rest)
     rest = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'href="#{prefix}--\2"', rest)
     rest = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}--\1)", rest)
@@ -65,3 +71,16 @@ def svg_parts(figure: Figure, salt: str, **options: Any) -> tuple[str, str]:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
     head, rest = text.split(">", 1)
     return re.sub(r'\s(width|height|version|xmlns:xlink)="[^"]*"', "", head), rest
+
+
+def file_stems(names: list[str]) -> dict[str, str]:
+    """Return a distinct stem for every bank, of characters that every file system takes."""
+    stems: dict[str, str] = {}
+    for name in names:
+        base = stem = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:MAX_FILE_NAME] or "bank"
+        number = 1
+        while stem in stems.values():
+            number += 1
+            stem = f"{base}-{number}"
+        stems[name] = stem
+    return stems

@@ -25,6 +25,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
 """The colour-blind safe palette of Okabe and Ito, and a grey."""
 KIND_STYLES: dict[str, dict[str, Any]] = {
     "learned": {"color": BLUE, "linestyle": "-", "marker": "o"},
+    "s-trace": {"color": GREEN, "linestyle": "-", "marker": "D"},
     "norm": {"color": ORANGE, "linestyle": "-", "marker": "s"},
     "random-matched": {"color": GREY, "linestyle": "-", "marker": "^"},
     "random": {"color": GREY, "linestyle": ":", "marker": "v"},

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from masklearn.density.measurements import LEARNED_KIND, MaskMeasurements, TopTokens
+from masklearn.density.measurements import MaskMeasurements, TopTokens
 from masklearn.report.composition import MAX_MAP_SIZES, evenly_spaced, map_figure
 from masklearn.report.study_figure import StudyFigure
 from masklearn.report.style import BLUE, COLUMN, GREY, SMALL_FONT, count_nodes, drawable, empty_figure
@@ -34,10 +34,10 @@ def top_tokens(measured: MaskMeasurements, shown: TopTokens) -> Iterator[StudyFi
 def _token_figure(shown: TopTokens) -> Figure:
     full_model = len(shown.sizes) - 1
     columns = [*evenly_spaced(full_model, MAX_TOKEN_SIZES), full_model]
-    n_ranks = min(MAX_RANKS, len(shown.tokens[LEARNED_KIND][0]))
+    n_ranks = min(MAX_RANKS, len(next(iter(shown.tokens.values()))[0]))
     figure = empty_figure(COLUMN, 0.3 + (0.15 + 0.2 * n_ranks) * len(shown.tokens))
     grid = figure.subplots(len(shown.tokens), squeeze=False)[:, 0]
-    expected = {token for token, _ in shown.tokens[LEARNED_KIND][full_model]}
+    expected = {token for token, _ in next(iter(shown.tokens.values()))[full_model]}
     for axes, (kind, by_size) in zip(grid, shown.tokens.items(), strict=True):
         _draw_tokens(axes, [by_size[i][:n_ranks] for i in columns], expected)
         axes.set_ylabel(kind, fontsize=SMALL_FONT)

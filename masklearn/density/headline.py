@@ -1,0 +1,45 @@
+"""The result of a study in one sentence: how large subgraphs must be to come half-way to the full model."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from masklearn.density.curves import MIN_CURVE_SIZES
+from masklearn.density.measurements import MaskMeasurements
+from masklearn.density.phases import MeanCurve
+
+HALF = 0.5
+"""The mean TV distance that the sentence is about."""
+
+
+def headline(measurements: Sequence[MaskMeasurements]) -> str:
+    """Say which share of the nodes or edges of every bank gives a mean TV of one half, and which of random ones."""
+    known = [measured for measured in measurements if len(measured.sizes) >= MIN_CURVE_SIZES]
+    if not known:
+        return "No density curve: it needs at least three sizes."
+    own = [f"{_percent(measured, measured.own_kind)} of the {measured.unit} of {measured.name}" for measured in known]
+    random = [_percent(measured, measured.control_kind) for measured in known if measured.control_kind]
+    control = f"; of random subgraphs, {_listed(random)}" if random else ""
+    return f"A mean TV distance of {HALF} from the full model takes {_listed(own)}{control}."
+
+
+def half_way(measured: MaskMeasurements, kind: str) -> float:
+    """Find the relative size at which mean TV falls to one half, linear in log size; at least the smallest."""
+    curve = MeanCurve.of(measured, kind)
+    tv = np.append(curve.tv.mean(1), np.zeros(len(curve.x) - len(curve.tv)))
+    first = int((tv <= HALF).argmax())
+    if first == 0:
+        return float(10 ** curve.x[0])
+    falling = slice(first - 1, first + 1)
+    return float(10 ** np.interp(-HALF, -tv[falling], curve.x[falling]))
+
+
+def _percent(measured: MaskMeasurements, kind: str) -> str:
+    found = half_way(measured, kind)
+    at_most = "at most " if np.isclose(found, measured.fractions[0]) else ""
+    return f"{at_most}{100 * found:.2g} %"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last

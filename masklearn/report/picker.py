@@ -1,0 +1,66 @@
+"""The input picker's data: every shown input with its subgraphs, packed, and the tokens that they predict."""
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+
+from masklearn.density import MaskMeasurements, Study, TopTokens
+from masklearn.density.curves import normalized_densities
+from masklearn.evaluation.edge_report import EDGE_PARTS, PART_COUNTS
+
+
+def picker_json(study: Study) -> str:
+    """Return the data as JSON that is safe inside a script element.
+
+    Masks are packed to a bit for every node and size; tokens are numbers in a list of all tokens, with probabilities in
+    thousandths.
+    """
+    banks = [
+        _bank(measured, study.pickable[measured.name])
+        for measured in study.measurements
+        if measured.name in study.pickable
+    ]
+    text = json.dumps(banks, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _bank(measured: MaskMeasurements, shown: list[TopTokens]) -> dict[str, Any]:
+    kind, graph = measured.own_kind, measured.mask.graph
+    index = {name: i for i, name in enumerate(measured.names)}
+    number: dict[str, int] = {}
+    density, tv = normalized_densities(measured), measured.values(kind, "tv")
+    masks = measured.results[kind].masks[0].numpy()  # (sizes, groups, nodes)
+    edges = measured.values(kind, PART_COUNTS).sum(-2) if measured.unit == "edges" else None
+    inputs = []
+    for one in shown:
+        i = index[one.name]
+        kept = masks[:, measured.group_index[i] if masks.shape[1] > 1 else 0]
+        top = [
+            [value for token, p in tokens for value in (number.setdefault(token, len(number)), round(1000 * p))]
+            for tokens in one.tokens[kind]
+        ]
+        inputs.append(
+            {
+                "name": one.name,
+                "text": one.text,
+                "density": None if np.isnan(density[i]) else round(float(density[i]), 3),
+                "tv": [round(float(value), 3) for value in tv[:, i]],
+                "kept": base64.b64encode(np.packbits(kept).tobytes()).decode(),
+                "top": top,
+                **({} if edges is None else {"edges": edges[:, i].astype(int).tolist()}),
+            }
+        )
+    return {
+        "name": measured.name,
+        "unit": measured.unit,
+        "kind": kind,
+        "layers": graph.n_layers,
+        "heads": graph.n_heads,
+        "fractions": [float(f"{fraction:.3g}") for fraction in measured.fractions],
+        "sizes": measured.sizes,
+        "parts": EDGE_PARTS,
+        "tokens": list(number),
+        "inputs": inputs,
+    }
