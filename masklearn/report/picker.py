@@ -47,7 +47,7 @@ def _bank(measured: MaskMeasurements, shown: list[TopTokens]) -> dict[str, Any]:
                 "text": one.text,
                 "density": None if np.isnan(density[i]) else round(float(density[i]), 3),
                 "tv": [round(float(value), 3) for value in tv[:, i]],
-                "kept": base64.b64encode(np.packbits(kept)).decode(),
+                "kept": base64.b64encode(np.packbits(kept).tobytes()).decode(),
                 "top": top,
                 **({} if edges is None else {"edges": edges[:, i].astype(int).tolist()}),
             }
