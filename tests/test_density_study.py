@@ -77,8 +77,8 @@ def test_bootstrap_of_ranks_equals_ranking_every_resample() -> None:
     found = rank_bootstrap(values, seed=1)
     counts = np.random.default_rng(1).multinomial(25, np.full(25, 1 / 25), size=len(found))
     for i in (0, 7, 400):
-        drawn = stats.rankdata(values[:, np.repeat(np.arange(25), counts[i])], axis=1)
-        r = np.corrcoef(drawn)
+        ranked = stats.rankdata(values[:, np.repeat(np.arange(25), counts[i])], axis=1)
+        r = np.corrcoef(ranked)
         expected = (r[0, 1] - r[0, 2] * r[1, 2]) / math.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2))
         assert found[i] == pytest.approx(expected)
 

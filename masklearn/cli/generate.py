@@ -9,7 +9,7 @@ Each line of the output has a `prompt` and a `completion`: `--data.positions eac
 import json
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jsonargparse import ArgumentParser
@@ -71,7 +71,7 @@ def continuation(
     input_ids = torch.tensor([ids], device=device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with torch.no_grad():
-        whole = cast(torch.Tensor, model.generate(
+        whole = cast(torch.Tensor, cast(Any, model).generate(
             input_ids=input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=n_tokens, pad_token_id=pad,
             **sampling,
         ))[0].tolist()  # fmt: skip

@@ -57,12 +57,12 @@ def _figures(mask: Mask | EdgeBank, rows: Sequence[dict[str, Any]]) -> list[Page
     own, unit = ("learned", "nodes") if isinstance(mask, Mask) else (mask.method, "edges")
     alt = f"KL and TV from the full model of {own} subgraphs and of controls, against the share of {unit} kept"
     with styled():
-        drawn = [StudyFigure("curve", "curve", "all", alt, curve_figure(rows, own))]
+        found = [StudyFigure("curve", "curve", "all", alt, curve_figure(rows, own))]
         if isinstance(mask, Mask):
             many = "share of groups whose mask keeps each node" if len(mask.groups) > 1 else "nodes kept"
             masks = mask_figure(mask)
-            drawn.append(StudyFigure("masks", "masks", "all", f"The {many}, by layer and head, at each size", masks))
-        return [PageFigure(one, one.name, Markup(inline_svg(one, one.name))) for one in drawn]
+            found.append(StudyFigure("masks", "masks", "all", f"The {many}, by layer and head, at each size", masks))
+        return [PageFigure(one, one.name, Markup(inline_svg(one, one.name))) for one in found]
 
 
 def _tables(described: dict[str, Any]) -> list[tuple[str, str, TableView]]:
@@ -84,7 +84,7 @@ def _tables(described: dict[str, Any]) -> list[tuple[str, str, TableView]]:
         "controls": ("Controls", "Other subgraphs of the same sizes, on the same texts.", controls),
         "stages": (
             "Stages",
-            "KL from gates to masks. soft: gates at their probability of being open; sampled: gates drawn at random; "
+            "KL from gates to masks. soft: gates at their probability of being open; sampled: gates found at random; "
             "cut: the top s nodes; polished: after swaps of nodes.",
             described.get("discretisation", []),
         ),
