@@ -181,6 +181,7 @@ def test_the_command_writes_a_model_with_its_card(run: Run, tmp_path: Path, caps
 def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mask, other = str(run.folder / "mask.safetensors"), tmp_path / "other"
     tiny_llama().save_pretrained(other)
+    capsys.readouterr()  # the progress bar of a slow disk
     for args, reason in (
         (["--size", "17", str(tmp_path / "out")], "no mask of 17 nodes; it has 4, 18, 30"),
         ([str(tmp_path / "out")], "--size 0.5"),
