@@ -174,9 +174,9 @@ def describe_placement(lm: PreTrainedModel) -> str:
     if not device_map:
         return ""
     devices = Counter(f"GPU {d}" if isinstance(d, int) else d for d in device_map.values())
-    places = ", ".join(f"{n} modules on {device}" for device, n in devices.items())
+    where = ", ".join(f"{n} modules on {device}" for device, n in devices.items())
     slow = "; offloaded weights are read in every forward, which is slow" if is_offloaded(lm) else ""
-    return f"Placement: {places}{slow}"
+    return f"Placement: {where}{slow}"
 
 
 def move_model(lm: PreTrainedModel, device: torch.device) -> None:

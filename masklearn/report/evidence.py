@@ -65,12 +65,12 @@ def write_evidence(file: Path, name: str, evidence: Evidence) -> None:
     verdicts = evidence.tables["verdicts"]
     cells = list(dict.fromkeys((row["group"], row["s"]) for row in verdicts))
     of_cell = {(row["claim"], row["group"], row["s"]): (row["verdict"], row["measured"]) for row in verdicts}
-    grid = [(claim, [of_cell.get((claim, *cell), (UNKNOWN, "")) for cell in cells]) for claim in CLAIMS]
+    rows = [(claim, [of_cell.get((claim, *cell), (UNKNOWN, "")) for cell in cells]) for claim in CLAIMS]
     several = len({group for group, _ in cells}) > 1
     content: dict[str, Any] = {
         "title": f"Evidence: {name}",
         "cells": [f"{group}, s = {s}" if several else f"s = {s}" for group, s in cells],
-        "grid": grid,
+        "rows": rows,
         "claims": CLAIMS,
         "summary": evidence.summary,
         "not_tested": evidence.not_tested,
