@@ -65,8 +65,8 @@ def deal(estimates: Sequence[float], costs: Sequence[float], n_devices: int, how
     blocks = range(len(costs)) if how == IN_ORDER else sorted(range(len(costs)), key=lambda i: -estimates[i])
     done = [0.0] * n_devices
     if how == IN_ORDER:
-        for place, block in enumerate(blocks):
-            done[place % n_devices] += costs[block]
+        for index, block in enumerate(blocks):
+            done[index % n_devices] += costs[block]
         return done
     expected = [(0.0, device) for device in range(n_devices)]  # stealing looks at the time that has really passed
     for block in blocks:

@@ -76,13 +76,7 @@ def evaluate_bank(
     )  # fmt: skip
     data = load(texts.settings)
     mask = bank.of(data.groups.names)
-    warning = evaluation.implausible_answers(masked_lm, data)
-    notices = [data.preview, *data.notices]
-    if texts.are_others:
-        known = bank.learned_texts.tolist()
-        notices += leave_out_learned(data, texts.split, known, texts.all_requested, "--part all")
-    for line in filter(None, (*notices, warning)):
-        print(line)
+    _introduce(data, texts, bank, masked_lm)
     ablations = flags.ablations or [mask.ablation.name]
     learned_on = _training_data(path, mask, texts, data, load, flags, ablations)
     scorer = _baseline_scorer(masked_lm, mask, learned_on, flags) if _needs_scorer(flags) else None
@@ -103,6 +97,17 @@ def evaluate_bank(
                 of_texts = (data, texts.split, masked_lm, ablation, recorder, seconds, column)
                 evaluated.append(EvaluatedBank(Path(path), mask, *of_texts))
     return results, evaluated
+
+
+def _introduce(data: MaskData, texts: EvaluationTexts, bank: Mask, masked_lm: MaskedLM) -> None:
+    """Print what is evaluated on, after texts that the masks were learned on have been left out."""
+    warning = evaluation.implausible_answers(masked_lm, data)
+    notices = [data.preview, *data.notices]
+    if texts.are_others:
+        known = bank.learned_texts.tolist()
+        notices += leave_out_learned(data, texts.split, known, texts.all_requested, "--part all")
+    for line in filter(None, (*notices, warning)):
+        print(line)
 
 
 def _altered(path: str, texts: EvaluationTexts, load: LoadTexts, flags: EvaluateFlags) -> dict[str, MaskData]:
