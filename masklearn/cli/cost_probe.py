@@ -106,8 +106,8 @@ class CostProbe(Callback):
     def _tokens_of_steps(self, learner: MaskLearner) -> tuple[float, float]:
         """Tokens of the steps of all blocks that are not finished, and of those of their steps that came before."""
         data, plan, rows = learner.finisher.data, learner.plan, learner.settings.rows_per_text
-        block, step = plan.at(self._first_step)
-        of_blocks = [learning_tokens(data, plan, rows, groups) for groups in plan.blocks[block:]]
+        n_learned, step = divmod(self._first_step, plan.steps)
+        of_blocks = [learning_tokens(data, plan, rows, plan.blocks[block]) for block in plan.own[n_learned:]]
         return sum(of_blocks), of_blocks[0] * step / plan.steps
 
     def _tokens_of_validation(self, trainer: Trainer, learner: MaskLearner) -> float:

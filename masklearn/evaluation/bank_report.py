@@ -31,6 +31,7 @@ def evaluate(
     scorer: MaskScorer | None = None,
     recorder: PerTextRecorder | None = None,
     bar: ProgressBar = no_bar,
+    on_ranks: bool = False,
 ) -> tuple[list[Row], Tensor]:
     """Evaluate a bank: for every size its metrics, its numbers of heads and MLPs, and baselines of that size.
 
@@ -43,6 +44,7 @@ def evaluate(
             random and inverse subgraphs need none.
         recorder: Collects the results of each text, if given.
         bar: Shows the progress of searches for baselines and of the evaluation.
+        on_ranks: See `measure`.
 
     Returns:
         One row for each size, averaged over the texts of all groups, each under its own group's masks; and the KL and
@@ -51,12 +53,12 @@ def evaluate(
     mask.check()
     masks_of = {LEARNED_MASKS: mask.mask.transpose(0, 1)[None]}
     masks_of |= {name: subgraphs(name, mask, scorer, bar) for name in baselines}
-    rows_of, by_group = _measure_all(masked_lm, masks_of, batches, recorder, bar)
+    rows_of, by_group = _measure_all(masked_lm, masks_of, batches, recorder, bar, on_ranks)
     measured = rows_of[LEARNED_MASKS]
     heads, mlps = (count.float().mean(0) for count in mask.graph.count(mask.mask))
     if "logit_diff" in measured[0]:
         closed = torch.zeros(1, 1, mask.graph.n_nodes, dtype=torch.bool)
-        empty = measure(masked_lm, closed.expand(1, len(mask.groups), -1), batches)[0][0]
+        empty = measure(masked_lm, closed.expand(1, len(mask.groups), -1), batches, on_ranks=on_ranks)[0][0]
         measured = [row | {"faithfulness": faithfulness(row, empty)} for row in measured]
     rows = [
         {
@@ -84,6 +86,7 @@ def _measure_all(
     batches: Iterable[Batch],
     recorder: PerTextRecorder | None,
     bar: ProgressBar,
+    on_ranks: bool,
 ) -> tuple[dict[str, list[Row]], Tensor]:
     """Measure all kinds of subgraphs together, so that the full model runs once on every text.
 
@@ -93,13 +96,15 @@ def _measure_all(
         batches: The text.
         recorder: Collects the results of each text, if given.
         bar: Shows the progress.
+        on_ranks: See `measure`.
 
     Returns:
         The rows of every kind, draws x sizes of them; and KL and TV of each group under the first kind's subgraphs.
     """
     counts = [masks.shape[0] * masks.shape[1] for masks in masks_of.values()]
     by_text = recorder.meter(masked_lm, sum(counts)) if recorder else None
-    rows, by_group = measure(masked_lm, [masks.flatten(0, 1) for masks in masks_of.values()], batches, by_text, bar)
+    masks = [masks.flatten(0, 1) for masks in masks_of.values()]
+    rows, by_group = measure(masked_lm, masks, batches, by_text, bar, on_ranks)
     if recorder and by_text:
         recorder.record(masks_of, by_text)
     ends = [*accumulate(counts)]

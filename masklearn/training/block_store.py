@@ -1,7 +1,7 @@
 """What a run has finished so far: the masks of its blocks, and the progress of the polish under way."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +17,8 @@ from masklearn.progress import ProgressBar, no_bar
 
 CHECKSUM_KEY = "sha256"
 """Metadata key of the checksum of a file's tensors."""
+STEP_SHAPE_FILE = "step-shape.safetensors"
+"""Groups of a block, and texts of each in a step, in all processes that work on a run."""
 READ_ERRORS = (OSError, KeyError, ValueError, SafetensorError)
 """Errors of reading a file that is missing or damaged."""
 Step = TypeVar("Step")
@@ -40,6 +42,20 @@ class BlockStore:
     def __contains__(self, block: int) -> bool:
         file = self._file(block)
         return file.is_file() if file else block in self._in_memory
+
+    def settle_step_shape(self, step_shape: tuple[int, int]) -> tuple[int, int]:
+        """The step shape of the run in this folder: the one given, unless an earlier process has stored another.
+
+        It depends on the memory that was free then, and it decides which groups make a block.
+        """
+        if not self.folder:
+            return step_shape
+        file = self.folder / STEP_SHAPE_FILE
+        with suppress(*READ_ERRORS):
+            n_groups, n_texts = _read(file)["step_shape"].tolist()
+            return n_groups, n_texts
+        _write(file, {"step_shape": torch.tensor(step_shape)})
+        return step_shape
 
     def put(self, block: int, groups: Sequence[int], tensors: dict[str, Tensor]) -> None:
         """Store the results of a block.
@@ -71,13 +87,13 @@ class BlockStore:
                 "copy, or start the run again in another folder: --run.dir"
             ) from error
 
-    def require(self, n_blocks: int) -> None:
-        """Refuse to resume if one of the first `n_blocks` blocks is lost.
+    def require(self, blocks: Iterable[int]) -> None:
+        """Refuse to resume if one of these blocks is lost.
 
         Raises:
             UserError: If a block's file is missing or damaged.
         """
-        for block in range(n_blocks):
+        for block in blocks:
             self.get(block)
 
     def gather(self, n_blocks: int) -> dict[str, Tensor]:

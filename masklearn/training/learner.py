@@ -174,7 +174,7 @@ class MaskLearner(BlockLearner):
 
     def _draw_rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mask ids and noise of a step, see `draw_rows`: functions of seed and step alone, so that a run can resume."""
-        seed = (self.settings.seed * 1_000_003 + self.global_step) % 2**63
+        seed = (self.settings.seed * 1_000_003 + self.plan.number(self.global_step)) % 2**63
         shape = self.settings.restarts, len(self.sizes), self.settings.draws_per_text, self.graph.n_nodes
         return draw_rows(self._index_in_block[batch.group], *shape, seed)
 

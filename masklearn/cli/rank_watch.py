@@ -1,0 +1,143 @@
+"""All ranks of a run stop together: if one fails or dies, the others stop too, and rank 0 says which one and why."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+
+import torch.distributed as dist
+
+from masklearn import ranks
+from masklearn.errors import UserError, one_line
+
+LOOK_SECONDS = 1.0
+"""Time between two looks at the other ranks."""
+SILENCE_SECONDS = 30.0
+"""A rank that has shown no sign of life for so long counts as dead."""
+GRACE_SECONDS = 15.0
+"""How long a process may take to stop by itself; then it is ended."""
+FAILURE_KEY = "failure"
+
+
+class RankWatch(threading.Thread):
+    """Tells the other ranks that this one is alive, and stops this process when another one has failed.
+
+    Args:
+        store: The store of the process group; rank 0 holds it.
+        started: The processes that this one has started, for ranks 1, 2, ... of this machine.
+    """
+
+    def __init__(self, store: dist.Store, started: Sequence["subprocess.Popen[bytes]"]) -> None:
+        super().__init__(daemon=True, name="rank-watch")
+        self.store, self.started = store.clone(), started
+        self.failure = ""
+        """Which rank has failed and why, if another one has."""
+        self.noticed, self.closed = threading.Event(), threading.Event()
+        self._beats = [""] * ranks.count()
+        self._seen = [time.monotonic()] * ranks.count()
+        self.place = f"rank {ranks.rank()} ({socket.gethostname()}, process {os.getpid()})"
+        self.places = ranks.gathered(self.place)
+
+    def run(self) -> None:
+        """Look at the other ranks until this one ends."""
+        while not self.closed.wait(LOOK_SECONDS):
+            try:
+                self.failure = self._look()
+            except RuntimeError:  # of any kind: rank 0 no longer answers
+                self.failure = f"{self.places[0]} died"
+            if self.failure:
+                self.noticed.set()
+                self._stop_process()
+                return
+
+    def _look(self) -> str:
+        """Show a sign of life, and return which rank has failed, if any."""
+        self.store.set(_alive_key(ranks.rank()), str(time.monotonic()))
+        if self.store.check([FAILURE_KEY]):
+            return self.store.get(FAILURE_KEY).decode()
+        failure = self._dead_rank() if ranks.rank() == 0 else ""
+        if failure:
+            self.store.set(FAILURE_KEY, failure)
+        return failure
+
+    def _dead_rank(self) -> str:
+        for process, place in zip(self.started, self.places[1:], strict=False):
+            if process.poll():
+                return f"{place} died with exit code {process.returncode}"
+        for other in range(1, ranks.count()):
+            key = _alive_key(other)
+            beat = self.store.get(key).decode() if self.store.check([key]) else ""
+            if beat != self._beats[other]:
+                self._beats[other], self._seen[other] = beat, time.monotonic()
+            elif time.monotonic() - self._seen[other] > SILENCE_SECONDS:
+                return f"{self.places[other]} has shown no sign of life for {SILENCE_SECONDS:.0f} s"
+        return ""
+
+    def _stop_process(self) -> None:
+        """Stop this process as a scheduler would, or end it if it does not stop."""
+        os.kill(os.getpid(), signal.SIGTERM)
+        if not self.closed.wait(GRACE_SECONDS):
+            if self.speaks:
+                print(f"error: {self.failure}", file=sys.stderr, flush=True)
+            os._exit(2)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process tells the user what happened: rank 0 does, and rank 1 if rank 0 is dead."""
+        return ranks.rank() == (1 if self.failure.startswith(f"{self.places[0]} died") else 0)
+
+    def report(self, error: BaseException) -> None:
+        """Tell the other ranks that this one has failed, unless it has stopped because another one did."""
+        if ranks.is_peer_failure(error):
+            self.noticed.wait(SILENCE_SECONDS + 2 * LOOK_SECONDS)
+        if not self.failure:
+            with suppress(RuntimeError):
+                self.store.set(FAILURE_KEY, f"{self.place}: {one_line(error)}")
+
+    def close(self) -> None:
+        """Stop watching, and wait until the processes that this one has started have ended."""
+        self.closed.set()
+        for process in self.started:
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _alive_key(rank: int) -> str:
+    return f"alive/{rank}"
+
+
+@contextmanager
+def stopped_together(store: dist.Store, started: Sequence["subprocess.Popen[bytes]"], go_on: str) -> Iterator[None]:
+    """Run as one of several ranks, of which only rank 0 prints; if one fails, all stop.
+
+    Args:
+        store: See `RankWatch`.
+        started: See `RankWatch`.
+        go_on: What the user should do after a rank has died.
+
+    Raises:
+        UserError: On rank 0, if another rank has failed; names it.
+    """
+    watch = RankWatch(store, started)
+    watch.start()
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if ranks.rank() == 0 else nowhere):
+        try:
+            yield
+            ranks.gathered(None)  # until the last one is done, this one must not seem dead
+        except BaseException as error:
+            watch.report(error)
+            if watch.failure and watch.speaks:
+                raise UserError(f"{watch.failure}. {go_on}") from error
+            if ranks.rank() and (watch.failure or isinstance(error, UserError | KeyboardInterrupt)):
+                raise SystemExit(2) from error
+            raise
+        finally:
+            watch.close()

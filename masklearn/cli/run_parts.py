@@ -1,0 +1,84 @@
+"""A run in parts: processes with a device each, or jobs that know nothing of each other, and what they share."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from masklearn import ranks
+from masklearn.cli.checkpoints import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from masklearn.cli.rank_watch import stopped_together
+from masklearn.cli.run_folder import BLOCKS_FOLDER, RunFolder
+from masklearn.cli.train_cli import TrainCLI
+from masklearn.data import MaskData
+from masklearn.errors import UserError, one_line
+from masklearn.training.block_store import BlockStore
+from masklearn.training.learner import MaskLearner
+from masklearn.training.strategy import RankStrategy
+
+
+@contextmanager
+def all_ranks(cli: TrainCLI) -> Iterator[None]:
+    """Start the other processes of a run on several devices; all end together.
+
+    Raises:
+        UserError: If they cannot be started, or if one fails.
+    """
+    strategy = cli.trainer.strategy
+    if not isinstance(strategy, RankStrategy):
+        yield
+        return
+    try:
+        strategy.join()
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"the processes of the devices did not find each other: {one_line(error)}") from error
+    cli.folder = RunFolder(ranks.from_first(cli.folder.path))  # its name may hold the time
+    go_on = f"What was finished is kept. Go on with: {cli.folder.resume_command}"
+    with stopped_together(strategy.store, strategy.started, go_on):
+        yield
+
+
+def claim_folder(cli: TrainCLI) -> None:
+    """Claim the run's folder, settle there which groups make a block, and take this process's share of the blocks.
+
+    Raises:
+        UserError: If the folder holds something else, if a rank cannot write it, or if there are too many ranks.
+    """
+    learner, data = cli.model, cli.datamodule
+    _require_work(cli)
+    if ranks.rank() == 0 and not cli.resume:
+        cli.folder.claim(cli.requested_yaml)
+    ranks.gathered(None)
+    store = learner.store = BlockStore(cli.folder / BLOCKS_FOLDER)
+    step_shape = store.settle_step_shape(learner.plan.step_shape) if ranks.rank() == 0 else None
+    step_shape = ranks.from_first(step_shape)
+    if step_shape != learner.plan.step_shape:
+        learner.plan_blocks(data, step_shape)
+    if cli.deals_blocks and ranks.rank() == 0:  # they hold what is now learned by several processes
+        for checkpoint in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT):
+            (cli.folder / checkpoint).unlink(missing_ok=True)
+    learner.deal_blocks(data, cli.shard)
+
+
+def _require_work(cli: TrainCLI) -> None:
+    """Refuse more processes than groups, and constants that are learned from block to block."""
+    plan, n_ranks = cli.model.plan, ranks.count()
+    if 1 < plan.n_groups < n_ranks:
+        raise UserError(
+            f"there are {n_ranks} processes, but only {plan.n_groups} groups of texts to learn masks for. Use as many "
+            f"with --trainer.devices {plan.n_groups}"
+        )
+    if cli.deals_blocks and plan.n_groups > 1 and cli.model.settings.ablation == "learned":
+        raise UserError(
+            "model.ablation learned trains its constants from one block of groups to the next, which cannot be divided "
+            "among processes. Use one device, or --model.ablation mean"
+        )
+
+
+def idle_notice(learner: MaskLearner, data: MaskData) -> str:
+    """What the user should know if some processes have nothing to learn; empty if all have."""
+    n_blocks, n_ranks, n_groups = len(learner.plan.blocks), ranks.count(), len(data.groups.names)
+    if n_groups == 1 or n_blocks >= n_ranks:
+        return ""
+    return (
+        f"{n_groups} groups make {n_blocks} blocks, so {n_ranks - n_blocks} of {n_ranks} processes learn nothing. "
+        f"Smaller blocks give work to all, and other masks: --model.block {n_groups // n_ranks}"
+    )
