@@ -4,7 +4,7 @@ They are those of the default process group of `torch.distributed`. Without one 
 every function returns what it is given.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -57,26 +57,32 @@ def is_peer_failure(error: BaseException) -> bool:
     return count() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
 
 
-def summed(tensor: Tensor) -> Tensor:
-    """The sum of the tensors of all processes; its gradient is that of this process's tensor alone.
+def part(n: int) -> tuple[Tensor, float]:
+    """Which of `n` rows are this process's, and by what their results are multiplied before they are summed.
 
-    Each process then has its own part of the gradient of a loss that all of them compute. The parts add up to the
-    gradient that a single process would have.
+    Every process gets every `count()`-th row. With fewer rows than processes each gets all of them, at a fraction of
+    their weight: the sum is the same, and no process has to do without rows.
+
+    Returns:
+        Boolean, shape (n,); and the weight.
     """
-    if count() == 1:
-        return tensor
-    return _Sum.apply(tensor)  # pyright: ignore[reportReturnType]  (torch does not say what `apply` returns)
+    if n < count():
+        return torch.ones(n, dtype=torch.bool), 1 / count()
+    return torch.arange(n) % count() == rank(), 1.0
 
 
-class _Sum(torch.autograd.Function):
-    """See `summed`."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.detach().clone()
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of the tensors of all processes, without gradient; every process must call this."""
+    total = tensor.detach().clone()
+    if count() > 1:
         dist.all_reduce(total)
-        return total
+    return total
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Add up the gradients that the processes have for the same parameters; every process must call this."""
+    parameters = list(parameters)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    total = summed(torch.cat([gradient.flatten() for gradient in gradients]))
+    for parameter, gradient in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = gradient.view_as(parameter)

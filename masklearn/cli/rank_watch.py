@@ -22,7 +22,9 @@ SILENCE_SECONDS = 30.0
 """A rank that has shown no sign of life for so long counts as dead."""
 GRACE_SECONDS = 15.0
 """How long a process may take to stop by itself; then it is ended."""
-FAILURE_KEY = "failure"
+LEAVE_SECONDS = 5.0
+"""How long rank 0 waits until the others have stopped."""
+FAILURE_KEY, ENDED_KEY = "failure", "ended"
 
 
 class RankWatch(threading.Thread):
@@ -38,7 +40,9 @@ class RankWatch(threading.Thread):
         self.store, self.started = store.clone(), started
         self.failure = ""
         """Which rank has failed and why, if another one has."""
-        self.noticed, self.closed = threading.Event(), threading.Event()
+        self.has_interrupted = False
+        """Whether this process stops because of that."""
+        self.noticed, self.stopping, self.closed = threading.Event(), threading.Event(), threading.Event()
         self._beats = [""] * ranks.count()
         self._seen = [time.monotonic()] * ranks.count()
         self.place = f"rank {ranks.rank()} ({socket.gethostname()}, process {os.getpid()})"
@@ -80,8 +84,10 @@ class RankWatch(threading.Thread):
         return ""
 
     def _stop_process(self) -> None:
-        """Stop this process as a scheduler would, or end it if it does not stop."""
-        os.kill(os.getpid(), signal.SIGTERM)
+        """Stop this process as a scheduler would, unless it is stopping already; end it if that takes too long."""
+        if not self.stopping.is_set():
+            self.has_interrupted = True
+            os.kill(os.getpid(), signal.SIGTERM)
         if not self.closed.wait(GRACE_SECONDS):
             if self.speaks:
                 print(f"error: {self.failure}", file=sys.stderr, flush=True)
@@ -94,6 +100,7 @@ class RankWatch(threading.Thread):
 
     def report(self, error: BaseException) -> None:
         """Tell the other ranks that this one has failed, unless it has stopped because another one did."""
+        self.stopping.set()
         if ranks.is_peer_failure(error):
             self.noticed.wait(SILENCE_SECONDS + 2 * LOOK_SECONDS)
         if not self.failure:
@@ -101,8 +108,13 @@ class RankWatch(threading.Thread):
                 self.store.set(FAILURE_KEY, f"{self.place}: {one_line(error)}")
 
     def close(self) -> None:
-        """Stop watching, and wait until the processes that this one has started have ended."""
+        """Stop watching, and wait until other ranks have stopped, as they look into the store that rank 0 holds."""
         self.closed.set()
+        with suppress(RuntimeError):
+            n_ended, until = self.store.add(ENDED_KEY, 1), time.monotonic() + LEAVE_SECONDS
+            while ranks.rank() == 0 and n_ended < ranks.count() and time.monotonic() < until:
+                time.sleep(LOOK_SECONDS / 10)
+                n_ended = self.store.add(ENDED_KEY, 0)
         for process in self.started:
             try:
                 process.wait(GRACE_SECONDS)
@@ -134,7 +146,8 @@ def stopped_together(store: dist.Store, started: Sequence["subprocess.Popen[byte
             ranks.gathered(None)  # until the last one is done, this one must not seem dead
         except BaseException as error:
             watch.report(error)
-            if watch.failure and watch.speaks:
+            is_follow_up = watch.has_interrupted or not isinstance(error, UserError)
+            if watch.failure and watch.speaks and is_follow_up:
                 raise UserError(f"{watch.failure}. {go_on}") from error
             if ranks.rank() and (watch.failure or isinstance(error, UserError | KeyboardInterrupt)):
                 raise SystemExit(2) from error

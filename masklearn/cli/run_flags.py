@@ -9,8 +9,8 @@ class RunFlags:
         resume: Resume the run in that folder from its last checkpoint.
         estimate: Print what the run would cost in forwards, time and memory, from a few steps of it, and stop. Nothing
             is written.
-        shard: Learn only one part of the groups, such as 3/8 for the third of eight parts, each a job that knows nothing
-            of the others; give all the same folder. Only with a scope of several groups.
+        shard: Learn only a part of the groups, such as 3/8 for the third of eight, each a job that knows nothing of the
+            others; give all the same folder. Only with a scope of several groups.
         merge: Finish the run in that folder, whose shards are all done; or take over their masks from these folders
             first, if each shard was given its own.
     """

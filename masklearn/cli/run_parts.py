@@ -1,12 +1,14 @@
 """A run in parts: processes with a device each, or jobs that know nothing of each other, and what they share."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from masklearn import ranks
 from masklearn.cli.checkpoints import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from masklearn.cli.rank_watch import stopped_together
-from masklearn.cli.run_folder import BLOCKS_FOLDER, RunFolder
+from masklearn.cli.run_folder import BLOCKS_FOLDER, CONFIG_FILE, RunFolder
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.data import MaskData
 from masklearn.errors import UserError, one_line
@@ -44,14 +46,19 @@ def claim_folder(cli: TrainCLI) -> None:
     """
     learner, data = cli.model, cli.datamodule
     _require_work(cli)
-    if ranks.rank() == 0 and not cli.resume:
-        cli.folder.claim(cli.requested_yaml)
+    if ranks.rank() == 0:
+        if cli.is_shard:
+            cli.folder.claim_shard(cli.requested_yaml, cli.requested, cli.shard[0])
+        elif not cli.resume:
+            cli.folder.claim(cli.requested_yaml)
     ranks.gathered(None)
     store = learner.store = BlockStore(cli.folder / BLOCKS_FOLDER)
     step_shape = store.settle_step_shape(learner.plan.step_shape) if ranks.rank() == 0 else None
     step_shape = ranks.from_first(step_shape)
     if step_shape != learner.plan.step_shape:
         learner.plan_blocks(data, step_shape)
+    if cli.merges and ranks.rank() == 0:
+        _merge(cli, store)
     if cli.deals_blocks and ranks.rank() == 0:  # they hold what is now learned by several processes
         for checkpoint in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT):
             (cli.folder / checkpoint).unlink(missing_ok=True)
@@ -71,6 +78,38 @@ def _require_work(cli: TrainCLI) -> None:
             "model.ablation learned trains its constants from one block of groups to the next, which cannot be divided "
             "among processes. Use one device, or --model.ablation mean"
         )
+
+
+def _merge(cli: TrainCLI, store: BlockStore) -> None:
+    """Take over the masks of shards from their folders, and refuse to go on if some are missing."""
+    plan = cli.model.plan
+    for path in cli.merged_folders:
+        folder = RunFolder(Path(path))
+        folder.require_same_settings(cli.requested, "run.merge")
+        other = BlockStore(folder / BLOCKS_FOLDER)
+        if other.settle_step_shape(plan.step_shape) != plan.step_shape:
+            raise UserError(
+                f"run.merge: the groups in {path} were learned in other blocks than those in {cli.folder.path}, as "
+                "other memory was free. Learn all shards with the same --model.block"
+            )
+        store.take_over(other, len(plan.blocks))
+    missing = [block for block in range(len(plan.blocks)) if block not in store]
+    if missing:
+        raise UserError(
+            f"run.merge: {len(missing)} of {len(plan.blocks)} blocks of groups are not learned yet, the first of them "
+            f"is number {missing[0] + 1}. Wait for the other shards, or learn it here: {cli.folder.resume_command}"
+        )
+
+
+def finish_shard(cli: TrainCLI) -> None:
+    """Store the masks of the last block of a shard, and say what is next."""
+    index, n_shards = cli.shard
+    cli.model.finish_blocks()
+    print(
+        f"Shard {index + 1} of {n_shards} is done. When all are, finish the run with: python train.py --config "
+        f"{shlex.quote(str(cli.folder / CONFIG_FILE))} --run.merge true",
+        flush=True,
+    )
 
 
 def idle_notice(learner: MaskLearner, data: MaskData) -> str:

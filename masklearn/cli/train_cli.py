@@ -64,6 +64,8 @@ class TrainCLI(LightningCLI):
     """Whether this is one of several jobs that learn the run's groups."""
     merges: bool
     """Whether only to finish a run whose shards are done."""
+    merged_folders: list[str]
+    """Other folders that hold shards of it."""
     deals_blocks: bool
     """Whether several processes or jobs each learn some of the run's groups."""
 
@@ -165,6 +167,7 @@ class TrainCLI(LightningCLI):
         """Decide which part of the run this process does."""
         run, model = self.config.run, self.config.model
         self.shard, self.is_shard = parse_shard(run.shard), run.shard is not None
+        self.merged_folders = run.merge if isinstance(run.merge, list) else []
         with_ranks = uses_ranks(self.config.trainer)
         if self.is_shard and model.scope == "dataset":
             raise UserError(

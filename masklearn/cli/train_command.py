@@ -12,7 +12,7 @@ from masklearn.cli.checkpoints import LAST_CHECKPOINT, AtomicCheckpointIO, newes
 from masklearn.cli.cost_table import actual_costs, compared_costs
 from masklearn.cli.edge_run import run_edges
 from masklearn.cli.run_folder import CONFIG_FILE
-from masklearn.cli.run_parts import all_ranks, claim_folder, idle_notice
+from masklearn.cli.run_parts import all_ranks, claim_folder, finish_shard, idle_notice
 from masklearn.cli.run_results import evaluated_texts, mask_config, print_location, print_results, write_results
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.cli.trainer_flags import flags_without, limiting_flags, name_limits
@@ -60,10 +60,10 @@ def _run(cli: TrainCLI) -> None:
     start = time.monotonic()
     if cli.resume:
         cli.folder.require_same_settings(cli.requested)
-        if _report_finished(cli):
-            return
-        if ranks.rank() == 0:
-            cli.folder.acquire()
+    if (cli.resume or cli.is_shard) and _report_finished(cli):
+        return
+    if cli.resume and not cli.is_shard and ranks.rank() == 0:
+        cli.folder.acquire()
     if cli.model.settings.graph == "edges":
         run_edges(cli)
         return
@@ -72,6 +72,9 @@ def _run(cli: TrainCLI) -> None:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         return
     _fit(cli)
+    if cli.is_shard:
+        finish_shard(cli)
+        return
     mask = _discretize(cli)
     description = _evaluate(cli, mask)
     if ranks.rank():
@@ -150,7 +153,8 @@ def _fit(cli: TrainCLI) -> None:
         UserError: If training stopped earlier; says what is kept and how to resume.
     """
     learner, trainer, folder = cli.model, cli.trainer, cli.folder
-    checkpoint, notice = newest_intact(folder.path) if cli.resume and not cli.deals_blocks else (None, "")
+    may_resume = cli.resume and not cli.deals_blocks
+    checkpoint, notice = ranks.from_first(newest_intact(folder.path) if may_resume else (None, ""))
     if notice:
         print(notice, flush=True)
     try:
@@ -190,8 +194,9 @@ def _evaluate(cli: TrainCLI, mask: Mask) -> dict[str, Any]:
     """The content of `metrics.json` but for the seconds: the masks' metrics on the test split."""
     learner, data = cli.model, cli.datamodule
     print(f"Evaluating on {evaluated_texts(data)}", flush=True)
-    batches = data.loader("test", by_length=True)
+    batches = data.loader("test", by_length=True, shared=True)
     with learner.clock.time("evaluation"):
         rows, by_group = evaluation.evaluate(learner.masked_lm, mask, batches, bar=learner.bar, on_ranks=True)
     description = evaluation.describe(mask, rows, by_group, mask.config["data"])
-    return description | {"expected_sizes": learner.expected_sizes(), "discretisation": learner.stages}
+    sizes = learner.expected_sizes() if learner.plan.own else {}  # no gates are at hand if shards were merged
+    return description | {"expected_sizes": sizes, "discretisation": learner.stages}

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from masklearn import ranks
 from masklearn.data.encoded import Encoded
 from masklearn.data.positions import TRUNCATING, Positions
 
@@ -62,6 +63,11 @@ class Batch(NamedTuple):
         """The inputs for which a boolean mask of shape (inputs,) is true."""
         whole = self._replace(flat_positions=None)  # they count among other inputs
         return self._make(tensor if tensor is None else tensor[kept] for tensor in whole)
+
+    def own_inputs(self) -> tuple[Tensor, float]:
+        """Which inputs this rank runs if all ranks share the batch, and what they count: see `ranks.part`."""
+        kept, weight = ranks.part(len(self.input_ids))
+        return kept.to(self.input_ids.device), weight
 
 
 class Item(NamedTuple):
@@ -187,8 +193,9 @@ class BlockPlan:
 
     def at(self, step: int) -> tuple[int, int]:
         """The block that a step of this process is in, and the step's number in it; past the end, the last of both."""
-        index, block_step = divmod(min(step, self.total_steps - 1), self.steps)
-        return self.own[index], block_step
+        own = self.own or range(len(self.blocks))  # a process that learns none is at the first step of the run
+        index, block_step = divmod(min(step, len(own) * self.steps - 1), self.steps)
+        return own[index], block_step
 
     def number(self, step: int) -> int:
         """The number that a step of this process has if one process learns all blocks."""

@@ -70,7 +70,7 @@ def measure(
         batches: The text.
         by_text: Updated with the results of each text, if given.
         bar: Shows the progress.
-        on_ranks: Whether every rank measures its share of the batches; the results are those of all of them.
+        on_ranks: Whether the text is only this rank's share; the results are those of all ranks.
 
     Returns:
         One row of metrics for each subgraph, averaged over all texts: see `SubgraphMetrics`, and `AnswerMetrics` if
@@ -83,7 +83,6 @@ def measure(
     meter = SubgraphMetrics(n_masks, n_groups, sync_on_compute=False).to(masked_lm.device)
     answer_meter = AnswerMetrics(n_masks, sync_on_compute=False).to(masked_lm.device)
     batch = full = gates = None
-    batches = ranks.share([*batches]) if on_ranks else batches
     completions = list[int]()
     forwards = [(batch, part) for batch in batches for part in forward_parts(n_masks, batch, masked_lm.device)]
     for texts, part in bar(forwards, "Evaluation"):

@@ -4,13 +4,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from masklearn import ranks
 from masklearn.data import Batch
 from masklearn.masking import MaskedLM, scored_together
 from masklearn.models import Prefix
@@ -56,6 +57,11 @@ class ScoredBatch:
     """The full model's last hidden states at the scored positions, shape (positions, width)."""
     group_index: Tensor
     """Index of every text's group among the masks to score, shape (texts,)."""
+    n_tokens: int
+    """Tokens of the texts, padding included; those of all ranks if they share the texts. What is run together, and what
+    it is charged, depends on this number, so that all ranks do the same."""
+    weight: float = 1.0
+    """What the texts count in a sum over all ranks."""
 
     @property
     def group_index_of_positions(self) -> Tensor:
@@ -65,7 +71,13 @@ class ScoredBatch:
     def select(self, kept: Tensor) -> "ScoredBatch":
         """The texts that a boolean tensor of shape (texts,) keeps."""
         positions = kept.repeat_interleave(self.batch.scored.sum(1))
-        return ScoredBatch(self.batch.select(kept), self.full[positions], self.group_index[kept])
+        n_tokens = int(kept.sum()) * self.batch.input_ids.shape[1]
+        return ScoredBatch(self.batch.select(kept), self.full[positions], self.group_index[kept], n_tokens)
+
+    def own(self) -> "ScoredBatch":
+        """The texts that this rank scores if all ranks share them."""
+        kept, weight = self.batch.own_inputs()
+        return replace(self.select(kept), n_tokens=self.n_tokens, weight=weight)
 
 
 class MaskScorer:
@@ -75,13 +87,17 @@ class MaskScorer:
         masked_lm: The model, under the ablation that closed nodes get.
         batches: Texts of these groups only.
         groups: Group ids, in the order of the masks' group dimension.
+        shared: Whether every rank scores its share of the texts, which are those of a single group. All must then score
+            the same masks at the same time.
 
     Raises:
         ValueError: If a group is given twice.
     """
 
-    def __init__(self, masked_lm: MaskedLM, batches: Iterable[Batch], groups: Iterable[int] = (0,)) -> None:
-        self.masked_lm = masked_lm
+    def __init__(
+        self, masked_lm: MaskedLM, batches: Iterable[Batch], groups: Iterable[int] = (0,), shared: bool = False
+    ) -> None:
+        self.masked_lm, self.shared = masked_lm, shared and ranks.count() > 1
         groups = list(groups)
         index_of = {group: i for i, group in enumerate(groups)}
         if len(index_of) < len(groups):
@@ -94,11 +110,13 @@ class MaskScorer:
         for batch in batches:
             group_index = torch.tensor([index_of[group] for group in batch.group.tolist()], device=masked_lm.device)
             batch = batch.to(masked_lm.device)
-            scored.append(ScoredBatch(batch, masked_lm.full(batch.input_ids, batch.scored), group_index))
+            full = masked_lm.full(batch.input_ids, batch.scored)
+            scored.append(ScoredBatch(batch, full, group_index, batch.input_ids.numel()))
         self._set_batches(scored)
 
     def _set_batches(self, batches: Sequence[ScoredBatch]) -> None:
         self.batches = batches
+        self._own_batches = [scored.own() for scored in batches] if self.shared else batches
         self.n_positions = torch.zeros(self.n_groups, device=self.device)
         for scored in batches:
             self.n_positions.index_add_(0, scored.group_index, scored.batch.scored.sum(1).float())
@@ -136,7 +154,7 @@ class MaskScorer:
         total = torch.zeros(masks.shape[:-1], device=masks.device)
         for scored in self._batches_of(groups):
             total += self._kl_of_all(scored, masks)
-        return total / self.n_positions[groups]
+        return self._of_all_ranks(total) / self.n_positions[groups]
 
     def gradient(self, masks: Tensor, groups: Tensor | None = None, inverse_temperature: float = 1.0) -> Tensor:
         """The gradient of the KL with respect to every gate.
@@ -153,7 +171,10 @@ class MaskScorer:
         gradient = torch.zeros_like(gates)
         for scored in self._batches_of(groups):
             gradient += self.masked_lm.row_limit.retry(partial(self._gradient, scored, gates, inverse_temperature))
-        return gradient / self.n_positions[groups][:, None]
+        return self._of_all_ranks(gradient) / self.n_positions[groups][:, None]
+
+    def _of_all_ranks(self, total: Tensor) -> Tensor:
+        return ranks.summed(total) if self.shared else total
 
     def _gradient(self, scored: ScoredBatch, gates: Tensor, inverse_temperature: float) -> Tensor:
         """The gradient of the KL, summed over positions, with respect to gates (groups, nodes)."""
@@ -168,11 +189,11 @@ class MaskScorer:
         """The texts of some groups; `group_index` counts among these groups."""
         index_among = torch.full((self.n_groups,), -1, device=groups.device)
         index_among[groups] = torch.arange(len(groups), device=groups.device)
-        for scored in self.batches:
+        for scored in self._own_batches:
             group_index = index_among[scored.group_index]
             kept = group_index >= 0
             if kept.any():
-                reindexed = ScoredBatch(scored.batch, scored.full, group_index)
+                reindexed = replace(scored, group_index=group_index)
                 yield reindexed if kept.all() else reindexed.select(kept)
 
     def _kl_of_all(self, scored: ScoredBatch, masks: Tensor) -> Tensor:
@@ -182,7 +203,7 @@ class MaskScorer:
         once, and every candidate starts in a layer in which it still agrees with it, if that takes less time.
         """
         batch, majority, prefix = scored.batch, masks.mean(0).round(), None
-        n_tokens, cost = batch.input_ids.numel(), ForwardCost.of(self.masked_lm, batch.input_ids.numel())
+        n_tokens, cost = scored.n_tokens, ForwardCost.of(self.masked_lm, scored.n_tokens)
         first_layers, order = self._by_first_layer(masks, majority)
         batch_size = max(1, scored_together(self.masked_lm) // n_tokens)
         batches = plan_batches(first_layers, batch_size, cost)
@@ -216,12 +237,12 @@ class MaskScorer:
         """Last hidden states (K, positions, width) under gates (K, groups, nodes)."""
         batch = scored.batch
         share = 3 if gates.requires_grad else 1 - first_layer / self.masked_lm.graph.n_layers
-        self.tokens.charge(share * len(gates) * batch.input_ids.numel())
+        self.tokens.charge(share * len(gates) * scored.n_tokens)
         gates = gates[:, scored.group_index]
         return self.masked_lm(batch.input_ids, batch.scored, gates, batch.corrupted, prefix, first_layer)
 
     def _kl(self, scored: ScoredBatch, masked: Tensor, n_groups: int, inverse_temperature: float = 1.0) -> Tensor:
         """KL of last hidden states (K, positions, width), summed over the positions of every group: (K, groups)."""
         kl = chunked_kl(scored.full, masked, self.masked_lm.unembed, inverse_temperature)
-        total = torch.zeros(len(kl), n_groups, device=kl.device)
+        kl, total = scored.weight * kl, torch.zeros(len(kl), n_groups, device=kl.device)
         return total.index_add(1, scored.group_index_of_positions, kl)

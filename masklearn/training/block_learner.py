@@ -10,7 +10,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from masklearn import ranks
-from masklearn.ablation import STORED_ABLATIONS, Ablation
+from masklearn.ablation import Ablation
 from masklearn.data import Batch, BlockPlan, MaskData
 from masklearn.errors import UserError
 from masklearn.gates import GateBank
@@ -27,7 +27,7 @@ from masklearn.training.budget import Lagrangian, Projected
 from masklearn.training.cost import PhaseClock
 from masklearn.training.dealing import deal, learned_before
 from masklearn.training.full_targets import FullTargets, index_in_block
-from masklearn.training.learned_ablation import LearnedConstants, mean_ablation
+from masklearn.training.learned_ablation import LearnedConstants, begin_ablation
 from masklearn.training.settings import LearnerSettings
 from masklearn.training.step_guard import StepGuard
 from masklearn.training.step_log import StepLog
@@ -92,7 +92,7 @@ class BlockLearner(LightningModule):
             self.load()
         if self._plan is None or data.plan is not self._plan:
             self.plan_blocks(data)
-        self._fit_ablation(data)
+        self.constants = begin_ablation(self.settings.ablation, self.masked_lm, data, self.bar)
 
     def load(self) -> None:
         """Load the model and resolve the sizes.
@@ -153,17 +153,6 @@ class BlockLearner(LightningModule):
         self._plan, self._prepared_block = plan, None
         data.use_plan(plan)
 
-    def _fit_ablation(self, data: MaskData) -> None:
-        """Compute the means or create the constants of closed nodes, on the training split."""
-        if self.settings.ablation not in STORED_ABLATIONS:
-            return
-        loader = self.bar(data.loader("train"), "Mean ablation", brief=True)
-        batches = (batch.to(self.masked_lm.device) for batch in loader)
-        if self.settings.ablation == "learned":
-            self.constants = LearnedConstants(self.masked_lm, batches)
-        else:
-            self.masked_lm.ablation = mean_ablation(self.settings.ablation, self.masked_lm, batches)
-
     @property
     def _data(self) -> MaskData:
         data = getattr(self.trainer, "datamodule", None)
@@ -176,6 +165,11 @@ class BlockLearner(LightningModule):
         """The blocks of the run."""
         assert self._plan is not None, "plan_blocks has not been called"
         return self._plan
+
+    @property
+    def n_sharing(self) -> int:
+        """Processes that share the rows of a step: all if there is one group; otherwise each learns its own blocks."""
+        return ranks.count() if self.plan.n_groups == 1 else 1
 
     @property
     def graph(self) -> NodeGraph:
@@ -280,6 +274,12 @@ class BlockLearner(LightningModule):
 
     # --- the result ---------------------------------------------------------------------------------------------------
 
+    def finish_blocks(self) -> None:
+        """Store the masks of the last block, and wait until other processes have stored theirs."""
+        self.to(self.trainer.strategy.root_device)  # Lightning leaves models on the CPU when a fit is over
+        self._finish_learned_block()
+        ranks.gathered(None)
+
     def discretize(self) -> Mask:
         """The learned masks, with exactly `s` nodes each; also sets `stages`.
 
@@ -288,9 +288,7 @@ class BlockLearner(LightningModule):
         Raises:
             UserError: If the masks of a block are missing or damaged.
         """
-        self.to(self.trainer.strategy.root_device)  # Lightning leaves models on the CPU when a fit is over
-        self._finish_learned_block()
-        ranks.gathered(None)  # blocks of other processes may be under way
+        self.finish_blocks()
         found = self.finisher.gather()
         if self.constants is not None:
             with self.clock.time("polish"):

@@ -159,8 +159,8 @@ class BlockFinisher:
         return self.settings.polish_budget * tokens
 
     def _scorer(self, groups: Sequence[int]) -> MaskScorer:
-        """Scores masks of some groups on their selection texts."""
-        return MaskScorer(self.masked_lm, self.selection_loader(groups), groups)
+        """Scores masks of some groups on their selection texts, which ranks share if they share the rows of steps."""
+        return MaskScorer(self.masked_lm, self.selection_loader(groups), groups, shared=self.plan.n_groups == 1)
 
     def selection_loader(self, groups: Sequence[int]) -> Iterable[Batch]:
         """The selection texts of some groups, as many texts at a time as a training step has rows."""

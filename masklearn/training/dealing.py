@@ -20,6 +20,7 @@ def deal(plan: BlockPlan, store: BlockStore, shard: tuple[int, int] = (0, 1)) ->
         shard: Which shard of the run this is, from 0, and how many there are; blocks go to them in turn.
     """
     if plan.n_groups == 1:
+        store.shared = True
         return plan
     index, n_shards = shard
     left = [block for block in range(index, len(plan.blocks), n_shards) if block not in store]

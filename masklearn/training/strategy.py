@@ -59,9 +59,10 @@ class RankStrategy(DDPStrategy):
     def _start_others(self, node: int, n_processes: int) -> None:
         """Start this command again for every other device of this machine."""
         os.environ |= {"NODE_RANK": str(node), "WORLD_SIZE": str(n_processes), "LOCAL_RANK": "0"}
+        quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # a lost connection is reported in one line, not by torch
         command = [sys.executable, str(Path(sys.argv[0]).resolve()), *sys.argv[1:]]
         for local_rank in range(1, self.num_processes):
-            process = subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": str(local_rank)})
+            process = subprocess.Popen(command, env=os.environ | quiet | {"LOCAL_RANK": str(local_rank)})
             self.started.append(process)
 
     def _configure_launcher(self) -> None:
