@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+Store = dist.Store  # pyright: ignore[reportPrivateImportUsage]  (public, but not in torch's list of names)
+"""Where the processes of a group leave each other short messages; rank 0 holds it."""
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 

@@ -39,6 +39,14 @@ def start_ranks(n_ranks: int, args: list[str]) -> list[Process]:
     return [Process([*args, *flags], train, rank_environment(rank, n_ranks, port)) for rank in range(n_ranks)]
 
 
+def start_task(rank: int, n_tasks: int, args: list[str], **environment: str) -> Process:
+    """Start one task of a SLURM job on this machine."""
+    names = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": 0, "SLURM_NNODES": 1, "SLURM_NTASKS": n_tasks}
+    names |= {"SLURM_NTASKS_PER_NODE": n_tasks, "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "masks"}
+    flags = ["--trainer.strategy", "ddp", "--trainer.devices", str(n_tasks), "--trainer.accelerator", "cpu"]
+    return Process([*args, *flags], train, {name: str(value) for name, value in names.items()} | environment)
+
+
 def run_ranks(n_ranks: int, args: list[str]) -> list[str]:
     """Run `train.py` on several devices, and return what each rank printed."""
     ended = [end(process) for process in start_ranks(n_ranks, args)]
@@ -60,8 +68,8 @@ def _fork(rank: int, n_ranks: int, function: Callable[[], Any], folder: Path) ->
         return child
     code = 70
     try:
-        store, timeout = dist.FileStore(str(folder / "store"), n_ranks), timedelta(seconds=60)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=n_ranks, timeout=timeout)
+        meet, timeout = f"file://{folder / 'store'}", timedelta(seconds=60)
+        dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=n_ranks, timeout=timeout)
         (folder / f"result-{rank}").write_bytes(pickle.dumps(function()))
         code = 0
     except BaseException:

@@ -1,19 +1,27 @@
 """Runs on several devices: masks do not depend on their number, and all processes end together."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
-from conftest import one_line
-from faults.processes import end, run_to_end, wait_for
-from forked import on_ranks, run_ranks, start_ranks, train
+from conftest import ROOT, one_line, refused
+from faults.processes import Process, end, run_to_end, wait_for
+from forked import on_ranks, run_ranks, start_ranks, start_task, train
 from lightning import Callback, Trainer
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from torch import Tensor
 
 from masklearn import cli, ranks
 from masklearn.cli import rank_watch
+from masklearn.cli.run_parts import require_shared
 from masklearn.data import MaskData
 from masklearn.mask_file import Mask
 from masklearn.training.learner import MaskLearner
@@ -109,6 +117,54 @@ def test_a_rank_that_dies_stops_the_run_and_fewer_go_on(
     assert second.code == 2 and "error" not in second.err
     run_ranks(2, ["--config", str(folder / "config.yaml"), "--run.resume", "true"])
     assert same_masks(one_process, folder)
+
+
+def test_a_slurm_job_is_requeued_and_goes_on(one_process: Path, tmp_path: Path) -> None:
+    """Two tasks of a fake scheduler, whose `scontrol` writes down what it is told."""
+    scontrol, told, folder = tmp_path / "bin" / "scontrol", tmp_path / "told", tmp_path / "run"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {told}\n')
+    scontrol.chmod(0o755)
+    job = {"PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": str(find_free_network_port())}
+    flags = [*PER_INPUT, "--run.dir", str(folder)]
+
+    def start_job(**changes: str) -> list[Process]:
+        return [start_task(rank, 2, flags, **job, **changes) for rank in range(2)]
+
+    tasks = start_job()
+    assert wait_for(lambda: any(folder.glob("checkpoints/blocks/block-*")), tasks[0])
+    for task in tasks:
+        task.send_signal(signal.SIGUSR1)
+    assert [end(task).code for task in tasks] == [2, 2] and not (folder / "mask.safetensors").exists()
+    assert told.read_text().split() == ["requeue", job["SLURM_JOB_ID"]]
+    tasks = start_job(SLURM_RESTART_COUNT="1")
+    assert [end(task).code for task in tasks] == [0, 0]
+    assert same_masks(one_process, folder)
+
+
+def test_a_folder_that_one_rank_cannot_write_is_refused_at_the_start(tmp_path: Path) -> None:
+    def write() -> str:
+        place = tmp_path / "run" if ranks.rank() == 0 else tmp_path / "file" / "run"
+        return refused(lambda: require_shared(place))
+
+    (tmp_path / "file").touch()
+    first, second = on_ranks(2, write)
+    assert first == second and "rank 1 on" in first and f"cannot write {tmp_path / 'file'}" in first
+
+
+def test_a_killed_process_of_the_command_is_named_within_a_minute(tmp_path: Path) -> None:
+    """The command itself starts the second process."""
+    folder = tmp_path / "run"
+    flags = [*PER_INPUT, "--model.steps", "100000", "--run.dir", str(folder), "--trainer.accelerator", "cpu"]
+    command = [sys.executable, str(ROOT / "train.py"), *flags, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        while not (folder / "checkpoints" / "blocks" / "step-shape.safetensors").exists() and run.poll() is None:
+            time.sleep(0.1)
+        (other,) = psutil.Process(run.pid).children()
+        other.kill()
+        out, err = run.communicate(timeout=60)  # or the test fails
+    assert run.returncode == 2 and out.count("Searching for masks") <= 1
+    assert "error: rank 1 (" in err and "died with exit code -9" in err and "--run.resume true" in err
 
 
 def test_more_processes_than_groups_are_refused(tmp_path: Path) -> None:

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
-import torch.distributed as dist
-
 from masklearn import ranks
 from masklearn.errors import UserError, one_line
 
@@ -33,11 +31,13 @@ class RankWatch(threading.Thread):
     Args:
         store: The store of the process group; rank 0 holds it.
         started: The processes that this one has started, for ranks 1, 2, ... of this machine.
+        go_on: What the user should do after a rank has died.
     """
 
-    def __init__(self, store: dist.Store, started: Sequence["subprocess.Popen[bytes]"]) -> None:
+    def __init__(self, store: ranks.Store, started: Sequence["subprocess.Popen[bytes]"], go_on: str) -> None:
         super().__init__(daemon=True, name="rank-watch")
-        self.store, self.started = store.clone(), started
+        self.store: ranks.Store = store.clone()  # pyright: ignore[reportAttributeAccessIssue]  (torch's stubs lack it)
+        self.started, self.go_on = started, go_on
         self.failure = ""
         """Which rank has failed and why, if another one has."""
         self.has_interrupted = False
@@ -54,7 +54,7 @@ class RankWatch(threading.Thread):
             try:
                 self.failure = self._look()
             except RuntimeError:  # of any kind: rank 0 no longer answers
-                self.failure = f"{self.places[0]} died"
+                self.failure = f"{self.places[0]} died. {self.go_on}"
             if self.failure:
                 self.noticed.set()
                 self._stop_process()
@@ -67,6 +67,7 @@ class RankWatch(threading.Thread):
             return self.store.get(FAILURE_KEY).decode()
         failure = self._dead_rank() if ranks.rank() == 0 else ""
         if failure:
+            failure = f"{failure}. {self.go_on}"
             self.store.set(FAILURE_KEY, failure)
         return failure
 
@@ -127,18 +128,18 @@ def _alive_key(rank: int) -> str:
 
 
 @contextmanager
-def stopped_together(store: dist.Store, started: Sequence["subprocess.Popen[bytes]"], go_on: str) -> Iterator[None]:
+def stopped_together(store: ranks.Store, started: Sequence["subprocess.Popen[bytes]"], go_on: str) -> Iterator[None]:
     """Run as one of several ranks, of which only rank 0 prints; if one fails, all stop.
 
     Args:
         store: See `RankWatch`.
         started: See `RankWatch`.
-        go_on: What the user should do after a rank has died.
+        go_on: See `RankWatch`.
 
     Raises:
         UserError: On rank 0, if another rank has failed; names it.
     """
-    watch = RankWatch(store, started)
+    watch = RankWatch(store, started, go_on)
     watch.start()
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if ranks.rank() == 0 else nowhere):
         try:
@@ -148,7 +149,7 @@ def stopped_together(store: dist.Store, started: Sequence["subprocess.Popen[byte
             watch.report(error)
             is_follow_up = watch.has_interrupted or not isinstance(error, UserError)
             if watch.failure and watch.speaks and is_follow_up:
-                raise UserError(f"{watch.failure}. {go_on}") from error
+                raise UserError(watch.failure) from error
             if ranks.rank() and (watch.failure or isinstance(error, UserError | KeyboardInterrupt)):
                 raise SystemExit(2) from error
             raise

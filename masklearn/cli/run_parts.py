@@ -1,18 +1,23 @@
 """A run in parts: processes with a device each, or jobs that know nothing of each other, and what they share."""
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
+from typing import Any
 
 from masklearn import ranks
-from masklearn.cli.checkpoints import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from masklearn.cli.checkpoints import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, REQUEUE_PATTERN
 from masklearn.cli.rank_watch import stopped_together
 from masklearn.cli.run_folder import BLOCKS_FOLDER, CONFIG_FILE, RunFolder
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.data import MaskData
 from masklearn.errors import UserError, one_line
+from masklearn.files import atomic_write
 from masklearn.training.block_store import BlockStore
+from masklearn.training.cost import learning_tokens, memory_so_far
 from masklearn.training.learner import MaskLearner
 from masklearn.training.strategy import RankStrategy
 
@@ -52,6 +57,7 @@ def claim_folder(cli: TrainCLI) -> None:
         elif not cli.resume:
             cli.folder.claim(cli.requested_yaml)
     ranks.gathered(None)
+    require_shared(cli.folder / BLOCKS_FOLDER)
     store = learner.store = BlockStore(cli.folder / BLOCKS_FOLDER)
     step_shape = store.settle_step_shape(learner.plan.step_shape) if ranks.rank() == 0 else None
     step_shape = ranks.from_first(step_shape)
@@ -60,8 +66,9 @@ def claim_folder(cli: TrainCLI) -> None:
     if cli.merges and ranks.rank() == 0:
         _merge(cli, store)
     if cli.deals_blocks and ranks.rank() == 0:  # they hold what is now learned by several processes
-        for checkpoint in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT):
-            (cli.folder / checkpoint).unlink(missing_ok=True)
+        old = (cli.folder / LAST_CHECKPOINT, cli.folder / PREVIOUS_CHECKPOINT, *cli.folder.path.glob(REQUEUE_PATTERN))
+        for checkpoint in old:
+            checkpoint.unlink(missing_ok=True)
     learner.deal_blocks(data, cli.shard)
 
 
@@ -78,6 +85,54 @@ def _require_work(cli: TrainCLI) -> None:
             "model.ablation learned trains its constants from one block of groups to the next, which cannot be divided "
             "among processes. Use one device, or --model.ablation mean"
         )
+
+
+def require_shared(folder: Path) -> None:
+    """Refuse a folder that a rank cannot write, or that is another one on its machine; names the rank."""
+    if ranks.count() == 1:
+        return
+    token, file = ranks.from_first(token_hex(8)), folder / f"rank-{ranks.rank()}"
+    problem, place = "", f"rank {ranks.rank()} on {socket.gethostname()}"
+    try:
+        atomic_write(file, token.encode())
+    except UserError as error:
+        problem = f"{place}: {error}"
+    ranks.gathered(None)  # all have written
+    if not problem and not (folder / "rank-0").is_file():
+        problem = (
+            f"{place} does not see the files of rank 0 in {folder}. Give --run.dir a folder that all machines share"
+        )
+    problems = [problem for problem in ranks.gathered(problem) if problem]
+    with suppress(OSError):
+        file.unlink()
+    if problems:
+        raise UserError(problems[0])
+
+
+def throughput(learner: MaskLearner) -> list[dict[str, Any]]:
+    """What every rank has learned, how fast, and its peak memory; every rank must call this.
+
+    Returns:
+        For each rank its machine, groups, seconds by phase, tokens scored in a second of learning, and memory in bytes.
+    """
+    plan, seconds, rows = learner.plan, learner.clock.seconds, learner.settings.rows_per_text
+    groups = [group for block in plan.own for group in plan.blocks[block]]
+    tokens = learning_tokens(learner.finisher.data, plan, rows, groups) / learner.n_sharing if groups else 0.0
+    own = {
+        "rank": ranks.rank(),
+        "machine": socket.gethostname(),
+        "groups": len(groups),
+        "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
+        "tokens_per_second": round(tokens / max(seconds["learning"], 1e-9)),
+        "memory": memory_so_far(learner.device),
+    }
+    return ranks.gathered(own)
+
+
+def rank_metrics(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The speed and the memory of every rank, as they are logged."""
+    names = ("tokens_per_second", "memory")
+    return {f"system/rank{each['rank']}/{name}": each[name] for each in found for name in names}
 
 
 def _merge(cli: TrainCLI, store: BlockStore) -> None:

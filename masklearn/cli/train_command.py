@@ -12,7 +12,7 @@ from masklearn.cli.checkpoints import LAST_CHECKPOINT, AtomicCheckpointIO, newes
 from masklearn.cli.cost_table import actual_costs, compared_costs
 from masklearn.cli.edge_run import run_edges
 from masklearn.cli.run_folder import CONFIG_FILE
-from masklearn.cli.run_parts import all_ranks, claim_folder, finish_shard, idle_notice
+from masklearn.cli.run_parts import all_ranks, claim_folder, finish_shard, idle_notice, rank_metrics, throughput
 from masklearn.cli.run_results import evaluated_texts, mask_config, print_location, print_results, write_results
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.cli.trainer_flags import flags_without, limiting_flags, name_limits
@@ -77,8 +77,12 @@ def _run(cli: TrainCLI) -> None:
         return
     mask = _discretize(cli)
     description = _evaluate(cli, mask)
+    if ranks.count() > 1:
+        description["ranks"] = throughput(cli.model)
     if ranks.rank():
         return
+    if cli.tracker and ranks.count() > 1:
+        cli.tracker.log_metrics(rank_metrics(description["ranks"]))
     description["cost"] = actual_costs(cli.probe.costs, cli.model.clock.seconds)
     description["seconds"] = round(time.monotonic() - start, 1)
     write_results(cli.folder, mask, description, cli.tracker)
@@ -110,7 +114,9 @@ def _prepare(cli: TrainCLI) -> None:
     notice = learner.plan_blocks(data)
     if cli.trainer.progress_bar_callback and ranks.rank() == 0:
         learner.bar = phase_bars(sys.stdout)
-    if not cli.estimate:
+    if cli.estimate:
+        learner.deal_blocks(data)
+    else:
         claim_folder(cli)
     if cli.tracked and ranks.rank() == 0:
         _start_tracking(cli)

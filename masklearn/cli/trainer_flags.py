@@ -38,9 +38,16 @@ def require_supported_flags(trainer: Any) -> None:
     Raises:
         UserError: Names the flag and what to use instead.
     """
-    if SLURMEnvironment.detect() and os.environ["SLURM_NTASKS"] != "1" and not uses_ranks(trainer):
+    n_tasks = int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else 1
+    n_devices = int(trainer.devices) if str(trainer.devices).isdecimal() else 0
+    if n_tasks > 1 and uses_ranks(trainer) and n_devices and n_devices * trainer.num_nodes != n_tasks:
         raise UserError(
-            f"this SLURM job has {os.environ['SLURM_NTASKS']} tasks, but the run is one process. Give each task a "
+            f"this SLURM job has {n_tasks} tasks, but --trainer.devices {n_devices} on --trainer.num_nodes "
+            f"{trainer.num_nodes} makes {n_devices * trainer.num_nodes} processes. Make both the same"
+        )
+    if n_tasks > 1 and not uses_ranks(trainer):
+        raise UserError(
+            f"this SLURM job has {n_tasks} tasks, but the run is one process. Give each task a "
             "device: --trainer.devices and --trainer.num_nodes; or submit the job with sbatch -n 1 and --cpus-per-task"
         )
     for flag, alternative in UNSUPPORTED_TRAINER_FLAGS.items():

@@ -1,7 +1,6 @@
 """The base of the learner: groups are learned in blocks, one after the other, and a stopped run can resume in any."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,7 @@ from masklearn.training.block_store import BlockStore
 from masklearn.training.blocks import BlockFinisher, choose_step_shape, require_fit
 from masklearn.training.budget import Lagrangian, Projected
 from masklearn.training.cost import PhaseClock
-from masklearn.training.dealing import deal, learned_before
+from masklearn.training.dealing import deal, learned_before, resumed
 from masklearn.training.full_targets import FullTargets, index_in_block
 from masklearn.training.learned_ablation import LearnedConstants, begin_ablation
 from masklearn.training.settings import LearnerSettings
@@ -269,7 +268,7 @@ class BlockLearner(LightningModule):
             )
         if checkpoint["step_shape"] != self.plan.step_shape:
             self.plan_blocks(self._data, checkpoint["step_shape"])
-        self._use_plan(replace(self.plan, dealt=checkpoint.get("blocks")), self._data)
+        self._use_plan(resumed(self.plan, checkpoint.get("blocks")), self._data)
         self.store.require(learned_before(self.plan, self.store, checkpoint["global_step"]))
 
     # --- the result ---------------------------------------------------------------------------------------------------

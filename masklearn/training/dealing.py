@@ -27,6 +27,17 @@ def deal(plan: BlockPlan, store: BlockStore, shard: tuple[int, int] = (0, 1)) ->
     return replace(plan, dealt=ranks.share(ranks.from_first(left)))
 
 
+def resumed(plan: BlockPlan, blocks: Sequence[int] | None) -> BlockPlan:
+    """The plan of a process that goes on from a checkpoint: its blocks, then those that are still to learn besides.
+
+    Args:
+        plan: The plan as dealt anew.
+        blocks: Those of the process that wrote the checkpoint; None for all.
+    """
+    blocks = range(len(plan.blocks)) if blocks is None else blocks
+    return replace(plan, dealt=[*blocks, *(block for block in plan.own if block not in blocks)])
+
+
 def learned_before(plan: BlockPlan, store: BlockStore, step: int) -> Sequence[int]:
     """The blocks of this process whose masks must be stored for it to resume at a step."""
     n_learned, block_step = divmod(min(step, plan.total_steps - 1), plan.steps)

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.rendezvous import rendezvous
 
+from masklearn import ranks
+
 WAIT = timedelta(days=7)
 """How long a process waits for the others: they may be learning. The dead are noticed elsewhere, see `RankWatch`."""
 
@@ -31,7 +33,7 @@ class RankStrategy(DDPStrategy):
         super().__init__(timeout=WAIT)
         self.started: list[subprocess.Popen[bytes]] = []
         """Processes that this one has started."""
-        self.store: dist.Store
+        self.store: ranks.Store
         """Of the process group; set by `join`."""
 
     def join(self) -> None:
