@@ -120,10 +120,10 @@ def test_a_rank_that_dies_stops_the_run_and_fewer_go_on(
 
 
 def test_a_slurm_job_is_requeued_and_goes_on(one_process: Path, tmp_path: Path) -> None:
-    """Two tasks of a fake scheduler, whose `scontrol` writes down what it is told."""
-    scontrol, told, folder = tmp_path / "bin" / "scontrol", tmp_path / "told", tmp_path / "run"
+    """Two tasks of a fake scheduler, whose `scontrol` writes down what it is calls."""
+    scontrol, calls, folder = tmp_path / "bin" / "scontrol", tmp_path / "calls", tmp_path / "run"
     scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {told}\n')
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
     scontrol.chmod(0o755)
     job = {"PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": str(find_free_network_port())}
     flags = [*PER_INPUT, "--run.dir", str(folder)]
@@ -136,7 +136,7 @@ def test_a_slurm_job_is_requeued_and_goes_on(one_process: Path, tmp_path: Path) 
     for task in tasks:
         task.send_signal(signal.SIGUSR1)
     assert [end(task).code for task in tasks] == [2, 2] and not (folder / "mask.safetensors").exists()
-    assert told.read_text().split() == ["requeue", job["SLURM_JOB_ID"]]
+    assert calls.read_text().split() == ["requeue", job["SLURM_JOB_ID"]]
     tasks = start_job(SLURM_RESTART_COUNT="1")
     assert [end(task).code for task in tasks] == [0, 0]
     assert same_masks(one_process, folder)
@@ -144,8 +144,8 @@ def test_a_slurm_job_is_requeued_and_goes_on(one_process: Path, tmp_path: Path) 
 
 def test_a_folder_that_one_rank_cannot_write_is_refused_at_the_start(tmp_path: Path) -> None:
     def write() -> str:
-        place = tmp_path / "run" if ranks.rank() == 0 else tmp_path / "file" / "run"
-        return refused(lambda: require_shared(place))
+        target = tmp_path / "run" if ranks.rank() == 0 else tmp_path / "file" / "run"
+        return refused(lambda: require_shared(target))
 
     (tmp_path / "file").touch()
     first, second = on_ranks(2, write)

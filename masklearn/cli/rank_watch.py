@@ -45,8 +45,8 @@ class RankWatch(threading.Thread):
         self.noticed, self.stopping, self.closed = threading.Event(), threading.Event(), threading.Event()
         self._beats = [""] * ranks.count()
         self._seen = [time.monotonic()] * ranks.count()
-        self.place = f"rank {ranks.rank()} ({socket.gethostname()}, process {os.getpid()})"
-        self.places = ranks.gathered(self.place)
+        self.rank_name = f"rank {ranks.rank()} ({socket.gethostname()}, process {os.getpid()})"
+        self.rank_names = ranks.gathered(self.rank_name)
 
     def run(self) -> None:
         """Look at the other ranks until this one ends."""
@@ -54,7 +54,7 @@ class RankWatch(threading.Thread):
             try:
                 self.failure = self._look()
             except RuntimeError:  # of any kind: rank 0 no longer answers
-                self.failure = f"{self.places[0]} died. {self.go_on}"
+                self.failure = f"{self.rank_names[0]} died. {self.go_on}"
             if self.failure:
                 self.noticed.set()
                 self._stop_process()
@@ -72,16 +72,16 @@ class RankWatch(threading.Thread):
         return failure
 
     def _dead_rank(self) -> str:
-        for process, place in zip(self.started, self.places[1:], strict=False):
+        for process, name in zip(self.started, self.rank_names[1:], strict=False):
             if process.poll():
-                return f"{place} died with exit code {process.returncode}"
+                return f"{name} died with exit code {process.returncode}"
         for other in range(1, ranks.count()):
             key = _alive_key(other)
             beat = self.store.get(key).decode() if self.store.check([key]) else ""
             if beat != self._beats[other]:
                 self._beats[other], self._seen[other] = beat, time.monotonic()
             elif time.monotonic() - self._seen[other] > SILENCE_SECONDS:
-                return f"{self.places[other]} has shown no sign of life for {SILENCE_SECONDS:.0f} s"
+                return f"{self.rank_names[other]} has shown no sign of life for {SILENCE_SECONDS:.0f} s"
         return ""
 
     def _stop_process(self) -> None:
@@ -97,7 +97,7 @@ class RankWatch(threading.Thread):
     @property
     def speaks(self) -> bool:
         """Whether this process tells the user what happened: rank 0 does, and rank 1 if rank 0 is dead."""
-        return ranks.rank() == (1 if self.failure.startswith(f"{self.places[0]} died") else 0)
+        return ranks.rank() == (1 if self.failure.startswith(f"{self.rank_names[0]} died") else 0)
 
     def report(self, error: BaseException) -> None:
         """Tell the other ranks that this one has failed, unless it has stopped because another one did."""
@@ -106,7 +106,7 @@ class RankWatch(threading.Thread):
             self.noticed.wait(SILENCE_SECONDS + 2 * LOOK_SECONDS)
         if not self.failure:
             with suppress(RuntimeError):
-                self.store.set(FAILURE_KEY, f"{self.place}: {one_line(error)}")
+                self.store.set(FAILURE_KEY, f"{self.rank_name}: {one_line(error)}")
 
     def close(self) -> None:
         """Stop watching, and wait until other ranks have stopped, as they look into the store that rank 0 holds."""
@@ -141,7 +141,10 @@ def stopped_together(store: ranks.Store, started: Sequence["subprocess.Popen[byt
     """
     watch = RankWatch(store, started, go_on)
     watch.start()
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if ranks.rank() == 0 else nowhere):
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        redirect_stdout(sys.stdout if ranks.rank() == 0 else nowhere),
+    ):
         try:
             yield
             ranks.gathered(None)  # until the last one is done, this one must not seem dead

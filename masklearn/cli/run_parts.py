@@ -92,15 +92,15 @@ def require_shared(folder: Path) -> None:
     if ranks.count() == 1:
         return
     token, file = ranks.from_first(token_hex(8)), folder / f"rank-{ranks.rank()}"
-    problem, place = "", f"rank {ranks.rank()} on {socket.gethostname()}"
+    problem, rank_name = "", f"rank {ranks.rank()} on {socket.gethostname()}"
     try:
         atomic_write(file, token.encode())
     except UserError as error:
-        problem = f"{place}: {error}"
+        problem = f"{rank_name}: {error}"
     ranks.gathered(None)  # all have written
     if not problem and not (folder / "rank-0").is_file():
         problem = (
-            f"{place} does not see the files of rank 0 in {folder}. Give --run.dir a folder that all machines share"
+            f"{rank_name} does not see the files of rank 0 in {folder}. Give --run.dir a folder that all machines share"
         )
     problems = [problem for problem in ranks.gathered(problem) if problem]
     with suppress(OSError):
