@@ -112,7 +112,7 @@ class MaskLearner(BlockLearner):
             sampled_kl_draws, graph, method,
         )  # fmt: skip
         super().__init__(settings)
-        self._exchanged = -1, torch.empty(0)
+        self._summed_in_step = -1, torch.empty(0)
         """A step, and what the ranks that share its rows have exchanged in it."""
         self.save_hyperparameters(ignore=[] if isinstance(lm, str) else ["lm"])
 
@@ -183,10 +183,10 @@ class MaskLearner(BlockLearner):
         """
         if self.n_sharing == 1:
             return sums
-        step, total = self._exchanged
+        step, total = self._summed_in_step
         if step != self.global_step:
             total = ranks.summed(sums)
-            self._exchanged = self.global_step, total
+            self._summed_in_step = self.global_step, total
         return sums + (total - sums).detach()
 
     def _size_error(self, log_odds: Tensor) -> Tensor:
