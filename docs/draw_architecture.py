@@ -33,6 +33,7 @@ FLOORS = {
         "circuit_json",
         "hub",
         "progress",
+        "ranks",
         "version",
         "tiny",
         "tool_hooks",

@@ -195,7 +195,7 @@ def test_the_folder_of_a_run_and_the_home_folder_are_understood(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--trainer.strategy", "ddp"], "one device"),
+        (["--trainer.strategy", "deepspeed"], "--trainer.strategy ddp"),
         (["--trainer.overfit_batches", "2"], "--data.limit"),
         (["--trainer.logger", "CometLogger"], "CometLogger: Requirement"),
         (["--trainer.logger", "TensorBoardLogger"], "save_dir"),
@@ -215,6 +215,8 @@ def test_several_slurm_tasks_are_refused(monkeypatch: pytest.MonkeyPatch, capsys
         monkeypatch.setenv(name, value)
     assert train([]) == 2
     assert "-n 1" in capsys.readouterr().err
+    assert train(["--trainer.devices", "3", "--trainer.strategy", "ddp"]) == 2
+    assert "has 2 tasks, but --trainer.devices 3 on --trainer.num_nodes 1 makes 3" in capsys.readouterr().err
 
 
 # --- other machines ---------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ FLOORS = (
         "mask_metadata",
         "objective",
         "progress",
+        "ranks",
         "sizes",
         "tiny",
         "tool_hooks",

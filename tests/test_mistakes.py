@@ -53,8 +53,9 @@ def in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["--model.temperature", "[1, 0]"], "model.temperature"),
         (["--model.lr", ".nan"], "model.lr is nan"),
         (["--data.path", "varied.txt", "--model.lm", "./short"], "reads at most 3"),
-        (["--trainer.devices", "2"], "trainer.devices is 2; a run uses one device"),
-        (["--trainer.num_nodes", "2"], "trainer.num_nodes is 2; a run uses one device"),
+        (["--trainer.strategy", "fsdp"], "every device holds the whole model. Choose --trainer.strategy ddp"),
+        (["--run.shard", "9/8"], "run.shard is 9/8; give the number of this shard and of all, from 1/8 to 8/8"),
+        (["--run.shard", "1/2"], "run.shard divides the groups of a run among jobs"),
         (
             ["--trainer.val_check_interval", "7", "--model.steps", "6"],
             "trainer.val_check_interval is 7, but the run has 6",

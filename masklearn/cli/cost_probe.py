@@ -8,7 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from masklearn import evaluation
+from masklearn import evaluation, ranks
 from masklearn.cli.cost_table import PhaseCost, cost_table
 from masklearn.data import Batch, MaskData
 from masklearn.selection.baselines import random_masks
@@ -99,15 +99,32 @@ class CostProbe(Callback):
         done = seconds_per_learning_token * self._tokens * learned / max(1, learned - 1)
         left = sum(cost.seconds for cost in self.costs.values()) - done
         unlimited = learner.settings.polish and learner.settings.polish_budget is None
-        note = UNLIMITED_NOTE if unlimited else ""
+        note = "\n".join(line for line in (UNLIMITED_NOTE if unlimited else "", self._speed_up(learner)) if line)
         probed = time.monotonic() - start
-        Tqdm.write(cost_table(self.costs, left, learned, probed, note))
+        Tqdm.write(cost_table(self.costs, left, learned, probed, note, bool(unlimited)))
+
+    def _speed_up(self, learner: MaskLearner) -> str:
+        """One line: how much faster several processes are than one; empty if there is one.
+
+        What every process does by itself is not in the estimate: loading, texts, means, and the full model's outputs.
+        """
+        n_ranks, plan, data = ranks.count(), learner.plan, learner.finisher.data
+        if n_ranks == 1:
+            return ""
+        rows, share = learner.settings.rows_per_text, 1 / n_ranks
+        if learner.n_sharing == 1:
+            of_blocks = [learning_tokens(data, plan, rows, groups) for groups in plan.blocks]
+            share = sum(of_blocks[block] for block in plan.own) / sum(of_blocks)
+        divided = sum(self.costs[phase].seconds for phase in ("learning", "polish")) / share
+        evaluation = self.costs["evaluation"].seconds * n_ranks
+        factor = (divided + evaluation) / sum(cost.seconds for cost in self.costs.values())
+        return f"{n_ranks} processes: up to {factor:.1f} times as fast as one, apart from loading model and texts"
 
     def _tokens_of_steps(self, learner: MaskLearner) -> tuple[float, float]:
         """Tokens of the steps of all blocks that are not finished, and of those of their steps that came before."""
         data, plan, rows = learner.finisher.data, learner.plan, learner.settings.rows_per_text
-        block, step = plan.at(self._first_step)
-        of_blocks = [learning_tokens(data, plan, rows, groups) for groups in plan.blocks[block:]]
+        n_learned, step = divmod(self._first_step, plan.steps)
+        of_blocks = [learning_tokens(data, plan, rows, plan.blocks[block]) for block in plan.own[n_learned:]]
         return sum(of_blocks), of_blocks[0] * step / plan.steps
 
     def _tokens_of_validation(self, trainer: Trainer, learner: MaskLearner) -> float:
@@ -130,7 +147,8 @@ class CostProbe(Callback):
             soft, per_token = seconds_per_scored_token(learner, min(POLISH_PROBE_STEPS * step, 0.1 * learning))
         discretized = discretization_tokens(data, plan, settings, len(learner.sizes))
         polished = polishes * budget * learning
-        return PhaseCost(discretized + polished, soft * discretized + per_token * polished, peak[0])
+        seconds = (soft * discretized + per_token * polished) / learner.n_sharing
+        return PhaseCost(discretized + polished, seconds, peak[0])
 
 
 def _cost_of_evaluation(learner: MaskLearner, data: MaskData) -> PhaseCost:
@@ -148,7 +166,7 @@ def _cost_of_evaluation(learner: MaskLearner, data: MaskData) -> PhaseCost:
     lengths = sorted(map(len, data.parts["test"].ids))  # padded to the longest of each batch
     batches = [lengths[begin : begin + data.batch_size] for begin in range(0, len(lengths), data.batch_size)]
     tokens = n_subgraphs * sum(max(lengths) * len(lengths) for lengths in batches)
-    return PhaseCost(tokens, per_token * tokens, peak[0])
+    return PhaseCost(tokens, per_token * tokens / ranks.count(), peak[0])
 
 
 def _now(device: torch.device) -> float:

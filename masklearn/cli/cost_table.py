@@ -21,7 +21,9 @@ class PhaseCost(NamedTuple):
     """Peak memory in bytes: that allocated on a GPU, or that of the process."""
 
 
-def cost_table(costs: Mapping[Phase, PhaseCost], left: float, n_steps: int, probed: float, note: str = "") -> str:
+def cost_table(
+    costs: Mapping[Phase, PhaseCost], left: float, n_steps: int, probed: float, note: str = "", unlimited: bool = False
+) -> str:
     """The expected cost of a run and its end.
 
     Args:
@@ -30,10 +32,11 @@ def cost_table(costs: Mapping[Phase, PhaseCost], left: float, n_steps: int, prob
         n_steps: Steps from which this is estimated.
         probed: Seconds that the estimate took besides these steps.
         note: A further line, if any.
+        unlimited: Whether polish has no limit.
     """
     lines = [["", "forwards", "time", "memory"]]
     for phase, cost in costs.items():
-        at_most = "<= " if phase == "polish" and not note else ""
+        at_most = "<= " if phase == "polish" and not unlimited else ""
         memory = f"{cost.memory / 2**30:.1f} GiB"
         lines.append([phase, f"{at_most}{_count(cost.tokens)}", f"{at_most}{duration(cost.seconds)}", memory])
     end = time.localtime(time.time() + left)

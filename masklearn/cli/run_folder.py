@@ -17,6 +17,8 @@ from masklearn.mask_file import MASK_FILE
 
 CONFIG_FILE, METRICS_FILE = "config.yaml", "metrics.json"
 LOCK_FILE = ".lock"
+CLAIM_SECONDS = 60
+"""How long a shard waits for another one that writes the config."""
 BLOCKS_FOLDER = CHECKPOINT_FOLDER / "blocks"
 """Masks of finished blocks, until the mask file holds all of them."""
 WRITTEN_FOLDERS = (Path(), CHECKPOINT_FOLDER, BLOCKS_FOLDER, Path(FIGURES_FOLDER), Path(TABLES_FOLDER))
@@ -94,6 +96,27 @@ class RunFolder:
         self._require_free()  # another run may have been faster
         atomic_write(self / CONFIG_FILE, config.encode())
 
+    def claim_shard(self, config: str, requested: dict[str, Any], shard: int) -> None:
+        """Acquire one shard of the folder's run; the first shard to come writes the run's config.
+
+        Raises:
+            UserError: If another process learns this shard, if the folder's run has other settings, or if it cannot be
+                written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.lock.acquire(timeout=CLAIM_SECONDS):
+                if not (self / CONFIG_FILE).is_file():
+                    self._require_free()
+                    atomic_write(self / CONFIG_FILE, config.encode())
+            self.lock = FileLock(self / f"{LOCK_FILE}-{shard}")
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"another process is using this shard of {self.path}. Wait for it, or stop it") from error
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {one_line(error)}. Choose another --run.dir") from error
+        self.require_same_settings(requested, "run.shard")
+
     def _require_free(self) -> None:
         present = [name for name in (CONFIG_FILE, MASK_FILE, METRICS_FILE, CHECKPOINT_FOLDER) if (self / name).exists()]
         if CONFIG_FILE in present:
@@ -103,11 +126,12 @@ class RunFolder:
         if present:
             raise UserError(f"{self.path} already holds {present[0]}, which is kept. Choose another --run.dir")
 
-    def require_same_settings(self, requested: dict[str, Any]) -> None:
+    def require_same_settings(self, requested: dict[str, Any], flag: str = "run.resume") -> None:
         """Refuse to resume a run under settings other than those it was started with.
 
         Args:
             requested: The settings of this command.
+            flag: The flag that asked for it, for messages.
 
         Raises:
             UserError: If there is no run, or if a setting of model or data differs; names the first that does.
@@ -115,7 +139,7 @@ class RunFolder:
         config = self / CONFIG_FILE
         if not config.is_file():
             raise UserError(
-                f"run.resume: there is no run in {self.path}. Give its --config {CONFIG_FILE}, or its --run.dir"
+                f"{flag}: there is no run in {self.path}. Give its --config {CONFIG_FILE}, or its --run.dir"
             )
         try:
             started_with = yaml.safe_load(config.read_text(encoding="utf-8"))
@@ -126,6 +150,6 @@ class RunFolder:
                 now = requested[section].get(key)
                 if now != value:
                     raise UserError(
-                        f"run.resume: the run in {self.path} was started with {section}.{key} {value}, not {now}. "
+                        f"{flag}: the run in {self.path} was started with {section}.{key} {value}, not {now}. "
                         f"Go on with: {self.resume_command}"
                     )

@@ -17,12 +17,19 @@ from masklearn.cli.parsing import as_user_errors, explain, require_complete, req
 from masklearn.cli.run_flags import RunFlags
 from masklearn.cli.run_folder import CONFIG_FILE, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps
-from masklearn.cli.trainer_flags import require_one_process, require_supported_flags, set_validation_interval
+from masklearn.cli.trainer_flags import (
+    parse_shard,
+    require_one_process,
+    require_supported_flags,
+    set_validation_interval,
+    uses_ranks,
+)
 from masklearn.data import MaskData
 from masklearn.errors import UserError, one_line
 from masklearn.training.learner import MaskLearner
 from masklearn.training.progress import Progress
 from masklearn.training.settings import SHARED_STEPS
+from masklearn.training.strategy import RankStrategy
 from masklearn.training.trainer import trainer_defaults
 
 if TYPE_CHECKING:
@@ -57,6 +64,16 @@ class TrainCLI(LightningCLI):
     """Whether to log to W&B."""
     estimate: bool
     """Whether only the cost of the run is asked for."""
+    shard: tuple[int, int]
+    """Which shard of the run this is, from 0, and how many there are."""
+    is_shard: bool
+    """Whether this is one of several jobs that learn the run's groups."""
+    merges: bool
+    """Whether only to finish a run whose shards are done."""
+    merged_folders: list[str]
+    """Other folders that hold shards of it."""
+    deals_blocks: bool
+    """Whether several processes or jobs each learn some of the run's groups."""
 
     def __init__(self, args: list[str] | None = None) -> None:
         self.stop = StopBetweenSteps()
@@ -104,6 +121,8 @@ class TrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the trainer, or say in one line what is wrong with its flags."""
+        if uses_ranks(self.config.trainer):
+            kwargs |= {"strategy": RankStrategy(), "use_distributed_sampler": False}
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
@@ -118,11 +137,13 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the folder, keep the settings as given, and then set those that depend on others."""
         self._settle_folder()
+        self._settle_parts()
         settle_edge_defaults(self.config, self.parser.get_defaults(skip_validation=True).model)
         require_one_process(self.config.trainer, self.config.model.device_map)
         require_supported_flags(self.config.trainer)
         requested = self.config.clone()
-        requested.run.resume = requested.run.estimate = False
+        requested.run.resume = requested.run.estimate = requested.run.merge = False
+        requested.run.shard = None
         self.requested_yaml = self.parser.dump(requested, skip_unset=False)
         self.requested = yaml.safe_load(self.requested_yaml)
         self._settle_trainer()
@@ -131,7 +152,8 @@ class TrainCLI(LightningCLI):
         """Decide which folder the run uses and whether it is resumed."""
         run = self.config.run
         run.dir = run.dir and str(Path(run.dir).expanduser())
-        self.resume, self.estimate = bool(run.resume) or _is_requeued(run.dir), bool(run.estimate)
+        self.merges, self.estimate = bool(run.merge), bool(run.estimate)
+        self.resume = bool(run.resume) or self.merges or _is_requeued(run.dir)
         if self.resume and self.estimate:
             raise UserError("run.estimate is for a run that has not begun. Leave out --run.resume, or --run.estimate")
         config_file = Path(str(self.config.config[-1])) if self.config.config else None
@@ -148,12 +170,33 @@ class TrainCLI(LightningCLI):
             run.dir = str(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
         self.folder = RunFolder(Path(run.dir))
 
+    def _settle_parts(self) -> None:
+        """Decide which part of the run this process does."""
+        run, model = self.config.run, self.config.model
+        self.shard, self.is_shard = parse_shard(run.shard), run.shard is not None
+        self.merged_folders = run.merge if isinstance(run.merge, list) else []
+        with_ranks = uses_ranks(self.config.trainer)
+        if self.is_shard and model.scope == "dataset":
+            raise UserError(
+                "run.shard divides the groups of a run among jobs, but with --model.scope dataset there is one group. "
+                "Use several devices instead: --trainer.devices"
+            )
+        if self.is_shard and (self.merges or self.estimate):
+            raise UserError("run.shard is for a job that learns. Leave it out with --run.merge and --run.estimate")
+        if model.graph == "edges" and (with_ranks or self.is_shard):
+            raise UserError("model.graph edges uses one device. Leave out --trainer.devices and --run.shard")
+        self.deals_blocks = model.scope != "dataset" and (with_ranks or self.is_shard)
+
     def _settle_trainer(self) -> None:
         """Set the trainer's flags that depend on other settings, and its callbacks."""
         trainer, model = self.config.trainer, self.config.model
         self.probe = CostProbe(stop=self.estimate)
         if self.estimate:
             trainer.logger = trainer.enable_checkpointing = False
+        if self.deals_blocks:
+            trainer.enable_checkpointing = False  # it would hold the block of one process; finished ones are stored
+        if self.is_shard:
+            trainer.logger = False  # the results are logged when shards are merged
         self.tracked = trainer.logger in (None, True)
         if self.tracked:
             trainer.logger = False  # created later, when all settings have proved valid

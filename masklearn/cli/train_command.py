@@ -7,11 +7,12 @@ from typing import Any
 
 from lightning import Callback
 
-from masklearn import evaluation
+from masklearn import evaluation, ranks
 from masklearn.cli.checkpoints import LAST_CHECKPOINT, AtomicCheckpointIO, newest_intact
 from masklearn.cli.cost_table import actual_costs, compared_costs
 from masklearn.cli.edge_run import run_edges
-from masklearn.cli.run_folder import BLOCKS_FOLDER, CONFIG_FILE
+from masklearn.cli.run_folder import CONFIG_FILE
+from masklearn.cli.run_parts import all_ranks, claim_folder, finish_shard, idle_notice, rank_metrics, throughput
 from masklearn.cli.run_results import evaluated_texts, mask_config, print_location, print_results, write_results
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.cli.trainer_flags import flags_without, limiting_flags, name_limits
@@ -20,7 +21,6 @@ from masklearn.errors import NonFiniteLoss, UserError, one_line
 from masklearn.mask_file import Mask
 from masklearn.masking import is_device_failure
 from masklearn.models import describe_placement
-from masklearn.training.block_store import BlockStore
 from masklearn.training.learner import MaskLearner
 from masklearn.training.probe import what_fits
 from masklearn.training.progress import phase_bars
@@ -38,7 +38,8 @@ def run_training(args: list[str] | None) -> None:
     cli = TrainCLI(args)
     cli.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     try:
-        _run(cli)
+        with all_ranks(cli):
+            _run(cli)
     except KeyboardInterrupt:
         has_started = (cli.folder / CONFIG_FILE).is_file()
         next_step = f"Go on with: {cli.folder.resume_command}" if has_started else "Nothing has been written"
@@ -60,8 +61,9 @@ def _run(cli: TrainCLI) -> None:
     start = time.monotonic()
     if cli.resume:
         cli.folder.require_same_settings(cli.requested)
-        if _report_finished(cli):
-            return
+    if (cli.resume or cli.is_shard) and _report_finished(cli):
+        return
+    if cli.resume and not cli.is_shard and ranks.rank() == 0:
         cli.folder.acquire()
     if cli.model.settings.graph == "edges":
         run_edges(cli)
@@ -71,8 +73,17 @@ def _run(cli: TrainCLI) -> None:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
         return
     _fit(cli)
+    if cli.is_shard:
+        finish_shard(cli)
+        return
     mask = _discretize(cli)
     description = _evaluate(cli, mask)
+    if ranks.count() > 1:
+        description["ranks"] = throughput(cli.model)
+    if ranks.rank():
+        return
+    if cli.tracker and ranks.count() > 1:
+        cli.tracker.log_metrics(rank_metrics(description["ranks"]))
     description["cost"] = actual_costs(cli.probe.costs, cli.model.clock.seconds)
     description["seconds"] = round(time.monotonic() - start, 1)
     write_results(cli.folder, mask, description, cli.tracker)
@@ -93,24 +104,26 @@ def _report_finished(cli: TrainCLI) -> bool:
 def _prepare(cli: TrainCLI) -> None:
     """Load the data and the model, plan the blocks, claim the folder of a new run, and start tracking."""
     learner, data = cli.model, cli.datamodule
-    data.prepare_data()
+    if ranks.rank() == 0:
+        data.prepare_data()
+    ranks.gathered(None)
     data.setup("fit")
     learner.load()
     learner.masked_lm.move(cli.trainer.strategy.root_device)
     if cli.estimate and (lacking := what_fits(learner.masked_lm, data, learner.settings)):
         raise UserError(f"the run does not fit into memory: {lacking}")
     notice = learner.plan_blocks(data)
-    if cli.trainer.progress_bar_callback:
+    if cli.trainer.progress_bar_callback and ranks.rank() == 0:
         learner.bar = phase_bars(sys.stdout)
-    if not cli.estimate:
-        learner.store = BlockStore(cli.folder / BLOCKS_FOLDER)
-    if not cli.resume and not cli.estimate:
-        cli.folder.claim(cli.requested_yaml)
-    if cli.tracked:
+    if cli.estimate:
+        learner.deal_blocks(data)
+    else:
+        claim_folder(cli)
+    if cli.tracked and ranks.rank() == 0:
         _start_tracking(cli)
     warning = evaluation.implausible_answers(learner.masked_lm, data)
-    placement = describe_placement(learner.masked_lm.lm)
-    lines = [_introduction(learner, data), placement, data.preview, *data.notices, notice, warning]
+    placement, idle = describe_placement(learner.masked_lm.lm), idle_notice(learner, data)
+    lines = [_introduction(learner, data), placement, data.preview, *data.notices, notice, idle, warning]
     print("\n".join(line for line in lines if line), flush=True)
 
 
@@ -148,7 +161,8 @@ def _fit(cli: TrainCLI) -> None:
         UserError: If training stopped earlier; says what is kept and how to resume.
     """
     learner, trainer, folder = cli.model, cli.trainer, cli.folder
-    checkpoint, notice = newest_intact(folder.path) if cli.resume else (None, "")
+    may_resume = cli.resume and not cli.deals_blocks
+    checkpoint, notice = ranks.from_first(newest_intact(folder.path) if may_resume else (None, ""))
     if notice:
         print(notice, flush=True)
     try:
@@ -167,7 +181,8 @@ def _fit(cli: TrainCLI) -> None:
             f"stopped at step {trainer.global_step} of {learner.plan.total_steps} by {name_limits(limits)}. Resume "
             f"without it from the last checkpoint. Go on with: {folder.resume_command}{flags_without(limits)}"
         )
-    trainer.save_checkpoint(folder / LAST_CHECKPOINT)
+    if not cli.deals_blocks:
+        trainer.save_checkpoint(folder / LAST_CHECKPOINT)
     if cli.stop.stop_signal:  # it came in the last step
         raise KeyboardInterrupt
 
@@ -187,8 +202,9 @@ def _evaluate(cli: TrainCLI, mask: Mask) -> dict[str, Any]:
     """The content of `metrics.json` but for the seconds: the masks' metrics on the test split."""
     learner, data = cli.model, cli.datamodule
     print(f"Evaluating on {evaluated_texts(data)}", flush=True)
-    batches = data.loader("test", by_length=True)
+    batches = data.loader("test", by_length=True, shared=True)
     with learner.clock.time("evaluation"):
-        rows, by_group = evaluation.evaluate(learner.masked_lm, mask, batches, bar=learner.bar)
+        rows, by_group = evaluation.evaluate(learner.masked_lm, mask, batches, bar=learner.bar, on_ranks=True)
     description = evaluation.describe(mask, rows, by_group, mask.config["data"])
-    return description | {"expected_sizes": learner.expected_sizes(), "discretisation": learner.stages}
+    sizes = learner.expected_sizes() if learner.plan.own else {}  # no gates are at hand if shards were merged
+    return description | {"expected_sizes": sizes, "discretisation": learner.stages}

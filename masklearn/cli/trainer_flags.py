@@ -1,6 +1,7 @@
 """The `--trainer.*` flags: which of Lightning's a run supports, and those that depend on other settings."""
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ UNSUPPORTED_TRAINER_FLAGS = {
 NEUTRAL_VALUES = (None, 1, False, "32", 32, "32-true")
 """Values of those flags that change nothing."""
 SINGLE_DEVICE_VALUES = {"devices": (1, "1", [0]), "num_nodes": (1,), "strategy": (None, "auto")}
+STRATEGIES = (None, "auto", "ddp")
+"""Values of `--trainer.strategy`: the first two are ddp if there are several devices."""
 NO_LIMIT = {"max_steps": "-1", "max_time": "null"}
 """Lightning's flags that limit a run, and the values that lift the limit."""
 
@@ -35,19 +38,44 @@ def require_supported_flags(trainer: Any) -> None:
     Raises:
         UserError: Names the flag and what to use instead.
     """
-    if SLURMEnvironment.detect() and os.environ["SLURM_NTASKS"] != "1":
+    n_tasks = int(os.environ["SLURM_NTASKS"]) if SLURMEnvironment.detect() else 1
+    n_devices = int(trainer.devices) if str(trainer.devices).isdecimal() else 0
+    if n_tasks > 1 and uses_ranks(trainer) and n_devices and n_devices * trainer.num_nodes != n_tasks:
         raise UserError(
-            f"this SLURM job has {os.environ['SLURM_NTASKS']} tasks, but a run is one process. Submit it with sbatch "
-            "-n 1, and with --cpus-per-task for more cores"
+            f"this SLURM job has {n_tasks} tasks, but --trainer.devices {n_devices} on --trainer.num_nodes "
+            f"{trainer.num_nodes} makes {n_devices * trainer.num_nodes} processes. Make both the same"
+        )
+    if n_tasks > 1 and not uses_ranks(trainer):
+        raise UserError(
+            f"this SLURM job has {n_tasks} tasks, but the run is one process. Give each task a "
+            "device: --trainer.devices and --trainer.num_nodes; or submit the job with sbatch -n 1 and --cpus-per-task"
         )
     for flag, alternative in UNSUPPORTED_TRAINER_FLAGS.items():
         if trainer[flag] is True or trainer[flag] not in NEUTRAL_VALUES:
             raise UserError(f"trainer.{flag} is {trainer[flag]}, but masklearn sets it itself. {alternative}")
-    for flag, values in SINGLE_DEVICE_VALUES.items():
-        if trainer[flag] not in values:
-            raise UserError(
-                f"trainer.{flag} is {trainer[flag]}; a run uses one device. Start one run for each device instead"
-            )
+    if trainer.strategy not in STRATEGIES:
+        raise UserError(
+            f"trainer.strategy is {trainer.strategy}, but every device holds the whole model. Choose "
+            "--trainer.strategy ddp"
+        )
+
+
+def uses_ranks(trainer: Any) -> bool:
+    """Whether a run with this trainer section has a process for each of several devices."""
+    return any(trainer[flag] not in values for flag, values in SINGLE_DEVICE_VALUES.items())
+
+
+def parse_shard(given: str | None) -> tuple[int, int]:
+    """The number of a shard, from 0, and how many there are; a run without shards is one of one.
+
+    Raises:
+        UserError: If it is not two numbers such as 3/8.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", given or "1/1")
+    number, n_shards = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= n_shards:
+        raise UserError(f"run.shard is {given}; give the number of this shard and of all, from 1/8 to 8/8 for eight")
+    return number - 1, n_shards
 
 
 def require_one_process(trainer: Any, device_map: str | None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from masklearn import ranks
 from masklearn.data.encoded import Encoded
 from masklearn.data.positions import TRUNCATING, Positions
 
@@ -62,6 +63,11 @@ class Batch(NamedTuple):
         """The inputs for which a boolean mask of shape (inputs,) is true."""
         whole = self._replace(flat_positions=None)  # they count among other inputs
         return self._make(tensor if tensor is None else tensor[kept] for tensor in whole)
+
+    def own_inputs(self) -> tuple[Tensor, float]:
+        """Which inputs this rank runs if all ranks share the batch, and what they count: see `ranks.part`."""
+        kept, weight = ranks.part(len(self.input_ids))
+        return kept.to(self.input_ids.device), weight
 
 
 class Item(NamedTuple):
@@ -152,16 +158,23 @@ class BlockPlan:
     """Which groups are learned together: one block after the other, each for the same number of steps."""
 
     blocks: Sequence[Sequence[int]]
-    """Indices of the groups of every block."""
+    """Indices of the groups of every block of the run."""
     steps: int
     """Optimiser steps of every block."""
     batch_size: int
     """Texts of every group in a step, at most."""
+    dealt: Sequence[int] | None = None
+    """The blocks that this process learns, in this order; None for all."""
+
+    @property
+    def own(self) -> Sequence[int]:
+        """The blocks that this process learns, in this order."""
+        return range(len(self.blocks)) if self.dealt is None else self.dealt
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return len(self.blocks) * self.steps
+        """Optimiser steps of this process."""
+        return len(self.own) * self.steps
 
     @property
     def n_groups(self) -> int:
@@ -179,8 +192,15 @@ class BlockPlan:
         return self.groups_per_block, self.batch_size
 
     def at(self, step: int) -> tuple[int, int]:
-        """The block to which a step of the run belongs, and the step's number in it; past the end, the last of both."""
-        return divmod(min(step, self.total_steps - 1), self.steps)
+        """The block that a step of this process is in, and the step's number in it; past the end, the last of both."""
+        own = self.own or range(len(self.blocks))  # a process that learns none is at the first step of the run
+        index, block_step = divmod(min(step, len(own) * self.steps - 1), self.steps)
+        return own[index], block_step
+
+    def number(self, step: int) -> int:
+        """The number that a step of this process has if one process learns all blocks."""
+        block, block_step = self.at(step)
+        return block * self.steps + block_step
 
 
 def evenly_spaced(indices: Sequence[int], n: int | None) -> Sequence[int]:
@@ -191,7 +211,7 @@ def evenly_spaced(indices: Sequence[int], n: int | None) -> Sequence[int]:
 
 
 class StepSampler(Sampler[list[int]]):
-    """The texts of every training step: up to `plan.batch_size` of each group of the current block.
+    """The texts of every step of this process: up to `plan.batch_size` of each group of the current block.
 
     A run that resumes at step n gets the texts that it would have got without the interruption. In every epoch of a
     group each of its texts comes once, except those of a last, smaller batch, which is dropped. Texts of similar length
@@ -202,7 +222,7 @@ class StepSampler(Sampler[list[int]]):
         lengths: Tokens of every text, by index.
         plan: The blocks and their steps.
         seed: Seed of the order of the texts.
-        first_step: The step of the run to begin with.
+        first_step: The step to begin with.
     """
 
     WINDOW = 8
@@ -222,7 +242,7 @@ class StepSampler(Sampler[list[int]]):
         """The current epoch of every group: its number and its batches."""
 
     def __len__(self) -> int:
-        """All steps of the run, with those before `first_step`: Lightning counts them as done when it resumes."""
+        """All steps, with those before `first_step`: Lightning counts them as done when it resumes."""
         return self.plan.total_steps
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -32,6 +32,7 @@ def evaluate(
     scorer: MaskScorer | None = None,
     recorder: PerTextRecorder | None = None,
     bar: ProgressBar = no_bar,
+    on_ranks: bool = False,
 ) -> tuple[list[Row], Tensor]:
     """Evaluate a bank: for every size its metrics, its numbers of heads and MLPs, and baselines of that size.
 
@@ -44,6 +45,7 @@ def evaluate(
             random and inverse subgraphs need none.
         recorder: Collects the results of each text, if given.
         bar: Shows the progress of searches for baselines and of the evaluation.
+        on_ranks: See `measure`.
 
     Returns:
         One row for each size, averaged over the texts of all groups, each under its own group's masks; and the KL and
@@ -52,11 +54,11 @@ def evaluate(
     mask.check()
     masks_of = {LEARNED_MASKS: mask.mask.transpose(0, 1)[None]}
     masks_of |= {name: subgraphs(name, mask, scorer, bar) for name in baselines}
-    rows_of, by_group = _measure_all(masked_lm, masks_of, batches, recorder, bar)
+    rows_of, by_group = _measure_all(masked_lm, masks_of, batches, recorder, bar, on_ranks)
     measured = rows_of[LEARNED_MASKS]
     heads, mlps = (count.float().mean(0) for count in mask.graph.count(mask.mask))
     if "logit_diff" in measured[0]:
-        measured = _with_faithfulness(masked_lm, mask, batches, measured)
+        measured = _with_faithfulness(masked_lm, mask, batches, measured, on_ranks)
     rows = [
         {
             "s": s,
@@ -71,17 +73,19 @@ def evaluate(
     return rows, by_group
 
 
-def _with_faithfulness(masked_lm: MaskedLM, mask: Mask, batches: Iterable[Batch], measured: Sequence[Row]) -> list[Row]:
+def _with_faithfulness(
+    masked_lm: MaskedLM, mask: Mask, batches: Iterable[Batch], measured: Sequence[Row], on_ranks: bool
+) -> list[Row]:
     """The rows with the faithfulness of each, and the references that it compares with.
 
     The references are `empty`, the model of which nothing is open, and `input`, of which the embedding alone is. Under
     resample ablation the first is a run on the corrupted text, as in MIB; under other ablations the two are the same.
     """
     closed = torch.zeros(1, len(mask.groups), mask.graph.n_nodes, dtype=torch.bool)
-    of_input = of_empty = measure(masked_lm, closed, batches)[0][0]
+    of_input = of_empty = measure(masked_lm, closed, batches, on_ranks=on_ranks)[0][0]
     if masked_lm.ablation.name == "resample":
         corrupted = (b if b.corrupted is None else b._replace(input_ids=b.corrupted) for b in batches)
-        of_empty = measure(masked_lm, closed, corrupted)[0][0]
+        of_empty = measure(masked_lm, closed, corrupted, on_ranks=on_ranks)[0][0]
     references = {
         name: {metric: row.get(metric) for metric in ON_CURVE} | {"faithfulness": value}
         for name, row, value in (("empty", of_empty, 0.0), ("input", of_input, faithfulness(of_input, of_empty)))
@@ -104,6 +108,7 @@ def _measure_all(
     batches: Iterable[Batch],
     recorder: PerTextRecorder | None,
     bar: ProgressBar,
+    on_ranks: bool,
 ) -> tuple[dict[str, list[Row]], Tensor]:
     """Measure all kinds of subgraphs together, so that the full model runs once on every text.
 
@@ -113,13 +118,15 @@ def _measure_all(
         batches: The text.
         recorder: Collects the results of each text, if given.
         bar: Shows the progress.
+        on_ranks: See `measure`.
 
     Returns:
         The rows of every kind, draws x sizes of them; and KL and TV of each group under the first kind's subgraphs.
     """
     counts = [masks.shape[0] * masks.shape[1] for masks in masks_of.values()]
     by_text = recorder.meter(masked_lm, sum(counts)) if recorder else None
-    rows, by_group = measure(masked_lm, [masks.flatten(0, 1) for masks in masks_of.values()], batches, by_text, bar)
+    masks = [masks.flatten(0, 1) for masks in masks_of.values()]
+    rows, by_group = measure(masked_lm, masks, batches, by_text, bar, on_ranks)
     if recorder and by_text:
         recorder.record(masks_of, by_text)
     ends = [*accumulate(counts)]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from masklearn import ranks
 from masklearn.data.batching import Batch
 from masklearn.evaluation.answer_metrics import AnswerMetrics
 from masklearn.evaluation.metrics import DistributionPair, SubgraphMetrics, TextMetrics
@@ -58,6 +59,7 @@ def measure(
     batches: Iterable[Batch],
     by_text: TextMetrics | None = None,
     bar: ProgressBar = no_bar,
+    on_ranks: bool = False,
 ) -> tuple[list[Row], Tensor]:
     """Measure K subgraphs on some text.
 
@@ -68,6 +70,7 @@ def measure(
         batches: The text.
         by_text: Updated with the results of each text, if given.
         bar: Shows the progress.
+        on_ranks: Whether the text is only this rank's share; the results are those of all ranks.
 
     Returns:
         One row of metrics for each subgraph, averaged over all texts: see `SubgraphMetrics`, and `AnswerMetrics` if
@@ -77,8 +80,8 @@ def measure(
     """
     kinds = [kind.to(masked_lm.device) for kind in ([masks] if isinstance(masks, Tensor) else masks)]
     n_masks, n_groups = sum(map(len, kinds)), kinds[0].shape[1]
-    meter = SubgraphMetrics(n_masks, n_groups).to(masked_lm.device)
-    answer_meter = AnswerMetrics(n_masks).to(masked_lm.device)
+    meter = SubgraphMetrics(n_masks, n_groups, sync_on_compute=False).to(masked_lm.device)
+    answer_meter = AnswerMetrics(n_masks, sync_on_compute=False).to(masked_lm.device)
     batch = full = gates = None
     completions = list[int]()
     forwards = [(batch, part) for batch in batches for part in forward_parts(n_masks, batch, masked_lm.device)]
@@ -91,6 +94,10 @@ def measure(
         masked = masked_lm(batch.input_ids, batch.scored, gates[part].float(), batch.corrupted)
         _update_meters(masked_lm, full, masked, meter, by_text, part)
         _update_answers(masked_lm, batch, full.hidden, masked, answer_meter, part)
+    if on_ranks:
+        meter.sync()
+        answer_meter.sync()
+        completions = [length for lengths in ranks.gathered(completions) for length in lengths]
     rows, by_group = _tabulate(meter, answer_meter, n_groups)
     return (_with_completions(rows, completions) if completions else rows), by_group
 

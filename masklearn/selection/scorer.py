@@ -4,13 +4,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from masklearn import ranks
 from masklearn.data import Batch
 from masklearn.masking import MaskedLM, scored_together
 from masklearn.models import Prefix
@@ -57,11 +58,22 @@ class ScoredBatch:
     """The full model's last hidden states at the scored positions, shape (positions, width)."""
     group_index: Tensor
     """Index of every text's group among the masks to score, shape (texts,)."""
+    n_tokens: int
+    """Tokens of the texts, padding included; those of all ranks if they share the texts. What is run together, and what
+    it is charged, depends on this number, so that all ranks do the same."""
+    weight: float = 1.0
+    """What the texts count in a sum over all ranks."""
 
     def select(self, kept: Tensor) -> "ScoredBatch":
         """The texts that a boolean tensor of shape (texts,) keeps."""
         positions = kept.repeat_interleave(self.batch.scored.sum(1))
-        return ScoredBatch(self.batch.select(kept), self.full[positions], self.group_index[kept])
+        n_tokens = int(kept.sum()) * self.batch.input_ids.shape[1]
+        return ScoredBatch(self.batch.select(kept), self.full[positions], self.group_index[kept], n_tokens)
+
+    def own(self) -> "ScoredBatch":
+        """The texts that this rank scores if all ranks share them."""
+        kept, weight = self.batch.own_inputs()
+        return replace(self.select(kept), n_tokens=self.n_tokens, weight=weight)
 
 
 class MaskScorer:
@@ -72,6 +84,8 @@ class MaskScorer:
         batches: Texts of these groups only.
         groups: Group ids, in the order of the masks' group dimension.
         objective: What masks are scored by; losses of answers take the place of the KL everywhere.
+        shared: Whether every rank scores its share of the texts, which are those of a single group. All must then score
+            the same masks at the same time.
 
     Raises:
         ValueError: If a group is given twice.
@@ -83,8 +97,9 @@ class MaskScorer:
         batches: Iterable[Batch],
         groups: Iterable[int] = (0,),
         objective: ObjectiveName = "kl",
+        shared: bool = False,
     ) -> None:
-        self.masked_lm = masked_lm
+        self.masked_lm, self.shared = masked_lm, shared and ranks.count() > 1
         self.objective: ObjectiveName = objective
         groups = list(groups)
         index_of = {group: i for i, group in enumerate(groups)}
@@ -98,11 +113,13 @@ class MaskScorer:
         for batch in batches:
             group_index = torch.tensor([index_of[group] for group in batch.group.tolist()], device=masked_lm.device)
             batch = batch.to(masked_lm.device)
-            scored.append(ScoredBatch(batch, masked_lm.full(batch.input_ids, batch.scored), group_index))
+            full = masked_lm.full(batch.input_ids, batch.scored)
+            scored.append(ScoredBatch(batch, full, group_index, batch.input_ids.numel()))
         self._set_batches(scored)
 
     def _set_batches(self, batches: Sequence[ScoredBatch]) -> None:
         self.batches = batches
+        self._own_batches = [scored.own() for scored in batches] if self.shared else batches
         self.n_losses = torch.zeros(self.n_groups, device=self.device)
         for scored in batches:
             n_losses = losses_per_input(self.objective, scored.batch)
@@ -141,7 +158,7 @@ class MaskScorer:
         total = torch.zeros(masks.shape[:-1], device=masks.device)
         for scored in self._batches_of(groups):
             total += self._kl_of_all(scored, masks)
-        return total / self.n_losses[groups]
+        return self._of_all_ranks(total) / self.n_losses[groups]
 
     def gradient(self, masks: Tensor, groups: Tensor | None = None, inverse_temperature: float = 1.0) -> Tensor:
         """The gradient of the KL with respect to every gate.
@@ -158,7 +175,10 @@ class MaskScorer:
         gradient = torch.zeros_like(gates)
         for scored in self._batches_of(groups):
             gradient += self.masked_lm.row_limit.retry(partial(self._gradient, scored, gates, inverse_temperature))
-        return gradient / self.n_losses[groups][:, None]
+        return self._of_all_ranks(gradient) / self.n_losses[groups][:, None]
+
+    def _of_all_ranks(self, total: Tensor) -> Tensor:
+        return ranks.summed(total) if self.shared else total
 
     def _gradient(self, scored: ScoredBatch, gates: Tensor, inverse_temperature: float) -> Tensor:
         """The gradient of the KL, summed over positions, with respect to gates (groups, nodes)."""
@@ -173,11 +193,11 @@ class MaskScorer:
         """The texts of some groups; `group_index` counts among these groups."""
         index_among = torch.full((self.n_groups,), -1, device=groups.device)
         index_among[groups] = torch.arange(len(groups), device=groups.device)
-        for scored in self.batches:
+        for scored in self._own_batches:
             group_index = index_among[scored.group_index]
             kept = group_index >= 0
             if kept.any():
-                reindexed = ScoredBatch(scored.batch, scored.full, group_index)
+                reindexed = replace(scored, group_index=group_index)
                 yield reindexed if kept.all() else reindexed.select(kept)
 
     def _kl_of_all(self, scored: ScoredBatch, masks: Tensor) -> Tensor:
@@ -187,7 +207,7 @@ class MaskScorer:
         once, and every candidate starts in a layer in which it still agrees with it, if that takes less time.
         """
         batch, majority, prefix = scored.batch, masks.mean(0).round(), None
-        n_tokens, cost = batch.input_ids.numel(), ForwardCost.of(self.masked_lm, batch.input_ids.numel())
+        n_tokens, cost = scored.n_tokens, ForwardCost.of(self.masked_lm, scored.n_tokens)
         first_layers, order = self._by_first_layer(masks, majority)
         batch_size = max(1, scored_together(self.masked_lm) // n_tokens)
         batches = plan_batches(first_layers, batch_size, cost)
@@ -221,12 +241,12 @@ class MaskScorer:
         """Last hidden states (K, positions, width) under gates (K, groups, nodes)."""
         batch = scored.batch
         share = 3 if gates.requires_grad else 1 - first_layer / self.masked_lm.graph.n_layers
-        self.tokens.charge(share * len(gates) * batch.input_ids.numel())
+        self.tokens.charge(share * len(gates) * scored.n_tokens)
         gates = gates[:, scored.group_index]
         return self.masked_lm(batch.input_ids, batch.scored, gates, batch.corrupted, prefix, first_layer)
 
     def _kl(self, scored: ScoredBatch, masked: Tensor, n_groups: int, inverse_temperature: float = 1.0) -> Tensor:
         """KL of last hidden states (K, positions, width), summed over the positions of every group: (K, groups)."""
         values, inputs = losses(self.objective, self.masked_lm, scored.batch, scored.full, masked, inverse_temperature)
-        total = torch.zeros(len(values), n_groups, device=values.device)
+        values, total = scored.weight * values, torch.zeros(len(values), n_groups, device=values.device)
         return total.index_add(1, scored.group_index[inputs], values)

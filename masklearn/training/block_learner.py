@@ -8,14 +8,15 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from masklearn.ablation import STORED_ABLATIONS, Ablation
+from masklearn import ranks
+from masklearn.ablation import Ablation
 from masklearn.data import Batch, BlockPlan, MaskData
 from masklearn.errors import UserError
 from masklearn.gates import GateBank
 from masklearn.graph import NodeGraph
-from masklearn.mask_file import Mask, ModelId
+from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM, step_forward
-from masklearn.models import load_lm, name_of
+from masklearn.models import load_lm
 from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.discretization import STAGES
 from masklearn.sizes import resolve_sizes
@@ -23,8 +24,9 @@ from masklearn.training.block_store import BlockStore
 from masklearn.training.blocks import BlockFinisher, choose_step_shape, require_fit
 from masklearn.training.budget import Lagrangian, Projected
 from masklearn.training.cost import PhaseClock
+from masklearn.training.dealing import deal, learned_before, resumed
 from masklearn.training.full_targets import FullTargets, index_in_block
-from masklearn.training.learned_ablation import LearnedConstants, mean_ablation
+from masklearn.training.learned_ablation import LearnedConstants, begin_ablation
 from masklearn.training.settings import LearnerSettings
 from masklearn.training.step_guard import StepGuard
 from masklearn.training.step_log import StepLog
@@ -89,7 +91,7 @@ class BlockLearner(LightningModule):
             self.load()
         if self._plan is None or data.plan is not self._plan:
             self.plan_blocks(data)
-        self._fit_ablation(data)
+        self.constants = begin_ablation(self.settings.ablation, self.masked_lm, data, self.bar)
 
     def load(self) -> None:
         """Load the model and resolve the sizes.
@@ -133,25 +135,20 @@ class BlockLearner(LightningModule):
         if step_shape is None:
             step_shape, notice = choose_step_shape(self.masked_lm, data, settings.rows_per_text, settings.block)
         groups_per_block, batch_size = step_shape
-        self._plan = data.block_plan(groups_per_block, self.schedule.steps, batch_size)
-        data.use_plan(self._plan)
-        self._prepared_block = None
+        self._use_plan(data.block_plan(groups_per_block, self.schedule.steps, batch_size), data)
         n_groups, n_sizes, n_nodes = self.plan.groups_per_block * settings.restarts, len(self.sizes), self.graph.n_nodes
         self.step_log = StepLog(n_sizes)
         self.bank = GateBank(n_groups, 1 if settings.family == "nested" else n_sizes, n_nodes)
         self.budget = Projected() if settings.budget == "projected" else Lagrangian(n_groups, n_sizes, n_nodes)
         return notice
 
-    def _fit_ablation(self, data: MaskData) -> None:
-        """Compute the means or create the constants of closed nodes, on the training split."""
-        if self.settings.ablation not in STORED_ABLATIONS:
-            return
-        loader = self.bar(data.loader("train"), "Mean ablation", brief=True)
-        batches = (batch.to(self.masked_lm.device) for batch in loader)
-        if self.settings.ablation == "learned":
-            self.constants = LearnedConstants(self.masked_lm, batches)
-        else:
-            self.masked_lm.ablation = mean_ablation(self.settings.ablation, self.masked_lm, batches)
+    def deal_blocks(self, data: MaskData, shard: tuple[int, int] = (0, 1)) -> None:
+        """Leave this process its share of the blocks that are to be learned, see `deal`."""
+        self._use_plan(deal(self.plan, self.store, shard), data)
+
+    def _use_plan(self, plan: BlockPlan, data: MaskData) -> None:
+        self._plan, self._prepared_block = plan, None
+        data.use_plan(plan)
 
     @property
     def _data(self) -> MaskData:
@@ -165,6 +162,11 @@ class BlockLearner(LightningModule):
         """The blocks of the run."""
         assert self._plan is not None, "plan_blocks has not been called"
         return self._plan
+
+    @property
+    def n_sharing(self) -> int:
+        """Processes that share the rows of a step: all if there is one group; otherwise each learns its own blocks."""
+        return ranks.count() if self.plan.n_groups == 1 else 1
 
     @property
     def graph(self) -> NodeGraph:
@@ -193,7 +195,7 @@ class BlockLearner(LightningModule):
         """Finish the previous block at the first step of a block, and prepare the block of this step."""
         block, step = self.plan.at(self.global_step)
         if step == 0:
-            self._finish_blocks_before(block)
+            self._finish_learned_block()
             self._reset()
         if block != self._prepared_block:  # a new block, or a run that resumes within one
             groups = self.plan.blocks[block]
@@ -202,18 +204,19 @@ class BlockLearner(LightningModule):
             self._index_in_block = index_in_block(groups, self.plan.n_groups).to(self.device)
             self._prepared_block = block
 
-    def _finish_blocks_before(self, block: int) -> None:
-        """Store the masks of the block before this one, whose gates the bank still holds, unless they are stored.
+    def _finish_learned_block(self) -> None:
+        """Store the masks of the block learned last, whose gates the bank still holds, unless they are stored.
 
         The first step of the next block calls this, and for the last block `discretize`, not the last step of the block
         itself: callbacks save the checkpoint of a finished block before, so a run killed during the polish loses no
         step. It resumes with the block's gates in the bank and comes here again.
         """
-        if block > 0 and block - 1 not in self.store:
+        n_learned = self.global_step // self.plan.steps
+        if n_learned and (block := self.plan.own[n_learned - 1]) not in self.store:
             log_odds = self._adjusted(self.size_counts).detach()
-            bar = self.bar if block == len(self.plan.blocks) else partial(self.bar, brief=True)
+            bar = self.bar if n_learned == len(self.plan.own) else partial(self.bar, brief=True)
             with self.clock.time("polish"):
-                self.finisher.finish(block - 1, self.bank, log_odds, self.size_counts, bar)
+                self.finisher.finish(block, self.bank, log_odds, self.size_counts, bar)
 
     @property
     def finisher(self) -> BlockFinisher:
@@ -248,7 +251,7 @@ class BlockLearner(LightningModule):
         self.guard.check(before=self.global_step)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith("masked_lm.")}
-        checkpoint["step_shape"] = self.plan.step_shape
+        checkpoint["step_shape"], checkpoint["blocks"] = self.plan.step_shape, list(self.plan.own)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Plan the blocks as they were when the run began, and check that the finished ones are there.
@@ -263,10 +266,16 @@ class BlockLearner(LightningModule):
             )
         if checkpoint["step_shape"] != self.plan.step_shape:
             self.plan_blocks(self._data, checkpoint["step_shape"])
-        block, step = self.plan.at(checkpoint["global_step"])
-        self.store.require(block if step or block - 1 in self.store else block - 1)  # see _finish_blocks_before
+        self._use_plan(resumed(self.plan, checkpoint.get("blocks")), self._data)
+        self.store.require(learned_before(self.plan, self.store, checkpoint["global_step"]))
 
     # --- the result ---------------------------------------------------------------------------------------------------
+
+    def finish_blocks(self) -> None:
+        """Store the masks of the last block, and wait until other processes have stored theirs."""
+        self.to(self.trainer.strategy.root_device)  # Lightning leaves models on the CPU when a fit is over
+        self._finish_learned_block()
+        ranks.gathered(None)
 
     def discretize(self) -> Mask:
         """The learned masks, with exactly `s` nodes each; also sets `stages`.
@@ -276,8 +285,7 @@ class BlockLearner(LightningModule):
         Raises:
             UserError: If the masks of a block are missing or damaged.
         """
-        self.to(self.trainer.strategy.root_device)  # Lightning leaves models on the CPU when a fit is over
-        self._finish_blocks_before(len(self.plan.blocks))
+        self.finish_blocks()
         found = self.finisher.gather()
         if self.constants is not None:
             with self.clock.time("polish"):
@@ -285,14 +293,4 @@ class BlockLearner(LightningModule):
         self.notices += self.finisher.notices
         by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
         self.stages = [{"s": size, **dict(zip(STAGES, kl, strict=True))} for size, kl in by_size]
-        return Mask(
-            mask=found.mask,
-            scores=found.scores,
-            sizes=torch.tensor(self.sizes),
-            graph=self.graph,
-            model=ModelId(name_of(self.masked_lm.lm), self.settings.revision, self.masked_lm.layout.fingerprint),
-            groups=self._data.groups.names,
-            ablation=self.masked_lm.ablation,
-            positions=self._data.positions,
-            learned_texts=torch.tensor(self._data.learned_texts, dtype=torch.int64),
-        )
+        return self.finisher.bank(found, self.sizes)

@@ -1,7 +1,7 @@
 """What a run has finished so far: the masks of its blocks, and the progress of the polish under way."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -11,12 +11,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from masklearn import ranks
 from masklearn.errors import UserError, one_line
 from masklearn.files import atomic_write
 from masklearn.progress import ProgressBar, no_bar
 
 CHECKSUM_KEY = "sha256"
 """Metadata key of the checksum of a file's tensors."""
+STEP_SHAPE_FILE = "step-shape.safetensors"
+"""Groups of a block, and texts of each in a step, in all processes that work on a run."""
 READ_ERRORS = (OSError, KeyError, ValueError, SafetensorError)
 """Errors of reading a file that is missing or damaged."""
 Step = TypeVar("Step")
@@ -32,6 +35,8 @@ class BlockStore:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
+        self.shared = False
+        """Whether all ranks finish the same blocks together; rank 0 then writes the files, and knows what is there."""
         self._in_memory: dict[int, dict[str, Tensor]] = {}
 
     def _file(self, block: int) -> Path | None:
@@ -39,7 +44,22 @@ class BlockStore:
 
     def __contains__(self, block: int) -> bool:
         file = self._file(block)
-        return file.is_file() if file else block in self._in_memory
+        found = file.is_file() if file else block in self._in_memory
+        return ranks.from_first(found) if self.shared else found
+
+    def settle_step_shape(self, step_shape: tuple[int, int]) -> tuple[int, int]:
+        """The step shape of the run in this folder: the one given, unless an earlier process has stored another.
+
+        It depends on the memory that was free then, and it decides which groups make a block.
+        """
+        if not self.folder:
+            return step_shape
+        file = self.folder / STEP_SHAPE_FILE
+        with suppress(*READ_ERRORS):
+            n_groups, n_texts = _read(file)["step_shape"].tolist()
+            return n_groups, n_texts
+        _write(file, {"step_shape": torch.tensor(step_shape)})
+        return step_shape
 
     def put(self, block: int, groups: Sequence[int], tensors: dict[str, Tensor]) -> None:
         """Store the results of a block.
@@ -52,7 +72,7 @@ class BlockStore:
         tensors = {"groups": torch.tensor(list(groups)), **tensors}
         file = self._file(block)
         if file:
-            _write(file, tensors)
+            self._write(file, tensors)
         else:
             self._in_memory[block] = {name: tensor.cpu() for name, tensor in tensors.items()}
 
@@ -71,14 +91,25 @@ class BlockStore:
                 "copy, or start the run again in another folder: --run.dir"
             ) from error
 
-    def require(self, n_blocks: int) -> None:
-        """Refuse to resume if one of the first `n_blocks` blocks is lost.
+    def require(self, blocks: Iterable[int]) -> None:
+        """Refuse to resume if one of these blocks is lost.
 
         Raises:
             UserError: If a block's file is missing or damaged.
         """
-        for block in range(n_blocks):
+        for block in blocks:
             self.get(block)
+
+    def take_over(self, other: "BlockStore", n_blocks: int) -> None:
+        """Store those of the first `n_blocks` blocks that another store has and this one lacks.
+
+        Raises:
+            UserError: If a block's file is damaged.
+        """
+        for block in range(n_blocks):
+            if block in other and block not in self:
+                tensors = other.get(block)
+                self.put(block, tensors.pop("groups").tolist(), tensors)
 
     def gather(self, n_blocks: int) -> dict[str, Tensor]:
         """The results of the first `n_blocks` blocks, concatenated in the order of the groups.
@@ -117,10 +148,15 @@ class BlockStore:
                 masks.copy_(saved["masks"])
                 kl.copy_(saved["kl"])
                 n_spent.copy_(saved["spent"])
+        ranks.gathered(None)  # all have read it before it changes
         for number, step in enumerate(bar(steps[n_done:], "Polish"), n_done + 1):
             yield step
             progress = {"done": torch.tensor(number), "masks": masks, "kl": kl, "spent": n_spent}
-            _write(file, {"initial": initial, **progress})
+            self._write(file, {"initial": initial, **progress})
+
+    def _write(self, file: Path, tensors: Mapping[str, Tensor]) -> None:
+        if not self.shared or ranks.rank() == 0:
+            _write(file, tensors)
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor]) -> None:

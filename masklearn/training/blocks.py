@@ -8,11 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from masklearn import ranks
 from masklearn.data import Batch, BlockPlan, MaskData, require_readable
 from masklearn.errors import UserError
 from masklearn.gates import GateBank
+from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
-from masklearn.models import dtype_name
+from masklearn.models import dtype_name, name_of
 from masklearn.objective import ObjectiveName
 from masklearn.progress import ProgressBar
 from masklearn.selection.discretization import DiscretizedMasks, Polish, discretize, repolish
@@ -50,6 +52,7 @@ def choose_step_shape(
     texts = data.texts_per_group
     requested = min(requested_groups or max(1, DEFAULT_TEXTS_PER_STEP // texts), len(data.groups.names))
     groups, fitting_texts, notice = fit_to_memory(masked_lm, data.longest_text, texts, rows_per_text, requested)
+    groups, fitting_texts = map(min, zip(*ranks.gathered((groups, fitting_texts)), strict=True))
     return (groups, fitting_texts if fitting_texts < texts else data.batch_size), notice
 
 
@@ -109,6 +112,20 @@ class BlockFinisher:
         """
         return DiscretizedMasks(**self.store.gather(len(self.plan.blocks)))
 
+    def bank(self, found: DiscretizedMasks, sizes: Sequence[int]) -> Mask:
+        """The masks of all groups as a bank, under the model's ablation."""
+        return Mask(
+            mask=found.mask,
+            scores=found.scores,
+            sizes=torch.tensor(sizes),
+            graph=self.masked_lm.graph,
+            model=ModelId(name_of(self.masked_lm.lm), self.settings.revision, self.masked_lm.layout.fingerprint),
+            groups=self.data.groups.names,
+            ablation=self.masked_lm.ablation,
+            positions=self.data.positions,
+            learned_texts=torch.tensor(self.data.learned_texts, dtype=torch.int64),
+        )
+
     def refit(self, found: DiscretizedMasks, constants: LearnedConstants, bar: ProgressBar) -> DiscretizedMasks:
         """Train learned constants further for the masks of all groups, and polish the masks under the new ones."""
         train, selection = (partial(self.data.loader, split) for split in ("train", "selection"))
@@ -146,8 +163,9 @@ class BlockFinisher:
         return self.settings.polish_budget * tokens
 
     def _scorer(self, groups: Sequence[int]) -> MaskScorer:
-        """Scores masks of some groups on their selection texts."""
-        return MaskScorer(self.masked_lm, self.selection_loader(groups), groups, self.settings.objective)
+        """Scores masks of some groups on their selection texts, which ranks share if they share the rows of steps."""
+        shared = self.plan.n_groups == 1
+        return MaskScorer(self.masked_lm, self.selection_loader(groups), groups, self.settings.objective, shared)
 
     def selection_loader(self, groups: Sequence[int]) -> Iterable[Batch]:
         """The selection texts of some groups, as many texts at a time as a training step has rows."""

@@ -77,6 +77,13 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
         peak.append(max([*samples, process.memory_info().rss]))
 
 
+def memory_so_far(device: torch.device) -> int:
+    """The peak memory of this process until now in bytes: that allocated on a GPU, or that of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
 def tokens_per_step(data: MaskData, plan: BlockPlan, groups: Sequence[int]) -> float:
     """Tokens of the texts in a step that learns some groups, on average; padding does not count."""
     lengths, by_group = [len(ids) for ids in data.parts["train"].ids], data.train_indices_by_group

@@ -143,6 +143,23 @@ def fit_ablation(
     return constants.refit(masked_lm, masks, partial(batches, "train"), partial(batches, "selection"), bar)
 
 
+def begin_ablation(
+    name: AblationName, masked_lm: MaskedLM, data: MaskData, bar: ProgressBar = no_bar
+) -> LearnedConstants | None:
+    """Let closed nodes emit their means over the training split, or return the constants that are to be learned.
+
+    Ablations that store no values are left as they are.
+    """
+    if name not in STORED_ABLATIONS:
+        return None
+    loader = bar(data.loader("train"), "Mean ablation", brief=True)
+    batches = (batch.to(masked_lm.device) for batch in loader)
+    if name == "learned":
+        return LearnedConstants(masked_lm, batches)
+    masked_lm.ablation = mean_ablation(name, masked_lm, batches)
+    return None
+
+
 def mean_ablation(name: AblationName, masked_lm: MaskedLM, batches: Iterable[Batch]) -> Ablation:
     """The ablation `mean` or `mean-positional` on some texts, see `MaskedLM.activation_stats`."""
     return masked_lm.mean_ablation(((batch.input_ids, batch.real) for batch in batches), name == "mean-positional")

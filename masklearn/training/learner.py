@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from masklearn import ranks
 from masklearn.ablation import AblationName
 from masklearn.data import Batch
 from masklearn.errors import UserError
@@ -17,7 +18,7 @@ from masklearn.selection.losses import losses
 from masklearn.training.block_learner import BlockLearner
 from masklearn.training.budget import Lagrangian
 from masklearn.training.learned_ablation import CONSTANTS_LR, LOG_KL_EPS
-from masklearn.training.rows import draw_rows, mean_by_mask
+from masklearn.training.rows import draw_rows, sum_by_mask
 from masklearn.training.settings import BudgetName, FamilyName, GraphName, LearnerSettings, MethodName
 from masklearn.training.step_log import StepResult, metrics_by_size, progress_bar_metrics
 
@@ -123,6 +124,8 @@ class MaskLearner(BlockLearner):
             sampled_kl_draws, graph, method, objective, device_map, quantization,
         )  # fmt: skip
         super().__init__(settings)
+        self._summed_in_step = -1, torch.empty(0)
+        """A step, and what the ranks that share its rows have exchanged in it."""
         self.save_hyperparameters(ignore=[] if isinstance(lm, str) else ["lm"])
 
     @classmethod
@@ -164,20 +167,38 @@ class MaskLearner(BlockLearner):
         """The loss of a step: the log KL (or loss of answers) of every sampled mask plus its penalty, in nats."""
         log_odds = self.log_odds()
         mask_ids, noise = self._draw_rows(batch)
+        weight = 1.0
+        if self.n_sharing > 1:
+            kept, weight = batch.own_inputs()
+            batch, mask_ids, noise = batch.select(kept), mask_ids[:, kept], noise[:, kept]
         gates = self._gates(log_odds.flatten(0, 1)[mask_ids], noise)  # (rows, inputs, nodes)
         if self.constants is not None:
             self.masked_lm.ablation = self.constants()
         masked = self.run_rows(batch.input_ids, batch.positions, gates, batch.corrupted)  # (rows, positions, width)
         found, inputs = losses(self.settings.objective, self.masked_lm, batch, self._targets(batch), masked)
-        kl, count = mean_by_mask(found, mask_ids.index_select(1, inputs), log_odds[..., 0].numel())
-        kl, sampled = (t.view(log_odds.shape[:2]) for t in (kl, (count > 0).float()))  # (groups x restarts, sizes)
+        of_masks = sum_by_mask(found, mask_ids.index_select(1, inputs), log_odds[..., 0].numel())
+        total, count = self._of_all_ranks(weight * of_masks).view(2, *log_odds.shape[:2])  # (groups x restarts, sizes)
+        kl, sampled = total / count.clamp_min(1), (count > 0).float()
         error = self._size_error(log_odds) if self.budget.has_penalty else torch.zeros_like(kl)
         penalty = self.budget(error, self.schedule.penalty_scale_at(self.block_step))
         # The KLs of different sizes differ by orders of magnitude; the gradient of the log is relative to the KL.
-        loss = (((kl + LOG_KL_EPS).log() + penalty) * sampled).sum()
+        loss = (((kl + LOG_KL_EPS).log() + penalty / self.n_sharing) * sampled).sum()
         self._loss, self._error = loss.detach(), error.detach()
         self._to_log = kl.detach(), sampled, log_odds.detach()
         return loss
+
+    def _of_all_ranks(self, sums: Tensor) -> Tensor:
+        """The sums over the rows of all ranks that share a step; the gradient is that of this rank's rows.
+
+        They are exchanged once in a step, which one rank may repeat if its memory runs out.
+        """
+        if self.n_sharing == 1:
+            return sums
+        step, total = self._summed_in_step
+        if step != self.global_step:
+            total = ranks.summed(sums)
+            self._summed_in_step = self.global_step, total
+        return sums + (total - sums).detach()
 
     def _size_error(self, log_odds: Tensor) -> Tensor:
         """Expected minus target number of open gates, shape (groups x restarts, sizes)."""
@@ -185,7 +206,7 @@ class MaskLearner(BlockLearner):
 
     def _draw_rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mask ids and noise of a step, see `draw_rows`: functions of seed and step alone, so that a run can resume."""
-        seed = (self.settings.seed * 1_000_003 + self.global_step) % 2**63
+        seed = (self.settings.seed * 1_000_003 + self.plan.number(self.global_step)) % 2**63
         shape = self.settings.restarts, len(self.sizes), self.settings.draws_per_text, self.graph.n_nodes
         return draw_rows(self._index_in_block[batch.group], *shape, seed)
 
@@ -228,6 +249,8 @@ class MaskLearner(BlockLearner):
         On the CPU the run stops at once. Elsewhere it stops at the next step that is logged, or at the end of a block,
         as reading the flag any earlier would wait for the device; until then all updates are skipped.
         """
+        if self.n_sharing > 1:
+            ranks.sum_gradients(p for group in optimizer.param_groups for p in group["params"])
         assert self.bank.log_odds.grad is not None
         self._log_step(*self._to_log)  # not in the training step, which is repeated if memory runs out
         step = self.global_step
@@ -255,13 +278,16 @@ class MaskLearner(BlockLearner):
         """Log the KL of the masks that the gates would give now, where all texts share them."""
         if self.plan.n_groups > 1:
             return
-        masks = self.bank.discretize(self.size_counts)[0].float()
+        masks, n_positions = self.bank.discretize(self.size_counts)[0].float(), int(batch.scored.sum())
+        kept, weight = batch.own_inputs()
+        batch = batch.select(kept)
         masked = self.masked_lm(
             batch.input_ids, batch.scored, masks[:, None].expand(-1, len(batch.input_ids), -1), batch.corrupted
         )
-        kl = chunked_kl(self.masked_lm.full(batch.input_ids, batch.scored), masked, self.masked_lm.unembed).mean(-1)
+        kl = chunked_kl(self.masked_lm.full(batch.input_ids, batch.scored), masked, self.masked_lm.unembed).sum(-1)
+        kl = ranks.summed(weight * kl) / n_positions
         metrics = {f"val/kl/s={size}": value for size, value in zip(self.sizes, kl, strict=True)}
-        self.log_dict(metrics, batch_size=int(batch.scored.sum()))
+        self.log_dict(metrics, batch_size=n_positions)
 
     def configure_optimizers(self) -> Any:
         """Adam on the log-odds, and on the learned constants at their own rate."""

@@ -56,10 +56,10 @@ class Progress(TQDMProgressBar):
         metrics = {name: value for name, value in metrics.items() if name != "v_num"}
         assert isinstance(pl_module, MaskLearner)
         plan = pl_module.plan
-        n_groups = sum(map(len, plan.blocks))
-        if n_groups == 1:
+        if plan.n_groups == 1:
             return metrics
-        n_done = sum(map(len, plan.blocks[: trainer.global_step // plan.steps]))
+        n_groups = sum(len(plan.blocks[block]) for block in plan.own)
+        n_done = sum(len(plan.blocks[block]) for block in plan.own[: trainer.global_step // plan.steps])
         if self.start_time is None:
             self.start_time, self.groups_at_start = time.monotonic(), n_done
         done: dict[str, Any] = {"groups": f"{n_done}/{n_groups}"}

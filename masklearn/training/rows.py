@@ -54,8 +54,8 @@ def assign_masks(bank_indices: Tensor, n_sizes: int, n_draws: int, offsets: Tens
     return bank_indices * n_sizes + size_index
 
 
-def mean_by_mask(values: Tensor, mask_ids: Tensor, n_masks: int) -> tuple[Tensor, Tensor]:
-    """Mean of the values of every mask.
+def sum_by_mask(values: Tensor, mask_ids: Tensor, n_masks: int) -> Tensor:
+    """Sum of the values of every mask, and their number.
 
     Args:
         values: One value for each row and position, shape (rows, positions).
@@ -63,9 +63,15 @@ def mean_by_mask(values: Tensor, mask_ids: Tensor, n_masks: int) -> tuple[Tensor
         n_masks: Number of masks.
 
     Returns:
-        The means, 0 for a mask without values, and the number of values of each; both of shape (masks,).
+        Sums and numbers, shape (2, masks).
     """
     mask_ids = mask_ids.flatten()
     total = torch.zeros(n_masks, dtype=values.dtype, device=values.device).index_add(0, mask_ids, values.flatten())
     count = torch.zeros_like(total).index_add(0, mask_ids, torch.ones_like(values).flatten())
+    return torch.stack([total, count])
+
+
+def mean_by_mask(values: Tensor, mask_ids: Tensor, n_masks: int) -> tuple[Tensor, Tensor]:
+    """The mean of the values of every mask, 0 for a mask without values, and their number: see `sum_by_mask`."""
+    total, count = sum_by_mask(values, mask_ids, n_masks)
     return total / count.clamp_min(1), count

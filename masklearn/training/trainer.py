@@ -15,6 +15,8 @@ SILENCED_WARNINGS = (
     ".*in eval mode.*",
     ".*dirpath has changed.*",
     ".*smaller than the logging interval.*",
+    ".*across ranks is zero.*",
+    ".*sync_dist=True.*",
 )
 """Patterns of warnings of other libraries that users can do nothing about."""
 LIGHTNING_LOGGERS = ("lightning.pytorch", "lightning.fabric")

@@ -90,6 +90,10 @@ class Process:
         """What the process has printed so far."""
         return os.pread(self.out.fileno(), 2**24, 0).decode()
 
+    def errors(self) -> str:
+        """What the process has printed to the error stream so far."""
+        return os.pread(self.err.fileno(), 2**24, 0).decode()
+
 
 def start(args: list[str], entry_point: EntryPoint = cli.train, **environment: str) -> Process:
     """Start a run."""
@@ -103,8 +107,10 @@ def end(process: Process) -> Ended:
             process.kill()
         time.sleep(0.02)
     assert process.code is not None
-    err = os.pread(process.err.fileno(), 2**24, 0).decode()
-    return Ended(process.code, process.output(), err, time.monotonic() - process.start_time)
+    ended = Ended(process.code, process.output(), process.errors(), time.monotonic() - process.start_time)
+    process.out.close()
+    process.err.close()
+    return ended
 
 
 def run_to_end(args: list[str], entry_point: EntryPoint = cli.train, **environment: str) -> Ended:

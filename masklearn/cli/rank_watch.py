@@ -1,0 +1,160 @@
+"""All ranks of a run stop together: if one fails or dies, the others stop too, and rank 0 says which one and why."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
+
+from masklearn import ranks
+from masklearn.errors import UserError, one_line
+
+LOOK_SECONDS = 1.0
+"""Time between two looks at the other ranks."""
+SILENCE_SECONDS = 30.0
+"""A rank that has shown no sign of life for so long counts as dead."""
+GRACE_SECONDS = 15.0
+"""How long a process may take to stop by itself; then it is ended."""
+LEAVE_SECONDS = 5.0
+"""How long rank 0 waits until the others have stopped."""
+FAILURE_KEY, ENDED_KEY = "failure", "ended"
+
+
+class RankWatch(threading.Thread):
+    """Tells the other ranks that this one is alive, and stops this process when another one has failed.
+
+    Args:
+        store: The store of the process group; rank 0 holds it.
+        started: The processes that this one has started, for ranks 1, 2, ... of this machine.
+        go_on: What the user should do after a rank has died.
+    """
+
+    def __init__(self, store: ranks.Store, started: Sequence["subprocess.Popen[bytes]"], go_on: str) -> None:
+        super().__init__(daemon=True, name="rank-watch")
+        self.store: ranks.Store = store.clone()  # pyright: ignore[reportAttributeAccessIssue]  (torch's stubs lack it)
+        self.started, self.go_on = started, go_on
+        self.failure = ""
+        """Which rank has failed and why, if another one has."""
+        self.has_interrupted = False
+        """Whether this process stops because of that."""
+        self.noticed, self.stopping, self.closed = threading.Event(), threading.Event(), threading.Event()
+        self._beats = [""] * ranks.count()
+        self._seen = [time.monotonic()] * ranks.count()
+        self.rank_name = f"rank {ranks.rank()} ({socket.gethostname()}, process {os.getpid()})"
+        self.rank_names = ranks.gathered(self.rank_name)
+
+    def run(self) -> None:
+        """Look at the other ranks until this one ends."""
+        while not self.closed.wait(LOOK_SECONDS):
+            try:
+                self.failure = self._look()
+            except RuntimeError:  # of any kind: rank 0 no longer answers
+                self.failure = f"{self.rank_names[0]} died. {self.go_on}"
+            if self.failure:
+                self.noticed.set()
+                self._stop_process()
+                return
+
+    def _look(self) -> str:
+        """Show a sign of life, and return which rank has failed, if any."""
+        self.store.set(_alive_key(ranks.rank()), str(time.monotonic()))
+        if self.store.check([FAILURE_KEY]):
+            return self.store.get(FAILURE_KEY).decode()
+        failure = self._dead_rank() if ranks.rank() == 0 else ""
+        if failure:
+            failure = f"{failure}. {self.go_on}"
+            self.store.set(FAILURE_KEY, failure)
+        return failure
+
+    def _dead_rank(self) -> str:
+        for process, name in zip(self.started, self.rank_names[1:], strict=False):
+            if process.poll():
+                return f"{name} died with exit code {process.returncode}"
+        for other in range(1, ranks.count()):
+            key = _alive_key(other)
+            beat = self.store.get(key).decode() if self.store.check([key]) else ""
+            if beat != self._beats[other]:
+                self._beats[other], self._seen[other] = beat, time.monotonic()
+            elif time.monotonic() - self._seen[other] > SILENCE_SECONDS:
+                return f"{self.rank_names[other]} has shown no sign of life for {SILENCE_SECONDS:.0f} s"
+        return ""
+
+    def _stop_process(self) -> None:
+        """Stop this process as a scheduler would, unless it is stopping already; end it if that takes too long."""
+        if not self.stopping.is_set():
+            self.has_interrupted = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        if not self.closed.wait(GRACE_SECONDS):
+            if self.speaks:
+                print(f"error: {self.failure}", file=sys.stderr, flush=True)
+            os._exit(2)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process tells the user what happened: rank 0 does, and rank 1 if rank 0 is dead."""
+        return ranks.rank() == (1 if self.failure.startswith(f"{self.rank_names[0]} died") else 0)
+
+    def report(self, error: BaseException) -> None:
+        """Tell the other ranks that this one has failed, unless it has stopped because another one did."""
+        self.stopping.set()
+        if ranks.is_peer_failure(error):
+            self.noticed.wait(SILENCE_SECONDS + 2 * LOOK_SECONDS)
+        if not self.failure:
+            with suppress(RuntimeError):
+                self.store.set(FAILURE_KEY, f"{self.rank_name}: {one_line(error)}")
+
+    def close(self) -> None:
+        """Stop watching, and wait until other ranks have stopped, as they look into the store that rank 0 holds."""
+        self.closed.set()
+        with suppress(RuntimeError):
+            n_ended, until = self.store.add(ENDED_KEY, 1), time.monotonic() + LEAVE_SECONDS
+            while ranks.rank() == 0 and n_ended < ranks.count() and time.monotonic() < until:
+                time.sleep(LOOK_SECONDS / 10)
+                n_ended = self.store.add(ENDED_KEY, 0)
+        for process in self.started:
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _alive_key(rank: int) -> str:
+    return f"alive/{rank}"
+
+
+@contextmanager
+def stopped_together(store: ranks.Store, started: Sequence["subprocess.Popen[bytes]"], go_on: str) -> Iterator[None]:
+    """Run as one of several ranks, of which only rank 0 prints; if one fails, all stop.
+
+    Args:
+        store: See `RankWatch`.
+        started: See `RankWatch`.
+        go_on: See `RankWatch`.
+
+    Raises:
+        UserError: On rank 0, if another rank has failed; names it.
+    """
+    watch = RankWatch(store, started, go_on)
+    watch.start()
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        redirect_stdout(sys.stdout if ranks.rank() == 0 else nowhere),
+    ):
+        try:
+            yield
+            ranks.gathered(None)  # until the last one is done, this one must not seem dead
+        except BaseException as error:
+            watch.report(error)
+            is_follow_up = watch.has_interrupted or not isinstance(error, UserError)
+            if watch.failure and watch.speaks and is_follow_up:
+                raise UserError(watch.failure) from error
+            if ranks.rank() and (watch.failure or isinstance(error, UserError | KeyboardInterrupt)):
+                raise SystemExit(2) from error
+            raise
+        finally:
+            watch.close()

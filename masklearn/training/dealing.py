@@ -1,0 +1,45 @@
+"""Dealing: which blocks of a run a process learns."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from masklearn import ranks
+from masklearn.data import BlockPlan
+from masklearn.training.block_store import BlockStore
+
+
+def deal(plan: BlockPlan, store: BlockStore, shard: tuple[int, int] = (0, 1)) -> BlockPlan:
+    """Leave this process its share of the blocks that are not stored yet. Every rank must call this.
+
+    What a block learns depends on its number alone, so masks do not depend on how blocks are dealt. A run of a single
+    group is not dealt: its ranks share the rows of every step.
+
+    Args:
+        plan: The blocks of the run.
+        store: The blocks that are finished.
+        shard: Which shard of the run this is, from 0, and how many there are; blocks go to them in turn.
+    """
+    if plan.n_groups == 1:
+        store.shared = True
+        return plan
+    index, n_shards = shard
+    left = [block for block in range(index, len(plan.blocks), n_shards) if block not in store]
+    return replace(plan, dealt=ranks.share(ranks.from_first(left)))
+
+
+def resumed(plan: BlockPlan, blocks: Sequence[int] | None) -> BlockPlan:
+    """The plan of a process that goes on from a checkpoint: its blocks, then those that are still to learn besides.
+
+    Args:
+        plan: The plan as dealt anew.
+        blocks: Those of the process that wrote the checkpoint; None for all.
+    """
+    blocks = range(len(plan.blocks)) if blocks is None else blocks
+    return replace(plan, dealt=[*blocks, *(block for block in plan.own if block not in blocks)])
+
+
+def learned_before(plan: BlockPlan, store: BlockStore, step: int) -> Sequence[int]:
+    """The blocks of this process whose masks must be stored for it to resume at a step."""
+    n_learned, block_step = divmod(min(step, plan.total_steps - 1), plan.steps)
+    is_to_finish = block_step == 0 and n_learned > 0 and plan.own[n_learned - 1] not in store
+    return plan.own[: n_learned - is_to_finish]

@@ -1,0 +1,78 @@
+"""Ranks as forked processes, which need not import anything again."""
+
+import os
+import pickle
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from faults.processes import Process, end
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+
+from masklearn import cli
+
+
+def rank_environment(rank: int, n_ranks: int, port: int) -> dict[str, str]:
+    """What a launcher sets for one of the processes of a machine."""
+    names = {"LOCAL_RANK": rank, "WORLD_SIZE": n_ranks, "NODE_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in names.items()}
+
+
+def train(args: list[str]) -> int:
+    """Run `train.py`, and print to the files of a forked process, not to those of the test."""
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    try:
+        return cli.train(args)
+    except SystemExit as error:
+        return int(error.code or 0)
+
+
+def start_ranks(n_ranks: int, args: list[str]) -> list[Process]:
+    """Start `train.py` on several devices."""
+    port = find_free_network_port()
+    flags = ["--trainer.strategy", "ddp", "--trainer.devices", str(n_ranks), "--trainer.accelerator", "cpu"]
+    return [Process([*args, *flags], train, rank_environment(rank, n_ranks, port)) for rank in range(n_ranks)]
+
+
+def start_task(rank: int, n_tasks: int, args: list[str], **environment: str) -> Process:
+    """Start one task of a SLURM job on this machine."""
+    names = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": 0, "SLURM_NNODES": 1, "SLURM_NTASKS": n_tasks}
+    names |= {"SLURM_NTASKS_PER_NODE": n_tasks, "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "masks"}
+    flags = ["--trainer.strategy", "ddp", "--trainer.devices", str(n_tasks), "--trainer.accelerator", "cpu"]
+    return Process([*args, *flags], train, {name: str(value) for name, value in names.items()} | environment)
+
+
+def run_ranks(n_ranks: int, args: list[str]) -> list[str]:
+    """Run `train.py` on several devices, and return what each rank printed."""
+    ended = [end(process) for process in start_ranks(n_ranks, args)]
+    assert [each.code for each in ended] == [0] * n_ranks, "\n".join(each.out + each.err for each in ended)
+    return [each.out for each in ended]
+
+
+def on_ranks(n_ranks: int, function: Callable[[], Any]) -> list[Any]:
+    """What a function returns on every rank of a process group."""
+    with tempfile.TemporaryDirectory() as folder:
+        children = [_fork(rank, n_ranks, function, Path(folder)) for rank in range(n_ranks)]
+        assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * n_ranks
+        return [pickle.loads((Path(folder) / f"result-{rank}").read_bytes()) for rank in range(n_ranks)]
+
+
+def _fork(rank: int, n_ranks: int, function: Callable[[], Any], folder: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        meet, timeout = f"file://{folder / 'store'}", timedelta(seconds=60)
+        dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=n_ranks, timeout=timeout)
+        (folder / f"result-{rank}").write_bytes(pickle.dumps(function()))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)

@@ -1,0 +1,224 @@
+"""Runs on several devices: masks do not depend on their number, and all processes end together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from conftest import ROOT, one_line, refused
+from faults.processes import Process, end, run_to_end, wait_for
+from forked import on_ranks, run_ranks, start_ranks, start_task, train
+from lightning import Callback, Trainer
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from torch import Tensor
+
+from masklearn import cli, ranks
+from masklearn.cli import rank_watch
+from masklearn.cli.run_parts import require_shared
+from masklearn.data import MaskData
+from masklearn.mask_file import Mask
+from masklearn.training.learner import MaskLearner
+from masklearn.training.trainer import quiet_lightning, trainer_defaults
+
+PER_INPUT = [
+    *("--data.task", "names", "--data.positions", "last", "--data.limit", "10"),
+    *("--model.scope", "input", "--model.block", "3", "--model.steps", "6", "--model.sizes", "[4, 18]"),
+    *("--model.polish", "1", "--model.gates", "hard-concrete", "--trainer.logger", "false"),
+    *("--trainer.enable_progress_bar", "false"),
+]
+"""Flags of a run with four blocks, whose gates are noisy."""
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    assert run_to_end([*PER_INPUT, "--trainer.accelerator", "cpu", "--run.dir", str(folder)]).code == 0
+    return folder
+
+
+@pytest.fixture
+def one_line_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], str]:
+    """The one line that a user reads who gives these flags."""
+    monkeypatch.setattr("sys.argv", ["train.py"])
+
+    def run(args: list[str]) -> str:
+        assert cli.train(args) == 2
+        return one_line(capsys)
+
+    return run
+
+
+def same_masks(folder: Path, other: Path) -> bool:
+    a, b = (Mask.load(each / "mask.safetensors") for each in (folder, other))
+    return torch.equal(a.mask, b.mask) and torch.equal(a.scores, b.scores) and a.groups == b.groups
+
+
+def test_masks_of_single_texts_do_not_depend_on_the_number_of_processes(one_process: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first, *others = run_ranks(4, [*PER_INPUT, "--run.dir", str(folder)])
+    assert same_masks(one_process, folder)
+    assert "Results on 10 texts" in first and not any(others)  # messages once
+
+
+def test_shards_in_one_folder_make_the_masks_of_one_process(
+    one_process: Path, tmp_path: Path, one_line_of: Callable[[list[str]], str]
+) -> None:
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    flags = [*PER_INPUT, "--trainer.accelerator", "cpu", "--run.dir"]
+    done = run_to_end([*flags, str(folder), "--run.shard", "1/2"], train)
+    assert done.code == 0 and "Shard 1 of 2 is done" in done.out
+    merge = ["--config", str(folder / "config.yaml"), "--run.merge"]
+    assert "2 of 4 blocks of groups are not learned yet" in one_line_of([*merge, "true"])
+    other = one_line_of([*flags, str(folder), "--run.shard", "2/2", "--model.steps", "7"])
+    assert f"run.shard: the run in {folder} was started with model.steps 6, not 7" in other
+    assert run_to_end([*flags, str(elsewhere), "--run.shard", "2/2"], train).code == 0
+    assert run_to_end([*merge, f"[{elsewhere}]"], train).code == 0
+    assert same_masks(one_process, folder)
+
+
+def test_ranks_share_items_and_add_up_gradients() -> None:
+    def shared() -> object:
+        parameters = [torch.ones(2, requires_grad=True), torch.ones((), requires_grad=True)]
+        parameters[0].grad = torch.tensor([1.0, 10.0]) * (1 + ranks.rank())
+        ranks.sum_gradients(parameters)
+        gradients = [parameter.grad.tolist() for parameter in parameters]
+        kept, weight = ranks.part(5)
+        return list(ranks.share("abcde")), ranks.from_first(ranks.rank()), gradients, kept.tolist(), weight
+
+    first, second = on_ranks(2, shared)
+    assert first == (["a", "c", "e"], 0, [[3, 30], 0], [True, False, True, False, True], 1)
+    assert second == (["b", "d"], 0, [[3, 30], 0], [False, True, False, True, False], 1)
+
+
+def test_fewer_rows_than_ranks_are_run_by_all_and_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: 4)
+    kept, weight = ranks.part(3)
+    assert kept.all() and 4 * weight == 1
+
+
+def test_a_rank_that_dies_stops_the_run_and_fewer_go_on(
+    one_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_watch, "SILENCE_SECONDS", 5.0)
+    folder = tmp_path / "run"
+    processes = start_ranks(3, [*PER_INPUT, "--run.dir", str(folder)])
+    assert wait_for(lambda: any(folder.glob("checkpoints/blocks/block-*")), processes[0])
+    processes[2].kill()
+    first, second, _ = map(end, processes)
+    assert first.one_line and "error: rank 2 (" in first.err and "no sign of life" in first.err
+    assert f"--config {folder / 'config.yaml'} --run.resume true" in first.err
+    assert second.code == 2 and "error" not in second.err
+    run_ranks(2, ["--config", str(folder / "config.yaml"), "--run.resume", "true"])
+    assert same_masks(one_process, folder)
+
+
+def test_a_slurm_job_is_requeued_and_goes_on(one_process: Path, tmp_path: Path) -> None:
+    """Two tasks of a fake scheduler, whose `scontrol` writes down what it is calls."""
+    scontrol, calls, folder = tmp_path / "bin" / "scontrol", tmp_path / "calls", tmp_path / "run"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    scontrol.chmod(0o755)
+    job = {"PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": str(find_free_network_port())}
+    flags = [*PER_INPUT, "--run.dir", str(folder)]
+
+    def start_job(**changes: str) -> list[Process]:
+        return [start_task(rank, 2, flags, **job, **changes) for rank in range(2)]
+
+    tasks = start_job()
+    assert wait_for(lambda: any(folder.glob("checkpoints/blocks/block-*")), tasks[0])
+    for task in tasks:
+        task.send_signal(signal.SIGUSR1)
+    assert [end(task).code for task in tasks] == [2, 2] and not (folder / "mask.safetensors").exists()
+    assert calls.read_text().split() == ["requeue", job["SLURM_JOB_ID"]]
+    tasks = start_job(SLURM_RESTART_COUNT="1")
+    assert [end(task).code for task in tasks] == [0, 0]
+    assert same_masks(one_process, folder)
+
+
+def test_a_folder_that_one_rank_cannot_write_is_refused_at_the_start(tmp_path: Path) -> None:
+    def write() -> str:
+        target = tmp_path / "run" if ranks.rank() == 0 else tmp_path / "file" / "run"
+        return refused(lambda: require_shared(target))
+
+    (tmp_path / "file").touch()
+    first, second = on_ranks(2, write)
+    assert first == second and "rank 1 on" in first and f"cannot write {tmp_path / 'file'}" in first
+
+
+def test_a_killed_process_of_the_command_is_named_within_a_minute(tmp_path: Path) -> None:
+    """The command itself starts the second process."""
+    folder = tmp_path / "run"
+    flags = [*PER_INPUT, "--model.steps", "100000", "--run.dir", str(folder), "--trainer.accelerator", "cpu"]
+    command = [sys.executable, str(ROOT / "train.py"), *flags, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        while not (folder / "checkpoints" / "blocks" / "step-shape.safetensors").exists() and run.poll() is None:
+            time.sleep(0.1)
+        (other,) = psutil.Process(run.pid).children()
+        other.kill()
+        out, err = run.communicate(timeout=60)  # or the test fails
+    assert run.returncode == 2 and out.count("Searching for masks") <= 1
+    assert "error: rank 1 (" in err and "died with exit code -9" in err and "--run.resume true" in err
+
+
+def test_more_processes_than_groups_are_refused(tmp_path: Path) -> None:
+    flags = [*PER_INPUT, "--data.limit", "2", "--run.dir", str(tmp_path / "run")]
+    first, *others = map(end, start_ranks(3, flags))
+    assert first.one_line and "3 processes, but only 2 groups" in first.err and not (tmp_path / "run").exists()
+    assert [each.code for each in others] == [2, 2] and not any("error" in each.err for each in others)
+
+
+SHARED = [
+    *("--data.task", "names", "--data.positions", "last", "--data.limit", "40", "--data.batch_size", "7"),
+    *("--model.steps", "12", "--model.sizes", "[4, 18]", "--model.polish", "1", "--trainer.logger", "false"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.val_check_interval", "6"),
+]
+"""Flags of a run whose texts share a mask, seven in a step, which no number of processes divides."""
+
+
+def test_processes_that_share_steps_find_the_masks_of_one(tmp_path: Path) -> None:
+    one, several = tmp_path / "one", tmp_path / "several"
+    assert run_to_end([*SHARED, "--trainer.accelerator", "cpu", "--run.dir", str(one)], train).code == 0
+    run_ranks(3, [*SHARED, "--run.dir", str(several)])
+    a, b = (Mask.load(folder / "mask.safetensors") for folder in (one, several))
+    assert torch.equal(a.mask, b.mask)
+    for mine, theirs in zip(a.metrics, b.metrics, strict=True):
+        assert mine["kl"] == pytest.approx(theirs["kl"], rel=1e-5)
+
+
+class KeepGradients(Callback):
+    """Keeps the gradient of the gates at every step."""
+
+    def __init__(self) -> None:
+        self.gradients: list[Tensor] = []
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        if pl_module.bank.log_odds.grad is not None:
+            self.gradients.append(pl_module.bank.log_odds.grad.clone())
+
+
+def gradients_of_two_steps() -> list[list[float]]:
+    """Of a learner whose penalty has a gradient of its own, on seven texts a step."""
+    learner = MaskLearner(sizes=[4, 18], steps=3, polish=0, budget="lagrangian", family="independent", draws=2)
+    data, kept = MaskData(task="names", limit=40, batch_size=7, positions="last"), KeepGradients()
+    trainer = Trainer(
+        **trainer_defaults(), logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        limit_val_batches=0, callbacks=[kept],
+    )  # fmt: skip
+    with quiet_lightning():
+        trainer.fit(learner, datamodule=data)
+    return [gradient.flatten().tolist() for gradient in kept.gradients if gradient.any()]
+
+
+def test_the_gradient_of_a_step_is_that_of_one_process() -> None:
+    alone = on_ranks(1, gradients_of_two_steps)[0]
+    first, *others = on_ranks(3, gradients_of_two_steps)
+    assert len(alone) == 2 and all(other == first for other in others)
+    for mine, theirs in zip(alone, first, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
