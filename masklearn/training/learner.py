@@ -66,24 +66,22 @@ class MaskLearner(BlockLearner):
         lr: Learning rate: how far the log-odds of a gate move in a step, at most; by default 0.4, and 0.8 with gates
             mean-field.
         temperature: Softness of the gates at the first and at the last step (dimensionless).
-        compile: Whether training steps are compiled, on a GPU as CUDA graphs, which launch a whole step at once: auto
-            (on a GPU, if the model is so small that a step spends its time on launching operations), true (also on a
-            CPU, where compiling takes minutes and gains little), or false. Results change by rounding only. A model
-            that cannot be compiled runs as it is, and a line says so.
+        compile: Whether training steps are compiled, on a GPU as CUDA graphs: auto (on a GPU, if the model is so small
+            that a step spends its time on launching operations), true (also on a CPU, where it gains little), or false.
+            Results change by rounding only. A model that cannot be compiled runs as it is, and a line says so.
         seed: Seed of the gates' noise.
         sampled_kl_draws: Gate vectors drawn of every mask for the sampled KL in the table of stages, a diagnostic that
             no mask depends on; every draw costs as much as scoring the masks once.
         graph: What a subgraph is made of: nodes (heads and MLPs), or edges (one for every head, target and source, and
             those of the MLPs and the residual stream, in a graph for every text). Sizes are then shares of the edges.
-        objective: What masks minimise, when they are learned and selected: kl (from the full model's distribution);
-            logit-diff (-log sigmoid of the logit difference between right and wrong answers, which falls as the
-            difference grows); or cross-entropy (of the right answers). The last two need answers, and count these only.
+        objective: What masks minimise: kl (from the full model's distribution); logit-diff (-log sigmoid of the logit
+            difference between right and wrong answers); or cross-entropy (of right answers). The last two need answers.
         method: How subgraphs are found: learned, or with graph edges s-trace (grown backward from the output, the edge
             of largest norm first). Learned edges start from s-trace; of the flags of learning they follow steps (by
-            default 60), lr (0.3) and temperature.
-        device_map: Spreads the layers of a model that does not fit on one GPU: auto (over the GPUs, then main memory,
-            then the disk), balanced (as much on each GPU), or the path of a JSON file from module names to GPU numbers,
-            cpu or disk. Weights in main memory or on the disk are read in every pass, which is slow.
+            default 60), lr (0.4) and temperature.
+        device_map: Spreads a model that does not fit on one GPU: auto (over GPUs, then main memory, then the disk),
+            balanced (as much on each GPU), or a JSON file from module names to GPU numbers, cpu or disk. Weights in
+            main memory or on the disk are read in every pass, which is slow.
         quantization: Weights in 8bit or 4bit, through bitsandbytes; dtype is then the precision of activations.
     """
 
@@ -188,10 +186,7 @@ class MaskLearner(BlockLearner):
         return loss
 
     def _of_all_ranks(self, sums: Tensor) -> Tensor:
-        """The sums over the rows of all ranks that share a step; the gradient is that of this rank's rows.
-
-        They are exchanged once in a step, which one rank may repeat if its memory runs out.
-        """
+        """The sums over the ranks that share a step, exchanged once, as one may repeat it; the gradient of own rows."""
         if self.n_sharing == 1:
             return sums
         step, total = self._summed_in_step
