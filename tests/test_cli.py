@@ -80,12 +80,11 @@ def test_evaluation_reproduces_the_numbers_from_the_mask_file_alone(run: Run, tm
 
 
 def flat(row: dict) -> dict:
-    """The numbers of a row, those of the random baseline among them."""
-    return {
-        key: value
-        for key, value in (row | row["controls"]["random"]).items()
-        if key != "controls" and value is not None
-    }
+    """The numbers of a row, those of the random baseline and of the references of faithfulness among them."""
+    numbers = row | row["controls"]["random"]
+    for name, found in row.get("references", {}).items():
+        numbers |= {f"{name} {metric}": value for metric, value in found.items()}
+    return {key: value for key, value in numbers.items() if isinstance(value, int | float)}
 
 
 def test_evaluation_on_other_data_and_of_several_masks(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 import masklearn as ml
 from masklearn import evaluation
 from masklearn.cli import evaluate, export, train
+from masklearn.data import Batch
 from masklearn.data.readers import Row
 from masklearn.export import cell_of, to_circuits
 from masklearn.mask_file import ModelId
@@ -177,6 +178,17 @@ def test_an_objective_needs_its_answers(objective: str) -> None:
     assert "--model.objective" in refused(
         lambda: ml.MaskLearner(graph="edges", scope="input", method="s-trace", objective=objective)
     )
+
+
+def test_masks_scored_without_any_answer_are_all_alike_and_numbers() -> None:
+    masked_lm = MaskedLM(ml.load_lm())
+    ids = torch.randint(3, 50, (64, 5), generator=torch.Generator().manual_seed(3))
+    none = torch.full((64, 1), -1)
+    real, group = torch.ones(64, 5, dtype=torch.bool), torch.zeros(64, dtype=torch.long)
+    batch = Batch(ids, real, real, torch.arange(64), group, answers=none)
+    scorer = MaskScorer(masked_lm, [batch], objective="cross-entropy")
+    masks = torch.rand(2, 1, masked_lm.graph.n_nodes, generator=torch.Generator().manual_seed(1)) > 0.4
+    assert scorer(masks).tolist() == [[0], [0]] and scorer.subsample is None
 
 
 def test_masks_of_an_objective_have_a_lower_loss_than_random_ones() -> None:

@@ -88,7 +88,11 @@ def _evaluated(
     if known and not set(baselines) <= set(UNGUIDED):
         index = {name: i for i, name in enumerate(known.data.groups.names)}
         groups = [index[name] for name in mask.groups]
-        scorer = MaskScorer(masked_lm, known.data.loader("train", groups, max_texts=MAX_BASELINE_TEXTS), groups)
+        objective, texts = (
+            mask.config["model"]["objective"],
+            known.data.loader("train", groups, None, MAX_BASELINE_TEXTS),
+        )
+        scorer = MaskScorer(masked_lm, texts, groups, objective)
     batches = data.loader(split, by_length=True)
     rows, by_group = evaluation.evaluate(masked_lm, mask, batches, baselines, scorer, bar=bar)
     results = evaluation.describe(mask, rows, by_group, mask.config.get("data", {}))

@@ -206,7 +206,8 @@ def _baseline_scorer(masked_lm: MaskedLM, mask: Mask, learned_on: MaskData, flag
     groups = [index[name] for name in mask.groups]
     names = ", ".join(flags.baselines)
     print(f"Computing the baselines' subgraphs on up to {flags.baseline_texts} training texts of each group: {names}")
-    return MaskScorer(masked_lm, learned_on.loader("train", groups, max_texts=flags.baseline_texts), groups)
+    objective = mask.config.get("model", {}).get("objective", "kl")
+    return MaskScorer(masked_lm, learned_on.loader("train", groups, max_texts=flags.baseline_texts), groups, objective)
 
 
 def _ablation(name: AblationName, bank: Mask, masked_lm: MaskedLM, learned_on: MaskData, bar: ProgressBar) -> Ablation:

@@ -59,6 +59,11 @@ def run_evidence(flags: EvaluateFlags, plan: EvidencePlan, masks: Sequence[Mask]
                 "one text behind each. Learn shared masks (--model.scope dataset, or column:NAME), or compare those of "
                 "single texts in a study: leave out --evidence"
             )
+        if (objective := mask.config.get("model", {}).get("objective", "kl")) != "kl":
+            raise UserError(
+                f"{path} holds masks that minimise {objective}, and the evidence judges and searches by the KL from "
+                "the full model. Learn them with --model.objective kl, or leave out --evidence"
+            )
     for path, mask in zip(flags.mask, masks, strict=True):
         folder = RunFolder(_folder(path, flags))
         folder.acquire("--out")

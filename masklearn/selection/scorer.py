@@ -124,6 +124,8 @@ class MaskScorer:
         for scored in batches:
             n_losses = losses_per_input(self.objective, scored.batch)
             self.n_losses.index_add_(0, scored.group_index, n_losses.float())
+        self.lacks_losses = bool((self.n_losses == 0).any())
+        self.n_losses.clamp_(min=1)  # without answers to score by, all masks score 0 and none is better
 
     @property
     def device(self) -> torch.device:
@@ -132,7 +134,7 @@ class MaskScorer:
 
     @cached_property
     def subsample(self) -> "MaskScorer | None":
-        """A scorer of the same groups on every fourth of their texts; None if a group has fewer than 64."""
+        """A scorer of the same groups on every fourth of their texts; None if one has fewer than 64, or no answers."""
         group_index = torch.cat([scored.group_index for scored in self.batches])
         if group_index.bincount(minlength=self.n_groups).min() < SUBSAMPLE_MIN_TEXTS:
             return None
@@ -141,7 +143,7 @@ class MaskScorer:
         kept = (rank_in_group % SUBSAMPLE_STRIDE == 0).split([len(scored.group_index) for scored in self.batches])
         scorer = copy(self)
         scorer._set_batches([scored.select(k) for scored, k in zip(self.batches, kept, strict=True) if k.any()])
-        return scorer
+        return None if scorer.lacks_losses else scorer
 
     @torch.no_grad()
     def __call__(self, masks: Tensor, groups: Tensor | None = None) -> Tensor:
