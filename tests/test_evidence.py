@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations, islice
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from conftest import Run, by_hand, refused, texts, tiny_llama
 from torch import Tensor
 from torch.testing import assert_close
 
+import masklearn as ml
 from masklearn.cli import evaluate, train
 from masklearn.data import Batch, MaskData
 from masklearn.evidence import circuit_tests as tests
@@ -245,6 +247,16 @@ def test_evidence_of_a_run_is_written_and_resumed(run: Run, tmp_path: Path, monk
     monkeypatch.setattr(Rediscoverer, "_learn", learned_again)
     assert evaluate(command) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "tables").glob("*.csv")} == tables
+
+
+def test_masks_of_another_objective_have_no_evidence(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = ml.Mask.load(run.folder)
+    config = mask.config | {"model": mask.config["model"] | {"objective": "logit-diff"}}
+    replace(mask, config=config).save(tmp_path / "mask.safetensors")
+    assert evaluate(["--mask", str(tmp_path), "--evidence", "true"]) == 2
+    assert "minimise logit-diff" in capsys.readouterr().err
 
 
 def test_masks_of_single_texts_have_no_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
