@@ -18,7 +18,7 @@ from masklearn import density
 from masklearn.density import comparison, correlations
 from masklearn.density.findings import RULES
 from masklearn.density.measurements import mean_true_entropy
-from masklearn.density.statistics import bootstrap_ci, bootstrap_p, correlation, holm, rank_bootstrap
+from masklearn.density.statistics import N_RESAMPLES, bootstrap_ci, bootstrap_p, correlation, holm, rank_bootstrap
 from masklearn.density.verdicts import Claim, Comparison, verdicts
 
 # --- correlations -----------------------------------------------------------------------------------------------------
@@ -68,6 +68,27 @@ def test_a_partial_correlation_is_that_of_the_residuals_of_ranks() -> None:
     left = [one - np.polyval(np.polyfit(ranks[2], one, 1), ranks[2]) for one in ranks[:2]]
     assert partial.rho == pytest.approx(stats.pearsonr(*left).statistic)
     assert "determines" in correlation(x, cause, 0, given=[cause]).note
+
+
+def test_p_values_of_partial_correlations_count_the_variables_given() -> None:
+    """Six given variables take six degrees of freedom: Student's t with 20, not with 26."""
+    x, y, *given = np.random.default_rng(3).normal(size=(8, 28))
+    found = correlation(x, y, 0, given=given)
+    assert found.rho is not None
+    rho = found.rho
+
+    def of_t(freedom: int) -> float:
+        t = abs(rho) * math.sqrt(freedom / (1 - rho**2))
+        return 2 * float(stats.t.sf(t, freedom))
+
+    assert of_t(26) < of_t(20) - 0.03
+    assert found.p == pytest.approx(of_t(20), abs=0.012)
+
+
+def test_partial_correlations_need_more_inputs_for_every_variable_given() -> None:
+    x, y, *given = np.random.default_rng(0).normal(size=(4, 15))
+    assert correlation(x, y, 0, given=given).note == "not defined: 15 inputs have all values, 16 are needed"
+    assert correlation(x, y, 0, given=given[:1]).p is not None
 
 
 def test_bootstrap_of_ranks_equals_ranking_every_resample() -> None:
@@ -123,6 +144,28 @@ def test_what_flips_a_verdict_matches_values_worked_out_by_hand() -> None:
     assert weak.needs(1, holds=False) == "rho as now (0.10) on about 400 inputs"
     opposite = Comparison("share", 1.2, 1.0, 1.4, 0.03, 100, null=1.0, above=False)
     assert opposite.needs(1, holds=False) == "share below 1.00; it is 1.20"
+
+
+def test_shares_of_resamples_flip_at_the_corrected_level() -> None:
+    """Of five verdicts, 1 % of the resamples may be on the two sides together."""
+    one = Comparison("share", 0.99, 0.99, 0.99, 0.02, 100, null=0.975, of_resamples=True)
+    assert one.needs(5, holds=False) == "share above 0.9950; it is 0.9900"
+    assert one.needs(5, holds=True) == "share at most 0.9950"
+
+
+def test_no_verdict_fails_because_too_few_resamples_are_drawn() -> None:
+    """No resample contradicts 51 claims, and the smallest p-value of a resampling is too large for so many."""
+    smallest = bootstrap_p(np.ones(N_RESAMPLES))
+
+    def claims(n: int, value: float = 0.5, p: float = smallest) -> list[Claim]:
+        return [Claim("a bank", str(i), "", [Comparison("rho", value, 0.4, 0.6, p, 100)]) for i in range(n)]
+
+    assert set(verdicts(claims(50))["verdict"]) == {"holds"}
+    unknown = verdicts(claims(51))
+    assert set(unknown["verdict"]) == {"not known"}
+    assert unknown["flips_with"].str.startswith("fewer banks in one study: 51 verdicts").all()
+    assert set(verdicts(claims(51, value=-0.5))["verdict"]) == {"does not hold"}
+    assert set(verdicts(claims(51, p=2 * smallest))["verdict"]) == {"does not hold"}
 
 
 def test_true_entropy_is_that_of_the_language() -> None:

@@ -120,7 +120,12 @@ def test_a_study_draws_both_graphs_on_one_relative_axis_and_says_so(finished: Ed
     (axes,) = drawing.figure.axes
     assert axes.get_xlabel() == "edges or nodes kept (% of all, log)"
     labels = axes.get_legend_handles_labels()[1]
-    assert labels == ["edges, edges", "nodes, nodes"]
+    assert labels == [
+        "edges: s-trace, edges",
+        "edges: random",
+        "nodes: learned, nodes",
+        "nodes: random-matched",
+    ]
     banks = finished.table("banks").set_index("bank")["sizes in"]
     assert banks.to_dict() == {"edges": "edges", "nodes": "nodes"}
     curve = finished.table("curve").set_index(["bank", "kind", "fraction"])["tv"]

@@ -304,6 +304,34 @@ addEventListener('load', () => {
 });"""
 
 
+LAST_STOP = """
+addEventListener('load', () => {
+  const { size } = document.querySelector('form.picker').elements;
+  size.value = 99;
+  size.dispatchEvent(new Event('input'));
+  parent.postMessage(JSON.stringify({ stop: size.value, all: document.querySelectorAll('.picked-map .kept').length,
+    text: document.querySelector('form.picker output').textContent,
+    tokens: [...document.querySelectorAll('.picked-tokens code')].map((code) => code.textContent) }), '*');
+});"""
+
+
+@pytest.mark.parametrize("sizes", [(2, 10), (2, 10, 20)], ids=["without", "with"])
+def test_the_last_stop_of_the_picker_is_the_full_model(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    """Without and with the full model among the sizes of the bank."""
+    one = measured([[0.5, 0.3, 0.0][: len(sizes)]] * 2, sizes=sizes)
+    top = [[("low", 0.5)], [("middle", 0.6)], [("full", 0.7)]]
+    shown = [TopTokens(name, "a text", [2, 10, 20], {"learned": top}) for name in one.names]
+    text = page(density.study([one], {}, pickable={one.name: shown}), [], {})
+    probed = tmp_path / "probed.html"
+    text = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", text)
+    probed.write_text(text.replace("</body>", f"<script>{LAST_STOP}</script></body>"))
+    visit = chromium(framed(probed, 1200, 900), "--window-size=1200,900", "--dump-dom")
+    match = re.search(r'<pre id="found">(.*?)</pre>', visit.output, flags=re.S)
+    assert match and visit.console == [], visit.console
+    found = json.loads(html.unescape(match.group(1)))
+    assert found == {"stop": "2", "all": 20, "text": "all nodes (100 %)", "tokens": ["full", "full"]}
+
+
 @pytest.mark.parametrize("width", [1200, PHONE])
 def test_the_page_works_in_a_browser(written: Path, tmp_path: Path, width: int) -> None:
     """Every figure is drawn, tables sort, there are no requests and no console messages, and nothing overflows."""

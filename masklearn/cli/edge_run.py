@@ -63,9 +63,7 @@ def run_edges(cli: TrainCLI) -> None:
     measurer, rows = evaluation.evaluate_edges(edge_lm, bank, data, "test", bar=bar)
     seconds = {"choice": evaluated - chosen, "evaluation": time.monotonic() - evaluated}
     description = evaluation.describe_edges(bank, rows, measurer, bank.config["data"])
-    description["cost"] = {
-        phase: {"tokens": sum(bank.n_tokens), "seconds": round(s, 1)} for phase, s in seconds.items()
-    }
+    description["cost"] = {phase: {"seconds": round(s, 1)} for phase, s in seconds.items()}
     description["seconds"] = round(time.monotonic() - start, 1)
     replace(bank, metrics=rows).save(cli.folder / MASK_FILE)
     if can_draw():

@@ -16,6 +16,7 @@ from masklearn.density.statistics import (
     MIN_CORRELATION_INPUTS,
     bootstrap_p,
     correlation,
+    inputs_needed,
     interval,
     partial_rank_correlation,
     rank_bootstrap,
@@ -116,7 +117,7 @@ class BankPair:
     def excess(self, seed: int) -> dict[str, float]:
         """Return how much more the banks' own densities agree than those of random controls, as columns."""
         given = list(self.given.values())
-        if _CONTROL not in self.kinds or len(self.index_of_one) < MIN_CORRELATION_INPUTS + len(given):
+        if _CONTROL not in self.kinds or len(self.index_of_one) < inputs_needed(len(given)):
             return {}
         own, control = (np.stack([*self.densities(role), *given]) for role in (_OWN, _CONTROL))
         resampled = rank_bootstrap(own, seed) - rank_bootstrap(control, seed)

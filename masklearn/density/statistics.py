@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 from scipy import stats
+from scipy.linalg import pinv
 
 N_RESAMPLES = 2000
 """Bootstrap resamples of the inputs; the smallest two-sided p-value is 2 / (N_RESAMPLES + 1)."""
@@ -17,6 +18,8 @@ RESAMPLE_BATCH = 100
 """Resamples held in memory at a time."""
 MIN_CORRELATION_INPUTS = 4
 """Fewest inputs of a correlation: with three, one ordering in six is perfectly ranked by chance."""
+MIN_PARTIAL_INPUTS, INPUTS_PER_GIVEN = 10, 3
+"""Fewest inputs of a partial correlation: so many, and so many more for each variable that is partialled out."""
 
 
 def bootstrap_ci(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,6 +64,16 @@ def bootstrap_p(resampled: np.ndarray, null: float = 0.0) -> float:
     return float(min(1.0, 2 * (tail + 1) / (len(resampled) + 1)))
 
 
+def is_smallest_p(p: float) -> bool:
+    """Whether no resample, or no permutation, was on the other side, so that only more of them could lower p."""
+    return any(np.isclose(p, 2 / (n + 1), rtol=1e-6) for n in (N_RESAMPLES, N_PERMUTATIONS))
+
+
+def inputs_needed(n_given: int) -> int:
+    """Fewest inputs of a correlation given so many variables."""
+    return MIN_PARTIAL_INPUTS + INPUTS_PER_GIVEN * n_given if n_given else MIN_CORRELATION_INPUTS
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p-values for their number (Holm 1979), in the order given; each is at least its own p-value."""
     order = np.argsort(p_values, kind="stable")
@@ -99,7 +112,8 @@ def correlation(
     """Compute Spearman's correlation with its bootstrap interval and permutation p-value; partial if asked for.
 
     The partial correlation is that of the residuals of the ranks of x and y after a linear fit to the ranks of the
-    given variables; its p-value comes from permutations of these residuals.
+    given variables. Its p-value comes from permutations of these residuals, each fitted again (Freedman and Lane 1983):
+    a permuted residual correlates with the given variables by chance, unlike those of x and y.
 
     Args:
         x, y: One value for each input, shape (inputs,). Inputs with a NaN in any variable are left out.
@@ -109,7 +123,7 @@ def correlation(
     """
     values = np.stack([x, y, *given]).astype(float)
     values = values[:, ~np.isnan(values).any(0)]
-    n, needed = values.shape[1], MIN_CORRELATION_INPUTS + len(given)
+    n, needed = values.shape[1], inputs_needed(len(given))
     if n < needed:
         of_all = "have both values" if not given else "have all values"
         return Correlation(n, note=f"not defined: {n} inputs {of_all}, {needed} are needed")
@@ -117,12 +131,14 @@ def correlation(
         if np.ptp(row) <= 1e-9 * np.abs(row).max():
             return Correlation(n, note=f"not defined: {label} is the same for all {n} inputs")
     one, other = _rank_residuals(values)
+    ranks_given = _centred_ranks(values[2:])
     if min(np.abs(one).max(), np.abs(other).max()) < 1e-6:
         return Correlation(n, note=f"not defined: what is given determines {labels[0]} or {labels[1]}")
     rho = partial_rank_correlation(values)
     low, high = interval(rank_bootstrap(values, seed))
     p = stats.permutation_test(
-        (one, other), _pearson, permutation_type="pairings", vectorized=True, n_resamples=N_PERMUTATIONS,
+        (one, other), lambda x, y, axis: _pearson(_residuals(x, ranks_given), _residuals(y, ranks_given), axis),
+        permutation_type="pairings", vectorized=True, n_resamples=N_PERMUTATIONS,
         batch=RESAMPLE_BATCH, rng=np.random.default_rng(seed),
     ).pvalue  # fmt: skip
     return Correlation(n, rho, float(low), float(high), float(p))
@@ -135,11 +151,20 @@ def partial_rank_correlation(values: np.ndarray) -> float:
 
 def _rank_residuals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return what the ranks of later variables leave of those of the first two: (variables, inputs) to (inputs,)."""
-    ranks = stats.rankdata(values, axis=1)
-    ranks -= ranks.mean(1, keepdims=True)
-    fitted = ranks[2:].T @ np.linalg.lstsq(ranks[2:].T, ranks[:2].T, rcond=None)[0]
-    one, other = ranks[:2] - fitted.T
+    ranks = _centred_ranks(values)
+    one, other = _residuals(ranks[:2], ranks[2:])
     return one, other
+
+
+def _centred_ranks(values: np.ndarray) -> np.ndarray:
+    """Rank inputs, with mean 0: shape (variables, inputs)."""
+    ranks = stats.rankdata(values, axis=1)
+    return ranks - ranks.mean(1, keepdims=True)
+
+
+def _residuals(values: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Return what a linear fit to given variables (given, inputs) leaves of values (..., inputs), all of mean 0."""
+    return values - values @ pinv(given) @ given
 
 
 def rank_bootstrap(values: np.ndarray, seed: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from scipy.stats import norm
 
-from masklearn.density.statistics import CONFIDENCE, holm
+from masklearn.density.statistics import CONFIDENCE, holm, is_smallest_p
 
 ALPHA = 1 - CONFIDENCE
 """Level of every verdict, after the correction for their number."""
@@ -34,6 +34,8 @@ class Comparison:
     null: float = 0.0
     above: bool = True
     """Whether the claim needs the estimate above `null`; otherwise below."""
+    of_resamples: bool = False
+    """Whether the estimate is the share of bootstrap resamples on the claim's side, so that p is twice the rest."""
 
     @classmethod
     def of(cls, what: str, row: Mapping[str, Any], column: str, n: int, **settings: Any) -> "Comparison":
@@ -57,6 +59,9 @@ class Comparison:
             n_verdicts: Verdicts that are corrected for.
             holds: Whether the comparison holds.
         """
+        if self.of_resamples:
+            least = f"{1 - ALPHA / (2 * n_verdicts):.4f}"
+            return f"{self.what} at most {least}" if holds else f"{self.what} above {least}; it is {self.value:.4f}"
         side, sign = ("above", 1) if self.above else ("below", -1)
         error = (self.high - self.low) / (2 * norm.isf(ALPHA / 2))
         threshold = float(norm.isf(ALPHA / 2 / n_verdicts)) * error
@@ -90,7 +95,10 @@ class Claim:
 
 
 def verdicts(claims: Sequence[Claim]) -> pd.DataFrame:
-    """Decide claims: one holds if all of its estimates are on its side and its corrected p-value is below `ALPHA`."""
+    """Decide claims: one holds if all of its estimates are on its side and its corrected p-value is at most `ALPHA`.
+
+    A claim that only its correction keeps from holding is not known if resampling can yield no smaller p-value.
+    """
     tested = [claim.p for claim in claims if claim.p is not None]
     corrected = iter(holm(tested))
     rows = []
@@ -120,14 +128,24 @@ def verdict_text(row: Mapping[Any, Any]) -> str:
 def _verdict(claim: Claim, p_holm: float | None) -> str:
     if p_holm is None:
         return UNKNOWN
-    return HOLDS if p_holm <= ALPHA and all(one.effect > 0 for one in claim.comparisons) else FAILS
+    if any(one.effect <= 0 for one in claim.comparisons):
+        return FAILS
+    if p_holm > ALPHA:
+        return UNKNOWN if claim.p is not None and is_smallest_p(claim.p) else FAILS
+    return HOLDS
 
 
 def _flips_with(claim: Claim, p_holm: float | None, n_verdicts: int) -> str:
     """What would flip the verdict: the condition that would break first, or all that are missing."""
     if p_holm is None:
         return claim.needs
-    if _verdict(claim, p_holm) == HOLDS:
+    verdict = _verdict(claim, p_holm)
+    if verdict == UNKNOWN:
+        return (
+            f"fewer banks in one study: {n_verdicts} verdicts are corrected for, and too few resamples are drawn for a "
+            f"p-value below {claim.p:.2g}"
+        )
+    if verdict == HOLDS:
         weakest = max(claim.comparisons, key=lambda one: (one.p, -one.effect / max(one.high - one.low, 1e-9)))
         return weakest.needs(n_verdicts, holds=True)
     lacking = [one for one in claim.comparisons if one.effect <= 0 or one.p * n_verdicts > ALPHA]

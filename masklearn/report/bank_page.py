@@ -46,7 +46,7 @@ def bank_page(mask: Mask | EdgeBank, described: dict[str, Any], description: str
             "title": f"Masks of {mask.model.lm}" if isinstance(mask, Mask) else f"Edges of {mask.model.lm}",
             "description": description,
             "figures": _figures(mask, described["sizes"]),
-            "tables": _tables(described),
+            "tables": _tables(mask, described),
             "nodes": _node_lists(mask),
             "settings": yaml.safe_dump(mask.config, sort_keys=False, allow_unicode=True),
         },
@@ -65,8 +65,10 @@ def _figures(mask: Mask | EdgeBank, rows: Sequence[dict[str, Any]]) -> list[Page
         return [PageFigure(one, one.name, Markup(inline_svg(one, one.name))) for one in found]
 
 
-def _tables(described: dict[str, Any]) -> list[tuple[str, str, TableView]]:
+def _tables(mask: Mask | EdgeBank, described: dict[str, Any]) -> list[tuple[str, str, TableView]]:
     """Title, explanation and table of every result."""
+    objective = mask.config.get("model", {}).get("objective", "kl")
+    loss = "KL" if objective == "kl" else f"Loss ({objective})"
     rows, costs = described["sizes"], [{"phase": phase} | cost for phase, cost in described.get("cost", {}).items()]
     scalars = [{key: value for key, value in row.items() if not isinstance(value, dict)} for row in rows]
     controls = [
@@ -84,12 +86,12 @@ def _tables(described: dict[str, Any]) -> list[tuple[str, str, TableView]]:
         "controls": ("Controls", "Other subgraphs of the same sizes, on the same texts.", controls),
         "stages": (
             "Stages",
-            "KL from gates to masks. soft: gates at their probability of being open; sampled: gates found at random; "
-            "cut: the top s nodes; polished: after swaps of nodes.",
+            f"{loss} from gates to masks. soft: gates at their probability of being open; sampled: gates found at "
+            "random; cut: the top s nodes; polished: after swaps of nodes.",
             described.get("discretisation", []),
         ),
         "groups": ("Groups", "KL and TV of each group's own masks on its texts.", groups),
-        "cost": ("Cost", "Scored tokens, peak memory in bytes, and seconds, by phase.", costs),
+        "cost": ("Cost", "Seconds by phase; of masks also scored tokens, and peak memory in bytes.", costs),
     }
     return [
         (title, explanation, table_view(name, pd.DataFrame(records)))

@@ -41,7 +41,7 @@ if (source) {
   const draw = () => {
     const bank = banks[bankSelect.value];
     const one = bank.inputs[inputSelect.value];
-    const size = Number(slider.value), whole = size === bank.sizes.length;
+    const size = Number(slider.value), whole = size === one.top.length - 1;
     const n = bank.layers * (bank.heads + 1);
     const bytes = Uint8Array.from(atob(one.kept), (c) => c.charCodeAt(0));
     const bit = (i) => (bytes[i >> 3] >> (7 - (i & 7))) & 1;
@@ -62,7 +62,7 @@ if (source) {
   const pickBank = () => {
     const bank = banks[bankSelect.value];
     options(inputSelect, bank.inputs.map((one) => `${one.name}: ${one.text.slice(0, 60)}`));
-    slider.max = bank.sizes.length;
+    slider.max = bank.inputs[0].top.length - 1; // the last is the full model
     slider.value = Math.floor(bank.sizes.length / 2);
     draw();
   };
