@@ -22,8 +22,10 @@ from torch import Tensor
 from masklearn import cli, ranks
 from masklearn.cli import rank_watch
 from masklearn.cli.run_parts import require_shared
+from masklearn.cli.stopping import StopBetweenSteps, Stopped
 from masklearn.data import MaskData
 from masklearn.mask_file import Mask
+from masklearn.training.block_store import BlockStore
 from masklearn.training.learner import MaskLearner
 from masklearn.training.trainer import quiet_lightning, trainer_defaults
 
@@ -174,6 +176,23 @@ def test_more_processes_than_groups_are_refused(tmp_path: Path) -> None:
     assert [each.code for each in others] == [2, 2] and not any("error" in each.err for each in others)
 
 
+def test_ranks_with_numbers_of_polishes_of_their_own_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """Three dealt blocks: the first rank polishes two, and reads both only after the last rank has stored its own."""
+
+    def polish_own() -> list[int]:
+        store, own = BlockStore(tmp_path), ranks.share(range(3))
+        for block in own:
+            state = torch.zeros(1, 1, 2, dtype=torch.bool), torch.zeros(1, 1), torch.zeros(())
+            steps = list(store.resume_polish(f"polish-{block}", "ab", *state))
+            assert steps == ["a", "b"]
+            time.sleep(0.2 * ranks.rank())
+            store.put(block, [block], {"kl": torch.zeros(1)})
+        ranks.gathered(None)
+        return [block for block in range(3) if block in store]
+
+    assert on_ranks(2, polish_own) == [[0, 1, 2]] * 2
+
+
 SHARED = [
     *("--data.task", "names", "--data.positions", "last", "--data.limit", "40", "--data.batch_size", "7"),
     *("--model.steps", "12", "--model.sizes", "[4, 18]", "--model.polish", "1", "--trainer.logger", "false"),
@@ -190,6 +209,22 @@ def test_processes_that_share_steps_find_the_masks_of_one(tmp_path: Path) -> Non
     assert torch.equal(a.mask, b.mask)
     for mine, theirs in zip(a.metrics, b.metrics, strict=True):
         assert mine["kl"] == pytest.approx(theirs["kl"], rel=1e-5)
+
+
+def test_ranks_that_share_steps_stop_at_the_same_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that reaches one of them between two steps."""
+    monkeypatch.setattr(MaskLearner, "n_sharing", 2)
+
+    def step() -> str | None:
+        stop, trainer, learner = StopBetweenSteps(), Trainer.__new__(Trainer), MaskLearner()
+        stop.on_train_batch_start(trainer, learner, None, 0)
+        if ranks.rank() == 1:
+            stop.stop_signal = "SIGUSR1"
+        with pytest.raises(Stopped):
+            stop.on_train_batch_start(trainer, learner, None, 1)
+        return stop.stop_signal
+
+    assert on_ranks(2, step) == ["SIGUSR1"] * 2
 
 
 class KeepGradients(Callback):

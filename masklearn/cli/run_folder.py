@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ class RunFolder:
 
     Args:
         path: The folder; it need not exist.
+        shard: The shard of the run that this process learns, such as 3/8; None for all of the run.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, shard: str | None = None) -> None:
+        self.path, self.shard = path, shard
         self.lock = FileLock(path / LOCK_FILE)
 
     def __truediv__(self, name: str | Path) -> Path:
@@ -41,8 +43,9 @@ class RunFolder:
 
     @property
     def resume_command(self) -> str:
-        """The command line that resumes this run."""
-        return f"python train.py --config {shlex.quote(str(self / CONFIG_FILE))} --run.resume true"
+        """The command line that resumes this run, or this shard of it."""
+        shard = f" --run.shard {self.shard}" if self.shard else ""
+        return f"python train.py --config {shlex.quote(str(self / CONFIG_FILE))} --run.resume true{shard}"
 
     def results(self) -> dict[str, Any] | None:
         """The content of `metrics.json`; None if the run has not finished.
@@ -65,12 +68,14 @@ class RunFolder:
             flag: The flag that chooses another folder, for messages.
 
         Raises:
-            UserError: If another run is using the folder, or if it cannot be written.
+            UserError: If another run or a shard of this one is using the folder, or if it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire(timeout=0)
+            self._require_idle_shards()
         except Timeout as error:
+            self.lock.release()
             raise UserError(
                 f"another run is using {self.path}. Wait for it, stop it, or choose another {flag}"
             ) from error
@@ -80,6 +85,11 @@ class RunFolder:
             for file in (self.path / folder).glob(TEMP_PATTERN):
                 with suppress(OSError):
                     file.unlink()
+
+    def _require_idle_shards(self) -> None:
+        """Raise Timeout if a process learns a shard; none can begin while this one has the folder's lock."""
+        for file in self.path.glob(f"{LOCK_FILE}-*"):
+            FileLock(file).acquire(timeout=0).lock.release()
 
     def release(self) -> None:
         """Allow other runs to use the folder."""
@@ -96,8 +106,16 @@ class RunFolder:
         self._require_free()  # another run may have been faster
         atomic_write(self / CONFIG_FILE, config.encode())
 
-    def claim_shard(self, config: str, requested: dict[str, Any], shard: int) -> None:
+    def claim_shard(
+        self, config: str, requested: dict[str, Any], shard: int, settle: Callable[[], object] = lambda: None
+    ) -> None:
         """Acquire one shard of the folder's run; the first shard to come writes the run's config.
+
+        Args:
+            config: The settings, as `config.yaml` is to hold them.
+            requested: The settings of this command.
+            shard: Number of the shard.
+            settle: What shards must do one after the other; it is called while no other one can be acquired.
 
         Raises:
             UserError: If another process learns this shard, if the folder's run has other settings, or if it cannot be
@@ -109,13 +127,14 @@ class RunFolder:
                 if not (self / CONFIG_FILE).is_file():
                     self._require_free()
                     atomic_write(self / CONFIG_FILE, config.encode())
-            self.lock = FileLock(self / f"{LOCK_FILE}-{shard}")
-            self.lock.acquire(timeout=0)
+                self.lock = FileLock(self / f"{LOCK_FILE}-{shard}")
+                self.lock.acquire(timeout=0)
+                self.require_same_settings(requested, "run.shard")
+                settle()
         except Timeout as error:
             raise UserError(f"another process is using this shard of {self.path}. Wait for it, or stop it") from error
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {one_line(error)}. Choose another --run.dir") from error
-        self.require_same_settings(requested, "run.shard")
 
     def _require_free(self) -> None:
         present = [name for name in (CONFIG_FILE, MASK_FILE, METRICS_FILE, CHECKPOINT_FOLDER) if (self / name).exists()]

@@ -4,6 +4,7 @@ import shlex
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -37,7 +38,7 @@ def all_ranks(cli: TrainCLI) -> Iterator[None]:
         strategy.join()
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"the processes of the devices did not find each other: {one_line(error)}") from error
-    cli.folder = RunFolder(ranks.from_first(cli.folder.path))  # its name may hold the time
+    cli.folder = RunFolder(ranks.from_first(cli.folder.path), cli.folder.shard)  # its name may hold the time
     go_on = f"What was finished is kept. Go on with: {cli.folder.resume_command}"
     with stopped_together(strategy.store, strategy.started, go_on):
         yield
@@ -51,14 +52,15 @@ def claim_folder(cli: TrainCLI) -> None:
     """
     learner, data = cli.model, cli.datamodule
     _require_work(cli)
+    store = learner.store = BlockStore(cli.folder / BLOCKS_FOLDER)
     if ranks.rank() == 0:
         if cli.is_shard:
-            cli.folder.claim_shard(cli.requested_yaml, cli.requested, cli.shard[0])
+            settle = partial(store.settle_step_shape, learner.plan.step_shape)
+            cli.folder.claim_shard(cli.requested_yaml, cli.requested, cli.shard[0], settle)
         elif not cli.resume:
             cli.folder.claim(cli.requested_yaml)
     ranks.gathered(None)
     require_shared(cli.folder / BLOCKS_FOLDER)
-    store = learner.store = BlockStore(cli.folder / BLOCKS_FOLDER)
     step_shape = store.settle_step_shape(learner.plan.step_shape) if ranks.rank() == 0 else None
     step_shape = ranks.from_first(step_shape)
     if step_shape != learner.plan.step_shape:

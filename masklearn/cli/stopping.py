@@ -9,6 +9,9 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from masklearn import ranks
+from masklearn.training.block_learner import BlockLearner
+
 REQUEUE_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)
 """What SLURM sends before the time limit, with `#SBATCH --signal=SIGUSR1@90`; Windows has no such signal."""
 
@@ -69,11 +72,13 @@ class StopBetweenSteps(Callback):
                 print("\nStopping after this step; Ctrl-C again quits at once", flush=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stop here if a signal has asked for it.
+        """Stop here if a signal has asked for it; ranks that share the steps stop all at the same one.
 
         Raises:
             Stopped: If so.
         """
+        if isinstance(pl_module, BlockLearner) and pl_module.n_sharing > 1:
+            self.stop_signal = next(filter(None, ranks.gathered(self.stop_signal)), None)
         if self.stop_signal:
             raise Stopped
 

@@ -168,7 +168,7 @@ class TrainCLI(LightningCLI):
                 )
             name = config_file.stem if config_file else "default"
             run.dir = str(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        self.folder = RunFolder(Path(run.dir))
+        self.folder = RunFolder(Path(run.dir), run.shard)
 
     def _settle_parts(self) -> None:
         """Decide which part of the run this process does."""

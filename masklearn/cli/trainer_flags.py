@@ -22,7 +22,7 @@ UNSUPPORTED_TRAINER_FLAGS = {
 """Lightning's flags that conflict with how a run works, and what to use instead."""
 NEUTRAL_VALUES = (None, 1, False, "32", 32, "32-true")
 """Values of those flags that change nothing."""
-SINGLE_DEVICE_VALUES = {"devices": (1, "1", [0]), "num_nodes": (1,), "strategy": (None, "auto")}
+SINGLE_DEVICE_VALUES = {"devices": (1, "1"), "num_nodes": (1,), "strategy": (None, "auto")}
 STRATEGIES = (None, "auto", "ddp")
 """Values of `--trainer.strategy`: the first two are ddp if there are several devices."""
 NO_LIMIT = {"max_steps": "-1", "max_time": "null"}
@@ -62,7 +62,14 @@ def require_supported_flags(trainer: Any) -> None:
 
 def uses_ranks(trainer: Any) -> bool:
     """Whether a run with this trainer section has a process for each of several devices."""
-    return any(trainer[flag] not in values for flag, values in SINGLE_DEVICE_VALUES.items())
+    return bool(_flags_of_several_devices(trainer))
+
+
+def _flags_of_several_devices(trainer: Any) -> list[str]:
+    """The flags that ask for more than one device or process; a list of one device names which one to use."""
+    changed = [flag for flag, values in SINGLE_DEVICE_VALUES.items() if trainer[flag] not in values]
+    is_one = isinstance(trainer.devices, list) and len(trainer.devices) == 1
+    return [flag for flag in changed if not (flag == "devices" and is_one)]
 
 
 def parse_shard(given: str | None) -> tuple[int, int]:
@@ -88,7 +95,7 @@ def require_one_process(trainer: Any, device_map: str | None) -> None:
     Raises:
         UserError: Which of the two to use when.
     """
-    changed = [flag for flag, values in SINGLE_DEVICE_VALUES.items() if trainer[flag] not in values]
+    changed = _flags_of_several_devices(trainer)
     if device_map and changed:
         raise UserError(
             f"model.device_map spreads one model over the devices of one process, and trainer.{changed[0]} is "

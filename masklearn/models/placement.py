@@ -189,7 +189,7 @@ def move_model(lm: PreTrainedModel, device: torch.device) -> None:
     if is_placed(lm):
         own = input_device(lm)
         if own.type != device.type or None is not own.index != device.index is not None:
-            devices = f" --trainer.devices '[{own.index}]'" if own.index else ""
+            devices = f" --trainer.devices '[{own.index}]'" if own.index is not None else ""
             raise UserError(
                 f"model.lm: {name_of(lm)} takes its inputs on {own}, but the gates would be on {device}. "
                 f"Add --trainer.accelerator {own.type}{devices}, or change --model.device_map"

@@ -166,7 +166,7 @@ class BlockLearner(LightningModule):
     @property
     def n_sharing(self) -> int:
         """Processes that share the rows of a step: all if there is one group; otherwise each learns its own blocks."""
-        return ranks.count() if self.plan.n_groups == 1 else 1
+        return ranks.count() if ranks.count() > 1 and self.plan.n_groups == 1 else 1
 
     @property
     def graph(self) -> NodeGraph:

@@ -115,10 +115,15 @@ class BlockStore:
         """The results of the first `n_blocks` blocks, concatenated in the order of the groups.
 
         Raises:
-            UserError: If a block's file is missing or damaged.
+            UserError: If a block's file is missing or damaged, or if blocks were cut in different ways.
         """
         blocks = [self.get(block) for block in range(n_blocks)]
-        order = torch.cat([block["groups"] for block in blocks]).argsort()
+        groups, order = torch.cat([block["groups"] for block in blocks]).sort()
+        if not groups.equal(torch.arange(len(groups))):
+            raise UserError(
+                f"the finished blocks in {self.folder} overlap or leave groups out, as they were learned with "
+                "different numbers of groups in a block. Start the run again in another folder: --run.dir"
+            )
         return {name: torch.cat([block[name] for block in blocks])[order] for name in blocks[0] if name != "groups"}
 
     def resume_polish(
@@ -148,7 +153,8 @@ class BlockStore:
                 masks.copy_(saved["masks"])
                 kl.copy_(saved["kl"])
                 n_spent.copy_(saved["spent"])
-        ranks.gathered(None)  # all have read it before it changes
+        if self.shared:
+            ranks.gathered(None)  # all have read it before it changes
         for number, step in enumerate(bar(steps[n_done:], "Polish"), n_done + 1):
             yield step
             progress = {"done": torch.tensor(number), "masks": masks, "kl": kl, "spent": n_spent}

@@ -130,6 +130,8 @@ class BlockFinisher:
         """Train learned constants further for the masks of all groups, and polish the masks under the new ones."""
         train, selection = (partial(self.data.loader, split) for split in ("train", "selection"))
         constants.refit(self.masked_lm, found.mask, train, selection, bar, self.settings.objective)
+        refitted = ranks.from_first(self.masked_lm.ablation.to(torch.device("cpu")))  # devices round differently
+        self.masked_lm.ablation = refitted.to(self.masked_lm.device)
         if not self.settings.polish:
             return found
         groups = range(len(found.mask))
