@@ -81,6 +81,14 @@ def summed(tensor: Tensor) -> Tensor:
     return total
 
 
+def smallest(value: int) -> int:
+    """The smallest of the numbers that the processes have; every process must call this."""
+    number = torch.tensor(value)
+    if count() > 1:
+        dist.all_reduce(number, dist.ReduceOp.MIN)
+    return int(number)
+
+
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Add up the gradients that the processes have for the same parameters; every process must call this."""
     parameters = list(parameters)

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-from conftest import ROOT, one_line, refused
+from conftest import ROOT, one_line, refused, tiny_llama
 from faults.processes import Process, end, run_to_end, wait_for
 from forked import on_ranks, run_ranks, start_ranks, start_task, train
 from lightning import Callback, Trainer
@@ -23,8 +24,11 @@ from masklearn import cli, ranks
 from masklearn.cli import rank_watch
 from masklearn.cli.run_parts import require_shared
 from masklearn.cli.stopping import StopBetweenSteps, Stopped
-from masklearn.data import MaskData
+from masklearn.data import Batch, MaskData
 from masklearn.mask_file import Mask
+from masklearn.masking import MaskedLM
+from masklearn.selection import scorer
+from masklearn.selection.scorer import MaskScorer
 from masklearn.training.block_store import BlockStore
 from masklearn.training.learner import MaskLearner
 from masklearn.training.trainer import quiet_lightning, trainer_defaults
@@ -225,6 +229,27 @@ def test_ranks_that_share_steps_stop_at_the_same_one(monkeypatch: pytest.MonkeyP
         return stop.stop_signal
 
     assert on_ranks(2, step) == ["SIGUSR1"] * 2
+
+
+def test_ranks_that_share_a_polish_spend_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them has memory for fewer masks at once, and one for no prefix."""
+    monkeypatch.setattr(scorer.ForwardCost, "favours_sharing", lambda *_: True)
+    monkeypatch.setattr(scorer, "scored_together", lambda _: 1000 if ranks.rank() else 50)
+    masked_lm, tokens = MaskedLM(tiny_llama()), torch.arange(3, 27).view(4, 6)
+    flips = 1 - torch.eye(masked_lm.graph.n_nodes)[:, None]
+
+    def spend(without_prefix: int | None) -> tuple[list[float], float]:
+        if ranks.rank() == without_prefix:
+            masked_lm.prefix = lambda *_: None
+        everywhere = torch.ones_like(tokens, dtype=torch.bool)
+        batch = Batch(tokens, everywhere, everywhere, torch.arange(4), torch.zeros(4, dtype=torch.long))
+        shared = MaskScorer(masked_lm, [batch], shared=True)
+        return shared(flips).flatten().tolist(), shared.tokens.spent
+
+    for without_prefix in (None, 1):
+        first, second = on_ranks(2, partial(spend, without_prefix))
+        assert first == second
+        assert first[0] == pytest.approx(on_ranks(1, partial(spend, None))[0][0], rel=1e-3, abs=1e-6)
 
 
 class KeepGradients(Callback):

@@ -176,11 +176,16 @@ class MaskScorer:
         gates, groups = masks.float().requires_grad_(), self._all_groups if groups is None else groups
         gradient = torch.zeros_like(gates)
         for scored in self._batches_of(groups):
+            self.tokens.charge(3 * scored.n_tokens)  # once, even if it takes another try
             gradient += self.masked_lm.row_limit.retry(partial(self._gradient, scored, gates, inverse_temperature))
         return self._of_all_ranks(gradient) / self.n_losses[groups][:, None]
 
     def _of_all_ranks(self, total: Tensor) -> Tensor:
         return ranks.summed(total) if self.shared else total
+
+    def _agreed(self, value: int) -> int:
+        """The smallest value of all ranks, if they share the texts: all must then spend the same tokens."""
+        return ranks.smallest(value) if self.shared else value
 
     def _gradient(self, scored: ScoredBatch, gates: Tensor, inverse_temperature: float) -> Tensor:
         """The gradient of the KL, summed over positions, with respect to gates (groups, nodes)."""
@@ -211,11 +216,12 @@ class MaskScorer:
         batch, majority, prefix = scored.batch, masks.mean(0).round(), None
         n_tokens, cost = scored.n_tokens, ForwardCost.of(self.masked_lm, scored.n_tokens)
         first_layers, order = self._by_first_layer(masks, majority)
-        batch_size = max(1, scored_together(self.masked_lm) // n_tokens)
+        batch_size = self._agreed(max(1, scored_together(self.masked_lm) // n_tokens))
         batches = plan_batches(first_layers, batch_size, cost)
         if cost.favours_sharing(batches, first_layers):
             self.tokens.charge(n_tokens)
             prefix = self.masked_lm.prefix(batch.input_ids, majority[scored.group_index], batch.corrupted)
+            prefix = prefix if self._agreed(prefix is not None) else None
         if prefix is None:
             batches = whole_batches(len(masks), batch_size)
         masks, kl = masks.gather(0, order[..., None].expand_as(masks)), list[Tensor]()
@@ -242,8 +248,9 @@ class MaskScorer:
     def _hidden(self, scored: ScoredBatch, gates: Tensor, prefix: Prefix | None = None, first_layer: int = 0) -> Tensor:
         """Last hidden states (K, positions, width) under gates (K, groups, nodes)."""
         batch = scored.batch
-        share = 3 if gates.requires_grad else 1 - first_layer / self.masked_lm.graph.n_layers
-        self.tokens.charge(share * len(gates) * scored.n_tokens)
+        if not gates.requires_grad:  # a gradient has been charged already
+            share = 1 - first_layer / self.masked_lm.graph.n_layers
+            self.tokens.charge(share * len(gates) * scored.n_tokens)
         gates = gates[:, scored.group_index]
         return self.masked_lm(batch.input_ids, batch.scored, gates, batch.corrupted, prefix, first_layer)
 
