@@ -15,10 +15,10 @@ from masklearn.models import placement
 from masklearn.training.block_store import BlockStore
 
 
-def claim(path: Path, shard: int, settle: Callable[[], object] = lambda: None) -> RunFolder:
+def claim(path: Path, shard: int, agree: Callable[[], object] = lambda: None) -> RunFolder:
     """A folder of which one of two shards is claimed."""
     folder = RunFolder(path, f"{shard + 1}/2")
-    folder.claim_shard("{model: {}, data: {}}", {"model": {}, "data": {}}, shard, settle)
+    folder.claim_shard("{model: {}, data: {}}", {"model": {}, "data": {}}, shard, agree)
     return folder
 
 
@@ -37,12 +37,12 @@ def test_a_stopped_shard_goes_on_as_a_shard_and_no_run_takes_over_those_at_work(
 def test_shards_agree_on_the_blocks_of_the_first_while_no_other_can_begin(tmp_path: Path) -> None:
     found, store = list[tuple[int, int]](), BlockStore(tmp_path / "blocks")
 
-    def settle(groups_per_block: int) -> None:
+    def agree(groups_per_block: int) -> None:
         with pytest.raises(Timeout):
             RunFolder(tmp_path).lock.acquire(timeout=0)
         found.append(store.settle_step_shape((groups_per_block, 2)))
 
-    shards = [claim(tmp_path, shard, lambda n=3 + shard: settle(n)) for shard in range(2)]
+    shards = [claim(tmp_path, shard, lambda n=3 + shard: agree(n)) for shard in range(2)]
     assert found == [(3, 2), (3, 2)]
     for shard in shards:
         shard.release()

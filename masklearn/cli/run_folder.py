@@ -107,7 +107,7 @@ class RunFolder:
         atomic_write(self / CONFIG_FILE, config.encode())
 
     def claim_shard(
-        self, config: str, requested: dict[str, Any], shard: int, settle: Callable[[], object] = lambda: None
+        self, config: str, requested: dict[str, Any], shard: int, agree: Callable[[], object] = lambda: None
     ) -> None:
         """Acquire one shard of the folder's run; the first shard to come writes the run's config.
 
@@ -115,7 +115,7 @@ class RunFolder:
             config: The settings, as `config.yaml` is to hold them.
             requested: The settings of this command.
             shard: Number of the shard.
-            settle: What shards must do one after the other; it is called while no other one can be acquired.
+            agree: What shards must do one after the other; it is called while no other one can be acquired.
 
         Raises:
             UserError: If another process learns this shard, if the folder's run has other settings, or if it cannot be
@@ -130,7 +130,7 @@ class RunFolder:
                 self.lock = FileLock(self / f"{LOCK_FILE}-{shard}")
                 self.lock.acquire(timeout=0)
                 self.require_same_settings(requested, "run.shard")
-                settle()
+                agree()
         except Timeout as error:
             raise UserError(f"another process is using this shard of {self.path}. Wait for it, or stop it") from error
         except OSError as error:

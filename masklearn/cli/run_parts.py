@@ -45,7 +45,7 @@ def all_ranks(cli: TrainCLI) -> Iterator[None]:
 
 
 def claim_folder(cli: TrainCLI) -> None:
-    """Claim the run's folder, settle there which groups make a block, and take this process's share of the blocks.
+    """Claim the run's folder, agree there which groups make a block, and take this process's share of the blocks.
 
     Raises:
         UserError: If the folder holds something else, if a rank cannot write it, or if there are too many ranks.
@@ -55,8 +55,8 @@ def claim_folder(cli: TrainCLI) -> None:
     store = learner.store = BlockStore(cli.folder / BLOCKS_FOLDER)
     if ranks.rank() == 0:
         if cli.is_shard:
-            settle = partial(store.settle_step_shape, learner.plan.step_shape)
-            cli.folder.claim_shard(cli.requested_yaml, cli.requested, cli.shard[0], settle)
+            agree = partial(store.settle_step_shape, learner.plan.step_shape)
+            cli.folder.claim_shard(cli.requested_yaml, cli.requested, cli.shard[0], agree)
         elif not cli.resume:
             cli.folder.claim(cli.requested_yaml)
     ranks.gathered(None)
