@@ -45,7 +45,7 @@ def all_ranks(cli: TrainCLI) -> Iterator[None]:
 
 
 def claim_folder(cli: TrainCLI) -> None:
-    """Claim the run's folder, agree there which groups make a block, and take this process's share of the blocks.
+    """Claim the run's folder, agree there on which groups make a block, and take this process's share of the blocks.
 
     Raises:
         UserError: If the folder holds something else, if a rank cannot write it, or if there are too many ranks.
