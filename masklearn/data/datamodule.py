@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -178,7 +179,11 @@ class MaskData(LightningDataModule):
         self.preview = preview(tokenizer, self.collate([self.parts["all"][0]]))
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of the texts: the one given, or that of the model."""
+        """The tokenizer of the texts: the one given, or that of the model. It is loaded once."""
+        return self._loaded_tokenizer
+
+    @cached_property
+    def _loaded_tokenizer(self) -> PreTrainedTokenizerBase:
         revision = None if self.tokenizer else self.revision
         return load_tokenizer(self.tokenizer or self.lm, revision, self.trust_remote_code)
 
