@@ -23,8 +23,10 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from masklearn.data import Batch
+from masklearn.edges import EdgeLM
 from masklearn.errors import UserError
 from masklearn.masking import MaskedLM
+from masklearn.models import Layout
 from masklearn.objective import kl_divergence
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,3 +168,9 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, by its path in the folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def llama() -> EdgeLM:
+    """A tiny Llama under gates on its edges."""
+    return EdgeLM(Layout.of(tiny_llama(layers=2)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import refused, tiny_llama
-from edge_reference import edge_lm, text
+from edge_reference import text
 from families import BY_NAME, REFUSED, build
 
 import masklearn as ml
@@ -26,11 +26,6 @@ from masklearn.models import Layout
 BYPASSING = ("falcon", "bloom", "gptj", "gpt_neo", "mpt", "codegen", "xglm")
 NOT_SUMS = ("granite", "bitnet", "doge", "afmoe")
 """Families with attention through the interface whose vertices are not plain sums."""
-
-
-@pytest.fixture(scope="module")
-def llama() -> EdgeLM:
-    return edge_lm(tiny_llama(layers=2))
 
 
 # --- bad input and files ----------------------------------------------------------------------------------------------
@@ -125,4 +120,5 @@ def test_files_that_are_no_banks_are_refused(llama: EdgeLM, tmp_path: Path) -> N
 
 def test_a_model_type_that_nodes_refuse_stays_refused() -> None:
     model_type, config, _ = REFUSED[0]
-    refused(lambda: Layout.of(build(model_type, **config)))
+    message = refused(lambda: Layout.of(build(model_type, **config)))
+    assert len(message.splitlines()) == 1 and type(build(model_type, **config)).__name__ in message

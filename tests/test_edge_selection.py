@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_llama
 from edge_reference import BUILDS, LlamaReference, all_edges, edge_lm, grow_slowly, text
 from families import BY_NAME
 from hypothesis import given, settings
@@ -37,12 +36,6 @@ from masklearn.edges import (
 from masklearn.mask_file import ModelId
 from masklearn.models import Layout
 from masklearn.training.edge_learner import EdgeLearnerConfig, learn_edges
-
-
-@pytest.fixture(scope="module")
-def llama() -> EdgeLM:
-    return edge_lm(tiny_llama(layers=2))
-
 
 # --- importance -------------------------------------------------------------------------------------------------------
 

@@ -19,12 +19,6 @@ from masklearn.edges import (
 from masklearn.edges import attention as attention_module
 from masklearn.models import Layout
 
-
-@pytest.fixture(scope="module")
-def llama() -> EdgeLM:
-    return edge_lm(tiny_llama(layers=2))
-
-
 # --- mutation: what a gate on a path does, and off it ----------------------------------------------------------------
 
 

@@ -6,8 +6,6 @@ import io
 import json
 import math
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,19 +16,15 @@ import pytest
 import torch
 from browser import PHONE, chromium, framed, screenshots
 from matplotlib.image import imread
-from matplotlib.text import Text
 from studies import GRAPH, SIZES, falling, masks, measured
 
 import masklearn as ml
 from masklearn import density, report
-from masklearn.density import Study, TopTokens, comparison
+from masklearn.density import Study, TopTokens
 from masklearn.density.headline import half_way, headline
 from masklearn.mask_file import ModelId
-from masklearn.report.comparison import mask_overlaps
 from masklearn.report.page import page
 from masklearn.report.picker import picker_json
-from masklearn.report.study import draw
-from masklearn.report.style import drawable
 
 EVIL = "<script>document.title='broken'</script>\"'><img src=x onerror=alert(1)> $\\frac{$ \x00 \N{PILE OF POO} 深"
 
@@ -177,96 +171,6 @@ def test_every_svg_uses_the_text_colour_of_the_page(written: Path) -> None:
     drawings = re.findall(r"<svg viewBox.*?</svg>", text, flags=re.S)
     assert len(drawings) == len(list((written / "figures").glob("*.png")))
     assert all("currentColor" in drawing and "#1b1b1f" not in drawing for drawing in drawings)
-
-
-def test_overlaps_of_many_masks_become_one_matrix_per_model() -> None:
-    """Four masks of one model, two of another: too many pairs for lines, and one matrix for the four."""
-    banks = [measured(falling(3), f"run {i}", kept=masks(3, seed=i)) for i in range(4)]
-    banks += [measured(falling(3), f"other {i}", fingerprint="beef") for i in range(2)]
-    banks[4:] = [replace(one, mask=replace(one.mask, model=ModelId("another", None, "beef"))) for one in banks[4:]]
-    table = comparison.mask_overlaps(banks, 0)
-    study_figures = {one.name: one for one in mask_overlaps({"overlap": table})}
-    assert set(study_figures) == {"overlap-matrix-1"} and study_figures["overlap-matrix-1"].wide
-    first, *_ = study_figures["overlap-matrix-1"].figure.axes
-    shown = {text.get_text() for text in first.texts}
-    smallest = table[(table["model"] == "a model") & (table["s"] == 1)]
-    assert shown == {f"{value:.2f}" for value in smallest["overlap"]} and len(smallest) == 6
-    few = table[table["one"].isin(["run 0"])]
-    assert [one.name for one in mask_overlaps({"overlap": few})] == ["overlap"]
-
-
-def test_characters_that_the_font_lacks_become_boxes() -> None:
-    assert drawable("a\nb") == "a↵b"
-    assert drawable(" ") == "␣"
-    assert drawable("深\x00x") == "□□x"
-    assert drawable("x" * 50, 10) == "x" * 9 + "…"
-
-
-@pytest.mark.parametrize("sizes", [(3,), (1, 2), (20,)])
-def test_a_study_of_few_sizes_draws_the_figures_that_are_defined(sizes: tuple[int, ...]) -> None:
-    study = density.study([measured([[0.5, 0.4][: len(sizes)]], sizes=sizes)])
-    study_figures = {figure.name for figure in draw(study)}
-    assert "node-use" in study_figures and "curve-tv" not in study_figures
-
-
-UNDEFINED = {
-    "has 2 sizes (1, 2), and densities and phases need 3: no density": lambda: [
-        measured([[0.5, 0.4]] * 5, sizes=(1, 2))
-    ],
-    "has a single input: no intervals and no correlations": lambda: [measured(falling(1))],
-    "not defined: the full model's entropy is the same for all 6 inputs": lambda: [
-        measured(falling(6), full={"entropy": [0.5] * 6})
-    ],
-    "different inputs (0 shared): a run has 5 inputs from a file, other has 5 inputs from another file": lambda: [
-        measured(falling(5)),
-        replace(measured(falling(5), "other"), contexts=list("abcde"), source="another file"),
-    ],
-    "other has fewer than 3 sizes": lambda: [measured(falling(5)), measured([[0.5, 0.4]] * 5, "other", sizes=(1, 2))],
-    "share no size: no overlap": lambda: [measured(falling(5)), measured([[0.4]] * 5, "other", sizes=(3,))],
-}
-
-
-@pytest.mark.parametrize("note", UNDEFINED)
-def test_undefined_results_get_a_note_on_the_page(note: str) -> None:
-    """The other results are there, and nothing prints NaN."""
-    study = density.study(UNDEFINED[note]())
-    study_figures = list(draw(study))
-    assert "node-use" in {figure.name for figure in study_figures}
-    shown = page(study, [], {})
-    notes = re.search(r'<ul class="notes">(.*?)</ul>', shown, flags=re.S)
-    assert notes and note in html.unescape(notes.group(1))
-    assert not re.search(r"\bnan\b|<NA>", shown, flags=re.I)
-    labels = [text.get_text() for one in study_figures for text in one.figure.findobj(Text)]
-    assert not [label for label in labels if "nan" in label.lower()]
-
-
-def test_figures_depend_neither_on_system_fonts_nor_on_latex(tmp_path: Path) -> None:
-    """A user's matplotlibrc has no effect either."""
-    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: Comic Sans MS\naxes.grid: True\n")
-    script = """
-import warnings
-import matplotlib.font_manager as fonts
-found = fonts.findSystemFonts
-fonts.findSystemFonts = lambda paths=None, **how: found(paths, **how) if paths else []  # hide system fonts
-fonts.fontManager.__init__()
-import studies
-from masklearn import density
-from masklearn.report.page import page
-from masklearn.report.picker import picker_json
-from masklearn.report.study import draw
-from masklearn.report.study_figure import inline_svg, render
-from masklearn.report.style import styled
-warnings.simplefilter("error")
-assert all("matplotlib" in font.fname for font in fonts.fontManager.ttflist), "system fonts are visible"
-with styled():
-    one = next(draw(density.study([studies.measured(studies.falling(5))])))
-print([len(render(one, kind)) for kind in ("png", "pdf")], len(inline_svg(one, "f")))
-"""
-    folders = [str(Path(__file__).parent), str(Path(report.__file__).parents[2])]
-    bare = {"MPLCONFIGDIR": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": ":".join(folders), "PATH": ""}
-    done = subprocess.run([sys.executable, "-c", script], env=bare, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-1500:]
-    assert min(map(int, re.findall(r"\d+", done.stdout))) > 5000
 
 
 PROBE = """

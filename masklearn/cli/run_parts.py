@@ -144,7 +144,7 @@ def _merge(cli: TrainCLI, store: BlockStore) -> None:
         folder = RunFolder(Path(path))
         folder.require_same_settings(cli.requested, "run.merge")
         other = BlockStore(folder / BLOCKS_FOLDER)
-        if other.settle_step_shape(plan.step_shape) != plan.step_shape:
+        if other.stored_step_shape() not in (None, plan.step_shape):
             raise UserError(
                 f"run.merge: the groups in {path} were learned in other blocks than those in {cli.folder.path}, as "
                 "other memory was free. Learn all shards with the same --model.block"

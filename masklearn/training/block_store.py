@@ -52,14 +52,18 @@ class BlockStore:
 
         It depends on the memory that was free then, and it decides which groups make a block.
         """
-        if not self.folder:
-            return step_shape
-        file = self.folder / STEP_SHAPE_FILE
-        with suppress(*READ_ERRORS):
-            n_groups, n_texts = _read(file)["step_shape"].tolist()
-            return n_groups, n_texts
-        _write(file, {"step_shape": torch.tensor(step_shape)})
-        return step_shape
+        stored = self.stored_step_shape()
+        if self.folder and not stored:
+            _write(self.folder / STEP_SHAPE_FILE, {"step_shape": torch.tensor(step_shape)})
+        return stored or step_shape
+
+    def stored_step_shape(self) -> tuple[int, int] | None:
+        """The step shape that is stored in the folder; None if none is."""
+        if self.folder:
+            with suppress(*READ_ERRORS):
+                n_groups, n_texts = _read(self.folder / STEP_SHAPE_FILE)["step_shape"].tolist()
+                return n_groups, n_texts
+        return None
 
     def put(self, block: int, groups: Sequence[int], tensors: dict[str, Tensor]) -> None:
         """Store the results of a block.
