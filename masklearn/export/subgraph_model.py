@@ -9,6 +9,7 @@ stand in for what is gone; and where the modules of the family are.
 
 import copy
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,15 +39,15 @@ def remove_closed(lm: nn.Module, subgraph: dict[str, Any]) -> None:
             _narrow_attention(attention, anatomy, kept, subgraph["n_heads"])
         else:
             setattr(layer, anatomy["attention"], AbsentAttention(_width(attention, anatomy), index, kept))
-            _skip(layer, anatomy["attention_norms"])
+            _skip(layer, anatomy["attention_only"])
         if not kept["mlp"]:
             value = _width(attention, anatomy) if kept["mlp_value"] else None
-            setattr(layer, anatomy["mlp"], AbsentMLP(value))
-            _skip(layer, anatomy["mlp_norms"])
+            setattr(layer, anatomy["mlp"], AbsentMLP(value, "mlp_in_place" in anatomy))
+            _skip(layer, anatomy["mlp_only"])
 
 
-def _skip(layer: nn.Module, norms: list[str]) -> None:
-    for name in norms:
+def _skip(layer: nn.Module, modules: list[str]) -> None:
+    for name in modules:
         setattr(layer, name, nn.Identity())
 
 
@@ -61,19 +62,57 @@ def _narrow_attention(attention: Any, anatomy: dict[str, Any], kept: dict[str, A
     projection = attention.get_submodule(anatomy["output"])
     heads, width = kept["heads"], _width(attention, anatomy)
     head_width = projection.weight.numel() // width // n_heads
-    if "fused" in anatomy:  # queries, keys and values in one matrix, as many of each
+    if "fused" in anatomy:  # queries, keys and values in one matrix
         fused = attention.get_submodule(anatomy["fused"])
-        if anatomy["interleaved"]:
-            parts = [slices(heads, 3 * head_width)]
+        if anatomy["order"] == "head by head":
+            narrow(fused, slices(heads, 3 * head_width), output=True)
+        elif anatomy["order"] == "group by group":
+            _narrow_by_group(attention, fused, heads, head_width, n_heads)
         else:
-            parts = [slices(heads, head_width) + part * n_heads * head_width for part in range(3)]
-            attention.split_size = len(heads) * head_width
-        narrow(fused, torch.cat(parts), output=True)
+            _narrow_parts(attention, fused, heads, head_width, n_heads)
     else:
         _narrow_grouped(attention, anatomy, heads, head_width, n_heads)
+    if "count" in anatomy:
+        setattr(attention, anatomy["count"], len(heads))
     narrow(projection, slices(heads, head_width), output=False)
     if kept["head_value"] and projection.bias is None:
         projection.bias = nn.Parameter(projection.weight.new_zeros(width), requires_grad=False)
+
+
+def _narrow_parts(attention: Any, fused: Any, heads: list[int], width: int, n_heads: int) -> None:
+    """Narrow a matrix of all queries, then all keys, then all values (GPT-2, Phi-3)."""
+    n_outputs = fused.nf if hasattr(fused, "nf") else fused.out_features
+    n_groups = (n_outputs // width - n_heads) // 2
+    groups = sorted({head * n_groups // n_heads for head in heads})
+    of_groups = slices(groups, width) + n_heads * width
+    narrow(fused, torch.cat([slices(heads, width), of_groups, of_groups + n_groups * width]), output=True)
+    attention.split_size = len(heads) * width
+    attention.num_key_value_heads = len(groups)
+    attention.config = copy.copy(attention.config)
+    attention.config.num_attention_heads = len(heads)
+    _share_keys(attention, heads, n_heads // n_groups)
+
+
+def _narrow_by_group(attention: Any, fused: Any, heads: list[int], width: int, n_heads: int) -> None:
+    """Narrow a matrix in which the queries of a key-value head are followed by its key and its value (Falcon)."""
+    one_group = attention.multi_query and not attention.new_decoder_architecture
+    group = n_heads // attention.num_kv_heads if one_group or attention.new_decoder_architecture else 1
+    first = {head: head // group * (group + 2) for head in heads}  # slot in which the head's group begins
+    keys = [first[head] + group for head in (heads[:1] if one_group else heads)]
+    slots = [[first[head] + head % group for head in heads], keys, [key + 1 for key in keys]]
+    kept = sorted({slot for of_part in slots for slot in of_part})
+    narrow(fused, slices(kept, width), output=True)
+    for name, of_part in zip(("query_slots", "key_slots", "value_slots"), slots, strict=True):
+        attention.register_buffer(name, torch.tensor([kept.index(slot) for slot in of_part]))
+    attention.num_kv_heads = len(keys)
+    attention._split_heads = partial(split_slots, attention)
+
+
+def split_slots(attention: Any, fused: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values (rows, tokens, heads, width) of kept heads; a key serves several queries by copies."""
+    states = fused.unflatten(-1, (-1, attention.head_dim))
+    slots = (attention.query_slots, attention.key_slots, attention.value_slots)
+    return tuple(states.index_select(2, of_part) for of_part in slots)
 
 
 def _narrow_grouped(attention: Any, anatomy: dict[str, Any], heads: list[int], width: int, n_heads: int) -> None:
@@ -88,6 +127,12 @@ def _narrow_grouped(attention: Any, anatomy: dict[str, Any], heads: list[int], w
             setattr(attention, norm, NormedHeads(module, slices(kept, width)))
         else:
             narrow(projection, slices(kept, width), output=True)
+    _share_keys(attention, heads, group)
+
+
+def _share_keys(attention: Any, heads: list[int], group: int) -> None:
+    """Let the kept query heads read the kept key-value heads; `group` queries shared each before."""
+    groups = sorted({head // group for head in heads})
     sizes = [sum(head // group == g for head in heads) for g in groups]
     attention.num_key_value_groups = sizes[0]
     if len(set(sizes)) > 1:
@@ -145,15 +190,18 @@ class AbsentMLP(nn.Module):
 
     Args:
         width: Width of the constant; None for nothing.
+        writable: Whether the layer changes the output in place, which then has all tokens.
     """
 
-    def __init__(self, width: int | None) -> None:
+    def __init__(self, width: int | None, writable: bool = False) -> None:
         super().__init__()
+        self.writable = writable
         self.value = None if width is None else nn.Parameter(torch.zeros(width), requires_grad=False)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """What every token gets, shape (width,) or (1,)."""
-        return hidden_states.new_zeros(1) if self.value is None else self.value
+        """What every token gets, shape (width,) or (1,); if it is writable, (..., width)."""
+        value = hidden_states.new_zeros(1) if self.value is None else self.value
+        return value.expand(hidden_states.shape).clone() if self.writable else value
 
 
 class AbsentAttention(AbsentMLP):
