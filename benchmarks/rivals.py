@@ -1,9 +1,10 @@
 """Rivals that learn node scores by gradient descent, as published, on the same texts and for the same scored tokens."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from masklearn.selection.scorer import MaskScorer
 from masklearn.training.budget import Projected
 
 Operator = Projected().adjust_log_odds
@@ -16,14 +17,24 @@ GRADIENT_TOKENS = 3
 """Tokens that a step counts for each of a text: a forward, and a backward at twice its cost."""
 
 
-def mattr(scorer: MaskScorer, n_nodes: int, n_steps: int, log_sizes: bool) -> Tensor:
+class Gradients(Protocol):
+    """What a rival needs of a `MaskScorer`."""
+
+    n_groups: int
+
+    def gradient(self, masks: Tensor) -> Tensor:
+        """The gradient of the KL with respect to every gate, of masks (groups, nodes)."""
+        ...
+
+
+def mattr(scorer: Gradients, n_nodes: int, n_steps: int, log_sizes: bool) -> Tensor:
     """MAttr: one score for every node; every step draws a size and descends on the KL of a sigmoid top-k mask.
 
     Args:
         scorer: Scores the groups' masks.
         n_nodes: Nodes of the model.
         n_steps: Steps.
-        log_sizes: Whether sizes are threshold uniformly on a logarithmic axis or on a linear one.
+        log_sizes: Whether sizes are drawn uniformly on a logarithmic axis or on a linear one.
 
     Returns:
         Scores, shape (groups, nodes).
@@ -38,7 +49,7 @@ def mattr(scorer: MaskScorer, n_nodes: int, n_steps: int, log_sizes: bool) -> Te
     return scores.detach()
 
 
-def uniform_gradient_sampling(scorer: MaskScorer, n_nodes: int, n_steps: int) -> Tensor:
+def uniform_gradient_sampling(scorer: Gradients, n_nodes: int, n_steps: int) -> Tensor:
     """Gates are 0, 1 or uniform between them, with a learned mean; only uniform gates have a gradient.
 
     One score serves every size, as in the other methods here: each step draws a size and shifts the means to it.

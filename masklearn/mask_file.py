@@ -167,6 +167,10 @@ class Mask:
             UserError: If the bank is damaged, or if the file cannot be written; an earlier file is then untouched.
         """
         self.check()
+        atomic_write(Path(path).expanduser(), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the mask file; equal banks have equal bytes."""
         tensors = {"mask": self.mask, "scores": self.scores, "sizes": self.sizes, **self.ablation.to_tensors()}
         if len(self.learned_texts):
             tensors["learned_texts"] = self.learned_texts
@@ -182,7 +186,7 @@ class Mask:
             "masklearn": self.version,
         }
         packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        atomic_write(Path(path).expanduser(), pack(packed, {key: json.dumps(value) for key, value in metadata.items()}))
+        return pack(packed, {key: json.dumps(value) for key, value in metadata.items()})
 
     @classmethod
     def load(cls, path: str | Path) -> "Mask":

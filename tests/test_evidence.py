@@ -1,20 +1,15 @@
-"""Evidence on masks: the tests' p-values, stability, completeness, controls, and the command."""
+"""Evidence on masks: the tests' p-values, stability, completeness, and resampled texts."""
 
-import json
 from collections import Counter
-from dataclasses import replace
-from itertools import combinations, islice
-from pathlib import Path
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
-from conftest import Run, by_hand, refused, texts, tiny_llama
+from conftest import by_hand, texts, tiny_llama
 from torch import Tensor
 from torch.testing import assert_close
 
-import masklearn as ml
-from masklearn.cli import evaluate, train
 from masklearn.data import Batch, MaskData
 from masklearn.evidence import circuit_tests as tests
 from masklearn.evidence.circuit_tests import Circuit, corrected, run_tests
@@ -29,15 +24,12 @@ from masklearn.evidence.hypotheses import (
     independence_p,
 )
 from masklearn.evidence.intervals import mean_interval
-from masklearn.evidence.plan import EvidencePlan
-from masklearn.evidence.rediscovery import Rediscoverer
 from masklearn.evidence.resampled_texts import bootstrapped, half, shuffled
 from masklearn.evidence.stability import chance_jaccard, near_optimal, overlap
 from masklearn.evidence.text_scores import kl_between, score_texts
 from masklearn.graph import NodeGraph
 from masklearn.masking import MaskedLM
 from masklearn.objective import kl_divergence
-from masklearn.tiny import tasks
 
 GRAPH = NodeGraph(3, 4)
 PLANT = ("a0.h1", "a0.h3", "a2.h2", "m2")
@@ -209,86 +201,3 @@ def test_texts_are_resampled_within_the_splits_they_are_learned_on() -> None:
         held_in = {*content(changed, "train"), *content(changed, "validation")}
         assert {*content(changed, "selection")} <= held_in
     assert len(resampled.parts["selection"]) == len(data.parts["selection"])
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["train.py"])
-
-
-QUICK = [
-    *("--plan.seeds", "2", "--plan.bootstraps", "2", "--plan.halves", "0", "--plan.draws", "60", "--plan.texts", "4"),
-    *("--plan.steps", "2", "--plan.polish_budget", "0.01", "--plan.pairs", "3", "--plan.transfer", "[copy]"),
-]
-
-
-def test_evidence_of_a_run_is_written_and_resumed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ["--mask", str(run.folder / "mask.safetensors"), "--evidence", "true", "--out", str(tmp_path), *QUICK]
-    assert evaluate(command) == 0
-    found = json.loads((tmp_path / "evidence.json").read_text())
-    by_claim = {(row["claim"], row["s"]): row for row in found["tables"]["verdicts"]}
-    assert {s for _, s in by_claim} == {4, 18, 30}
-    assert by_claim["equivalent", 4]["verdict"] == "not tested"
-    assert "at least" in by_claim["equivalent", 4]["measured"]  # how many texts there must be
-    assert {row["source"] for row in found["tables"]["stability"]} == {"seed", "bootstrap"}
-    assert {row["control"] for row in found["tables"]["controls"]} > {"shuffled texts", "untrained model"}
-    assert any("paraphrases" in gap for gap in found["not_tested"])
-    page = (tmp_path / "report.html").read_text()
-    assert found["summary"].split(".")[0] in page
-    tables = {path.name: path.read_bytes() for path in (tmp_path / "tables").glob("*.csv")}
-    assert {"verdicts.csv", "tests.csv", "transfer.csv"} <= {*tables}
-
-    def learned_again(*args: object) -> None:
-        raise AssertionError("kept masks are not learned again")
-
-    monkeypatch.setattr(Rediscoverer, "_learn", learned_again)
-    assert evaluate(command) == 0
-    assert {path.name: path.read_bytes() for path in (tmp_path / "tables").glob("*.csv")} == tables
-
-
-def test_masks_of_another_objective_have_no_evidence(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    mask = ml.Mask.load(run.folder)
-    config = mask.config | {"model": mask.config["model"] | {"objective": "logit-diff"}}
-    replace(mask, config=config).save(tmp_path / "mask.safetensors")
-    assert evaluate(["--mask", str(tmp_path), "--evidence", "true"]) == 2
-    assert "minimise logit-diff" in capsys.readouterr().err
-
-
-def test_masks_of_single_texts_have_no_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--model.scope", "input", "--data.limit", "2", "--model.sizes", "[4]", "--model.steps", "2"]
-    assert train([*flags, "--model.polish", "0", "--trainer.logger", "false", "--run.dir", str(tmp_path)]) == 0
-    assert evaluate(["--mask", str(tmp_path / "mask.safetensors"), "--evidence", "true"]) == 2
-    assert "--model.scope dataset" in capsys.readouterr().err
-
-
-def test_evidence_of_one_size_and_of_a_run_whose_texts_are_gone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source, folder = tmp_path / "texts.jsonl", tmp_path / "run"
-    source.write_text("\n".join(json.dumps({"text": text}) for text in islice(tasks.texts(), 8)))
-    flags = ["--data.path", str(source), "--model.sizes", "[36]", "--model.steps", "2", "--model.polish", "0"]
-    assert train([*flags, "--trainer.logger", "false", "--run.dir", str(folder)]) == 0
-    command = ["--mask", str(folder / "mask.safetensors"), "--evidence", "true", *QUICK, "--plan.seeds", "1"]
-    assert evaluate([*command, "--plan.bootstraps", "0"]) == 0
-    found = json.loads((folder / "evidence" / "evidence.json").read_text())
-    assert {row["verdict"] for row in found["tables"]["tests"]} == {"not tested"}
-    source.unlink()
-    capsys.readouterr()
-    assert evaluate(command) == 2
-    error = capsys.readouterr().err
-    assert str(source) in error
-    assert error.count("\n") == 1
-
-
-def test_flags_of_a_plan_need_evidence(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(["--mask", str(run.folder / "mask.safetensors"), "--plan.seeds", "2"]) == 2
-    assert "--evidence true" in capsys.readouterr().err
-
-
-def test_a_plan_refuses_counts_below_their_minimum() -> None:
-    assert "plan.draws is 0" in refused(lambda: EvidencePlan(draws=0))

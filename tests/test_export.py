@@ -2,6 +2,7 @@
 
 import ast
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,9 +219,23 @@ def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path, capsys: pytest.
         ([str(tmp_path / "out")], "--size 0.5"),
         (["--size", "18", str(tmp_path)], "already exists"),
         (["--size", "18", "--to", "onnx", str(tmp_path / "out")], "choose from hf, eap"),
+        (["--size", "18"], "OUT is missing"),
         (["--size", "18", "--lm", str(other), str(tmp_path / "out")], "was learned on"),
     ):
         assert export(["--mask", mask, *args]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert reason in error
+
+
+def test_a_family_whose_removal_is_unknown_is_refused_before_its_weights_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lm = BY_NAME["bloom"].build()
+    lm.config.save_pretrained(tmp_path)
+    mask = bank(lm, MIXED)
+    replace(mask, model=ModelId(str(tmp_path), None, "f")).save(tmp_path / "mask.safetensors")
+    assert export(["--mask", str(tmp_path), "--size", "4", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "how to remove nodes of bloom models is not known" in error
+    assert error.count("\n") == 1

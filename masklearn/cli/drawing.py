@@ -88,3 +88,11 @@ def draw_evidence(file: Path, name: str, evidence: Evidence) -> None:
         from masklearn import report
 
         report.write_evidence(file, name, evidence)
+
+
+def draw_matrix(file: Path, table: list[dict[str, Any]]) -> None:
+    """Write the page of a transfer matrix, if its libraries are there."""
+    if can_draw():
+        from masklearn import report
+
+        report.write_matrix(file, table)

@@ -44,7 +44,8 @@ class EvaluateFlags:
             default if all are masks of single texts (scope input).
         evidence: Gather evidence on shared masks instead of evaluating them: hypothesis tests, controls, stability
             under rediscovery, completeness and transfer, see the flags --plan. It goes to a folder evidence beside the
-            mask file, or to --out.
+            mask file, or to --out. Several runs are crossed: the masks of each on the texts of each. A command that was
+            stopped goes on if it is started again.
         seed: Seed of the study's bootstrap resamples and permutations.
         track: Log the study, or the evidence, to Weights & Biases.
         out: Folder to write metrics.json to; by default runs/study-<time> for a study, and none otherwise.

@@ -134,7 +134,7 @@ def load_texts(
         bank: The mask file's content; its groups limit those of the texts.
         masked_lm: The model.
         model: Where the model, and so the tokenizer, is loaded from.
-        scope: What shares its masks.
+        scope: What shares its masks; another scope than that of the masks only groups the texts.
         trust_remote_code: Whether to run code that comes with the tokenizer.
 
     Raises:
@@ -147,7 +147,8 @@ def load_texts(
             "--data.path"
         )
     settings = {"positions": bank.positions, "trust_remote_code": trust_remote_code} | settings
-    data = MaskData(**settings, lm=model.lm, revision=model.revision, scope=scope, max_groups=len(bank.groups))
+    max_groups = len(bank.groups) if scope == bank.config.get("model", {}).get("scope", "dataset") else None
+    data = MaskData(**settings, lm=model.lm, revision=model.revision, scope=scope, max_groups=max_groups)
     data.prepare_data()
     data.setup()
     require_readable(data, masked_lm.layout)

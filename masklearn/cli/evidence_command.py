@@ -1,4 +1,4 @@
-"""`python evaluate.py --evidence true`: hypothesis tests, controls and rediscoveries of a run's masks."""
+"""`python evaluate.py --evidence true`: tests, controls, rediscoveries and transfer of the masks of runs."""
 
 import csv
 import io
@@ -6,17 +6,17 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from masklearn.cli.cost_table import duration
-from masklearn.cli.drawing import draw_evidence
+from masklearn.cli.drawing import draw_evidence, draw_matrix
 from masklearn.cli.evaluate_bank import load_model
 from masklearn.cli.evaluate_flags import EvaluateFlags
-from masklearn.cli.evaluation_texts import evaluation_texts, load_texts
-from masklearn.cli.evidence_sources import evidence_sources
+from masklearn.cli.evaluation_texts import SOURCE_KEYS, evaluation_texts, load_texts, settings_learned_on
+from masklearn.cli.evidence_sources import OtherRun, evidence_sources
 from masklearn.cli.run_folder import MASK_FILE, TABLES_FOLDER, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps
 from masklearn.density.study_folder import REPORT_FILE
@@ -25,16 +25,21 @@ from masklearn.evaluation import aligned
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.cost import EvidenceCost, expected_cost
 from masklearn.evidence.gather import Evidence, gather
+from masklearn.evidence.kept_parts import KeptParts, inputs_of
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.rediscovery import Rediscoverer
-from masklearn.evidence.stability_tables import Table
+from masklearn.evidence.transfer import Table, transfer_matrix
 from masklearn.evidence.verdicts import CLAIMS
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
 from masklearn.training.progress import phase_bars
 
-EVIDENCE_FOLDER, EVIDENCE_FILE, REDISCOVERED_FOLDER = "evidence", "evidence.json", "rediscovered"
+EVIDENCE_FOLDER, EVIDENCE_FILE = "evidence", "evidence.json"
 """Where evidence goes: beside the mask file, unless --out names another folder."""
+REDISCOVERED_FOLDER, PARTS_FOLDER = "rediscovered", "parts"
+"""Where masks that are learned again are kept, and all other finished parts."""
+MATRIX, MATRIX_PAGE = "transfer_matrix", "transfer_matrix.html"
+"""Table and page of several runs, whose masks are evaluated on the texts of each other."""
 
 
 def run_evidence(flags: EvaluateFlags, plan: EvidencePlan, masks: Sequence[Mask], requested: dict[str, Any]) -> None:
@@ -64,27 +69,51 @@ def run_evidence(flags: EvaluateFlags, plan: EvidencePlan, masks: Sequence[Mask]
                 f"{path} holds masks that minimise {objective}, and the evidence judges and searches by the KL from "
                 "the full model. Learn them with --model.objective kl, or leave out --evidence"
             )
-    for path, mask in zip(flags.mask, masks, strict=True):
-        folder = RunFolder(_folder(path, flags))
+        if mask.config.get("texts") and not any(mask.config.get("data", {}).get(key) for key in SOURCE_KEYS):
+            raise UserError(
+                f"{path} was learned on {mask.config['texts']}, which the mask file does not hold, so that its masks "
+                "cannot be learned again. Learn them on a file (--data.path of train.py), or leave out --evidence"
+            )
+    names, transfers = run_names(flags.mask), dict[str, Table]()
+    runs = [
+        OtherRun(name, mask, settings_learned_on(path, mask))
+        for path, name, mask in zip(flags.mask, names, masks, strict=True)
+    ]
+    for path, run in zip(flags.mask, runs, strict=True):
+        folder, others = RunFolder(_folder(path, run.name, flags)), [other for other in runs if other is not run]
         folder.acquire("--out")
         try:
-            _gather_one(path, mask, flags, plan, folder.path)
+            evidence = _gather_one(path, run.bank, flags, plan, folder.path, others)
         except KeyboardInterrupt:
-            kept = folder / REDISCOVERED_FOLDER
-            raise UserError(f"stopped. Masks learned again are kept in {kept}. Go on with the same command") from None
+            raise UserError(f"stopped. Finished parts are kept in {folder.path}. Go on with the same command") from None
         finally:
             folder.release()
+        transfers |= {run.name: evidence.tables["transfer"]} if evidence else {}
+    if len(transfers) > 1:
+        _write_matrix(Path(flags.out) if flags.out else _folder(flags.mask[0], names[0], flags), transfers, flags.track)
 
 
-def _folder(path: str, flags: EvaluateFlags) -> Path:
+def run_names(paths: Sequence[str]) -> list[str]:
+    """Short names of mask files: those of their folders, or their own; numbered where they are not unique."""
+    files, names = [Path(path).resolve() for path in paths], list[str]()
+    for name in (file.parent.name if file.name == MASK_FILE else file.stem for file in files):
+        n_before = sum(other == name or other.startswith(f"{name}-") for other in names)
+        names.append(f"{name}-{n_before + 1}" if name in names else name)
+    return names
+
+
+def _folder(path: str, name: str, flags: EvaluateFlags) -> Path:
     """Where the evidence on a mask file goes."""
     if flags.out is None:
         own = "" if Path(path).name == MASK_FILE else f"-{Path(path).stem}"
         return Path(path).parent / f"{EVIDENCE_FOLDER}{own}"
-    return Path(flags.out) / Path(path).resolve().parent.name if len(flags.mask) > 1 else Path(flags.out)
+    return Path(flags.out) / name if len(flags.mask) > 1 else Path(flags.out)
 
 
-def _gather_one(path: str, bank: Mask, flags: EvaluateFlags, plan: EvidencePlan, folder: Path) -> None:
+def _gather_one(
+    path: str, bank: Mask, flags: EvaluateFlags, plan: EvidencePlan, folder: Path, others: Sequence[OtherRun]
+) -> Evidence | None:
+    """Gather and write the evidence on one mask file; None if only its cost is asked for."""
     start, bar = time.monotonic(), phase_bars(sys.stderr, disable=None)
     texts = evaluation_texts(path, bank, {}, None)
     masked_lm, model = load_model(path, bank, flags, flags.map_of(bank))
@@ -96,16 +125,19 @@ def _gather_one(path: str, bank: Mask, flags: EvaluateFlags, plan: EvidencePlan,
         data = load(texts.settings)
     except UserError as error:
         raise UserError(
-            f"--evidence learns the masks of {path} again, for which it needs their texts: {error}"
+            f"--evidence learns the masks of {path} again, for which their texts must be where they were: {error}"
         ) from error
-    bench = Bench(masked_lm, bank.of(data.groups.names), data, plan, bar)
+    mask = bank.of(data.groups.names)
+    kept = KeptParts(folder / PARTS_FOLDER, inputs_of(masked_lm, mask, data, plan))
+    bench = Bench(masked_lm, mask, data, plan, bar, kept)
     again = Rediscoverer(masked_lm, bench.mask, data, plan, folder / REDISCOVERED_FOLDER, bar, (StopBetweenSteps,))
-    sources = evidence_sources(bench, plan, load, texts.settings, flags)
+    sources = evidence_sources(bench, plan, load, texts.settings, flags, others)
     print(cost_lines(expected_cost(bench, again, sources)), flush=True)
     if plan.estimate:
-        return
+        return None
     evidence = gather(bench, again, sources)
     _write(folder, path, evidence, time.monotonic() - start, flags.track)
+    return evidence
 
 
 def cost_lines(cost: EvidenceCost) -> str:
@@ -127,6 +159,28 @@ def _write(folder: Path, path: str, evidence: Evidence, seconds: float, track: b
 
         print(tracking.log_evidence(folder, evidence.facts, evidence.tables))
     print(f"Written after {duration(seconds)}: {folder / EVIDENCE_FILE}, {folder / TABLES_FOLDER}")
+
+
+def _write_matrix(folder: Path, transfers: Mapping[str, Table], track: bool) -> None:
+    """Print and write what the masks of every run do on the texts of every run."""
+    table = transfer_matrix(transfers)
+    print(f"KL on the texts of every run, in nats per scored token:\n\n{matrix_text(table)}\n")
+    atomic_write(folder / TABLES_FOLDER / f"{MATRIX}.csv", as_csv(table).encode())
+    draw_matrix(folder / MATRIX_PAGE, table)
+    if track:
+        from masklearn import tracking  # imports wandb, which takes a second
+
+        print(tracking.log_evidence(folder, {"runs": list(transfers)}, {MATRIX: table}))
+    print(f"Written: {folder / TABLES_FOLDER / MATRIX}.csv")
+
+
+def matrix_text(table: Table) -> str:
+    """The KL of the matrix: a line for each mask and size, a column for the texts of each run."""
+    columns = list(dict.fromkeys(row["texts"] for row in table))
+    kl = {(row["mask"], row["s"], row["texts"]): f"{row['kl']:.3f}" for row in table}
+    lines = dict.fromkeys((row["mask"], row["s"]) for row in table)
+    cells = [[mask, str(s), *(kl.get((mask, s, texts), "-") for texts in columns)] for mask, s in lines]
+    return aligned([["mask", "s", *columns], *cells])
 
 
 def verdict_text(verdicts: Table) -> str:

@@ -1,23 +1,32 @@
-"""What evidence is gathered on besides a bank: its texts in other words, other tasks and texts, other checkpoints."""
+"""What evidence is gathered on besides a bank: its texts in other words, other tasks, texts and checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import SOURCE_KEYS, SOURCE_OPTIONS
-from masklearn.data import MaskData
+from masklearn.data import MaskData, SplitName
+from masklearn.data.batching import SplitDataset
 from masklearn.data.sources import TaskName
+from masklearn.data.splits import COLUMN, DATASET
 from masklearn.errors import UserError
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.gather import Sources
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.rediscovery import Variant, variants
+from masklearn.evidence.transfer import RUN, TEXTS, Checkpoint, OtherTexts, run_texts
+from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
-from masklearn.models import EMBEDDED, load_lm, require_plain
+from masklearn.models import EMBEDDED, has_revisions, load_lm, require_plain
 
 TASKS = get_args(TaskName)
 """Tasks of the embedded generator."""
+TEXT_COLUMN = "text_column:"
+"""What `plan.transfer` calls the held-out rows of the run in another column; `column:NAME` are those by the values of a
+column, as in `model.scope`."""
 ONLY_IN_SOURCE = (
     *SOURCE_KEYS,
     *SOURCE_OPTIONS,
@@ -32,12 +41,31 @@ OTHER_TASK_TEXTS = 400
 """Texts of another task that a control is learned on."""
 
 
+class LoadTexts(Protocol):
+    """Loads texts by their settings, as `evaluation_texts.load_texts` does for the model at hand."""
+
+    def __call__(self, settings: dict[str, Any], *, scope: str = ..., bank: Mask = ...) -> MaskData:
+        """Load them; by default with the scope of the bank at hand."""
+        ...
+
+
+@dataclass(frozen=True)
+class OtherRun:
+    """Another run, whose held-out texts a bank is evaluated on."""
+
+    name: str
+    bank: Mask
+    settings: dict[str, Any]
+    """Settings of its texts."""
+
+
 def evidence_sources(
     bench: Bench,
     plan: EvidencePlan,
-    load: Callable[[dict[str, Any]], MaskData],
+    load: LoadTexts,
     settings: dict[str, Any],
     flags: EvaluateFlags,
+    runs: Sequence[OtherRun] = (),
 ) -> Sources:
     """Load all that a plan asks for, so that what cannot be loaded is known at the start.
 
@@ -47,25 +75,48 @@ def evidence_sources(
         load: Loads texts by their settings.
         settings: Those of the run.
         flags: Says what is trusted, and the precision.
+        runs: Other runs, to cross with this one.
 
     Raises:
         UserError: If texts or a checkpoint cannot be loaded, or if a checkpoint is of another shape.
     """
     paraphrased = None
-    if plan.paraphrase_column:
-        paraphrased = load(settings | {"text_column": plan.paraphrase_column})
+    if column := plan.paraphrase_column:
+        with _blamed_on(f"plan.paraphrase_column: {column}"):
+            paraphrased = _in_column(column, bench, load, settings)
     is_embedded, own_task = bench.mask.model.lm == EMBEDDED, bench.data.source.task
     default = [task for task in TASKS if task != own_task] if is_embedded and plan.transfer is None else []
-    names = plan.transfer or default
     other_settings = {key: value for key, value in settings.items() if key not in ONLY_IN_SOURCE}
-    texts = {name: load(other_settings | _source(name) | {"limit": plan.texts}) for name in names}
     tasks = dict[str, Variant]()
-    if default and len(bench.mask.groups) == 1:
+    if default and bench.mask.groups == (DATASET,):
         task = default[0]
         data = load(other_settings | {"task": task, "limit": OTHER_TASK_TEXTS})
         tasks[task] = Variant(f"task-{task}", 1, lambda _: data, plan.seed)
-    checkpoints = {name: _checkpoint(name, bench, flags) for name in plan.checkpoints or ()}
-    return Sources(variants(plan, paraphrased), tasks, texts, checkpoints)
+    found = list[OtherTexts | str]()
+    for name in plan.transfer or default:
+        with _blamed_on(f"plan.transfer: {name}"):
+            if name.startswith((COLUMN, TEXT_COLUMN)):
+                found += _of_column(bench, name, load, settings)
+            else:
+                data = load(other_settings | _source(name) | {"limit": plan.texts}, scope=DATASET)
+                found += _unlearned(bench, TEXTS, name, data, "all")
+    for run in runs:
+        scope = run.bank.config.get("model", {}).get("scope", DATASET)
+        with _blamed_on(f"the texts of {run.name}"):
+            found += _unlearned(bench, RUN, run.name, load(run.settings, scope=scope, bank=run.bank), "test")
+    texts = [one for one in found if isinstance(one, OtherTexts)]
+    checkpoints = [_checkpoint(name, bench, flags) for name in plan.checkpoints or ()]
+    gaps = [one for one in found if isinstance(one, str)]
+    return Sources(variants(plan, paraphrased), tasks, texts, checkpoints, gaps)
+
+
+@contextmanager
+def _blamed_on(what: str) -> Iterator[None]:
+    """Errors say which texts of a plan cannot be used."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what} cannot be used: {error}") from error
 
 
 def _source(name: str) -> dict[str, Any]:
@@ -73,17 +124,65 @@ def _source(name: str) -> dict[str, Any]:
     return {"task": name} if name in TASKS else {"path": name}
 
 
-def _checkpoint(name: str, bench: Bench, flags: EvaluateFlags) -> MaskedLM:
-    """Another checkpoint of the bank's model: a folder, or a revision on the hub."""
-    of_bank = bench.mask.model
-    lm, revision = (name, None) if Path(name).expanduser().is_dir() else (of_bank.lm, name)
+def _in_column(column: str, bench: Bench, load: LoadTexts, settings: dict[str, Any]) -> MaskData:
+    """The rows of the run in the text of another column."""
+    if bench.data.source.task is not None:
+        raise UserError(f"{bench.data.source} have no columns")
+    return load(settings | {"text_column": column})
+
+
+def _of_column(bench: Bench, name: str, load: LoadTexts, settings: dict[str, Any]) -> Iterator[OtherTexts | str]:
+    """The held-out rows of the run, by the values of a column or in the text of another column."""
+    if settings.get("pack"):
+        raise UserError("the run has joined its rows (data.pack), so that they have no columns. Leave it out")
+    if name.startswith(COLUMN):
+        data = load(settings, scope=name)
+    else:
+        data = _in_column(name.removeprefix(TEXT_COLUMN), bench, load, settings)
+    rows, every = {text.row for text in bench.data.parts["test"].encoded}, data.parts["all"]
+    held_out = [i for i, text in enumerate(every.encoded) if text.row in rows]
+    data.parts["test"] = SplitDataset([every.encoded[i] for i in held_out], [every.groups[i] for i in held_out])
+    return _unlearned(bench, TEXTS, name, data, "test")
+
+
+def _unlearned(bench: Bench, what: str, name: str, data: MaskData, split: SplitName) -> Iterator[OtherTexts | str]:
+    """The texts of each group that the masks were not learned on, or a sentence if there are none."""
+    groups, known = data.groups.names, frozenset(bench.mask.learned_texts.tolist())
+    data.parts[split] = data.parts[split].without(known)
+    for index, group in enumerate(groups):
+        of_group = run_texts(name, group, groups)
+        if index in data.parts[split].groups:
+            batches = data.loader(split, [index], max_texts=bench.plan.texts, by_length=True)
+            yield OtherTexts(what, of_group, list(batches))
+        else:
+            yield f"Transfer to {of_group}: no text there is held out from these masks"
+
+
+def _checkpoint(name: str, bench: Bench, flags: EvaluateFlags) -> Checkpoint:
+    """Another checkpoint of the bank's model: a folder, or a revision on the hub. It is loaded once, to check it."""
+    of_bank, is_folder = bench.mask.model, Path(name).expanduser().is_dir()
+    if not is_folder and not has_revisions(of_bank.lm):
+        raise UserError(
+            f"plan.checkpoints: there is no folder {name}, and {of_bank.lm}, the model of the masks, has no revisions, "
+            "as it is not on the hub. Give folders of other checkpoints"
+        )
+    lm, revision = (name, None) if is_folder else (of_bank.lm, name)
     dtype = bench.mask.config.get("model", {}).get("dtype", flags.dtype or "float32")
     require_plain(bench.masked_lm.lm, "plan.checkpoints")
-    loaded = load_lm(lm, revision, dtype, str(bench.masked_lm.device), **flags.trusted)
-    masked_lm = MaskedLM(loaded, bench.masked_lm.ablation)
+
+    def load() -> MaskedLM:
+        loaded = load_lm(lm, revision, dtype, str(bench.masked_lm.device), **flags.trusted)
+        return MaskedLM(loaded, bench.masked_lm.ablation)
+
+    masked_lm = load()
     if masked_lm.graph != bench.mask.graph:
         raise UserError(
             f"plan.checkpoints: {name} has {masked_lm.graph.n_nodes} nodes, and the masks {bench.mask.graph.n_nodes}. "
             "Give checkpoints of the same model"
         )
-    return masked_lm
+    if masked_lm.layout.n_embeddings < bench.masked_lm.layout.n_embeddings:
+        raise UserError(
+            f"plan.checkpoints: {name} has {masked_lm.layout.n_embeddings} embeddings, and the model of the masks "
+            f"{bench.masked_lm.layout.n_embeddings}, so that it cannot read their texts. Give checkpoints of that model"
+        )
+    return Checkpoint(name, masked_lm.layout.fingerprint, load)

@@ -1,5 +1,6 @@
 """`python export.py`: from a mask file to a smaller model, or to the files of other tools."""
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -10,9 +11,10 @@ from masklearn.cli.evaluate_bank import load_model
 from masklearn.cli.export_flags import ExportFlags
 from masklearn.cli.parsing import as_user_errors
 from masklearn.errors import UserError, one_line
-from masklearn.export import cell_of, cost_table, to_circuits, to_hf
+from masklearn.export import cell_of, cost_table, require_removable, to_circuits, to_hf
 from masklearn.mask_file import Mask
 from masklearn.models import load_tokenizer, model_source
+from masklearn.models.adapters import base_of_adapter
 
 
 def run_export(args: list[str] | None) -> None:
@@ -34,7 +36,10 @@ def run_export(args: list[str] | None) -> None:
             print(f"Written: {file}")
         return
     assert flags.size is not None
-    bank.select(flags.size, flags.group)  # a size that it lacks is told before the model is loaded
+    bank.select(
+        flags.size, flags.group
+    )  # what it lacks, and what cannot be removed, is told before the model is loaded
+    require_removable(_config(bank, flags).get_text_config(), bank.ablation)
     masked_lm, model = load_model(flags.mask, bank, flags)
     tokenizer = load_tokenizer(model.lm, model.revision, flags.trusted["trust_remote_code"])
     export = to_hf(masked_lm.lm, tokenizer, bank, flags.size, flags.out, flags.group, flags.time)
@@ -51,7 +56,9 @@ def _parse(args: Sequence[str]) -> ExportFlags:
     )  # fmt: skip
     parser.add_class_arguments(ExportFlags)
     args = list(args)
-    if args and not args[-1].startswith("-") and "--out" not in " ".join(args) and len(args) > 1:
+    if not {"-h", "--help"} & {*args} and not any(re.match(r"--out\b", arg) for arg in args):
+        if len(args) < 2 or args[-1].startswith("-") or re.fullmatch(r"--\w+", args[-2]):
+            raise UserError("OUT is missing: end with the folder to write, for example --mask FILE --size 0.5 smaller")
         args[-1:] = ["--out", args[-1]]
     with as_user_errors(parser):
         return ExportFlags(**parser.parse_args(args).as_dict())
@@ -61,6 +68,8 @@ def _config(bank: Mask, flags: ExportFlags):
     name, revision = flags.lm or bank.model.lm, None if flags.lm else bank.model.revision
     try:
         source = model_source(name, revision)
+        if base := base_of_adapter(source):
+            source = model_source(base)
         remote = flags.trusted["trust_remote_code"]
         return AutoConfig.from_pretrained(source.location, trust_remote_code=remote, **source.options)
     except (OSError, ValueError) as error:

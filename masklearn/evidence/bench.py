@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from masklearn.data import Batch, MaskData
+from masklearn.evidence.kept_parts import KeptParts
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.text_scores import TextScores, score_texts
 from masklearn.mask_file import Mask
@@ -29,6 +30,7 @@ class Bench:
         data: The texts of its run.
         plan: How much evidence is gathered.
         bar: Shows the progress.
+        kept: The parts of the evidence that are finished.
     """
 
     masked_lm: MaskedLM
@@ -36,6 +38,7 @@ class Bench:
     data: MaskData
     plan: EvidencePlan
     bar: ProgressBar = no_bar
+    kept: KeptParts = KeptParts()
 
     def texts(self, group: int) -> Sequence[Batch]:
         """Held-out texts of a group, shortest first."""
@@ -69,6 +72,15 @@ class Bench:
         index = self.data.groups.names.index(self.mask.groups[group])
         return list(self.data.loader("selection", [index], max_texts=n, by_length=True))
 
-    def held_out_tokens(self) -> int:
-        """Tokens of all held-out texts that are used, padding included."""
-        return sum(batch.input_ids.numel() for group in range(len(self.mask.groups)) for batch in self.texts(group))
+    def held_out_tokens(self, group: int) -> int:
+        """Tokens of the held-out texts of a group that are used, padding included."""
+        return sum(batch.input_ids.numel() for batch in self.texts(group))
+
+    @property
+    def cells(self) -> list[tuple[int, int]]:
+        """Every group, by index, with every size."""
+        return [(group, s) for group in range(len(self.mask.groups)) for s in self.mask.sizes.tolist()]
+
+    def mask_of(self, group: int, s: int) -> Tensor:
+        """The mask of a cell, shape (nodes,)."""
+        return self.mask.mask[group, self.mask.sizes.tolist().index(s)]

@@ -53,58 +53,51 @@ def adversary(masked_lm: MaskedLM, mask: Tensor, batches: Sequence[Batch]) -> Te
     return closed
 
 
-def completeness_table(bench: Bench, group: int) -> list[dict[str, Any]]:
-    """The gap between subgraph and model after the adversary, for every size; a row each.
+def completeness_row(bench: Bench, group: int, s: int) -> dict[str, Any]:
+    """The gap between subgraph and model after the adversary.
 
     The circuit is called incomplete if that gap exceeds the gap between the untouched two, by a 95 % bootstrap interval
     over held-out texts.
     """
-    rows, graph = list[dict[str, Any]](), bench.mask.graph
-    held_out, batches = bench.texts(group), bench.selection_texts(group, ADVERSARY_TEXTS)
-    masks = bench.mask.mask[group]
-    for mask in bench.bar([*masks], "Completeness"):
-        closed = adversary(bench.masked_lm, mask, batches)
-        none = torch.zeros_like(closed)
-        both = torch.stack([none, closed])
-        before, after = kl_between(bench.masked_lm, ~both, mask & ~both, held_out)
-        excess, low, high = mean_interval(after - before, bench.plan.seed)
-        rows.append({
-            "group": bench.mask.groups[group], "s": int(mask.sum()), "closed": " ".join(_names(graph, closed)),
-            "run_kl": float(before.mean()), "gap": float(after.mean()), "excess": excess, "low": low, "high": high,
-            "verdict": "incomplete" if low > 0 else "no gap found",
-        })  # fmt: skip
-    return rows
+    mask = bench.mask_of(group, s)
+    closed = adversary(bench.masked_lm, mask, bench.selection_texts(group, ADVERSARY_TEXTS))
+    both = torch.stack([torch.zeros_like(closed), closed])
+    before, after = kl_between(bench.masked_lm, ~both, mask & ~both, bench.texts(group))
+    excess, low, high = mean_interval(after - before, bench.plan.seed)
+    return {
+        "group": bench.mask.groups[group], "s": s, "closed": " ".join(_names(bench.mask.graph, closed)),
+        "run_kl": float(before.mean()), "gap": float(after.mean()), "excess": excess, "low": low, "high": high,
+        "verdict": "incomplete" if low > 0 else "no gap found",
+    }  # fmt: skip
 
 
 def _names(graph: NodeGraph, nodes: Tensor) -> list[str]:
     return [name for name, is_in in zip(graph.names, nodes.tolist(), strict=True) if is_in]
 
 
-def pair_table(bench: Bench, group: int) -> list[dict[str, Any]]:
+def pair_rows(bench: Bench, group: int, s: int) -> list[dict[str, Any]]:
     """The interaction of pairs of a circuit's strongest nodes: the KL that closing both adds to closing each.
 
     Positive: the nodes are redundant, as each makes up for the other; negative: either alone does most of the damage.
     P-values are those of t-tests over texts, corrected for the number of pairs.
     """
-    rows, graph = list[dict[str, Any]](), bench.mask.graph
-    eye = torch.eye(graph.n_nodes, dtype=torch.bool)
-    for mask in bench.mask.mask[group]:
-        nodes = mask.nonzero()[:, 0]
-        (less,) = bench.scores(group, [torch.cat([mask[None], mask & ~eye[nodes]])], "Single nodes")
-        strongest = sorted(nodes[(less.mean_kl[1:]).argsort(descending=True)[: bench.plan.pairs]].tolist())
-        pairs = list(combinations(strongest, 2))
-        if not pairs:
-            continue
-        kl_of = dict(zip(nodes.tolist(), less.kl[1:], strict=True))
-        (both,) = bench.scores(group, [torch.stack([mask & ~eye[i] & ~eye[j] for i, j in pairs])], "Pairs of nodes")
-        of_texts = [kl - kl_of[i] - kl_of[j] + less.kl[0] for kl, (i, j) in zip(both.kl, pairs, strict=True)]
-        for (i, j), values, p in zip(pairs, of_texts, holm([_t_test(values) for values in of_texts]), strict=True):
-            mean = float(values.mean())
-            kind = "none found" if p > ALPHA else "redundant" if mean > 0 else "either suffices to break it"
-            rows.append({
-                "group": bench.mask.groups[group], "s": int(mask.sum()), "node": graph.names[i],
-                "other": graph.names[j], "interaction": mean, "p_corrected": p, "kind": kind,
-            })  # fmt: skip
+    rows, graph, mask = list[dict[str, Any]](), bench.mask.graph, bench.mask_of(group, s)
+    eye, nodes = torch.eye(graph.n_nodes, dtype=torch.bool), mask.nonzero()[:, 0]
+    (less,) = bench.scores(group, [torch.cat([mask[None], mask & ~eye[nodes]])], "Single nodes")
+    strongest = sorted(nodes[(less.mean_kl[1:]).argsort(descending=True)[: bench.plan.pairs]].tolist())
+    pairs = list(combinations(strongest, 2))
+    if not pairs:
+        return rows
+    kl_of = dict(zip(nodes.tolist(), less.kl[1:], strict=True))
+    (both,) = bench.scores(group, [torch.stack([mask & ~eye[i] & ~eye[j] for i, j in pairs])], "Pairs of nodes")
+    of_texts = [kl - kl_of[i] - kl_of[j] + less.kl[0] for kl, (i, j) in zip(both.kl, pairs, strict=True)]
+    for (i, j), values, p in zip(pairs, of_texts, holm([_t_test(values) for values in of_texts]), strict=True):
+        mean = float(values.mean())
+        kind = "none found" if p > ALPHA else "redundant" if mean > 0 else "either suffices to break it"
+        rows.append({
+            "group": bench.mask.groups[group], "s": s, "node": graph.names[i],
+            "other": graph.names[j], "interaction": mean, "p_corrected": p, "kind": kind,
+        })  # fmt: skip
     return rows
 
 

@@ -32,26 +32,32 @@ class EvidenceCost:
 
 
 def expected_cost(bench: Bench, again: Rediscoverer, sources: Sources) -> EvidenceCost:
-    """Estimate the cost, from a few subgraphs on one batch; rediscoveries that are kept cost nothing.
+    """Estimate the cost, from a few subgraphs on one batch; what is kept costs nothing.
 
     Args:
         bench: The bank.
         again: Learns its masks again.
         sources: What is learned and evaluated.
     """
-    sizes, n_nodes, plan = bench.mask.sizes.tolist(), bench.mask.graph.n_nodes, bench.plan
-    of_test, n_selection = bench.held_out_tokens(), ADVERSARY_TEXTS * bench.data.longest_text * len(bench.mask.groups)
-    n_pairs = sum(min(s, plan.pairs) * (min(s, plan.pairs) - 1) / 2 + s for s in sizes)
+    n_sizes, n_nodes, plan = len(bench.mask.sizes), bench.mask.graph.n_nodes, bench.plan
+    groups, n_selection = range(len(bench.mask.groups)), ADVERSARY_TEXTS * bench.data.longest_text
+    of_texts = [bench.held_out_tokens(group) for group in groups]
     one = again.learning_tokens * (1 + plan.polish_budget)
-    kept = sum(again.is_kept(variant) for variant in sources.variants)
+    n_new = sum(not again.is_kept(variant) for variant in sources.variants)
     n_controls = N_LEARNED_CONTROLS + len(sources.other_tasks)
-    n_texts = 3 + len(sources.other_texts) + len(sources.checkpoints)
+    controls = [group for group in groups if not bench.kept.has(f"controls-{group}")]
+    targets = [*sources.other_texts, *sources.checkpoints]
+    transfers = [f"transfer-{g}-{target.digest}" for g in groups for target in targets]
+    n_transfers = sum(not bench.kept.has(name) for name in transfers)
+    n_within = sum(3 * (not bench.kept.has(f"transfer-{g}")) for g in groups)
     tokens = {
-        "tests": of_test * len(sizes) * (2 + 2 * plan.draws + n_nodes),
-        "rediscoveries": one * (len(sources.variants) - kept),
-        "controls": (n_controls + plan.polish_budget) * one + of_test * len(sizes) * 20,
-        "completeness": 2 * n_selection * sum(map(n_adversary_masks, sizes)) + of_test * n_pairs,
-        "transfer": of_test * len(sizes) * 11 * n_texts,
+        "tests": sum(of_texts[g] * (2 + 2 * plan.draws + n_nodes) for g, _ in _left(bench, "tests")),
+        "rediscoveries": one * n_new,
+        "controls": (n_controls + plan.polish_budget) * one * len(controls) / len(groups)
+        + sum(of_texts[g] * n_sizes * 20 for g in controls),
+        "completeness": sum(2 * n_selection * n_adversary_masks(s) for _, s in _left(bench, "completeness"))
+        + sum(of_texts[g] * _n_pair_masks(s, plan.pairs) for g, s in _left(bench, "pairs")),
+        "transfer": sum(of_texts) / len(groups) * n_sizes * 11 * (n_transfers + n_within),
     }
     batch, masks = bench.texts(0)[0], torch.rand(N_PROBED, n_nodes) < 0.5
     score_texts(bench.masked_lm, masks, [batch])  # warms up
@@ -59,3 +65,14 @@ def expected_cost(bench: Bench, again: Rediscoverer, sources: Sources) -> Eviden
     score_texts(bench.masked_lm, masks, [batch])
     seconds = time.monotonic() - start
     return EvidenceCost(tokens, seconds / (batch.input_ids.numel() * (N_PROBED + 1)))
+
+
+def _left(bench: Bench, part: str) -> list[tuple[int, int]]:
+    """The cells whose part is not kept."""
+    return [(group, s) for group, s in bench.cells if not bench.kept.has(f"{part}-{group}-{s}")]
+
+
+def _n_pair_masks(s: int, n_strongest: int) -> float:
+    """Subgraphs that are run for the pairs of a circuit of `s` nodes."""
+    n = min(s, n_strongest)
+    return n * (n - 1) / 2 + s

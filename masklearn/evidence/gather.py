@@ -1,19 +1,20 @@
 """All evidence on a bank of shared masks, as tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
-from masklearn.data import MaskData
 from masklearn.evidence.bench import Bench
-from masklearn.evidence.circuit_tests import Circuit, corrected, run_tests
-from masklearn.evidence.completeness import completeness_table, pair_table
+from masklearn.evidence.circuit_tests import Circuit, Outcome, corrected, run_tests
+from masklearn.evidence.completeness import completeness_row, pair_rows
 from masklearn.evidence.controls import control_masks, control_table, learned_controls
+from masklearn.evidence.kept_parts import digest
 from masklearn.evidence.rediscovery import Rediscoverer, Variant
 from masklearn.evidence.stability_tables import Table, rediscover, stability_tables
-from masklearn.evidence.transfer import transfer_table
+from masklearn.evidence.transfer import Checkpoint, OtherTexts, transfer_table
 from masklearn.evidence.verdicts import UNKNOWN, paragraph, verdict_table
-from masklearn.masking import MaskedLM
+from masklearn.mask_file import Mask
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,12 @@ class Sources:
     """Rediscoveries for stability."""
     other_tasks: Mapping[str, Variant] = field(default_factory=dict)
     """Rediscoveries on other tasks, as controls."""
-    other_texts: Mapping[str, MaskData] = field(default_factory=dict)
+    other_texts: Sequence[OtherTexts] = ()
     """Texts to transfer to."""
-    checkpoints: Mapping[str, MaskedLM] = field(default_factory=dict)
+    checkpoints: Sequence[Checkpoint] = ()
     """Checkpoints to transfer to."""
+    gaps: Sequence[str] = ()
+    """What cannot be used, a sentence each."""
 
 
 @dataclass(frozen=True)
@@ -46,33 +49,43 @@ class Evidence:
 
 def circuit_test_table(bench: Bench) -> Table:
     """The five hypothesis tests of every group and size."""
-    graph, plan, outcomes = bench.mask.graph, bench.plan, []
-    n_tests = bench.mask.mask.shape[0] * bench.mask.mask.shape[1]
-    for g, group in enumerate(bench.mask.groups):
-        circuits = [Circuit(mask, graph, plan.draws, plan.seed) for mask in bench.mask.mask[g]]
-        for circuit in circuits:
-            scores = bench.scores(g, circuit.subgraphs(), f"Tests of {int(circuit.mask.sum())} nodes")
-            outcomes += run_tests(circuit, group, scores, n_tests)
-    return [asdict(outcome) for outcome in corrected(outcomes)]
+    rows = [row for g, s in bench.cells for row in bench.kept.part(f"tests-{g}-{s}", partial(_test_rows, bench, g, s))]
+    return [asdict(outcome) for outcome in corrected([Outcome(**row) for row in rows])]
+
+
+def _test_rows(bench: Bench, group: int, s: int) -> Table:
+    """The five hypothesis tests of one mask, their p-values not yet corrected."""
+    circuit = Circuit(bench.mask_of(group, s), bench.mask.graph, bench.plan.draws, bench.plan.seed)
+    scores = bench.scores(group, circuit.subgraphs(), f"Tests of {s} nodes")
+    return [asdict(outcome) for outcome in run_tests(circuit, bench.mask.groups[group], scores, len(bench.cells))]
+
+
+def _control_rows(bench: Bench, group: int, learned: Mapping[str, Mask], budget: float) -> Table:
+    return control_table(bench, group, control_masks(bench, group, learned, budget))
 
 
 def gather(bench: Bench, again: Rediscoverer, sources: Sources) -> Evidence:
-    """Gather all evidence on a bank.
+    """Gather all evidence on a bank; finished parts are kept.
 
     Args:
         bench: The bank, its model and its texts.
         again: Learns its masks again.
         sources: What else is needed.
     """
-    n_groups, tables = len(bench.mask.groups), dict[str, Table]()
+    n_groups, part, tables = len(bench.mask.groups), bench.kept.part, dict[str, Table]()
     tables["tests"] = circuit_test_table(bench)
     learned, missing = learned_controls(bench, again, sources.other_tasks)
-    tables["controls"], budget = [], bench.plan.polish_budget * again.learning_tokens
-    for group in range(n_groups):
-        tables["controls"] += control_table(bench, group, control_masks(bench, group, learned, budget / n_groups))
-    tables |= stability_tables(bench, rediscover(again, sources.variants))
-    tables["completeness"] = [row for group in range(n_groups) for row in completeness_table(bench, group)]
-    tables["pairs"] = [row for group in range(n_groups) for row in pair_table(bench, group)]
+    tables["controls"], budget = [], bench.plan.polish_budget * again.learning_tokens / n_groups
+    for g in range(n_groups):
+        tables["controls"] += part(f"controls-{g}", partial(_control_rows, bench, g, learned, budget))
+    found = rediscover(again, sources.variants)
+    of_found = digest(*(mask.to_bytes() for mask in found.masks))
+    tables |= part(f"stability-{of_found}", partial(stability_tables, bench, found))
+    tables["completeness"] = [
+        part(f"completeness-{g}-{s}", partial(completeness_row, bench, g, s))
+        for g, s in bench.bar(bench.cells, "Completeness")
+    ]
+    tables["pairs"] = [row for g, s in bench.cells for row in part(f"pairs-{g}-{s}", partial(pair_rows, bench, g, s))]
     tables["transfer"] = transfer_table(bench, sources.other_texts, sources.checkpoints)
     tables = {"verdicts": verdict_table(tables), **tables}
     facts = _facts(bench, again, sources)
@@ -98,7 +111,7 @@ def _facts(bench: Bench, again: Rediscoverer, sources: Sources) -> dict[str, Any
 
 def _gaps(bench: Bench, sources: Sources, tables: Mapping[str, Table]) -> list[str]:
     """What was not tested, a sentence each."""
-    gaps = list[str]()
+    gaps = list(sources.gaps)
     for row in tables["verdicts"]:
         if row["verdict"] == UNKNOWN:
             gaps.append(f"{row['claim']} at s = {row['s']} of group {row['group']}: {row['measured']}")

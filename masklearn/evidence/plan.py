@@ -22,8 +22,9 @@ class EvidencePlan:
             percent of all cases, as near below 5 as any number around 100 comes.
         texts: Held-out texts of each group that the tests use, at most. With 62 the equivalence test rejects a true
             null hypothesis in 4.9 percent of all cases.
-        transfer: Other texts to evaluate the masks on: files, or tasks of the embedded generator. By default all tasks
-            of the embedded generator for the embedded model, and none for others.
+        transfer: Other texts to evaluate the masks on: files; tasks of the embedded generator; column:NAME, the run's
+            held-out texts by the values of a column; or text_column:NAME, its held-out rows in the text of another
+            column. By default all tasks of the embedded generator for the embedded model, and none for others.
         checkpoints: Other checkpoints of the model to evaluate the masks on: folders, or revisions on the hub.
         pairs: Strongest nodes of a mask whose pairs are tested for redundancy.
         estimate: Print what the evidence will cost, and stop.

@@ -10,6 +10,7 @@ from lightning import Callback, Trainer
 from masklearn.ablation import Ablation
 from masklearn.data import MaskData
 from masklearn.errors import UserError
+from masklearn.evidence.kept_parts import texts_digest
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.resampled_texts import bootstrapped, half, in_other_words, shuffled, with_order
 from masklearn.mask_file import Mask
@@ -137,7 +138,7 @@ class Rediscoverer:
 
     def _key(self, variant: Variant) -> dict[str, Any]:
         """What the masks of a rediscovery depend on, besides the model."""
-        of_variant = {"name": variant.name, "seed": self.plan.seed}
+        of_variant = {"name": variant.name, "seed": self.plan.seed, "texts": texts_digest(variant.texts(self.data))}
         data = self.mask.config.get("data", {})
         return {"model": self.settings(variant.seed), "data": data, "variant": of_variant}
 

@@ -12,6 +12,8 @@ from masklearn.errors import UserError
 
 LEARNING_SPLITS = ("train", "validation", "selection")
 """Splits that masks are learned and selected on."""
+MIN_HALVED_TEXTS = 15
+"""Texts of which a tenth, the validation split, are two."""
 MIN_SHUFFLED_TOKENS = 3
 """Texts of fewer tokens have nothing to shuffle: the first token stays, as it may be a begin token."""
 
@@ -41,7 +43,10 @@ def half(data: MaskData, seed: int, second: bool) -> MaskData:
         shuffled = rng.sample(indices, len(indices))
         chosen = shuffled[1::2] if second else shuffled[::2]
         if not chosen:
-            raise UserError("plan.halves: a group has a single text in a split. Give more texts, or --plan.halves 0")
+            raise UserError(
+                "plan.halves: a group has a single text in a split, which cannot be halved. Learn masks of "
+                f"{MIN_HALVED_TEXTS} texts a group or more, or leave halves out: --plan.halves 0"
+            )
         return sorted(chosen)
 
     return _resampled(data, choose)

@@ -1,25 +1,59 @@
 """Transfer: what masks do on other texts, at other lengths, and in other checkpoints of their model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
 
-from masklearn.data import Batch, MaskData
+from masklearn.data import Batch
 from masklearn.evidence.bench import Bench
+from masklearn.evidence.kept_parts import batches_digest, digest
 from masklearn.evidence.text_scores import score_texts
 from masklearn.masking import MaskedLM
 from masklearn.selection.baselines import matched_masks
 
 N_RANDOM = 10
 """Random subgraphs with as many heads and MLPs, for comparison."""
-TEXTS, LENGTH, CHECKPOINT = "texts", "length", "checkpoint"
-"""What differs from the run."""
+OWN, TEXTS, RUN, LENGTH, CHECKPOINT = "own texts", "texts", "run", "length", "checkpoint"
+"""What differs from the run: nothing, the texts, the texts and their run, the length, or the model's weights."""
+Table = list[dict[str, Any]]
+"""Rows of a table, by column."""
+
+
+@dataclass(frozen=True)
+class OtherTexts:
+    """Texts that the masks were not learned on."""
+
+    what: str
+    """`TEXTS` or `RUN`."""
+    name: str
+    batches: Sequence[Batch]
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of them and of their name."""
+        return digest(f"{self.what} {self.name} {batches_digest(self.batches)}".encode())
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Another checkpoint of the model; its weights are in memory only while it is used."""
+
+    name: str
+    fingerprint: str
+    load: Callable[[], MaskedLM]
+
+    @property
+    def digest(self) -> str:
+        """A hash of its weights and of its name."""
+        return digest(f"{self.name} {self.fingerprint}".encode())
 
 
 def transfer_rows(
     bench: Bench, group: int, what: str, name: str, batches: Sequence[Batch], masked_lm: MaskedLM | None = None
-) -> list[dict[str, Any]]:
+) -> Table:
     """The KL of a group's masks on other texts, beside that on its own and that of random masks; a row for each size.
 
     Args:
@@ -60,27 +94,73 @@ def length_texts(bench: Bench, group: int) -> dict[str, list[Batch]]:
     return halves if all(halves.values()) else {}
 
 
-def transfer_table(
-    bench: Bench, others: Mapping[str, MaskData], checkpoints: Mapping[str, MaskedLM]
-) -> list[dict[str, Any]]:
+def transfer_table(bench: Bench, others: Sequence[OtherTexts], checkpoints: Sequence[Checkpoint]) -> Table:
     """The transfer of every group's masks.
 
     Args:
         bench: The bank.
-        others: Other texts by name.
-        checkpoints: Other checkpoints of the model by name.
+        others: Other texts.
+        checkpoints: Other checkpoints of the model.
     """
-    rows = list[dict[str, Any]]()
-    for g, group in enumerate(bench.mask.groups):
-        rows += transfer_rows(bench, g, TEXTS, f"{group} (its own)", bench.texts(g))
-        for other, other_group in enumerate(bench.mask.groups):
-            if other != g:
-                rows += transfer_rows(bench, g, TEXTS, other_group, bench.texts(other))
-        for name, data in others.items():
-            texts = list(data.loader("all", max_texts=bench.plan.texts, by_length=True))
-            rows += transfer_rows(bench, g, TEXTS, name, texts)
-        for name, texts in length_texts(bench, g).items():
-            rows += transfer_rows(bench, g, LENGTH, name, texts)
-        for name, masked_lm in checkpoints.items():
-            rows += transfer_rows(bench, g, CHECKPOINT, name, bench.texts(g), masked_lm)
+    rows, groups = Table(), range(len(bench.mask.groups))
+    for g in groups:
+        rows += bench.kept.part(f"transfer-{g}", partial(_within, bench, g))
+        for other in others:
+            compute = partial(transfer_rows, bench, g, other.what, other.name, other.batches)
+            rows += bench.kept.part(f"transfer-{g}-{other.digest}", compute)
+    for checkpoint in checkpoints:
+        load = cache(checkpoint.load)  # once for all groups, and not at all if their parts are kept
+        for g in groups:
+            compute = partial(_in_checkpoint, bench, g, checkpoint.name, load)
+            rows += bench.kept.part(f"transfer-{g}-{checkpoint.digest}", compute)
     return rows
+
+
+def _in_checkpoint(bench: Bench, group: int, name: str, load: Callable[[], MaskedLM]) -> Table:
+    return transfer_rows(bench, group, CHECKPOINT, name, bench.texts(group), load())
+
+
+def _within(bench: Bench, group: int) -> Table:
+    """A group's masks on the run's own texts: the group's, those of other groups, and the group's by length."""
+    rows = transfer_rows(bench, group, OWN, bench.mask.groups[group], bench.texts(group))
+    for other, name in enumerate(bench.mask.groups):
+        if other != group:
+            rows += transfer_rows(bench, group, TEXTS, name, bench.texts(other))
+    for name, texts in length_texts(bench, group).items():
+        rows += transfer_rows(bench, group, LENGTH, name, texts)
+    return rows
+
+
+def transfer_matrix(tables: Mapping[str, Table]) -> Table:
+    """The KL of every run's masks on the texts of every run.
+
+    Args:
+        tables: The transfer tables of some runs that were crossed, by the run's name.
+
+    Returns:
+        A row for each mask and texts. `own_kl` is the KL of the mask of that size that was learned on these texts, None
+        if there is none, and `over_own` the KL over it.
+    """
+    rows = [row for name, table in tables.items() for row in _matrix_rows(name, table)]
+    own = {(row["texts"], row["s"]): row["kl"] for row in rows if row["mask"] == row["texts"]}
+    for row in rows:
+        kl = own.get((row["texts"], row["s"]))
+        row |= {"own_kl": kl, "over_own": row["kl"] / kl if kl else None}
+    return rows
+
+
+def _matrix_rows(run: str, table: Table) -> Iterator[dict[str, Any]]:
+    groups = list(dict.fromkeys(row["group"] for row in table))
+    for row in table:
+        mask = run_texts(run, row["group"], groups)
+        texts = {OWN: mask, RUN: row["name"]}.get(row["what"])
+        if row["what"] == TEXTS and row["name"] in groups:
+            texts = run_texts(run, row["name"], groups)
+        if texts is not None:
+            kl = {name: row[name] for name in ("kl", "random_kl", "recovered")}
+            yield {"mask": mask, "s": row["s"], "texts": texts, "n_texts": row["texts"], **kl}
+
+
+def run_texts(run: str, group: str, groups: Sequence[str]) -> str:
+    """The name of a run's texts of one group, in the matrix."""
+    return run if len(groups) == 1 else f"{run}: {group}"

@@ -7,8 +7,9 @@ for a model is noticed.
 
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig
 
+from masklearn.ablation import Ablation
 from masklearn.errors import UserError
 
 SEPARATE = {
@@ -82,13 +83,27 @@ ANATOMIES: dict[str, dict[str, Any]] = {
 """The anatomy of every family whose nodes can be removed, by model type."""
 
 
-def anatomy_of(lm: PreTrainedModel) -> dict[str, Any]:
-    """The anatomy of a model.
+def require_removable(config: PreTrainedConfig, ablation: Ablation) -> None:
+    """Refuse models whose nodes cannot be removed, and ablations whose closed nodes do not emit a constant.
 
     Raises:
-        UserError: If the removal of its nodes is not known.
+        UserError: Says why.
     """
-    config: Any = lm.config
+    anatomy_of(config)
+    if ablation.name == "resample" or ablation.positional:
+        what = "what the node does on a corrupted input" if ablation.name == "resample" else "a value for each position"
+        raise UserError(
+            f"export to hf: under {ablation.name} ablation a closed node emits {what}, so it cannot be removed. Learn "
+            "the masks under zero, mean or learned ablation; --to eap and --to list write them under any"
+        )
+
+
+def anatomy_of(config: Any) -> dict[str, Any]:
+    """The anatomy of the models of a config.
+
+    Raises:
+        UserError: If the removal of their nodes is not known.
+    """
     model_type = config.model_type
     if model_type not in ANATOMIES:
         raise UserError(

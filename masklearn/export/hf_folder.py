@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from masklearn.ablation import Ablation
 from masklearn.errors import UserError, one_line
 from masklearn.export import subgraph_model
-from masklearn.export.anatomy import anatomy_of
+from masklearn.export.anatomy import anatomy_of, require_removable
 from masklearn.export.measurement import compare_costs
 from masklearn.export.model_card import HFExport, model_card
 from masklearn.export.stock import stock_config
@@ -77,8 +77,8 @@ def to_hf(
     if out.exists():
         raise UserError(f"{out} already exists and is kept. Choose another folder")
     require_plain(lm, "a smaller model")
-    gates, anatomy = mask.select(s, group), anatomy_of(lm)
-    _require_constant(mask.ablation)
+    gates, anatomy = mask.select(s, group), anatomy_of(lm.config)
+    require_removable(lm.config, mask.ablation)
     layout = verified_layout(lm)
     subgraph = _description(layout, gates, mask.ablation, anatomy)
     smaller = _without(lm, _constants(layout, subgraph, gates, mask.ablation), subgraph)
@@ -112,16 +112,6 @@ def _new_folder(out: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {out}: {one_line(error)}. Choose another folder, or make room") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _require_constant(ablation: Ablation) -> None:
-    """Refuse an ablation whose closed nodes do not emit a constant."""
-    if ablation.name == "resample" or ablation.positional:
-        what = "what the node does on a corrupted input" if ablation.name == "resample" else "a value for each position"
-        raise UserError(
-            f"export to hf: under {ablation.name} ablation a closed node emits {what}, so it cannot be removed. Learn "
-            "the masks under zero, mean or learned ablation; --to eap and --to list write them under any"
-        )
 
 
 def _description(layout: Layout, gates: Tensor, ablation: Ablation, anatomy: dict[str, Any]) -> dict[str, Any]:

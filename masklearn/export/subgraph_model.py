@@ -97,22 +97,22 @@ def _narrow_by_group(attention: Any, fused: Any, heads: list[int], width: int, n
     """Narrow a matrix in which the queries of a key-value head are followed by its key and its value (Falcon)."""
     one_group = attention.multi_query and not attention.new_decoder_architecture
     group = n_heads // attention.num_kv_heads if one_group or attention.new_decoder_architecture else 1
-    first = {head: head // group * (group + 2) for head in heads}  # slot in which the head's group begins
+    first = {head: head // group * (group + 2) for head in heads}  # block of channels in which its group begins
     keys = [first[head] + group for head in (heads[:1] if one_group else heads)]
-    slots = [[first[head] + head % group for head in heads], keys, [key + 1 for key in keys]]
-    kept = sorted({slot for of_part in slots for slot in of_part})
+    blocks = [[first[head] + head % group for head in heads], keys, [key + 1 for key in keys]]
+    kept = sorted({block for of_part in blocks for block in of_part})
     narrow(fused, slices(kept, width), output=True)
-    for name, of_part in zip(("query_slots", "key_slots", "value_slots"), slots, strict=True):
-        attention.register_buffer(name, torch.tensor([kept.index(slot) for slot in of_part]))
+    for name, of_part in zip(("query_blocks", "key_blocks", "value_blocks"), blocks, strict=True):
+        attention.register_buffer(name, torch.tensor([kept.index(block) for block in of_part]))
     attention.num_kv_heads = len(keys)
-    attention._split_heads = partial(split_slots, attention)
+    attention._split_heads = partial(split_blocks, attention)
 
 
-def split_slots(attention: Any, fused: Tensor) -> tuple[Tensor, ...]:
+def split_blocks(attention: Any, fused: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys and values (rows, tokens, heads, width) of kept heads; a key serves several queries by copies."""
     states = fused.unflatten(-1, (-1, attention.head_dim))
-    slots = (attention.query_slots, attention.key_slots, attention.value_slots)
-    return tuple(states.index_select(2, of_part) for of_part in slots)
+    blocks = (attention.query_blocks, attention.key_blocks, attention.value_blocks)
+    return tuple(states.index_select(2, of_part) for of_part in blocks)
 
 
 def _narrow_grouped(attention: Any, anatomy: dict[str, Any], heads: list[int], width: int, n_heads: int) -> None:

@@ -24,7 +24,7 @@ from masklearn.models.placement import (
     require_plain,
 )
 from masklearn.models.prefix import Prefix, can_share_prefixes, prefix_of, recording, starting_at
-from masklearn.models.sources import EMBEDDED, model_source, why_hub_unreachable
+from masklearn.models.sources import EMBEDDED, has_revisions, model_source, why_hub_unreachable
 from masklearn.models.unwrapping import name_of, running_eagerly, unwrapped
 from masklearn.models.verification import require_finite_outputs, verify_gates
 
@@ -45,6 +45,7 @@ __all__ = [
     "fingerprint",
     "dtype_name",
     "first_output",
+    "has_revisions",
     "input_device",
     "is_offloaded",
     "is_placed",

@@ -66,6 +66,12 @@ def model_source(lm: str, revision: str | None = None) -> ModelSource:
     return ModelSource(lm, {"revision": revision, "local_files_only": bool(constants.HF_HUB_OFFLINE or why)})
 
 
+def has_revisions(lm: str) -> bool:
+    """Whether there may be several revisions of a model: on the hub, or in a folder of the hub's cache."""
+    path = Path(lm).expanduser()
+    return lm != EMBEDDED and (not path.exists() or (path / "snapshots").is_dir())
+
+
 def _snapshot(folder: Path, revision: str | None) -> Path:
     """Return the model's files in a folder of the hub's cache (`models--owner--name`); any other folder as it is."""
     snapshots = folder / "snapshots"

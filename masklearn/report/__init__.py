@@ -1,7 +1,7 @@
 """Figures of a run, and figures and page of a study. Needs the `report` extra (matplotlib, jinja2)."""
 
 from masklearn.report.bank_page import bank_page, png_element, run_overview
-from masklearn.report.evidence import write_evidence
+from masklearn.report.evidence import write_evidence, write_matrix
 from masklearn.report.node_map import node_map_svg
 from masklearn.report.run import write_figures
 from masklearn.report.study import write_study
@@ -13,5 +13,6 @@ __all__ = [
     "run_overview",
     "write_evidence",
     "write_figures",
+    "write_matrix",
     "write_study",
 ]

@@ -82,3 +82,23 @@ def write_evidence(file: Path, name: str, evidence: Evidence) -> None:
         ],
     }
     atomic_write(file, render_page("evidence.html", content).encode())
+
+
+def write_matrix(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the page of a transfer matrix: for each size, masks by texts, and all rows. All strings are escaped.
+
+    Args:
+        file: The HTML file.
+        rows: The rows of `evidence.transfer.transfer_matrix`.
+    """
+    texts = list(dict.fromkeys(row["texts"] for row in rows))
+    found = {(row["s"], row["mask"], row["texts"]): (row["kl"], row["over_own"]) for row in rows}
+    masks = dict.fromkeys((row["s"], row["mask"]) for row in rows)
+    lines = [(s, mask, [found.get((s, mask, text), (None, None)) for text in texts]) for s, mask in sorted(masks)]
+    content = {
+        "title": "Transfer matrix",
+        "texts": texts,
+        "lines": lines,
+        "table": table_view("transfer_matrix", pd.DataFrame(rows)),
+    }
+    atomic_write(file, render_page("matrix.html", content).encode())

@@ -54,7 +54,7 @@ def log_evidence(folder: Path, config: dict[str, Any], tables: Mapping[str, list
     def log() -> None:
         frames = {name: pd.DataFrame(rows) for name, rows in tables.items() if rows}
         tracker.run.log({f"evidence/{name}": _wandb_table(frame) for name, frame in frames.items()})
-        for row in tables["verdicts"]:
+        for row in tables.get("verdicts", ()):
             tracker.run.summary[f"evidence/{row['claim']}/{row['group']}/s={row['s']}"] = row["verdict"]
 
     tracker.safely(log)

@@ -1,0 +1,96 @@
+"""Finished parts of the evidence, kept in a folder: a command that is stopped and started again computes the rest."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from masklearn.data import Batch, MaskData
+from masklearn.evidence.plan import EvidencePlan
+from masklearn.files import atomic_write
+from masklearn.mask_file import Mask
+from masklearn.masking import MaskedLM
+from masklearn.version import masklearn_version
+
+DIGEST_LENGTH = 16
+"""Hexadecimal digits of a digest."""
+NAMED_BY_PARTS = {"seeds", "bootstraps", "halves", "paraphrase_column", "transfer", "checkpoints", "estimate"}
+"""Settings of a plan that say which parts there are, and change none of them."""
+
+
+@dataclass(frozen=True)
+class KeptParts:
+    """Parts by name. A part that depends on something else than now is computed again."""
+
+    folder: Path | None = None
+    """Where they are; None keeps none."""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """What all parts depend on, in values of JSON. What one part depends on besides belongs into its name."""
+
+    def part(self, name: str, compute: Callable[[], Any]) -> Any:
+        """A part, from the folder if it is there, or computed now and kept.
+
+        Args:
+            name: Its name, and that of its file.
+            compute: Returns it, in values of JSON.
+
+        Raises:
+            UserError: If it cannot be written.
+        """
+        if (kept := self._load(name)) is not None:
+            return kept
+        value = compute()
+        if self.folder:
+            content = {"inputs": self.inputs, "value": value}
+            atomic_write(self.folder / f"{name}.json", json.dumps(content).encode())
+        return value
+
+    def has(self, name: str) -> bool:
+        """Whether the folder has a part."""
+        return self._load(name) is not None
+
+    def _load(self, name: str) -> Any:
+        if self.folder is None:
+            return None
+        try:
+            content = json.loads((self.folder / f"{name}.json").read_bytes())
+            return content["value"] if content["inputs"] == self.inputs else None
+        except (OSError, ValueError, TypeError, KeyError):  # absent or damaged: it is computed again
+            return None
+
+
+def inputs_of(masked_lm: MaskedLM, mask: Mask, data: MaskData, plan: EvidencePlan) -> dict[str, Any]:
+    """What all parts of the evidence on a bank depend on."""
+    return {
+        "bank": digest(mask.to_bytes()),
+        "model": masked_lm.layout.fingerprint,
+        "dtype": str(masked_lm.lm.dtype),
+        "texts": texts_digest(data),
+        "plan": {name: value for name, value in asdict(plan).items() if name not in NAMED_BY_PARTS},
+        "masklearn": masklearn_version(),
+    }
+
+
+def digest(*contents: bytes) -> str:
+    """A hash of some contents."""
+    whole = hashlib.sha256()
+    for content in contents:
+        whole.update(hashlib.sha256(content).digest())
+    return whole.hexdigest()[:DIGEST_LENGTH]
+
+
+def texts_digest(data: MaskData) -> str:
+    """A hash of all texts in tokens, with their splits, their groups and what is scored of them."""
+    texts = (
+        repr((name, *row)).encode()
+        for name, split in sorted(data.parts.items())
+        for row in zip(split.encoded, split.groups, strict=True)
+    )
+    return digest(data.positions.encode(), repr(data.groups.names).encode(), *texts)
+
+
+def batches_digest(batches: Sequence[Batch]) -> str:
+    """A hash of some batches."""
+    return digest(*(tensor.numpy().tobytes() for batch in batches for tensor in batch if tensor is not None))

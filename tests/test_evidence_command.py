@@ -1,0 +1,291 @@
+"""Evidence on the command line: what is kept, what is crossed with what, and what is refused."""
+
+import csv
+import json
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run, one_line, refused, tiny_llama
+from torch import Tensor
+from torch.testing import assert_close
+
+import masklearn as ml
+from masklearn.cli import evaluate, train
+from masklearn.cli.evaluate_flags import EvaluateFlags
+from masklearn.cli.evaluation_texts import load_texts
+from masklearn.cli.evidence_sources import evidence_sources
+from masklearn.data import MaskData
+from masklearn.evidence import bench, completeness, transfer
+from masklearn.evidence.bench import Bench
+from masklearn.evidence.kept_parts import KeptParts, inputs_of, texts_digest
+from masklearn.evidence.plan import EvidencePlan
+from masklearn.evidence.rediscovery import Rediscoverer
+from masklearn.evidence.resampled_texts import bootstrapped, half, with_order
+from masklearn.evidence.text_scores import score_texts
+from masklearn.evidence.transfer import transfer_matrix
+from masklearn.mask_file import ModelId
+from masklearn.masking import MaskedLM
+from masklearn.tiny import tasks
+
+
+def content(data: MaskData, split: str) -> list[tuple[int, ...]]:
+    return [tuple(ids) for ids in data.parts[split].ids]
+
+
+@pytest.fixture(autouse=True)
+def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py"])
+
+
+QUICK = [
+    *("--plan.seeds", "2", "--plan.bootstraps", "2", "--plan.halves", "0", "--plan.draws", "60", "--plan.texts", "4"),
+    *("--plan.steps", "2", "--plan.polish_budget", "0.01", "--plan.pairs", "3", "--plan.transfer", "[copy]"),
+]
+
+
+def test_evidence_of_a_run_is_written_and_resumed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["--mask", str(run.folder / "mask.safetensors"), "--evidence", "true", "--out", str(tmp_path), *QUICK]
+    assert evaluate(command) == 0
+    found = json.loads((tmp_path / "evidence.json").read_text())
+    by_claim = {(row["claim"], row["s"]): row for row in found["tables"]["verdicts"]}
+    assert {s for _, s in by_claim} == {4, 18, 30}
+    assert by_claim["equivalent", 4]["verdict"] == "not tested"
+    assert "at least" in by_claim["equivalent", 4]["measured"]  # how many texts there must be
+    assert {row["source"] for row in found["tables"]["stability"]} == {"seed", "bootstrap"}
+    assert {row["control"] for row in found["tables"]["controls"]} > {"shuffled texts", "untrained model"}
+    assert any("paraphrases" in gap for gap in found["not_tested"])
+    page = (tmp_path / "report.html").read_text()
+    assert found["summary"].split(".")[0] in page
+    tables = {path.name: path.read_bytes() for path in (tmp_path / "tables").glob("*.csv")}
+    assert {"verdicts.csv", "tests.csv", "transfer.csv"} <= {*tables}
+
+    def computed_again(*args: object) -> None:
+        raise AssertionError("what is kept is not computed again")
+
+    for owner, name in (
+        (Rediscoverer, "_learn"), (bench, "score_texts"), (completeness, "kl_between"), (transfer, "score_texts"),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, computed_again)
+    assert evaluate(command) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tables").glob("*.csv")} == tables
+    with pytest.raises(AssertionError, match="not computed again"):  # another setting of the tests
+        evaluate([*command, "--plan.draws", "61"])
+
+
+def saved(folder: Path, bank: ml.Mask, n_sizes: int, **data: str) -> str:
+    """A bank of the first sizes of another, on other texts if these are given, saved as a run does."""
+    sizes = bank.sizes[:n_sizes]
+    config = bank.config | {
+        "model": bank.config["model"] | {"sizes": sizes.tolist()},
+        "data": data or bank.config["data"],
+    }
+    fewer = {"mask": bank.mask[:, :n_sizes], "scores": bank.scores[:, :n_sizes], "sizes": sizes}
+    replace(bank, config=config, **fewer).save(folder / "mask.safetensors")
+    return str(folder)
+
+
+def test_a_stopped_command_goes_on_where_it_was(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask, seen = saved(tmp_path / "two", ml.Mask.load(run.folder), 2), list[int]()
+    command = ["--mask", mask, "--evidence", "true", "--out", str(tmp_path), *QUICK, "--track", "false"]
+
+    def fails_at(size: int | None) -> None:
+        def chosen(lm: MaskedLM, mask: Tensor, texts: object) -> Tensor:
+            if int(mask.sum()) == size:
+                raise KeyboardInterrupt
+            seen.append(int(mask.sum()))
+            return mask
+
+        monkeypatch.setattr(completeness, "adversary", chosen)
+
+    fails_at(18)
+    assert evaluate(command) == 2
+    assert not (tmp_path / "evidence.json").exists()
+    parts = {path.stem for path in (tmp_path / "parts").iterdir()}
+    assert {"tests-0-4", "tests-0-18", "controls-0", "completeness-0-4"} < parts
+    (tmp_path / "parts" / "tests-0-4.json").write_text("{")  # damaged
+    fails_at(None)
+    assert evaluate(command) == 0
+    assert seen == [4, 18]
+
+
+def test_a_part_is_kept_for_the_same_inputs_alone(tmp_path: Path) -> None:
+    first, other = KeptParts(tmp_path, {"bank": "a", "plan": {"seed": 0}}), KeptParts(tmp_path, {"bank": "b"})
+    assert first.part("tests", lambda: [{"p": 0.1, "n": float("nan")}])[0]["p"] == 0.1
+    assert first.part("tests", list)[0]["p"] == 0.1
+    assert not other.has("tests")
+    assert other.part("tests", lambda: "new") == first.part("transfer", lambda: "new") == "new"
+    assert KeptParts().part("tests", lambda: "again") == "again"
+
+
+def test_texts_and_banks_have_digests(run: Run) -> None:
+    data, mask = MaskData(limit=20), ml.Mask.load(run.folder)
+    data.setup("fit")
+    assert texts_digest(data) == texts_digest(with_order(data, 5)) != texts_digest(bootstrapped(data, 0))
+    masked_lm, plan = MaskedLM(tiny_llama()), EvidencePlan()
+    same = inputs_of(masked_lm, mask, data, plan)
+    assert inputs_of(masked_lm, mask, data, replace(plan, bootstraps=9, transfer=["x"])) == same
+    changed = (replace(mask, scores=mask.scores + 1), data, plan), (mask, data, replace(plan, pairs=1))
+    changed += ((mask, half(data, 0, True), plan),)
+    assert all(inputs_of(masked_lm, *given) != same for given in changed)
+
+
+# --- transfer ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_matrix_compares_with_the_mask_of_the_texts_by_hand() -> None:
+    def row(group: str, s: int, what: str, name: str, kl: float) -> dict[str, object]:
+        of_kl = {"kl": kl, "random_kl": 4.0, "recovered": 1 - kl / 4}
+        return {"group": group, "s": s, "what": what, "name": name, "texts": 3, **of_kl}
+
+    tables = {
+        "a": [row("dataset", 2, "own texts", "dataset", 1.0), row("dataset", 2, "run", "b: x", 3.0),
+              row("dataset", 2, "length", "longer", 9.0)],
+        "b": [row("x", 2, "own texts", "x", 2.0), row("x", 2, "texts", "y", 2.5), row("x", 2, "texts", "c.jsonl", 8.0),
+              row("y", 3, "own texts", "y", 0.5), row("x", 2, "run", "a", 4.0)],
+    }  # fmt: skip
+    found = {
+        (row["mask"], row["texts"]): (row["kl"], row["own_kl"], row["over_own"]) for row in transfer_matrix(tables)
+    }
+    assert found == {
+        ("a", "a"): (1, 1, 1), ("a", "b: x"): (3, 2, 1.5), ("b: x", "b: x"): (2, 2, 1), ("b: x", "a"): (4, 1, 4),
+        ("b: x", "b: y"): (2.5, None, None), ("b: y", "b: y"): (0.5, 0.5, 1),
+    }  # fmt: skip
+
+
+def test_several_runs_are_crossed(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second run's masks are of two groups of rows, by a column of a file."""
+    path, bank = tmp_path / "rows.jsonl", ml.Mask.load(run.folder)
+    rows = [{"text": text, "kind": str(i % 2)} for i, text in enumerate(islice(tasks.texts(), 40))]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    grouped = replace(
+        bank, mask=torch.cat([bank.mask, bank.mask.flip(-1)]), scores=torch.cat([bank.scores, bank.scores.flip(-1)]),
+        groups=("0", "1"), positions="all", config={"model": bank.config["model"] | {"scope": "column:kind"}},
+    )  # fmt: skip
+    masks = [saved(tmp_path / "one", bank, 1), saved(tmp_path / "two", grouped, 1, path=str(path))]
+    none = ["--plan.seeds", "0", "--plan.bootstraps", "0", "--plan.draws", "5", "--track", "false"]
+    command = ["--evidence", "true", "--out", str(tmp_path / "out"), *QUICK, *none]
+    assert evaluate(["--mask", *masks, *command, "--plan.transfer", f"[{path}]"]) == 0
+    assert "KL on the texts of every run" in capsys.readouterr().out
+    with (tmp_path / "out" / "tables" / "transfer_matrix.csv").open() as file:
+        matrix = {(row["mask"], row["texts"]): row for row in csv.DictReader(file)}
+    names = ["one", "two: 0", "two: 1"]
+    assert {*matrix} == {(mask, texts) for mask in names for texts in names}
+    assert float(matrix["two: 0", "two: 0"]["over_own"]) == 1
+    assert "two: 1" in (tmp_path / "out" / "transfer_matrix.html").read_text()
+    data = MaskData(str(path), scope="column:kind", max_groups=2)
+    data.setup("fit")
+    batches = data.loader("test", [data.groups.names.index("0")])
+    kl = score_texts(MaskedLM(ml.load_lm(), bank.ablation), bank.select(4)[None], batches).mean_kl
+    assert float(matrix["one", "two: 0"]["kl"]) == pytest.approx(float(kl), rel=1e-5)
+
+
+def test_masks_of_another_objective_have_no_evidence(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = ml.Mask.load(run.folder)
+    config = mask.config | {"model": mask.config["model"] | {"objective": "logit-diff"}}
+    replace(mask, config=config).save(tmp_path / "mask.safetensors")
+    assert evaluate(["--mask", str(tmp_path), "--evidence", "true"]) == 2
+    assert "minimise logit-diff" in capsys.readouterr().err
+
+
+def test_masks_of_single_texts_have_no_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model.scope", "input", "--data.limit", "2", "--model.sizes", "[4]", "--model.steps", "2"]
+    assert train([*flags, "--model.polish", "0", "--trainer.logger", "false", "--run.dir", str(tmp_path)]) == 0
+    assert evaluate(["--mask", str(tmp_path / "mask.safetensors"), "--evidence", "true"]) == 2
+    assert "--model.scope dataset" in capsys.readouterr().err
+
+
+def test_evidence_of_one_size_and_of_a_run_whose_texts_are_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, folder = tmp_path / "texts.jsonl", tmp_path / "run"
+    source.write_text("\n".join(json.dumps({"text": text}) for text in islice(tasks.texts(), 8)))
+    flags = ["--data.path", str(source), "--model.sizes", "[36]", "--model.steps", "2", "--model.polish", "0"]
+    assert train([*flags, "--trainer.logger", "false", "--run.dir", str(folder)]) == 0
+    command = ["--mask", str(folder / "mask.safetensors"), "--evidence", "true", *QUICK, "--plan.seeds", "1"]
+    assert evaluate([*command, "--plan.bootstraps", "0"]) == 0
+    found = json.loads((folder / "evidence" / "evidence.json").read_text())
+    assert {row["verdict"] for row in found["tables"]["tests"]} == {"not tested"}
+    source.unlink()
+    capsys.readouterr()
+    assert evaluate(command) == 2
+    error = capsys.readouterr().err
+    assert str(source) in error
+    assert error.count("\n") == 1
+
+
+def test_what_evidence_cannot_use_is_told_in_one_line(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank = ml.Mask.load(run.folder)
+    of_python = replace(bank, config=bank.config | {"data": {}, "texts": "8 texts given in Python"})
+    of_python.save(tmp_path / "python" / "mask.safetensors")
+    tiny_llama().save_pretrained(tmp_path / "other")
+    for mask, flags, reason in (
+        (run.folder, ["--data.limit", "3"], "Leave out --data.limit"),
+        (run.folder, ["--plan.transfer", "[absent.jsonl]"], "plan.transfer: absent.jsonl cannot be used"),
+        (run.folder, ["--plan.transfer", "[column:kind]"], "plan.transfer: column:kind cannot be used"),
+        (run.folder, ["--plan.transfer", "[text_column:french]"], "plan.transfer: text_column:french cannot be used"),
+        (run.folder, ["--plan.paraphrase_column", "said"], "plan.paraphrase_column: said cannot be used"),
+        (run.folder, ["--plan.checkpoints", "[step1000]"], "there is no folder step1000"),
+        (run.folder, ["--plan.checkpoints", f"[{tmp_path / 'other'}]"], "15 nodes, and the masks 36"),
+        (tmp_path / "python", [], "8 texts given in Python, which the mask file does not hold"),
+    ):
+        command = ["--mask", str(mask), "--evidence", "true", "--out", str(tmp_path / "out"), *QUICK, *flags]
+        capsys.readouterr()
+        assert evaluate(command) == 2
+        assert reason in one_line(capsys)
+
+
+def test_texts_of_a_column_are_the_held_out_rows(tmp_path: Path) -> None:
+    path, lm = tmp_path / "rows.jsonl", ml.load_lm()
+    sentences = [*islice(tasks.texts(), 120)]
+    rows = [
+        {"text": text, "kind": str(i % 2), "other": other}
+        for i, (text, other) in enumerate(zip(sentences[:60], sentences[60:], strict=True))
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data, other = MaskData(str(path)), MaskData(str(path), text_column="other")
+    data.setup("fit")
+    other.setup()
+    masked_lm = MaskedLM(lm)
+    mask = torch.zeros(1, 1, masked_lm.graph.n_nodes, dtype=torch.bool)
+    mask[..., 0] = True
+    model = ModelId("embedded", None, masked_lm.layout.fingerprint)
+    bank = ml.Mask(mask, mask.float(), torch.tensor([1]), masked_lm.graph, model, config={"data": {"path": str(path)}})
+    plan = EvidencePlan(transfer=["column:kind", "text_column:other", str(path)], checkpoints=[str(tmp_path / "half")])
+    lm.save_pretrained(tmp_path / "half")
+    learned = torch.tensor(data.learned_texts)
+    of_bench = Bench(masked_lm, replace(bank, learned_texts=learned), data, plan)
+    load = partial(load_texts, bank=bank, masked_lm=masked_lm, model=model, scope="dataset", trust_remote_code=False)
+    sources = evidence_sources(of_bench, plan, load, {"path": str(path)}, EvaluateFlags(mask=[]))
+    found = {texts.name: [tuple(ids[real].tolist()) for batch in texts.batches
+                          for ids, real in zip(batch.input_ids, batch.real, strict=True)]
+             for texts in sources.other_texts}  # fmt: skip
+    assert {*found} == {"column:kind: 0", "column:kind: 1", "text_column:other", str(path)}
+    held_out = sorted(content(data, "test"))
+    assert sorted(found["column:kind: 0"] + found["column:kind: 1"]) == sorted(found[str(path)]) == held_out
+    in_other = {text.row: tuple(text.ids) for text in other.parts["all"].encoded}
+    assert sorted(found["text_column:other"]) == sorted(in_other[text.row] for text in data.parts["test"].encoded)
+    (checkpoint,) = sources.checkpoints
+    assert checkpoint.fingerprint == model.fingerprint
+    assert_close(checkpoint.load().full(*only_text(data)), masked_lm.full(*only_text(data)))
+
+
+def only_text(data: MaskData) -> tuple[Tensor, Tensor]:
+    batch = next(iter(data.loader("test")))
+    return batch.input_ids, batch.scored
+
+
+def test_flags_of_a_plan_need_evidence(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(["--mask", str(run.folder / "mask.safetensors"), "--plan.seeds", "2"]) == 2
+    assert "--evidence true" in capsys.readouterr().err
+
+
+def test_a_plan_refuses_counts_below_their_minimum() -> None:
+    assert "plan.draws is 0" in refused(lambda: EvidencePlan(draws=0))
