@@ -197,6 +197,8 @@ def test_the_folder_of_a_run_and_the_home_folder_are_understood(
     [
         (["--trainer.strategy", "deepspeed"], "--trainer.strategy ddp"),
         (["--trainer.overfit_batches", "2"], "--data.limit"),
+        (["--trainer.overfit_batches", "1"], "--data.limit"),
+        (["--trainer.limit_train_batches", "1"], "--model.steps"),
         (["--trainer.logger", "CometLogger"], "CometLogger: Requirement"),
         (["--trainer.logger", "TensorBoardLogger"], "save_dir"),
     ],

@@ -22,6 +22,8 @@ UNSUPPORTED_TRAINER_FLAGS = {
 """Lightning's flags that conflict with how a run works, and what to use instead."""
 NEUTRAL_VALUES = (None, 1, False, "32", 32, "32-true")
 """Values of those flags that change nothing."""
+COUNTED_IN_BATCHES = ("limit_train_batches", "overfit_batches")
+"""Of those flags, the ones of which a whole number counts batches, and 1.0 is all of them."""
 SINGLE_DEVICE_VALUES = {"devices": (1, "1"), "num_nodes": (1,), "strategy": (None, "auto")}
 STRATEGIES = (None, "auto", "ddp")
 """Values of `--trainer.strategy`: the first two are ddp if there are several devices."""
@@ -51,8 +53,10 @@ def require_supported_flags(trainer: Any) -> None:
             "device: --trainer.devices and --trainer.num_nodes; or submit the job with sbatch -n 1 and --cpus-per-task"
         )
     for flag, alternative in UNSUPPORTED_TRAINER_FLAGS.items():
-        if trainer[flag] is True or trainer[flag] not in NEUTRAL_VALUES:
-            raise UserError(f"trainer.{flag} is {trainer[flag]}, but masklearn sets it itself. {alternative}")
+        value = trainer[flag]
+        counts_batches = flag in COUNTED_IN_BATCHES and type(value) is int and value > 0
+        if value is True or counts_batches or value not in NEUTRAL_VALUES:
+            raise UserError(f"trainer.{flag} is {value}, but masklearn sets it itself. {alternative}")
     if trainer.strategy not in STRATEGIES:
         raise UserError(
             f"trainer.strategy is {trainer.strategy}, but every device holds the whole model. Choose "
