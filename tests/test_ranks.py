@@ -1,6 +1,7 @@
 """Runs on several devices: masks do not depend on their number, and all processes end together."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -48,6 +49,8 @@ def test_masks_of_single_texts_do_not_depend_on_the_number_of_processes(one_proc
     first, *others = run_ranks(4, [*PER_INPUT, "--run.dir", str(folder)])
     assert same_masks(one_process, folder)
     assert "Results on 10 texts" in first and not any(others)  # messages once
+    factor = re.search(r"4 processes: up to (\S+) times as fast as one", first)
+    assert factor and 1 < float(factor[1]) <= 4
 
 
 def test_shards_in_one_folder_make_the_masks_of_one_process(

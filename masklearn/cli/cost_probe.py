@@ -21,6 +21,7 @@ from masklearn.training.cost import (
     tokens_by_block,
     tokens_per_step,
 )
+from masklearn.training.dealing import busy_share
 from masklearn.training.learner import MaskLearner
 from masklearn.training.probe import seconds_per_scored_token
 
@@ -112,13 +113,15 @@ class CostProbe(Callback):
         n_ranks, plan, data = ranks.count(), learner.plan, learner.finisher.data
         if n_ranks == 1:
             return ""
-        share = 1 / n_ranks
-        if learner.n_sharing == 1:
+        own = slowest = 1 / n_ranks  # shares of this process, and of the one that is done last
+        if plan.queue:
             of_blocks = tokens_by_block(data, plan)
-            share = sum(of_blocks[block] for block in plan.expected) / sum(of_blocks)
-        divided = sum(self.costs[phase].seconds for phase in ("learning", "polish")) / share
-        evaluation = self.costs["evaluation"].seconds * n_ranks
-        factor = (divided + evaluation) / sum(cost.seconds for cost in self.costs.values())
+            to_learn = [of_blocks[block] for block in plan.queue.blocks]
+            own = sum(of_blocks[block] for block in plan.expected) / sum(to_learn)
+            slowest = 1 / (n_ranks * busy_share(to_learn, n_ranks))
+        divided = sum(self.costs[phase].seconds for phase in ("learning", "polish")) / own
+        evaluation = self.costs["evaluation"].seconds
+        factor = (divided + n_ranks * evaluation) / (slowest * divided + evaluation)
         return f"{n_ranks} processes: up to {factor:.1f} times as fast as one, apart from loading model and texts"
 
     def _tokens_of_steps(self, learner: MaskLearner) -> tuple[float, float]:
