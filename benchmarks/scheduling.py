@@ -21,7 +21,7 @@ from timing import write_results
 
 import masklearn as ml
 
-IN_ORDER, BY_LENGTH, STEALING = "in order", "dealt by length", "dealt by length, stealing at the end"
+IN_ORDER, BY_LENGTH, ONE_BY_ONE = "in order", "dealt by length", "taken one by one, longest first"
 MEDIAN_LENGTH, LENGTH_SPREAD, MAX_LENGTH = 128, 0.6, 1024
 """Tokens of the simulated texts: log-normal, with this median and standard deviation of the logarithm, truncated."""
 
@@ -53,26 +53,27 @@ def cost_model(measured: dict[int, list[float]], n_texts: int) -> tuple[float, f
     return max(0.0, float(fixed)), max(0.0, float(slope)), statistics.pstdev(ratios)
 
 
-def deal(estimates: Sequence[float], costs: Sequence[float], n_devices: int, how: str) -> list[float]:
+def deal(estimates: Sequence[float], costs: Sequence[float], speeds: Sequence[float], how: str) -> list[float]:
     """The time at which every device is done.
 
     Args:
         estimates: The cost of every block as its length foretells it, in the order of the texts.
         costs: What the blocks really cost.
-        n_devices: Devices.
-        how: In which way blocks are dealt.
+        speeds: The speed of every device; blocks that are dealt at the start are dealt as if all were equal.
+        how: In which way blocks are dealt. A run takes them one by one.
     """
+    n_devices = len(speeds)
     blocks = range(len(costs)) if how == IN_ORDER else sorted(range(len(costs)), key=lambda i: -estimates[i])
     done = [0.0] * n_devices
     if how == IN_ORDER:
         for index, block in enumerate(blocks):
-            done[index % n_devices] += costs[block]
+            done[index % n_devices] += costs[block] / speeds[index % n_devices]
         return done
-    expected = [(0.0, device) for device in range(n_devices)]  # stealing looks at the time that has really passed
+    expected = [(0.0, device) for device in range(n_devices)]  # one by one: the time that has really passed
     for block in blocks:
         so_far, device = heapq.heappop(expected)
-        done[device] += costs[block]
-        heapq.heappush(expected, (done[device] if how == STEALING else so_far + estimates[block], device))
+        done[device] += costs[block] / speeds[device]
+        heapq.heappush(expected, (done[device] if how == ONE_BY_ONE else so_far + estimates[block], device))
     return done
 
 
@@ -82,20 +83,20 @@ def utilisation(done: Sequence[float]) -> float:
 
 
 def simulate(
-    cost: tuple[float, float, float], n_inputs: int, n_devices: int, n_texts: int, seed: int
+    cost: tuple[float, float, float], n_inputs: int, speeds: Sequence[float], n_texts: int, seed: int
 ) -> dict[str, list[float]]:
-    """Every device's time, as a share of the longest, by the way of dealing; blocks have `n_texts` texts."""
+    """Every device's time, by the way of dealing; blocks have `n_texts` texts."""
     fixed, slope, spread = cost
     rng = np.random.default_rng(seed)
     lengths = np.exp(rng.normal(math.log(MEDIAN_LENGTH), LENGTH_SPREAD, n_inputs)).clip(8, MAX_LENGTH)
     found: dict[str, list[float]] = {}
-    for how in (IN_ORDER, BY_LENGTH, STEALING):
+    for how in (IN_ORDER, BY_LENGTH, ONE_BY_ONE):
         ordered = lengths if how == IN_ORDER else np.sort(lengths)
         blocks = [ordered[start : start + n_texts] for start in range(0, n_inputs, n_texts)]
         # a block is padded to its longest text
         estimates = [len(block) * (fixed + slope * block.max()) for block in blocks]
         costs = [estimate * math.exp(rng.normal(0, spread)) for estimate in estimates]
-        found[how] = deal(estimates, costs, n_devices, how)
+        found[how] = deal(estimates, costs, speeds, how)
     return found
 
 
@@ -143,15 +144,18 @@ def main(
     measured = measure(lengths, n_blocks, measured_texts, steps)
     cost = cost_model(measured, measured_texts)
     print(f"A text costs {cost[0]:.3f} s and {1000 * cost[1]:.3f} ms a token; spread of blocks {cost[2]:.1%}")
-    rows: dict[int, dict[str, float]] = {}
-    for size in sorted({64, 32, block, 8}, reverse=True):
-        runs = [simulate(cost, n_inputs, n_devices, size, seed) for seed in range(seeds)]
-        rows[size] = {how: statistics.mean(utilisation(run[how]) for run in runs) for how in runs[0]}
-        print(f"blocks of {size:2}: " + "; ".join(f"{how} {share:.1%}" for how, share in rows[size].items()))
+    rows: dict[str, dict[str, float]] = {}
+    of_speeds = {"": [1.0] * n_devices, ", half of the devices half as fast": [1.0, 0.5] * (n_devices // 2)}
+    for note, speeds in of_speeds.items():
+        for size in sorted({64, 32, block, 8}, reverse=True):
+            runs = [simulate(cost, n_inputs, speeds, size, seed) for seed in range(seeds)]
+            row = {how: statistics.mean(utilisation(run[how]) for run in runs) for how in runs[0]}
+            rows[f"{size}{note}"] = row
+            print(f"blocks of {size:2}{note}: " + "; ".join(f"{how} {share:.1%}" for how, share in row.items()))
     results = {"measured": measured, "fixed_seconds": cost[0], "seconds_per_token": cost[1], "spread": cost[2]}
     write_results(results | {"utilisation": rows}, out)
     if figure:
-        draw(simulate(cost, n_inputs, n_devices, block, 0), figure)
+        draw(simulate(cost, n_inputs, of_speeds[""], block, 0), figure)
 
 
 if __name__ == "__main__":

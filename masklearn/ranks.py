@@ -59,6 +59,11 @@ def is_peer_failure(error: BaseException) -> bool:
     return count() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
 
 
+def next_number(counter: str) -> int:
+    """The next number of a counter that all processes share, from 0: no two get the same, and none waits."""
+    return dist.distributed_c10d._get_default_store().add(counter, 1) - 1  # torch has no public way to the store
+
+
 def part(n: int) -> tuple[Tensor, float]:
     """Which of `n` rows are this process's, and by what their results are multiplied before they are summed.
 

@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 import torch
+from faults.processes import run_to_end
 from filelock import FileLock
+from forked import PER_INPUT, SHARED_MASK
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -120,6 +122,28 @@ def run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Run:
             assert done.returncode == 0, done.stderr
             output.write_text(done.stdout)
     return Run(folder, output.read_text())
+
+
+def _by_one_process(flags: list[str], name: str, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The folder of a run in a single process, made once for all tests of all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            assert run_to_end([*flags, "--trainer.accelerator", "cpu", "--run.dir", str(folder)]).code == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def one_process(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The folder of a run in a single process with the flags `PER_INPUT`."""
+    return _by_one_process(PER_INPUT, "per input", tmp_path_factory, worker_id)
+
+
+@pytest.fixture(scope="session")
+def one_process_shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The folder of a run in a single process with the flags `SHARED_MASK`."""
+    return _by_one_process(SHARED_MASK, "shared mask", tmp_path_factory, worker_id)
 
 
 def refused(action: Callable[[], object]) -> str:

@@ -10,11 +10,27 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from faults.processes import Process, end
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from masklearn import cli
+from masklearn.mask_file import Mask
+
+PER_INPUT = [
+    *("--data.task", "names", "--data.positions", "last", "--data.limit", "10"),
+    *("--model.scope", "input", "--model.block", "3", "--model.steps", "6", "--model.sizes", "[4, 18]"),
+    *("--model.polish", "1", "--model.gates", "hard-concrete", "--trainer.logger", "false"),
+    *("--trainer.enable_progress_bar", "false"),
+]
+"""Flags of a run with four blocks, whose gates are noisy."""
+SHARED_MASK = [
+    *("--data.task", "names", "--data.positions", "last", "--data.limit", "40", "--data.batch_size", "7"),
+    *("--model.steps", "12", "--model.sizes", "[4, 18]", "--model.polish", "1", "--trainer.logger", "false"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.val_check_interval", "6"),
+]
+"""Flags of a run whose texts share a mask, seven in a step, which no number of processes divides."""
 
 
 def rank_environment(rank: int, n_ranks: int, port: int) -> dict[str, str]:
@@ -52,6 +68,19 @@ def run_ranks(n_ranks: int, args: list[str]) -> list[str]:
     ended = [end(process) for process in start_ranks(n_ranks, args)]
     assert [each.code for each in ended] == [0] * n_ranks, "\n".join(each.out + each.err for each in ended)
     return [each.out for each in ended]
+
+
+def same_masks(folder: Path, other: Path) -> bool:
+    """Whether the masks of two runs are the same, and their scores bit for bit."""
+    a, b = (Mask.load(each / "mask.safetensors") for each in (folder, other))
+    return torch.equal(a.mask, b.mask) and torch.equal(a.scores, b.scores) and a.groups == b.groups
+
+
+def same_nodes(folder: Path, other: Path) -> bool:
+    """Whether the masks of two runs have the same nodes and, but for rounding, the same KL on the test split."""
+    a, b = (Mask.load(each / "mask.safetensors") for each in (folder, other))
+    kl, other_kl = (torch.tensor([row["kl"] for row in mask.metrics]) for mask in (a, b))
+    return torch.equal(a.mask, b.mask) and torch.allclose(kl, other_kl, rtol=1e-5)
 
 
 def on_ranks(n_ranks: int, function: Callable[[], Any]) -> list[Any]:

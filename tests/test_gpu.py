@@ -15,6 +15,8 @@ from text_files import TEXTS
 
 import masklearn as ml
 from masklearn.ablation import ABLATIONS
+from masklearn.cli import train_cli
+from masklearn.cli.checkpoints import checkpoint_step
 from masklearn.cli.entry_points import evaluate, train
 
 ACCELERATOR = os.environ.get("MASKLEARN_TEST_ACCELERATOR", "gpu")
@@ -78,10 +80,12 @@ def test_masks_of_single_texts_and_their_study(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_stopped_run_goes_on(dtype: str) -> None:
+def test_a_stopped_run_goes_on(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_cli, "CHECKPOINT_INTERVAL", 2)
     flags = [*RUN, *NAMES, "--model.dtype", dtype]
     assert train([*flags, "--run.dir", "whole"]) == 0
     assert train([*flags, "--trainer.max_steps", "3", "--run.dir", "run"]) == 2
+    assert checkpoint_step(Path("run", "checkpoints", "last.ckpt")) == 2
     assert train(["--config", "run/config.yaml", "--run.resume", "true", "--trainer.max_steps", "-1"]) == 0
     resumed, whole = require_sound("run"), ml.Mask.load("whole")
     if ACCELERATOR == "cpu":  # sums on a GPU may be in another order

@@ -17,6 +17,8 @@ LEARNER_SETTINGS = {*signature(MaskLearner).parameters} - {"lm"}
 DATA_SETTINGS = {*signature(MaskData).parameters} - {"lm", "texts", "tokenizer"}
 SHARED_SETTINGS = ("revision", "scope", "max_groups", "trust_remote_code")
 """Settings of the learner that the texts take over."""
+DEVICE_SETTINGS = ("devices", "num_nodes", "strategy")
+"""Flags of the command line's trainer that have no counterpart here."""
 
 
 def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -27,6 +29,8 @@ def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """
     known = LEARNER_SETTINGS | DATA_SETTINGS
     for name in settings:
+        if name in DEVICE_SETTINGS:
+            raise UserError(f"{name}: learn uses one device. For several run python train.py --trainer.{name}")
         if name not in known:
             raise UserError(f"there is no setting {name!r}. Did you mean {nearest(name, known) or 'sizes'}?")
     learner = {name: value for name, value in settings.items() if name in LEARNER_SETTINGS}

@@ -18,8 +18,10 @@ from masklearn.training.cost import (
     discretization_tokens,
     learning_tokens,
     peak_memory,
+    tokens_by_block,
     tokens_per_step,
 )
+from masklearn.training.dealing import busy_share
 from masklearn.training.learner import MaskLearner
 from masklearn.training.probe import seconds_per_scored_token
 
@@ -111,20 +113,22 @@ class CostProbe(Callback):
         n_ranks, plan, data = ranks.count(), learner.plan, learner.finisher.data
         if n_ranks == 1:
             return ""
-        rows, share = learner.settings.rows_per_text, 1 / n_ranks
-        if learner.n_sharing == 1:
-            of_blocks = [learning_tokens(data, plan, rows, groups) for groups in plan.blocks]
-            share = sum(of_blocks[block] for block in plan.own) / sum(of_blocks)
-        divided = sum(self.costs[phase].seconds for phase in ("learning", "polish")) / share
-        evaluation = self.costs["evaluation"].seconds * n_ranks
-        factor = (divided + evaluation) / sum(cost.seconds for cost in self.costs.values())
+        own = slowest = 1 / n_ranks  # shares of this process, and of the one that is done last
+        if plan.queue:
+            of_blocks = tokens_by_block(data, plan)
+            to_learn = [of_blocks[block] for block in plan.queue.blocks]
+            own = sum(of_blocks[block] for block in plan.expected) / sum(to_learn)
+            slowest = 1 / (n_ranks * busy_share(to_learn, n_ranks))
+        divided = sum(self.costs[phase].seconds for phase in ("learning", "polish")) / own
+        evaluation = self.costs["evaluation"].seconds
+        factor = (divided + n_ranks * evaluation) / (slowest * divided + evaluation)
         return f"{n_ranks} processes: up to {factor:.1f} times as fast as one, apart from loading model and texts"
 
     def _tokens_of_steps(self, learner: MaskLearner) -> tuple[float, float]:
         """Tokens of the steps of all blocks that are not finished, and of those of their steps that came before."""
         data, plan, rows = learner.finisher.data, learner.plan, learner.settings.rows_per_text
         n_learned, step = divmod(self._first_step, plan.steps)
-        of_blocks = [learning_tokens(data, plan, rows, plan.blocks[block]) for block in plan.own[n_learned:]]
+        of_blocks = [learning_tokens(data, plan, rows, plan.blocks[block]) for block in plan.expected[n_learned:]]
         return sum(of_blocks), of_blocks[0] * step / plan.steps
 
     def _tokens_of_validation(self, trainer: Trainer, learner: MaskLearner) -> float:

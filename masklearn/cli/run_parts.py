@@ -18,9 +18,13 @@ from masklearn.data import MaskData
 from masklearn.errors import UserError, one_line
 from masklearn.files import atomic_write
 from masklearn.training.block_store import BlockStore
-from masklearn.training.cost import learning_tokens, memory_so_far
+from masklearn.training.cost import learning_tokens, memory_so_far, tokens_by_block
+from masklearn.training.dealing import busy_share
 from masklearn.training.learner import MaskLearner
 from masklearn.training.strategy import RankStrategy
+
+BUSY_ENOUGH = 0.9
+"""Share of the time that processes should work; if they will wait longer, smaller blocks are recommended."""
 
 
 @contextmanager
@@ -170,11 +174,19 @@ def finish_shard(cli: TrainCLI) -> None:
 
 
 def idle_notice(learner: MaskLearner, data: MaskData) -> str:
-    """What the user should know if some processes have nothing to learn; empty if all have."""
-    n_blocks, n_ranks, n_groups = len(learner.plan.blocks), ranks.count(), len(data.groups.names)
-    if n_groups == 1 or n_blocks >= n_ranks:
+    """What the user should know if some processes of a run will wait long for the others; empty if none will."""
+    plan, n_ranks = learner.plan, ranks.count()
+
+    def busy(groups_per_block: int) -> float:
+        other = data.block_plan(groups_per_block, plan.steps, plan.batch_size)
+        return busy_share(tokens_by_block(data, other), n_ranks)
+
+    size = plan.groups_per_block
+    smaller = [size >> halvings for halvings in range(1, size.bit_length())]
+    if plan.n_groups == 1 or not smaller or (now := busy(size)) >= BUSY_ENOUGH:
         return ""
+    best = max(smaller, key=lambda n: min(busy(n), BUSY_ENOUGH))  # the largest of those that are enough
     return (
-        f"{n_groups} groups make {n_blocks} blocks, so {n_ranks - n_blocks} of {n_ranks} processes learn nothing. "
-        f"Smaller blocks give work to all, and other masks: --model.block {n_groups // n_ranks}"
+        f"{plan.n_groups} groups make {len(plan.blocks)} blocks, with which {n_ranks} processes will work {now:.0%} of "
+        f"the time. With smaller ones it is {busy(best):.0%}, and masks are others: --model.block {best}"
     )

@@ -76,6 +76,7 @@ class TrainCLI(LightningCLI):
     """Whether several processes or jobs each learn some of the run's groups."""
 
     def __init__(self, args: list[str] | None = None) -> None:
+        self.is_command = args is None
         self.stop = StopBetweenSteps()
         self.tracker: Tracker | None = None
         self.probe = CostProbe()
@@ -122,7 +123,7 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the trainer, or say in one line what is wrong with its flags."""
         if uses_ranks(self.config.trainer):
-            kwargs |= {"strategy": RankStrategy(), "use_distributed_sampler": False}
+            kwargs |= {"strategy": RankStrategy(self.is_command), "use_distributed_sampler": False}
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:

@@ -175,7 +175,7 @@ def _fit(cli: TrainCLI) -> None:
         raise NonFiniteLoss(
             f"{error}. The last good state is kept in {last}" if last.is_file() else str(error)
         ) from error
-    if trainer.global_step < learner.plan.total_steps:  # saved now, a checkpoint would mark the run as finished
+    if learner.plan.goes_on(trainer.global_step):  # saved now, a checkpoint would mark the run as finished
         limits = limiting_flags(cli.requested["trainer"])
         raise UserError(
             f"stopped at step {trainer.global_step} of {learner.plan.total_steps} by {name_limits(limits)}. Resume "

@@ -1,6 +1,7 @@
 """Text to batches: readers, tokens, groups that share a mask, splits by content, and scored positions."""
 
-from masklearn.data.batching import Batch, BlockPlan
+from masklearn.data.batching import Batch
+from masklearn.data.block_plan import BlockPlan, BlockQueue
 from masklearn.data.datamodule import MaskData, SplitName
 from masklearn.data.learned_texts import leave_out_learned
 from masklearn.data.positions import Positions
@@ -11,6 +12,7 @@ from masklearn.data.vocabulary import require_readable
 __all__ = [
     "Batch",
     "BlockPlan",
+    "BlockQueue",
     "MaskData",
     "Positions",
     "RowsOrTexts",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from masklearn import ranks
+from masklearn.data.block_plan import BlockPlan
 from masklearn.data.encoded import Encoded
 from masklearn.data.positions import TRUNCATING, Positions
 
@@ -153,56 +155,6 @@ class SplitDataset(Dataset[Item]):
         return indices
 
 
-@dataclass(frozen=True)
-class BlockPlan:
-    """Which groups are learned together: one block after the other, each for the same number of steps."""
-
-    blocks: Sequence[Sequence[int]]
-    """Indices of the groups of every block of the run."""
-    steps: int
-    """Optimiser steps of every block."""
-    batch_size: int
-    """Texts of every group in a step, at most."""
-    dealt: Sequence[int] | None = None
-    """The blocks that this process learns, in this order; None for all."""
-
-    @property
-    def own(self) -> Sequence[int]:
-        """The blocks that this process learns, in this order."""
-        return range(len(self.blocks)) if self.dealt is None else self.dealt
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of this process."""
-        return len(self.own) * self.steps
-
-    @property
-    def n_groups(self) -> int:
-        """Groups of the whole run."""
-        return sum(map(len, self.blocks))
-
-    @property
-    def groups_per_block(self) -> int:
-        """Groups of the largest block."""
-        return max(map(len, self.blocks))
-
-    @property
-    def step_shape(self) -> tuple[int, int]:
-        """Groups of a block, and texts of each group in a step: what fixes a step's memory."""
-        return self.groups_per_block, self.batch_size
-
-    def at(self, step: int) -> tuple[int, int]:
-        """The block that a step of this process is in, and the step's number in it; past the end, the last of both."""
-        own = self.own or range(len(self.blocks))  # a process that learns none is at the first step of the run
-        index, block_step = divmod(min(step, len(own) * self.steps - 1), self.steps)
-        return own[index], block_step
-
-    def number(self, step: int) -> int:
-        """The number that a step of this process has if one process learns all blocks."""
-        block, block_step = self.at(step)
-        return block * self.steps + block_step
-
-
 def evenly_spaced(indices: Sequence[int], n: int | None) -> Sequence[int]:
     """At most `n` of the indices, evenly spread over them; all if `n` is None."""
     if n is None or len(indices) <= n:
@@ -243,10 +195,12 @@ class StepSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """All steps, with those before `first_step`: Lightning counts them as done when it resumes."""
-        return self.plan.total_steps
+        return self.plan.most_steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.first_step, self.plan.total_steps):
+        for step in count(self.first_step):
+            if not self.plan.goes_on(step):
+                return
             block, block_step = self.plan.at(step)
             if block_step == 0:
                 self._epochs.clear()

@@ -15,7 +15,6 @@ from masklearn import ranks
 from masklearn.data.answer_tokens import AnswerIds
 from masklearn.data.batching import (
     Batch,
-    BlockPlan,
     Item,
     SplitDataset,
     StepLoader,
@@ -23,6 +22,7 @@ from masklearn.data.batching import (
     collate,
     evenly_spaced,
 )
+from masklearn.data.block_plan import BlockPlan
 from masklearn.data.columns import RequestedColumns
 from masklearn.data.encoding import Encoding
 from masklearn.data.positions import Positions, expand_positions

@@ -55,6 +55,8 @@ def _load_error(lm: str, error: Exception) -> UserError:
         advice = "Weights are read as safetensors; if you trust this model's pickles, add --model.allow_pickle true"
     elif "gguf" in message and isinstance(error, ImportError):
         advice = "Get what reads the file with: pip install 'masklearn[gguf]'"
+    elif "compressed-tensors" in message and isinstance(error, ImportError):
+        advice = "It reads these weights"
     elif any(words in message for words in ("device_map", "dispatched on", "accelerator")):
         advice = "Change --model.device_map, or leave it out"
     elif "bitsandbytes" in message:
@@ -116,6 +118,7 @@ def _load(
             with placement_options(device_map, quantization, getattr(torch, dtype)) as placement:
                 model = _load_weights(lm, source, dtype, allow_pickle, trust_remote_code, placement)
                 settle_placement(model, placement)
+                _decompress(model)
         elif device_map is not None or quantization is not None:
             raise UserError(
                 f"model.lm: {lm} is an adapter, which is merged into whole weights. Leave --model.device_map and "
@@ -163,6 +166,13 @@ def _load_weights(
         model, loading_info = load(key_mapping={f"^{re.escape(prefix)}": "" for prefix in prefixes})
     _require_all_weights(lm, loading_info)
     return model
+
+
+def _decompress(lm: PreTrainedModel) -> None:
+    """Have compressed-tensors decompress its weights now; in a forward of ours, the first one, it would fail."""
+    if hasattr(lm, "ct_decompress_hook"):
+        with torch.no_grad():
+            lm(torch.zeros(1, 1, dtype=torch.long, device=lm.device))
 
 
 def _require_causal(lm: str, config: PreTrainedConfig) -> None:

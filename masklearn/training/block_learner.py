@@ -30,6 +30,7 @@ from masklearn.training.learned_ablation import LearnedConstants, begin_ablation
 from masklearn.training.settings import LearnerSettings
 from masklearn.training.step_guard import StepGuard
 from masklearn.training.step_log import StepLog
+from masklearn.training.trainer import require_one_device
 
 
 class BlockLearner(LightningModule):
@@ -59,8 +60,7 @@ class BlockLearner(LightningModule):
         self.untried_steps: list[int] = []
         """Steps for which the budget of each polish of this process left no tokens."""
         self.stages: list[dict[str, float]] = []
-        """For every size the KL at each of the `STAGES` from gates to masks, in nats, mean over groups; on the texts on
-        which masks are selected."""
+        """For every size the KL at each of the `STAGES`: in nats, mean over groups, on the texts that select masks."""
         self._loaded = False
         self._plan: BlockPlan | None = None
         self._prepared_block: int | None = None
@@ -76,6 +76,7 @@ class BlockLearner(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Prepare for the texts of the trainer's data module."""
+        require_one_device(self.trainer)
         self.prepare(self._data)
 
     def prepare(self, data: MaskData) -> None:
@@ -175,8 +176,7 @@ class BlockLearner(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Stop at the end of the plan, whatever number of epochs the trainer was given."""
-        if self.global_step >= self.plan.total_steps:
-            self.trainer.should_stop = True
+        self.trainer.should_stop = self.trainer.should_stop or not self.plan.goes_on(self.global_step)
 
     # --- one block after the other ------------------------------------------------------------------------------------
 
@@ -204,17 +204,21 @@ class BlockLearner(LightningModule):
             self._index_in_block = index_in_block(groups, self.plan.n_groups).to(self.device)
             self._prepared_block = block
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Finish a block of a queue before the next one is taken: while this rank polishes, others may take it."""
+        if self.plan.queue and self.global_step % self.plan.steps == 0:
+            self._finish_learned_block()
+
     def _finish_learned_block(self) -> None:
         """Store the masks of the block learned last, whose gates the bank still holds, unless they are stored.
 
-        The first step of the next block calls this, and for the last block `discretize`, not the last step of the block
-        itself: callbacks save the checkpoint of a finished block before, so a run killed during the polish loses no
-        step. It resumes with the block's gates in the bank and comes here again.
+        Without a queue the first step of the next block calls this, or `discretize`: the block's checkpoint is saved
+        before, so a run killed during the polish loses no step. It resumes with the same gates and comes here again.
         """
         n_learned = self.global_step // self.plan.steps
         if n_learned and (block := self.plan.own[n_learned - 1]) not in self.store:
             log_odds = self._adjusted(self.size_counts).detach()
-            bar = self.bar if n_learned == len(self.plan.own) else partial(self.bar, brief=True)
+            bar = self.bar if n_learned == len(self.plan.expected) else partial(self.bar, brief=True)
             with self.clock.time("polish"):
                 self.finisher.finish(block, self.bank, log_odds, self.size_counts, bar)
 

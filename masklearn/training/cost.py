@@ -84,13 +84,25 @@ def memory_so_far(device: torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
+def tokens_by_group(data: MaskData, plan: BlockPlan) -> list[float]:
+    """Tokens of the texts of every group in a step, on average; padding does not count."""
+    lengths = [len(ids) for ids in data.parts["train"].ids]
+    return [
+        min(plan.batch_size, len(texts)) * sum(lengths[i] for i in texts) / len(texts)
+        for texts in data.train_indices_by_group
+    ]
+
+
 def tokens_per_step(data: MaskData, plan: BlockPlan, groups: Sequence[int]) -> float:
     """Tokens of the texts in a step that learns some groups, on average; padding does not count."""
-    lengths, by_group = [len(ids) for ids in data.parts["train"].ids], data.train_indices_by_group
-    return sum(
-        min(plan.batch_size, len(texts)) * sum(lengths[i] for i in texts) / len(texts)
-        for texts in (by_group[group] for group in groups)
-    )
+    by_group = tokens_by_group(data, plan)
+    return sum(by_group[group] for group in groups)
+
+
+def tokens_by_block(data: MaskData, plan: BlockPlan) -> list[float]:
+    """Tokens of the texts in a step of every block, on average; padding does not count."""
+    by_group = tokens_by_group(data, plan)
+    return [sum(by_group[group] for group in groups) for groups in plan.blocks]
 
 
 def learning_tokens(data: MaskData, plan: BlockPlan, rows_per_text: int, groups: Sequence[int]) -> float:

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from heapq import heapreplace
 
 from masklearn import ranks
-from masklearn.data import BlockPlan
+from masklearn.data import BlockPlan, BlockQueue
 from masklearn.training.block_store import BlockStore
 
 
 def deal(plan: BlockPlan, store: BlockStore, shard: tuple[int, int] = (0, 1)) -> BlockPlan:
     """Leave this process its share of the blocks that are not stored yet. Every rank must call this.
 
-    What a block learns depends on its number alone, so masks do not depend on how blocks are dealt. A run of a single
+    Ranks take blocks from a queue, in the order of the plan, the longest texts first; so none waits long for another at
+    the end. What a block learns depends on its number alone, so masks do not depend on who takes it. A run of a single
     group is not dealt: its ranks share the rows of every step.
 
     Args:
@@ -24,7 +26,20 @@ def deal(plan: BlockPlan, store: BlockStore, shard: tuple[int, int] = (0, 1)) ->
         return plan
     index, n_shards = shard
     left = [block for block in range(index, len(plan.blocks), n_shards) if block not in store]
-    return replace(plan, dealt=ranks.share(ranks.from_first(left)))
+    return replace(plan, dealt=left) if ranks.count() == 1 else replace(plan, queue=BlockQueue(left))
+
+
+def busy_share(costs: Sequence[float], n_ranks: int) -> float:
+    """Share of the time until the last rank is done in which ranks work, if each takes the next block once it is free.
+
+    Args:
+        costs: The cost of every block, in the order in which they are taken, in any unit.
+        n_ranks: Ranks of equal speed.
+    """
+    free_at = [0.0] * n_ranks
+    for cost in costs:
+        heapreplace(free_at, free_at[0] + cost)
+    return sum(costs) / (n_ranks * max(free_at))
 
 
 def resumed(plan: BlockPlan, blocks: Sequence[int] | None) -> BlockPlan:

@@ -50,6 +50,15 @@ class Progress(TQDMProgressBar):
     groups_at_start = 0
     """Groups that were done at that time."""
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show the step, and how many are expected now: ranks that take blocks one by one do not know at the start."""
+        assert isinstance(pl_module, MaskLearner)
+        if pl_module.plan.queue:
+            self.train_progress_bar.total = len(pl_module.plan.expected) * pl_module.plan.steps
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The values shown at the end of the line."""
         metrics = super().get_metrics(trainer, pl_module)
@@ -58,7 +67,7 @@ class Progress(TQDMProgressBar):
         plan = pl_module.plan
         if plan.n_groups == 1:
             return metrics
-        n_groups = sum(len(plan.blocks[block]) for block in plan.own)
+        n_groups = sum(len(plan.blocks[block]) for block in plan.expected)
         n_done = sum(len(plan.blocks[block]) for block in plan.own[: trainer.global_step // plan.steps])
         if self.start_time is None:
             self.start_time, self.groups_at_start = time.monotonic(), n_done

@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.rendezvous import rendezvous
 
 from masklearn import ranks
+from masklearn.errors import UserError
 
 WAIT = timedelta(days=7)
 """How long a process waits for the others: they may be learning. The dead are noticed elsewhere, see `RankWatch`."""
@@ -27,10 +28,14 @@ class RankStrategy(DDPStrategy):
 
     Lightning's own wraps the model, averages gradients, and needs the same number of steps everywhere. Ranks of a run
     learn different groups, or parts of a step whose gradients are summed; the learner sees to both, see `ranks`.
+
+    Args:
+        is_command: Whether the command line of this process is the run's, so that it can be started again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_command: bool) -> None:
         super().__init__(timeout=WAIT)
+        self.is_command = is_command
         self.started: list[subprocess.Popen[bytes]] = []
         """Processes that this one has started."""
         self.store: ranks.Store
@@ -41,6 +46,7 @@ class RankStrategy(DDPStrategy):
 
         Raises:
             ValueError: If the cluster's job has another number of processes.
+            UserError: If the other processes are to be started, and this one is no command.
         """
         environment = self.cluster_environment
         assert environment is not None
@@ -60,6 +66,11 @@ class RankStrategy(DDPStrategy):
 
     def _start_others(self, node: int, n_processes: int) -> None:
         """Start this command again for every other device of this machine."""
+        if not self.is_command:
+            raise UserError(
+                "a run on several devices starts its own command again for each of them, which cannot be done from "
+                "Python. Run python train.py in a terminal, or !python train.py in a notebook, or use one device"
+            )
         os.environ |= {"NODE_RANK": str(node), "WORLD_SIZE": str(n_processes), "LOCAL_RANK": "0"}
         quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # a lost connection is reported in one line, not by torch
         command = [sys.executable, str(Path(sys.argv[0]).resolve()), *sys.argv[1:]]

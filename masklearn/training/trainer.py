@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning import Trainer
+
+from masklearn.errors import UserError
 
 SILENCED_WARNINGS = (
     ".*does not have many workers.*",
@@ -32,6 +35,21 @@ def trainer_defaults() -> dict[str, Any]:
         "num_sanity_val_steps": 0,
         "enable_model_summary": False,
     }
+
+
+def require_one_device(trainer: Trainer) -> None:
+    """Refuse a trainer with several devices, whose strategy would wrap the learner and average its gradients.
+
+    That of `python train.py` does neither, and leaves the trainer's world size at 1.
+
+    Raises:
+        UserError: If there are several.
+    """
+    if trainer.world_size > 1:
+        raise UserError(
+            f"the trainer has {trainer.world_size} devices, but a MaskLearner uses one: Trainer(devices=1). For "
+            "several run python train.py --trainer.devices N"
+        )
 
 
 @contextmanager
