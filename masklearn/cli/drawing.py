@@ -7,11 +7,11 @@ from typing import Any
 
 from masklearn.density import Study
 from masklearn.density.study_folder import REPORT_FILE
-from masklearn.edges import EdgeBank
 from masklearn.evaluation import Row
 from masklearn.evidence.gather import Evidence
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
+from masklearn.text_bank import TextBank
 
 
 def can_draw() -> bool:
@@ -38,7 +38,7 @@ def draw_run(folder: Path, mask: Mask, rows: Sequence[Row]) -> list[Path]:
     return report.write_figures(folder, mask, rows)
 
 
-def draw_run_page(file: Path, mask: Mask | EdgeBank, described: dict[str, Any], description: str) -> None:
+def draw_run_page(file: Path, mask: Mask | TextBank, described: dict[str, Any], description: str) -> None:
     """Write the page of a run.
 
     Args:

@@ -7,11 +7,11 @@ from typing import Any
 
 from masklearn.ablation import AblationName
 from masklearn.data import SplitName
-from masklearn.edges import EdgeBank
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, mask_path
 from masklearn.models import DTypeName
 from masklearn.selection.baselines import CONTROLS, Baseline
+from masklearn.text_bank import TextBank
 
 STUDY_BASELINES: tuple[Baseline, ...] = (*CONTROLS, "norm", "inverse")
 """Baselines that a study needs."""
@@ -93,7 +93,7 @@ class EvaluateFlags:
         """The device map to evaluate a bank with: the one given, or that of its run."""
         return self.device_map or bank.config.get("model", {}).get("device_map")
 
-    def fill_defaults(self, masks: Sequence[Mask | EdgeBank]) -> None:
+    def fill_defaults(self, masks: Sequence[Mask | TextBank]) -> None:
         """Decide whether there is a study, and if so, which baselines it needs and which folder it goes to.
 
         Args:

@@ -12,11 +12,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from masklearn.cli.checkpoints import CHECKPOINT_FOLDER, LAST_CHECKPOINT, StepCheckpoint
 from masklearn.cli.cost_probe import CostProbe
-from masklearn.cli.edge_defaults import settle_edge_defaults
 from masklearn.cli.parsing import as_user_errors, explain, require_complete, require_harmless_configs
 from masklearn.cli.run_flags import RunFlags
 from masklearn.cli.run_folder import CONFIG_FILE, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps
+from masklearn.cli.text_defaults import settle_text_defaults
 from masklearn.cli.trainer_flags import (
     parse_shard,
     require_one_process,
@@ -138,7 +138,7 @@ class TrainCLI(LightningCLI):
         """Settle the folder, keep the settings as given, and then set those that depend on others."""
         self._settle_folder()
         self._settle_parts()
-        settle_edge_defaults(self.config, self.parser.get_defaults(skip_validation=True).model)
+        settle_text_defaults(self.config, self.parser.get_defaults(skip_validation=True).model)
         require_one_process(self.config.trainer, self.config.model.device_map)
         require_supported_flags(self.config.trainer)
         requested = self.config.clone()
@@ -183,8 +183,8 @@ class TrainCLI(LightningCLI):
             )
         if self.is_shard and (self.merges or self.estimate):
             raise UserError("run.shard is for a job that learns. Leave it out with --run.merge and --run.estimate")
-        if model.graph == "edges" and (with_ranks or self.is_shard):
-            raise UserError("model.graph edges uses one device. Leave out --trainer.devices and --run.shard")
+        if model.graph != "nodes" and (with_ranks or self.is_shard):
+            raise UserError(f"model.graph {model.graph} uses one device. Leave out --trainer.devices and --run.shard")
         self.deals_blocks = model.scope != "dataset" and (with_ranks or self.is_shard)
 
     def _settle_trainer(self) -> None:

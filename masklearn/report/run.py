@@ -136,4 +136,4 @@ def _draw_curve(axes: Axes, rows: Sequence[dict[str, Any]], metric: str, own: st
         axes.fill_between(fractions, low, high, color=style["color"], alpha=0.25, linewidth=0)
         axes.plot(fractions, mean, label=f"{name} (mean ± sd of {n})" if n else name, **style)
     axes.plot(fractions, [row[metric] for row in rows], label=own, **line_style(own))
-    size_axis(axes, min(fractions), "edges" if "edges" in rows[0] else "nodes")
+    size_axis(axes, min(fractions), next((unit for unit in ("edges", "positions") if unit in rows[0]), "nodes"))

@@ -1,14 +1,14 @@
-"""The defaults of edge runs, where they differ from those of node runs."""
+"""The defaults of runs on single texts, where they differ from those of node runs."""
 
 from typing import Any
 
-from masklearn.edges import DEFAULT_SHARES
 from masklearn.errors import UserError
-from masklearn.training.edge_learner import EDGE_TEMPERATURE
+from masklearn.shares import DEFAULT_SHARES
+from masklearn.training.text_learner import TEXT_TEMPERATURE
 
 
-def settle_edge_defaults(config: Any, defaults: Any) -> None:
-    """Set the flags of an edge run that are left at the defaults of node runs: an edge graph is that of one text.
+def settle_text_defaults(config: Any, defaults: Any) -> None:
+    """Set the flags that are left at the defaults of node runs: a graph of edges or positions is that of one text.
 
     Args:
         config: All settings; changed in place.
@@ -18,7 +18,7 @@ def settle_edge_defaults(config: Any, defaults: Any) -> None:
         UserError: If the cost of the run is asked for, which is estimated for nodes only.
     """
     model, data = config.model, config.data
-    if model.graph != "edges":
+    if model.graph == "nodes":
         return
     if config.run.estimate:
         raise UserError("run.estimate is for masks of nodes. Leave it out, or choose --model.graph nodes")
@@ -27,6 +27,6 @@ def settle_edge_defaults(config: Any, defaults: Any) -> None:
     if data.positions == "all":
         data.positions = "last"
     if model.temperature == defaults.temperature:
-        model.temperature = EDGE_TEMPERATURE
+        model.temperature = TEXT_TEMPERATURE
     if model.sizes == defaults.sizes:
         model.sizes = DEFAULT_SHARES
