@@ -25,7 +25,7 @@ from masklearn.errors import UserError
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
-from masklearn.text_bank import TextBank, load_bank
+from masklearn.text_bank import EdgeBank, TextBank, load_bank
 
 
 def run_evaluation(args: list[str] | None) -> None:
@@ -44,6 +44,8 @@ def run_evaluation(args: list[str] | None) -> None:
             flags, plan, [_node_mask(path, mask) for path, mask in zip(flags.mask, masks, strict=True)], requested
         )
         return
+    if flags.edges != "recomputed" and not any(isinstance(mask, EdgeBank) for mask in masks):
+        raise UserError(f"edges {flags.edges} is for banks of edges, and none is given. Leave out --edges")
     flags.fill_defaults(masks)
     with locked_output(flags.out) as file:
         _evaluate_all(flags, masks, requested, file)

@@ -8,6 +8,7 @@ from typing import Any
 from masklearn.ablation import AblationName
 from masklearn.data import SplitName
 from masklearn.errors import UserError
+from masklearn.evaluation import EdgeMode
 from masklearn.mask_file import Mask, mask_path
 from masklearn.models import DTypeName
 from masklearn.selection.baselines import CONTROLS, Baseline
@@ -36,6 +37,8 @@ class EvaluateFlags:
             greedy, greedy-forward, swap, exhaustive (up to 20 nodes). random and random-matched by default. Methods
             that need texts use the training texts of the mask's run. Searches take long: greedy evaluates every text
             about n_nodes^2 / 2 times.
+        edges: For edge banks: recomputed (attention patterns and norms are those of the masked stream), or frozen (they
+            are the full model's, so that the contributions into a vertex add up).
         keep_residual: For edge banks: keep all residual edges in random and inverse subgraphs, as the paper does.
         baseline_texts: Texts of every group that baselines use, at most.
         altered_column: For masks of single texts: evaluate them also on the text of this column in the same row, for
@@ -64,6 +67,7 @@ class EvaluateFlags:
         part: SplitName | None = None,
         ablation: AblationName | list[AblationName] | None = None,
         baselines: list[Baseline] | None = None,
+        edges: EdgeMode = "recomputed",
         keep_residual: bool = False,
         baseline_texts: int = 64,
         altered_column: str | None = None,
@@ -82,6 +86,7 @@ class EvaluateFlags:
         self.study, self.evidence, self.seed, self.track = study, evidence, seed, track
         self.baselines: Sequence[Baseline] = baselines or CONTROLS
         self.baseline_texts, self.keep_residual = baseline_texts, keep_residual
+        self.edges: EdgeMode = edges
         self.altered_column = altered_column
         if baseline_texts < 1:
             raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")

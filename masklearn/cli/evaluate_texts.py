@@ -13,15 +13,12 @@ from masklearn.ablation import Ablation
 from masklearn.cli.evaluate_bank import model_of_bank
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import settings_learned_on
-from masklearn.cli.text_methods import TEXT_METHODS
+from masklearn.cli.text_methods import SPLIT, TEXT_METHODS
 from masklearn.data import MaskData, SplitName, require_readable
 from masklearn.errors import UserError
 from masklearn.mask_file import ModelId
 from masklearn.text_bank import TextBank
 from masklearn.training.progress import phase_bars
-
-SPLIT: SplitName = "test"
-"""With scope input every split holds all texts."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +77,12 @@ def evaluate_text_bank(
     bank = bank.of(data.groups.names)
     print("\n".join([data.preview, *data.notices]))
     bar = phase_bars(sys.stderr, disable=None)
-    measurer, rows = method.evaluate(bank, data, SPLIT, flags.keep_residual, bar)
+    measurer, rows = method.evaluate(bank, data, bar, flags.keep_residual, flags.edges)
     description = evaluation.describe_texts(bank, rows, measurer, bank.config.get("data", {}))
-    description |= {"ablation": "zero", "text": f"{len(bank.groups)} texts of {data.source}, what is closed at zero"}
+    text = f"{len(bank.groups)} texts of {data.source}, what is closed at zero"
+    if bank.unit == "edges":
+        text, description["edges"] = f"{text}, patterns and norms {flags.edges}", flags.edges
+    description |= {"ablation": "zero", "text": text}
     if not flags.study:
         return [description], []
     recorder = evaluation.PerTextRecorder(len(bank.groups), data.token_counts, measurer.results())

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from masklearn import evaluation
 from masklearn.data import MaskData, SplitName
 from masklearn.edges import EdgeLM, by_strace, edge_bank, require_memory, verified_edge_lm
+from masklearn.evaluation import EdgeMode
 from masklearn.mask_file import ModelId
 from masklearn.masking import MaskedLM
 from masklearn.models import Layout
@@ -24,6 +25,9 @@ from masklearn.training.edge_learner import learn_edges
 from masklearn.training.position_learner import learn_positions
 from masklearn.training.text_learner import LogStep, TextLearnerConfig
 from masklearn.training.text_store import stored
+
+SPLIT: SplitName = "test"
+"""With scope input every split holds all texts."""
 
 
 class ScoredTexts(NamedTuple):
@@ -77,7 +81,7 @@ class TextMethod(ABC):
 
     @abstractmethod
     def evaluate(
-        self, bank: Any, data: MaskData, split: SplitName, keep_residual: bool, bar: ProgressBar
+        self, bank: Any, data: MaskData, bar: ProgressBar, keep_residual: bool = False, edges: EdgeMode = "recomputed"
     ) -> tuple[evaluation.TextMeasurer[Any], list[evaluation.Row]]:
         """Evaluate every text of a bank under its own subgraphs and under controls."""
 
@@ -118,10 +122,10 @@ class EdgeMethod(TextMethod):
         )  # fmt: skip
 
     def evaluate(
-        self, bank: Any, data: MaskData, split: SplitName, keep_residual: bool, bar: ProgressBar
+        self, bank: Any, data: MaskData, bar: ProgressBar, keep_residual: bool = False, edges: EdgeMode = "recomputed"
     ) -> tuple[evaluation.TextMeasurer[Any], list[evaluation.Row]]:
         """Compare with random, inverse and s-Trace subgraphs."""
-        return evaluation.evaluate_edges(self.edge_lm, bank, data, split, keep_residual, bar)
+        return evaluation.evaluate_edges(self.edge_lm, bank, data, SPLIT, keep_residual, bar, edges)
 
 
 @dataclass(frozen=True)
@@ -162,11 +166,11 @@ class PositionMethod(TextMethod):
         )  # fmt: skip
 
     def evaluate(
-        self, bank: Any, data: MaskData, split: SplitName, keep_residual: bool, bar: ProgressBar
+        self, bank: Any, data: MaskData, bar: ProgressBar, keep_residual: bool = False, edges: EdgeMode = "recomputed"
     ) -> tuple[evaluation.TextMeasurer[Any], list[evaluation.Row]]:
         """Compare with random and inverse subgraphs, and with those of the highest scores."""
-        del keep_residual
-        return evaluation.evaluate_positions(self.position_lm, bank, data, split, bar)
+        del keep_residual, edges
+        return evaluation.evaluate_positions(self.position_lm, bank, data, SPLIT, bar)
 
 
 TEXT_METHODS: dict[TextUnit, type[TextMethod]] = {"edges": EdgeMethod, "positions": PositionMethod}

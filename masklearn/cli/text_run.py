@@ -45,7 +45,7 @@ def run_texts(cli: TrainCLI, unit: TextUnit) -> None:
     chosen = time.monotonic()
     bank = replace(method.choose(_texts(data), choice, bar), config=mask_config(cli.requested))
     evaluated = time.monotonic()
-    measurer, rows = method.evaluate(bank, data, "test", False, bar)
+    measurer, rows = method.evaluate(bank, data, bar)
     seconds = {"choice": evaluated - chosen, "evaluation": time.monotonic() - evaluated}
     description = evaluation.describe_texts(bank, rows, measurer, bank.config["data"])
     description["cost"] = {phase: {"seconds": round(s, 1)} for phase, s in seconds.items()}

@@ -2,6 +2,7 @@
 
 from masklearn.edges.controls import inverse, nucleus, random_connected, threshold
 from masklearn.edges.edge_lm import EdgeLM
+from masklearn.edges.frozen import FrozenText
 from masklearn.edges.graph import EdgeGates, EdgeGraph
 from masklearn.edges.importance import Importance, importance
 from masklearn.edges.liveness import counts_by_part, live, nodes_used, shares_by_kind
@@ -22,6 +23,7 @@ __all__ = [
     "EdgeGates",
     "EdgeGraph",
     "EdgeLM",
+    "FrozenText",
     "Importance",
     "by_strace",
     "counts_by_part",

@@ -2,7 +2,7 @@
 
 from masklearn.evaluation.answer_check import implausible_answers
 from masklearn.evaluation.bank_report import describe, evaluate, subgraphs_evaluated
-from masklearn.evaluation.edge_report import evaluate_edges
+from masklearn.evaluation.edge_report import EdgeMode, evaluate_edges
 from masklearn.evaluation.measure import Row, measure, top_tokens
 from masklearn.evaluation.per_text import PerTextRecorder, PerTextResults
 from masklearn.evaluation.position_report import evaluate_positions
@@ -10,6 +10,7 @@ from masklearn.evaluation.tables import aligned, format_report, html_table, stag
 from masklearn.evaluation.text_report import TextMeasurer, describe_texts, scored_text
 
 __all__ = [
+    "EdgeMode",
     "PerTextRecorder",
     "PerTextResults",
     "Row",

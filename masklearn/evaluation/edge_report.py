@@ -1,7 +1,8 @@
 """Measure edge subgraphs of single texts, beside random, inverse and s-Trace ones of the same sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,8 +10,10 @@ from torch import Tensor
 from masklearn.data import MaskData, SplitName
 from masklearn.edges import (
     EdgeBank,
+    EdgeGates,
     EdgeGraph,
     EdgeLM,
+    FrozenText,
     counts_by_part,
     edge_counts,
     grow,
@@ -26,6 +29,8 @@ from masklearn.progress import ProgressBar, no_bar
 
 PLACES_PER_FORWARD = 2**26
 """Gates of the subgraphs that share a forward: 256 MB in float32."""
+EdgeMode = Literal["recomputed", "frozen"]
+"""Whether attention patterns and norms are those of the masked stream, or the full model's: see `FrozenText`."""
 EDGE_CONTROLS = ("random", "inverse")
 """Kinds of subgraphs that every edge bank is compared with: random connected ones, and all other edges."""
 
@@ -51,6 +56,7 @@ def evaluate_edges(
     split: SplitName,
     keep_residual: bool = False,
     bar: ProgressBar = no_bar,
+    mode: EdgeMode = "recomputed",
 ) -> tuple[EdgeMeasurer, list[Row]]:
     """Evaluate an edge bank: every text under its own subgraphs and under controls of the same sizes.
 
@@ -61,6 +67,7 @@ def evaluate_edges(
         split: The split that holds the bank's texts.
         keep_residual: Whether the controls keep all residual edges, as the paper's do.
         bar: Shows progress over the texts.
+        mode: Whether attention patterns and norms are computed again on the masked stream.
 
     Returns:
         What was measured, and one row for each size.
@@ -72,8 +79,9 @@ def evaluate_edges(
     measurer = EdgeMeasurer(edge_lm.layout, len(bank.shares), len(bank.groups), data.token_counts, kinds)
     for index in bar(range(len(bank.groups)), "Evaluation"):
         text = scored_text(data, split, index)
-        found = importance(edge_lm, text.input_ids.to(edge_lm.device))
-        full = edge_lm.full(text.input_ids.to(edge_lm.device))
+        input_ids = text.input_ids.to(edge_lm.device)
+        found = importance(edge_lm, input_ids)
+        full = edge_lm.full(input_ids)
         require_same_output(edge_lm, found.hidden, full)
         graph, kept = found.graph, bank.kept[index]
         bank.require_graph(index, graph.n_tokens, graph.exists)
@@ -86,16 +94,27 @@ def evaluate_edges(
         if bank.method != STRACE_KIND:
             order = grow(graph, found.weights, counts[-1])
             kept_of[STRACE_KIND] = [order[:n] for n in counts]
-        hidden_of = partial(subgraphs_hidden, edge_lm, text.input_ids.to(edge_lm.device), graph)
+        hidden = (
+            partial(edge_lm.hidden, input_ids) if mode == "recomputed" else FrozenText.of(edge_lm, input_ids).hidden
+        )
+        hidden_of = partial(subgraphs_hidden, hidden, graph, device=edge_lm.device)
+        require_same_output(edge_lm, hidden_of([graph.exists.nonzero()[:, 0]])[0], full)
         measurer.add(index, text, full, graph, kept_of, hidden_of)
     return measurer, measurer.rows(bank)
 
 
 @torch.no_grad()
-def subgraphs_hidden(edge_lm: EdgeLM, input_ids: Tensor, graph: EdgeGraph, kept: Sequence[Tensor]) -> Tensor:
-    """Last hidden states of subgraphs, as many at once as memory allows: shape (subgraphs, width)."""
+def subgraphs_hidden(
+    hidden: Callable[[EdgeGates], Tensor], graph: EdgeGraph, kept: Sequence[Tensor], device: torch.device
+) -> Tensor:
+    """Last hidden states of subgraphs, as many at once as memory allows: shape (subgraphs, width).
+
+    Args:
+        hidden: From gates to last hidden states.
+        graph: The text's graph.
+        kept: Numbers of the edges of every subgraph.
+        device: Where the gates go.
+    """
     rows = max(1, PLACES_PER_FORWARD // graph.n_places)
     parts = [kept[i : i + rows] for i in range(0, len(kept), rows)]
-    return torch.cat(
-        [edge_lm.hidden(input_ids, graph.gates(graph.masks(list(part)).to(input_ids.device))) for part in parts]
-    )
+    return torch.cat([hidden(graph.gates(graph.masks(list(part)).to(device))) for part in parts])
