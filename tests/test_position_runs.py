@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import one_line
 from families import BY_NAME
+from wandb_file import OfflineRun
 
 import masklearn as ml
 from masklearn.cli import evaluate, train
@@ -20,8 +21,10 @@ from masklearn.training.position_learner import learn_positions
 
 QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 POSITIONS = ["--model.graph", "positions", *QUIET]
-SMALL = [*POSITIONS, "--model.steps", "3", "--model.sizes", "[0.0001, 0.1, 0.5]", "--data.limit", "3"]
-SMALL += ["--data.max_length", "6", "--data.truncation", "left"]
+SHARES = [0.0001, 0.1, 0.5]
+SETTINGS = ["--model.steps", "3", "--model.sizes", str(SHARES), "--data.limit", "3"]
+SETTINGS += ["--data.max_length", "6", "--data.truncation", "left"]
+SMALL = [*POSITIONS, *SETTINGS]
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +126,21 @@ def test_families_whose_edges_cannot_be_gated_have_positions(tmp_path: Path) -> 
     flags = ["--model.lm", str(tmp_path / "gptj"), "--data.task", "names", "--run.dir", str(tmp_path / "run")]
     assert train([*SMALL, *flags]) == 0
     assert bank_in(tmp_path / "run").shares == (0.0001, 0.1, 0.5)
+
+
+def test_a_run_is_logged_to_wandb(tmp_path: Path) -> None:
+    quiet = ["--trainer.enable_progress_bar", "false"]
+    assert train(["--model.graph", "positions", *SETTINGS, *quiet, "--run.dir", str(tmp_path / "run")]) == 0
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    tracked, rows = OfflineRun.read(folder), json.loads((tmp_path / "run" / "metrics.json").read_text())["sizes"]
+    for size in ("0.0001", "0.1", "0.5"):
+        assert len(tracked.column(f"train/kl/s={size}")) == 9  # three steps of three texts
+        assert tracked.summary[f"test/kl/s={size}"] == pytest.approx(rows[SHARES.index(float(size))]["kl"])
+    assert tracked.column("train/temperature")[:3] == pytest.approx([0.5, 0.158, 0.05], abs=1e-3)
+    (path,) = tracked.column("results/path")
+    assert len(json.loads((tracked.files / path).read_text())["data"]) == 3
+    (picture,) = tracked.column("figures/curve/path")
+    assert (tracked.files / picture).read_bytes().startswith(b"\x89PNG")
+    (artifact,) = (artifact for artifact in tracked.artifacts if artifact.type == "mask")
+    assert artifact.name == "positions-embedded"
+    assert json.loads(artifact.metadata)["sizes"] == SHARES

@@ -38,6 +38,13 @@ def draw_run(folder: Path, mask: Mask, rows: Sequence[Row]) -> list[Path]:
     return report.write_figures(folder, mask, rows)
 
 
+def draw_curve(folder: Path, rows: Sequence[Row], own: str) -> Path:
+    """Draw the curves of a run into a folder; `own` is the kind of the bank's subgraphs. Returns the PNG file."""
+    from masklearn import report
+
+    return report.write_curve(folder, rows, own)
+
+
 def draw_run_page(file: Path, mask: Mask | TextBank, described: dict[str, Any], description: str) -> None:
     """Write the page of a run.
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from masklearn.errors import UserError
 from masklearn.shares import DEFAULT_SHARES
 from masklearn.training.text_learner import TEXT_TEMPERATURE
 
@@ -13,15 +12,10 @@ def settle_text_defaults(config: Any, defaults: Any) -> None:
     Args:
         config: All settings; changed in place.
         defaults: The defaults of node runs, of the model's flags.
-
-    Raises:
-        UserError: If the cost of the run is asked for, which is estimated for nodes only.
     """
     model, data = config.model, config.data
     if model.graph == "nodes":
         return
-    if config.run.estimate:
-        raise UserError("run.estimate is for masks of nodes. Leave it out, or choose --model.graph nodes")
     if model.scope == "dataset":
         model.scope = data.scope = "input"
     if data.positions == "all":

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from masklearn import evaluation
 from masklearn.data import MaskData, SplitName
-from masklearn.edges import EdgeLM, by_strace, edge_bank, require_memory, verified_edge_lm
+from masklearn.edges import EdgeGraph, EdgeLM, by_strace, edge_bank, require_memory, verified_edge_lm
 from masklearn.evaluation import EdgeMode
 from masklearn.mask_file import ModelId
 from masklearn.masking import MaskedLM
@@ -22,8 +23,10 @@ from masklearn.shares import TextUnit
 from masklearn.text_bank import PositionBank, TextBank
 from masklearn.training.block_store import BlockStore
 from masklearn.training.edge_learner import learn_edges
+from masklearn.training.memory import kept_bytes
 from masklearn.training.position_learner import learn_positions
 from masklearn.training.text_learner import LogStep, TextLearnerConfig
+from masklearn.training.text_memory import TextMemory
 from masklearn.training.text_store import stored
 
 SPLIT: SplitName = "test"
@@ -75,6 +78,18 @@ class TextMethod(ABC):
     def layers(self) -> str:
         """The model's layers, in words."""
 
+    def memory(self, n_sizes: int) -> TextMemory:
+        """The memory that learning so many sizes takes, measured on short texts."""
+        return TextMemory.probed(self.row_bytes, self.n_units, n_sizes, self.layout.context)
+
+    @abstractmethod
+    def n_units(self, n_tokens: int) -> int:
+        """Edges or positions of a text of so many tokens."""
+
+    @abstractmethod
+    def row_bytes(self, n_tokens: int) -> int:
+        """What a forward of one size of a text keeps for its backward."""
+
     @abstractmethod
     def choose(self, texts: ScoredTexts, choice: Choice, bar: ProgressBar) -> TextBank:
         """Choose the subgraphs of every text."""
@@ -109,6 +124,19 @@ class EdgeMethod(TextMethod):
         """Such as `12 sequential layers x 12 heads`."""
         kind = "parallel" if self.edge_lm.sites.parallel else "sequential"
         return f"{self.layout.graph.n_layers} {kind} layers x {self.layout.graph.n_heads} heads"
+
+    def n_units(self, n_tokens: int) -> int:
+        """Edges, where the attention reads every earlier token."""
+        graph = self.layout.graph
+        return EdgeGraph.count(graph.n_layers, graph.n_heads, n_tokens, self.edge_lm.sites.parallel)
+
+    def row_bytes(self, n_tokens: int) -> int:
+        """Measured."""
+        graph, device = self.layout.graph, self.edge_lm.device
+        whole = EdgeGraph.causal(graph.n_layers, graph.n_heads, n_tokens, self.edge_lm.sites.parallel)
+        gates = whole.gates(torch.ones(1, whole.n_places, device=device, requires_grad=True))
+        input_ids = torch.zeros(n_tokens, dtype=torch.long, device=device)
+        return kept_bytes(self.layout, lambda: self.edge_lm.hidden(input_ids, gates))
 
     def choose(self, texts: ScoredTexts, choice: Choice, bar: ProgressBar) -> TextBank:
         """Choose edges by s-Trace, or learn them."""
@@ -149,6 +177,17 @@ class PositionMethod(TextMethod):
     def layers(self) -> str:
         """Such as `12 layers x (12 heads + 1 MLP)`."""
         return f"{self.layout.graph.n_layers} layers x ({self.layout.graph.n_heads} heads + 1 MLP)"
+
+    def n_units(self, n_tokens: int) -> int:
+        """Positions, where the attention reads every earlier token."""
+        return PositionGraph.count(self.layout.graph, n_tokens)
+
+    def row_bytes(self, n_tokens: int) -> int:
+        """Measured."""
+        device = self.position_lm.device
+        gates = torch.ones(1, n_tokens, self.layout.graph.n_nodes, device=device, requires_grad=True)
+        input_ids = torch.zeros(n_tokens, dtype=torch.long, device=device)
+        return kept_bytes(self.layout, lambda: self.position_lm.hidden(input_ids, gates))
 
     def choose(self, texts: ScoredTexts, choice: Choice, bar: ProgressBar) -> TextBank:
         """Learn positions."""

@@ -223,6 +223,16 @@ class TrainCLI(LightningCLI):
         return [*callbacks, self.stop, self.probe]
 
 
+def start_tracking(cli: TrainCLI) -> "Tracker":
+    """Start the W&B run of a run's folder, or resume it, and print where it is."""
+    from masklearn import tracking  # imports wandb, which takes a second
+
+    tracker, location = tracking.logger_for(cli.folder.path, cli.requested, resume=cli.resume)
+    cli.trainer.logger = cli.tracker = tracker
+    print(location)
+    return tracker
+
+
 def _belongs_to_run(config_file: Path, folder: str | None) -> bool:
     """Whether a config given to resume a run is the one in that run's folder, which may have been moved.
 

@@ -6,7 +6,7 @@ from masklearn.edges.frozen import FrozenText
 from masklearn.edges.graph import EdgeGates, EdgeGraph
 from masklearn.edges.importance import Importance, importance
 from masklearn.edges.liveness import counts_by_part, live, nodes_used, shares_by_kind
-from masklearn.edges.memory import require_memory
+from masklearn.edges.memory import MEMORY_SHARE, require_memory
 from masklearn.edges.select import Choose, by_strace, edge_bank
 from masklearn.edges.strace import grow
 from masklearn.edges.streams import longest_prefix, with_streams
@@ -18,6 +18,7 @@ from masklearn.text_bank import EdgeBank, load_bank
 
 __all__ = [
     "DEFAULT_SHARES",
+    "MEMORY_SHARE",
     "Choose",
     "EdgeBank",
     "EdgeGates",

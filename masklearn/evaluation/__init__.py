@@ -6,7 +6,7 @@ from masklearn.evaluation.edge_report import EdgeMode, evaluate_edges
 from masklearn.evaluation.measure import Row, measure, top_tokens
 from masklearn.evaluation.per_text import PerTextRecorder, PerTextResults
 from masklearn.evaluation.position_report import evaluate_positions
-from masklearn.evaluation.tables import aligned, format_report, html_table, stages_table, table
+from masklearn.evaluation.tables import aligned, format_report, html_table, stages_table, table, text_table
 from masklearn.evaluation.text_report import TextMeasurer, describe_texts, scored_text
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "stages_table",
     "subgraphs_evaluated",
     "table",
+    "text_table",
     "top_tokens",
 ]

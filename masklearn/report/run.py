@@ -55,6 +55,13 @@ def write_figures(folder: Path, mask: Mask, rows: Sequence[dict[str, Any]]) -> l
     return paths
 
 
+def write_curve(folder: Path, rows: Sequence[dict[str, Any]], own: str) -> Path:
+    """Draw the curves alone into a folder as curve.png; `own` is the kind of the bank's subgraphs. Returns the file."""
+    with styled():
+        atomic_write(folder / "curve.png", curve_figure(rows, own).png())
+    return folder / "curve.png"
+
+
 def overview(mask: Mask, rows: Sequence[dict[str, Any]]) -> ShownFigure:
     """Create the figure of the masks with the curves below."""
     height = _masks_height(mask)

@@ -33,7 +33,7 @@ class _EdgeSearch(SubgraphSearch):
         order = grow(self.graph, found.weights, self.graph.n_edges)
         counts = edge_counts(shares, self.graph.n_edges)
         scored = order[~self.graph.is_residual[order]].sort().values
-        super().__init__(order, counts, scored, [i for i, n in enumerate(counts) if n >= self.graph.path_edges])
+        super().__init__(order, shares, scored, [i for i, n in enumerate(counts) if n >= self.graph.path_edges])
 
     def kl(self, gates: Tensor) -> Tensor:
         """KL under gates of the scored edges; residual edges are open."""

@@ -35,7 +35,7 @@ class _PositionSearch(SubgraphSearch):
         orders = [best_first(graph, score(position_lm, input_ids)) for score in SCORE_FUNCTIONS.values()]
         subgraphs = [[order[:n].sort().values for n in counts] for order in orders]
         log_kl = [(self.kl_of(kept) + LOG_KL_EPS).log().mean().item() for kept in subgraphs]
-        super().__init__(orders[log_kl.index(min(log_kl))], counts, self.scored, sizes)
+        super().__init__(orders[log_kl.index(min(log_kl))], shares, self.scored, sizes)
         for kept in subgraphs:
             self.replace_if_better(sizes, kept)
 

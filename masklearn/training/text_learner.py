@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from masklearn.gates import open_probability
+from masklearn.shares import share_counts
 from masklearn.training.budget import Projected
 from masklearn.training.learned_ablation import LOG_KL_EPS
 
@@ -39,13 +40,14 @@ class SubgraphSearch(ABC):
 
     Args:
         order: Numbers of all units, best first, to start from.
-        counts: Sizes in units, ascending.
+        shares: Sizes as shares of the units, ascending.
         scored: Numbers of the units that have scores, ascending.
         learned: Indices of the sizes that are learned; the others keep the first units of the order.
     """
 
-    def __init__(self, order: Tensor, counts: Sequence[int], scored: Tensor, learned: Sequence[int]) -> None:
-        self.order, self.counts, self.scored, self.learned = order, counts, scored, learned
+    def __init__(self, order: Tensor, shares: Sequence[float], scored: Tensor, learned: Sequence[int]) -> None:
+        self.order, self.shares, self.scored, self.learned = order, shares, scored, learned
+        self.counts = counts = share_counts(shares, len(order))
         self.kept = [order[:n].sort().values for n in counts]
         self.best = self.kl_of(self.kept)
         self.n_open = torch.empty(0)
@@ -75,6 +77,10 @@ class SubgraphSearch(ABC):
         for i, candidate, kl in zip(sizes, candidates, self.kl_of(candidates), strict=True):
             if kl < self.best[i]:
                 self.kept[i], self.best[i] = candidate, kl
+
+    def by_size(self, metric: str, values: Sequence[float]) -> dict[str, float]:
+        """Values of the learned sizes by the names under which they are logged."""
+        return {f"{metric}/s={self.shares[i]:g}": value for i, value in zip(self.learned, values, strict=True)}
 
     def first_scores(self) -> Tensor:
         """Minus the log of every scored unit's rank in the order, shape (scored,)."""
@@ -119,7 +125,7 @@ def learn(search: SubgraphSearch, config: TextLearnerConfig, log: LogStep | None
         if step % CHECK_EVERY == 0 or step == config.steps:
             search.consider(scores.detach())
         if log:
-            log({"temperature": temperature} | {f"kl/{i}": v for i, v in zip(search.learned, kl.tolist(), strict=True)})
+            log({"temperature": temperature} | search.by_size("kl", kl.tolist()))
     return search.kept
 
 
