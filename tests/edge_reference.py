@@ -50,8 +50,8 @@ class LlamaReference:
         """A value of this run; of a frozen model, that of the first run."""
         return self.first.setdefault(key, value) if self.frozen else value
 
-    def _norm(self, norm: Any, place: tuple, vector: Tensor) -> Tensor:
-        return norm.weight * vector / self._once(place, (vector.square().mean() + norm.variance_epsilon).sqrt())
+    def _norm(self, norm: Any, key: tuple, vector: Tensor) -> Tensor:
+        return norm.weight * vector / self._once(key, (vector.square().mean() + norm.variance_epsilon).sqrt())
 
     def run(self, gates: EdgeGates) -> tuple[Tensor, dict[tuple, Tensor]]:
         """Run under the gates of one row.

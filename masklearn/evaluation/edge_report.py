@@ -14,6 +14,7 @@ from masklearn.edges import (
     EdgeGraph,
     EdgeLM,
     FrozenText,
+    Importance,
     counts_by_part,
     edge_counts,
     grow,
@@ -83,17 +84,9 @@ def evaluate_edges(
         found = importance(edge_lm, input_ids)
         full = edge_lm.full(input_ids)
         require_same_output(edge_lm, found.hidden, full)
-        graph, kept = found.graph, bank.kept[index]
+        graph = found.graph
         bank.require_graph(index, graph.n_tokens, graph.exists)
-        counts = edge_counts(bank.shares, graph.n_edges)
-        kept_of = {
-            bank.method: kept,
-            "random": [random_connected(graph, n, index, keep_residual) for n in counts],
-            "inverse": [inverse(graph, ids, keep_residual) for ids in kept],
-        }
-        if bank.method != STRACE_KIND:
-            order = grow(graph, found.weights, counts[-1])
-            kept_of[STRACE_KIND] = [order[:n] for n in counts]
+        kept_of = _subgraphs(bank, index, found, keep_residual)
         hidden = (
             partial(edge_lm.hidden, input_ids) if mode == "recomputed" else FrozenText.of(edge_lm, input_ids).hidden
         )
@@ -101,6 +94,21 @@ def evaluate_edges(
         require_same_output(edge_lm, hidden_of([graph.exists.nonzero()[:, 0]])[0], full)
         measurer.add(index, text, full, graph, kept_of, hidden_of)
     return measurer, measurer.rows(bank)
+
+
+def _subgraphs(bank: EdgeBank, index: int, found: Importance, keep_residual: bool) -> dict[str, Sequence[Tensor]]:
+    """The subgraphs of one text by kind: the bank's own, and the controls."""
+    graph, kept = found.graph, bank.kept[index]
+    counts = edge_counts(bank.shares, graph.n_edges)
+    kept_of: dict[str, Sequence[Tensor]] = {
+        bank.method: kept,
+        "random": [random_connected(graph, n, index, keep_residual) for n in counts],
+        "inverse": [inverse(graph, ids, keep_residual) for ids in kept],
+    }
+    if bank.method != STRACE_KIND:
+        order = grow(graph, found.weights, counts[-1])
+        kept_of[STRACE_KIND] = [order[:n] for n in counts]
+    return kept_of
 
 
 @torch.no_grad()
