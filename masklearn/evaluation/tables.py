@@ -79,9 +79,9 @@ def text_table(rows: list[Row], unit: str) -> list[list[str]]:
     columns: dict[str, Callable[[Row], str]] = {
         "of all": lambda r: f"{100 * r['s']:.3g}%",
         unit: lambda r: f"{r[unit]:.0f}",
-        "TV": lambda r: f"{r['tv']:.3f}",
+        "TV": partial(_metric, "tv"),
         **{f"{name} TV": partial(_control_tv, name) for name in rows[0]["controls"]},
-        "KL": lambda r: f"{r['kl']:.3f}",
+        "KL": partial(_metric, "kl"),
         "top-1": lambda r: f"{r['top1']:.1%}",
         "nucleus": lambda r: f"{r['nucleus_median']:.0f}%",
         **{name.removesuffix("_share"): partial(_share, name) for name in rows[0] if name.endswith("_share")},
@@ -92,7 +92,7 @@ def text_table(rows: list[Row], unit: str) -> list[list[str]]:
 
 
 def _control_tv(name: str, row: Row) -> str:
-    return f"{row['controls'][name]['tv']:.3f}"
+    return _number(row["controls"][name]["tv"])
 
 
 def _share(name: str, row: Row) -> str:
