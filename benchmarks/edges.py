@@ -3,6 +3,7 @@
 import resource
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -73,7 +74,9 @@ def measure(edge_lm: EdgeLM, texts: Sequence[Tensor], shares: Sequence[float]) -
         results["seconds"]["importance, growth to all sizes"].append(seconds)
         full = log_probabilities(edge_lm.full(ids)[None], unembed)
         for kind, kept in subgraphs(found, order, edge_counts(shares, found.graph.n_edges), seed).items():
-            masked = log_probabilities(subgraphs_hidden(edge_lm, ids, found.graph, kept), unembed)
+            masked = log_probabilities(
+                subgraphs_hidden(partial(edge_lm.hidden, ids), found.graph, kept, edge_lm.device), unembed
+            )
             results["tv"][kind].append(tv_distance(full, masked))
             if kind in ("s-trace", "random"):
                 of_kinds = torch.stack(list(shares_by_kind(found.graph, kept).values()), dim=1)

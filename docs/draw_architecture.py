@@ -18,7 +18,7 @@ FLOORS = {
     "output": ["density", "evidence", "report", "tracking", "export"],
     "evaluation": ["evaluation"],
     "training": ["training"],
-    "data and selection": ["data", "selection"],
+    "data and selection": ["data", "selection", "positions"],
     "the gated model": ["models", "masking", "edges"],
     "ideas": [
         "errors",
@@ -34,6 +34,8 @@ FLOORS = {
         "hub",
         "progress",
         "ranks",
+        "shares",
+        "text_bank",
         "version",
         "tiny",
         "tool_hooks",

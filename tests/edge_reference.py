@@ -24,10 +24,6 @@ def edge_lm(lm: PreTrainedModel) -> EdgeLM:
     return EdgeLM(Layout.of(lm))
 
 
-def _norm(vector: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return weight * vector / (vector.square().mean() + eps).sqrt()
-
-
 def _rotate(vector: Tensor, position: int, theta: float) -> Tensor:
     half = len(vector) // 2
     angle = position / theta ** (torch.arange(half) / half)
@@ -40,13 +36,22 @@ class LlamaReference:
     Args:
         lm: The model, without biases.
         input_ids: The text, shape (tokens,).
+        frozen: Whether patterns and norms are those of the first run.
     """
 
-    def __init__(self, lm: Any, input_ids: Tensor) -> None:
+    def __init__(self, lm: Any, input_ids: Tensor, frozen: bool = False) -> None:
+        self.frozen, self.first = frozen, dict[tuple, Tensor]()
         self.lm, self.input_ids, self.config = lm, input_ids, lm.config
         self.n_tokens, self.n_heads = len(input_ids), lm.config.num_attention_heads
         self.sources_per_value = self.n_heads // lm.config.num_key_value_heads
         self.layers: list[Any] = list(lm.model.layers)
+
+    def _once(self, key: tuple, value: Tensor) -> Tensor:
+        """A value of this run; of a frozen model, that of the first run."""
+        return self.first.setdefault(key, value) if self.frozen else value
+
+    def _norm(self, norm: Any, key: tuple, vector: Tensor) -> Tensor:
+        return norm.weight * vector / self._once(key, (vector.square().mean() + norm.variance_epsilon).sqrt())
 
     def run(self, gates: EdgeGates) -> tuple[Tensor, dict[tuple, Tensor]]:
         """Run under the gates of one row.
@@ -71,16 +76,15 @@ class LlamaReference:
             stream = []
             for t in range(self.n_tokens):
                 parts["residual_mlp", layer, t] = middle[t]
-                parts["mlp", layer, t] = self._mlp(layer, middle[t])
+                parts["mlp", layer, t] = self._mlp(layer, t, middle[t])
                 kept = gates.residual_mlp[0, layer, t] * middle[t]
                 stream.append(kept + gates.mlp[0, layer, t] * parts["mlp", layer, t])
-        final = self.lm.model.norm
-        return _norm(stream[-1], final.weight, final.variance_epsilon), parts
+        return self._norm(self.lm.model.norm, ("final",), stream[-1]), parts
 
     def _attention(self, layer: int, stream: list[Tensor]) -> dict[tuple[int, int, int], Tensor]:
         """Contributions of every (head, target, source), before gates."""
         block, width = self.layers[layer], self.config.head_dim
-        normed = [_norm(x, block.input_layernorm.weight, block.input_layernorm.variance_epsilon) for x in stream]
+        normed = [self._norm(block.input_layernorm, ("attention", layer, t), x) for t, x in enumerate(stream)]
         theta = self.config.rope_parameters["rope_theta"]
         found = {}
         for h in range(self.n_heads):
@@ -90,14 +94,14 @@ class LlamaReference:
             k = [_rotate(block.self_attn.k_proj.weight[shared] @ x, t, theta) for t, x in enumerate(normed)]
             for t in range(self.n_tokens):
                 scores = torch.stack([q[t] @ k[j] for j in range(t + 1)]) / width**0.5
-                for j, alpha in enumerate(scores.softmax(0)):
+                for j, alpha in enumerate(self._once(("pattern", layer, h, t), scores.softmax(0))):
                     value = block.self_attn.v_proj.weight[shared] @ normed[j]
                     found[h, t, j] = alpha * (block.self_attn.o_proj.weight[:, own] @ value)
         return found
 
-    def _mlp(self, layer: int, vector: Tensor) -> Tensor:
+    def _mlp(self, layer: int, t: int, vector: Tensor) -> Tensor:
         block = self.layers[layer]
-        x = _norm(vector, block.post_attention_layernorm.weight, block.post_attention_layernorm.variance_epsilon)
+        x = self._norm(block.post_attention_layernorm, ("mlp", layer, t), vector)
         up, gate = block.mlp.up_proj.weight @ x, block.mlp.gate_proj.weight @ x
         return block.mlp.down_proj.weight @ (nn.functional.silu(gate) * up)
 

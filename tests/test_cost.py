@@ -55,7 +55,7 @@ def test_a_phase_within_another_stops_its_clock(monkeypatch: pytest.MonkeyPatch)
         pass
     with clock.time("evaluation"):
         pass
-    assert clock.seconds == {"learning": 10.0 + 7.0, "polish": 3.0, "evaluation": 1.0, "probe": 0.0}
+    assert clock.seconds == {"learning": 10.0 + 7.0, "choice": 0.0, "polish": 3.0, "evaluation": 1.0, "probe": 0.0}
 
 
 def test_tokens_of_learning_are_those_of_the_texts_that_steps_get() -> None:
@@ -221,5 +221,5 @@ def test_every_phase_after_learning_has_a_bar(run: Run) -> None:
 def test_durations_and_the_table_read_well() -> None:
     assert [duration(s) for s in (0.42, 59.4, 61, 7500)] == ["0.4 s", "59 s", "1 min 01 s", "2 h 05 min"]
     costs = {"learning": PhaseCost(64_000, 12, 2**30), "polish": PhaseCost(1.28e6, 30, 2**31)}
-    table = cost_table(costs, 40, 4, 0.5)  # pyright: ignore[reportArgumentType]
+    table = cost_table(costs, 40, "4 steps")  # pyright: ignore[reportArgumentType]
     assert "learning       64 k     12 s  1.0 GiB\n  polish  <= 1.28 M  <= 30 s  2.0 GiB" in table

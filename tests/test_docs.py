@@ -41,7 +41,7 @@ def test_every_command_of_the_documents_runs(command: list[str], desk: Path) -> 
     elif entry_point == "export.py":
         assert export(args) == 0
     else:
-        fewer = ["--data.limit", "2"] if "edges" in args else []
+        fewer = ["--data.limit", "2"] if {"edges", "positions"} & set(args) else []
         assert train([*args, *([] if "--run.resume" in args else [*IN_SMALL, *fewer])]) == 0
 
 

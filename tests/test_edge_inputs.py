@@ -104,8 +104,10 @@ def test_a_bank_survives_its_file_and_fits_its_texts(llama: EdgeLM, tmp_path: Pa
     assert (loaded.shares, loaded.n_edges, loaded.model, loaded.method) == (
         bank.shares, bank.n_edges, bank.model, "s-trace",
     )  # fmt: skip
-    loaded.require_edges(0, importance(llama, text(7)).graph)
-    assert "is damaged" in refused(lambda: loaded.require_edges(1, importance(llama, text(5)).graph))
+    graph = importance(llama, text(7)).graph
+    loaded.require_graph(0, graph.n_tokens, graph.exists)
+    other = importance(llama, text(5)).graph
+    assert "is damaged" in refused(lambda: loaded.require_graph(1, other.n_tokens, other.exists))
 
 
 def test_files_that_are_no_banks_are_refused(llama: EdgeLM, tmp_path: Path) -> None:

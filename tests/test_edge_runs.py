@@ -1,4 +1,4 @@
-"""Edge graphs through the command line: a run, its evaluation, a study beside node masks, and bad input."""
+"""Edge graphs through the command line: a run, its evaluation, a study beside other banks, and bad input."""
 
 # pyright: reportGeneralTypeIssues=false
 # (by pandas' own annotations a comparison may be anything)
@@ -36,7 +36,7 @@ def _own_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class EdgeStudy:
-    """A run on edges, one on nodes of the same texts, and their study."""
+    """A run on edges, one on positions and one on nodes of the same texts, and their study."""
 
     folder: Path
     output: str
@@ -76,7 +76,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> EdgeStudy:
         assert train([*EDGES, *TEXTS, "--model.sizes", str(SHARES), "--run.dir", str(folder / "edges")]) == 0
         nodes = ["--model.scope", "input", "--model.steps", "3", "--model.polish", "0", "--model.sizes", "[2, 9, 20]"]
         assert train([*nodes, *QUIET, *TEXTS, "--run.dir", str(folder / "nodes")]) == 0
-        masks = [flag for name in ("edges", "nodes") for flag in ("--mask", str(folder / name / "mask.safetensors"))]
+        positions = ["--model.graph", "positions", "--model.steps", "1", "--model.sizes", str(SHARES)]
+        assert train([*positions, *QUIET, *TEXTS, "--run.dir", str(folder / "positions")]) == 0
+        masks = [
+            flag
+            for name in ("edges", "positions", "nodes")
+            for flag in ("--mask", str(folder / name / "mask.safetensors"))
+        ]
         assert evaluate([*masks, "--out", str(folder / "study"), "--track", "false"]) == 0
     return EdgeStudy(folder, "\n".join(lines), studies[0])
 
@@ -113,27 +119,34 @@ def test_the_metrics_are_those_of_the_subgraphs_in_the_file(finished: EdgeStudy)
         assert tv.tolist() == pytest.approx(finished.metrics["groups"][bank.groups[index]]["tv"], abs=1e-5)
 
 
-def test_a_study_draws_both_graphs_on_one_relative_axis_and_says_so(finished: EdgeStudy) -> None:
-    assert "edges as shares of all edges" in finished.output
+def test_a_study_draws_all_graphs_on_one_relative_axis_and_says_so(finished: EdgeStudy) -> None:
+    assert "edges as shares of all edges, positions as shares of all positions" in finished.output
     assert "drawn on one relative axis" in finished.output
     (drawing,) = curves.curves_together(finished.study.measurements, finished.study.tables)
     (axes,) = drawing.figure.axes
-    assert axes.get_xlabel() == "edges or nodes kept (% of all, log)"
+    assert axes.get_xlabel() == "edges or positions or nodes kept (% of all, log)"
     labels = axes.get_legend_handles_labels()[1]
     assert labels == [
         "edges: s-trace, edges",
         "edges: random",
+        "positions: learned, positions",
+        "positions: random",
         "nodes: learned, nodes",
         "nodes: random-matched",
     ]
     banks = finished.table("banks").set_index("bank")["sizes in"]
-    assert banks.to_dict() == {"edges": "edges", "nodes": "nodes"}
+    assert banks.to_dict() == {unit: unit for unit in ("edges", "positions", "nodes")}
     curve = finished.table("curve").set_index(["bank", "kind", "fraction"])["tv"]
     for row in finished.metrics["sizes"]:
         assert curve["edges", "s-trace", row["s"]] == pytest.approx(row["tv"])
         assert curve["edges", "inverse", row["s"]] == pytest.approx(row["controls"]["inverse"]["tv"])
     parts = finished.table("composition")
     assert parts["share"].between(0, 1).all()
+    of_positions = parts[(parts["bank"] == "positions") & (parts["kind"] == "learned")]
+    assert list(of_positions["part"].unique()) == ["heads", "MLPs", *(f"quarter {i}" for i in range(1, 5))]
+    assert of_positions[of_positions["part"].isin(["heads", "MLPs"])].groupby("s")["share"].sum().tolist() == (
+        pytest.approx([1] * len(SHARES))
+    )
 
 
 def test_densities_of_both_graphs_are_areas_over_their_own_shares(finished: EdgeStudy) -> None:
@@ -181,7 +194,7 @@ def test_a_stopped_run_goes_on_with_the_next_text(
             raise KeyboardInterrupt
         return learn_edges(*args, **kwargs)
 
-    monkeypatch.setattr("masklearn.cli.edge_run.learn_edges", learn_two)
+    monkeypatch.setattr("masklearn.cli.text_methods.learn_edges", learn_two)
     assert train([*flags, "--run.dir", str(tmp_path / "run")]) != 0
     command = capsys.readouterr().err.split("Go on with: python train.py ")[1].split()
     assert train([*command, *QUIET]) == 0
@@ -203,7 +216,6 @@ def test_a_stopped_run_goes_on_with_the_next_text(
         ([*EDGES, "--model.ablation", "mean"], "--model.scope input --model.ablation zero"),
         ([*EDGES, "--model.scope", "column:task"], "not scope column:task"),
         ([*EDGES, "--model.sizes", "[4, 8]"], "model.sizes asks for 4 edges"),
-        ([*EDGES, "--run.estimate", "true"], "run.estimate is for masks of nodes"),
     ],
 )
 def test_settings_that_edges_cannot_follow(

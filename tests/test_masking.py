@@ -99,7 +99,7 @@ def test_mean_ablation_equals_the_means_of_the_reference(masked_lm: MaskedLM, to
         assert_close(found, gated_logits(lm, tokens, gates, means), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(14,), (2, 16), (1, 2, 15), ()])
+@pytest.mark.parametrize("shape", [(14,), (2, 16), (1, 2, 16), (1, 1, 2, 15), ()])
 def test_gates_of_another_model_are_refused(tokens: Tensor, shape: tuple[int, ...], lm: PreTrainedModel) -> None:
     with pytest.raises(ml.UserError, match="15 nodes"), ml.gated(lm, torch.ones(shape)):
         lm(tokens)

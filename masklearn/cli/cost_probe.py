@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from masklearn import evaluation, ranks
-from masklearn.cli.cost_table import PhaseCost, cost_table
+from masklearn.cli.cost_table import PhaseCost, cost_table, duration
 from masklearn.data import Batch, MaskData
 from masklearn.selection.baselines import random_masks
 from masklearn.training.cost import (
@@ -102,8 +102,8 @@ class CostProbe(Callback):
         left = sum(cost.seconds for cost in self.costs.values()) - done
         unlimited = learner.settings.polish and learner.settings.polish_budget is None
         note = "\n".join(line for line in (UNLIMITED_NOTE if unlimited else "", self._speed_up(learner)) if line)
-        probed = time.monotonic() - start
-        Tqdm.write(cost_table(self.costs, left, learned, probed, note, bool(unlimited)))
+        source = f"{learned} steps and a probe of {duration(time.monotonic() - start)}"
+        Tqdm.write(cost_table(self.costs, left, source, note, bool(unlimited)))
 
     def _speed_up(self, learner: MaskLearner) -> str:
         """One line: how much faster several processes are than one; empty if there is one.

@@ -22,15 +22,14 @@ class PhaseCost(NamedTuple):
 
 
 def cost_table(
-    costs: Mapping[Phase, PhaseCost], left: float, n_steps: int, probed: float, note: str = "", unlimited: bool = False
+    costs: Mapping[Phase, PhaseCost], left: float, source: str, note: str = "", unlimited: bool = False
 ) -> str:
     """The expected cost of a run and its end.
 
     Args:
         costs: By phase.
         left: Seconds that are left.
-        n_steps: Steps from which this is estimated.
-        probed: Seconds that the estimate took besides these steps.
+        source: What this is estimated from, in words.
         note: A further line, if any.
         unlimited: Whether polish has no limit.
     """
@@ -41,7 +40,7 @@ def cost_table(
         lines.append([phase, f"{at_most}{_count(cost.tokens)}", f"{at_most}{duration(cost.seconds)}", memory])
     end = time.localtime(time.time() + left)
     clock = time.strftime("%H:%M:%S" if left < DAY else "%Y-%m-%d %H:%M", end)
-    head = f"Expected cost, from {n_steps} steps and a probe of {duration(probed)}. {LEGEND}"
+    head = f"Expected cost, from {source}. {LEGEND}"
     tail = f"Expected end: {clock}, in {duration(left)}"
     return "\n".join(["", head, aligned(lines), *([note] if note else []), tail])
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from masklearn.density import Study
 from masklearn.density.study_folder import REPORT_FILE
-from masklearn.edges import EdgeBank
 from masklearn.evaluation import Row
 from masklearn.evidence.gather import Evidence
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
+from masklearn.text_bank import TextBank
 
 
 def can_draw() -> bool:
@@ -38,7 +38,14 @@ def draw_run(folder: Path, mask: Mask, rows: Sequence[Row]) -> list[Path]:
     return report.write_figures(folder, mask, rows)
 
 
-def draw_run_page(file: Path, mask: Mask | EdgeBank, described: dict[str, Any], description: str) -> None:
+def draw_curve(folder: Path, rows: Sequence[Row], own: str) -> Path:
+    """Draw the curves of a run into a folder; `own` is the kind of the bank's subgraphs. Returns the PNG file."""
+    from masklearn import report
+
+    return report.write_curve(folder, rows, own)
+
+
+def draw_run_page(file: Path, mask: Mask | TextBank, described: dict[str, Any], description: str) -> None:
     """Write the page of a run.
 
     Args:

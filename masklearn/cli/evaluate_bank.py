@@ -17,7 +17,6 @@ from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, load_texts
 from masklearn.cli.export_flags import ExportFlags
 from masklearn.data import MaskData, SplitName, leave_out_learned
-from masklearn.edges import EdgeBank
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
@@ -25,6 +24,7 @@ from masklearn.models import DTypeName, describe_placement, input_device, load_l
 from masklearn.progress import ProgressBar
 from masklearn.selection.baselines import UNGUIDED
 from masklearn.selection.scorer import MaskScorer
+from masklearn.text_bank import TextBank
 from masklearn.training.learned_ablation import fit_ablation
 from masklearn.training.progress import phase_bars
 
@@ -145,7 +145,7 @@ def load_model(
 
 
 def model_of_bank(
-    path: str, bank: Mask | EdgeBank, flags: EvaluateFlags | ExportFlags, device_map: str | None = None
+    path: str, bank: Mask | TextBank, flags: EvaluateFlags | ExportFlags, device_map: str | None = None
 ) -> tuple[PreTrainedModel, ModelId]:
     """Load the model that a bank names, or the one given in its place, with the precision of the bank's run.
 

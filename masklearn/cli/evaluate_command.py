@@ -12,8 +12,8 @@ from jsonargparse import ArgumentParser
 
 from masklearn import evaluation
 from masklearn.cli.evaluate_bank import evaluate_bank
-from masklearn.cli.evaluate_edges import evaluate_edge_bank
 from masklearn.cli.evaluate_flags import EvaluateFlags
+from masklearn.cli.evaluate_texts import evaluate_text_bank
 from masklearn.cli.evaluation_texts import MODEL_KEYS
 from masklearn.cli.evidence_command import run_evidence
 from masklearn.cli.parsing import as_user_errors
@@ -21,11 +21,11 @@ from masklearn.cli.run_folder import METRICS_FILE, RunFolder
 from masklearn.cli.study_banks import Evaluated
 from masklearn.cli.study_command import write_study
 from masklearn.data import MaskData
-from masklearn.edges import EdgeBank, load_bank
 from masklearn.errors import UserError
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
+from masklearn.text_bank import EdgeBank, TextBank, load_bank
 
 
 def run_evaluation(args: list[str] | None) -> None:
@@ -44,15 +44,17 @@ def run_evaluation(args: list[str] | None) -> None:
             flags, plan, [_node_mask(path, mask) for path, mask in zip(flags.mask, masks, strict=True)], requested
         )
         return
+    if flags.edges != "recomputed" and not any(isinstance(mask, EdgeBank) for mask in masks):
+        raise UserError(f"edges {flags.edges} is for banks of edges, and none is given. Leave out --edges")
     flags.fill_defaults(masks)
     with locked_output(flags.out) as file:
         _evaluate_all(flags, masks, requested, file)
 
 
-def _node_mask(path: str, bank: Mask | EdgeBank) -> Mask:
+def _node_mask(path: str, bank: Mask | TextBank) -> Mask:
     """The bank, which evidence needs to be one of node masks."""
-    if isinstance(bank, EdgeBank):
-        raise UserError(f"{path} holds edges of single texts, for which there are no tests. Leave out --evidence")
+    if isinstance(bank, TextBank):
+        raise UserError(f"{path} holds {bank.unit} of single texts, for which there are no tests. Leave out --evidence")
     return bank
 
 
@@ -124,14 +126,14 @@ def locked_output(out: str | None) -> Iterator[Path | None]:
 
 
 def _evaluate_all(
-    flags: EvaluateFlags, masks: Sequence[Mask | EdgeBank], requested: dict[str, Any], file: Path | None
+    flags: EvaluateFlags, masks: Sequence[Mask | TextBank], requested: dict[str, Any], file: Path | None
 ) -> None:
     """Evaluate mask after mask, print their tables, and write the study and the results."""
     results: list[dict[str, Any]] = []
     banks: list[Evaluated] = []
     for path, mask in zip(flags.mask, masks, strict=True):
-        if isinstance(mask, EdgeBank):
-            descriptions, evaluated = evaluate_edge_bank(path, mask, flags, requested)
+        if isinstance(mask, TextBank):
+            descriptions, evaluated = evaluate_text_bank(path, mask, flags, requested)
         else:
             descriptions, evaluated = evaluate_bank(path, mask, flags, requested)
         banks += evaluated

@@ -7,11 +7,12 @@ from typing import Any
 
 from masklearn.ablation import AblationName
 from masklearn.data import SplitName
-from masklearn.edges import EdgeBank
 from masklearn.errors import UserError
+from masklearn.evaluation import EdgeMode
 from masklearn.mask_file import Mask, mask_path
 from masklearn.models import DTypeName
 from masklearn.selection.baselines import CONTROLS, Baseline
+from masklearn.text_bank import TextBank
 
 STUDY_BASELINES: tuple[Baseline, ...] = (*CONTROLS, "norm", "inverse")
 """Baselines that a study needs."""
@@ -36,6 +37,8 @@ class EvaluateFlags:
             greedy, greedy-forward, swap, exhaustive (up to 20 nodes). random and random-matched by default. Methods
             that need texts use the training texts of the mask's run. Searches take long: greedy evaluates every text
             about n_nodes^2 / 2 times.
+        edges: For edge banks: recomputed (attention patterns and norms are those of the masked stream), or frozen (they
+            are the full model's, so that the contributions into a vertex add up).
         keep_residual: For edge banks: keep all residual edges in random and inverse subgraphs, as the paper does.
         baseline_texts: Texts of every group that baselines use, at most.
         altered_column: For masks of single texts: evaluate them also on the text of this column in the same row, for
@@ -65,6 +68,7 @@ class EvaluateFlags:
         part: SplitName | None = None,
         ablation: AblationName | list[AblationName] | None = None,
         baselines: list[Baseline] | None = None,
+        edges: EdgeMode = "recomputed",
         keep_residual: bool = False,
         baseline_texts: int = 64,
         altered_column: str | None = None,
@@ -83,6 +87,7 @@ class EvaluateFlags:
         self.study, self.evidence, self.seed, self.track = study, evidence, seed, track
         self.baselines: Sequence[Baseline] = baselines or CONTROLS
         self.baseline_texts, self.keep_residual = baseline_texts, keep_residual
+        self.edges: EdgeMode = edges
         self.altered_column = altered_column
         if baseline_texts < 1:
             raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")
@@ -94,7 +99,7 @@ class EvaluateFlags:
         """The device map to evaluate a bank with: the one given, or that of its run."""
         return self.device_map or bank.config.get("model", {}).get("device_map")
 
-    def fill_defaults(self, masks: Sequence[Mask | EdgeBank]) -> None:
+    def fill_defaults(self, masks: Sequence[Mask | TextBank]) -> None:
         """Decide whether there is a study, and if so, which baselines it needs and which folder it goes to.
 
         Args:

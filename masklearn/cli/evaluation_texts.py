@@ -8,10 +8,10 @@ from jsonargparse import ArgumentParser
 
 from masklearn.cli.parsing import as_user_errors
 from masklearn.data import MaskData, SplitName, require_readable
-from masklearn.edges import EdgeBank
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
+from masklearn.text_bank import TextBank
 
 SOURCE_KEYS = ("path", "dataset", "task", "texts")
 SOURCE_OPTIONS = ("subset", "split", "limit")
@@ -70,7 +70,7 @@ def evaluation_texts(path: str, bank: Mask, requested: dict[str, Any], split: Sp
     )
 
 
-def settings_learned_on(path: str, bank: Mask | EdgeBank) -> dict[str, Any]:
+def settings_learned_on(path: str, bank: Mask | TextBank) -> dict[str, Any]:
     """The settings of the texts of a mask's run, validated as if a user had given them.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from masklearn import evaluation
 from masklearn.cli.evaluate_bank import EvaluatedBank
-from masklearn.cli.evaluate_edges import EvaluatedEdges
+from masklearn.cli.evaluate_texts import EvaluatedTexts
 from masklearn.cli.run_folder import METRICS_FILE
 from masklearn.data import MaskData
 from masklearn.data.batching import Item, evenly_spaced
@@ -28,8 +28,8 @@ N_TOP_TOKENS = 6
 MAX_PICKABLE = 200
 """Inputs of a bank in the page's picker."""
 
-Evaluated = EvaluatedBank | EvaluatedEdges
-"""A bank of node masks or of edges, after its evaluation."""
+Evaluated = EvaluatedBank | EvaluatedTexts
+"""A bank of node masks or of single texts' edges or positions, after its evaluation."""
 
 
 def bank_names(evaluated: Sequence[Evaluated]) -> list[str]:
@@ -123,7 +123,7 @@ def top_tokens(measured: MaskMeasurements, bank: Evaluated, index: int, kinds: S
     tokenizer = data.load_tokenizer()
     batch = data.collate([data.parts[bank.split][index]])
     last = int(batch.input_ids[batch.scored][-1])
-    found = bank.top(index) if isinstance(bank, EvaluatedEdges) else _of_nodes(measured, bank, index, kinds)
+    found = bank.top(index) if isinstance(bank, EvaluatedTexts) else _of_nodes(measured, bank, index, kinds)
     tokens = {
         kind: [
             [(token_text(tokenizer, last, token), round(p, 6)) for token, p in zip(*pair, strict=True)]

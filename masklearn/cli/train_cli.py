@@ -12,11 +12,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from masklearn.cli.checkpoints import CHECKPOINT_FOLDER, LAST_CHECKPOINT, StepCheckpoint
 from masklearn.cli.cost_probe import CostProbe
-from masklearn.cli.edge_defaults import settle_edge_defaults
 from masklearn.cli.parsing import as_user_errors, explain, require_complete, require_harmless_configs
 from masklearn.cli.run_flags import RunFlags
 from masklearn.cli.run_folder import CONFIG_FILE, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps
+from masklearn.cli.text_defaults import settle_text_defaults
 from masklearn.cli.trainer_flags import (
     parse_shard,
     require_one_process,
@@ -139,7 +139,7 @@ class TrainCLI(LightningCLI):
         """Settle the folder, keep the settings as given, and then set those that depend on others."""
         self._settle_folder()
         self._settle_parts()
-        settle_edge_defaults(self.config, self.parser.get_defaults(skip_validation=True).model)
+        settle_text_defaults(self.config, self.parser.get_defaults(skip_validation=True).model)
         require_one_process(self.config.trainer, self.config.model.device_map)
         require_supported_flags(self.config.trainer)
         requested = self.config.clone()
@@ -184,8 +184,8 @@ class TrainCLI(LightningCLI):
             )
         if self.is_shard and (self.merges or self.estimate):
             raise UserError("run.shard is for a job that learns. Leave it out with --run.merge and --run.estimate")
-        if model.graph == "edges" and (with_ranks or self.is_shard):
-            raise UserError("model.graph edges uses one device. Leave out --trainer.devices and --run.shard")
+        if model.graph != "nodes" and (with_ranks or self.is_shard):
+            raise UserError(f"model.graph {model.graph} uses one device. Leave out --trainer.devices and --run.shard")
         self.deals_blocks = model.scope != "dataset" and (with_ranks or self.is_shard)
 
     def _settle_trainer(self) -> None:
@@ -222,6 +222,16 @@ class TrainCLI(LightningCLI):
         if trainer.enable_progress_bar is not False:
             callbacks.append(Progress(refresh_rate=trainer.log_every_n_steps or 1))
         return [*callbacks, self.stop, self.probe]
+
+
+def start_tracking(cli: TrainCLI) -> "Tracker":
+    """Start the W&B run of a run's folder, or resume it, and print where it is."""
+    from masklearn import tracking  # imports wandb, which takes a second
+
+    tracker, location = tracking.logger_for(cli.folder.path, cli.requested, resume=cli.resume)
+    cli.trainer.logger = cli.tracker = tracker
+    print(location)
+    return tracker
 
 
 def _belongs_to_run(config_file: Path, folder: str | None) -> bool:

@@ -10,11 +10,11 @@ from lightning import Callback
 from masklearn import evaluation, ranks
 from masklearn.cli.checkpoints import LAST_CHECKPOINT, AtomicCheckpointIO, newest_intact
 from masklearn.cli.cost_table import actual_costs, compared_costs
-from masklearn.cli.edge_run import run_edges
 from masklearn.cli.run_folder import CONFIG_FILE
 from masklearn.cli.run_parts import all_ranks, claim_folder, finish_shard, idle_notice, rank_metrics, throughput
 from masklearn.cli.run_results import evaluated_texts, mask_config, print_location, print_results, write_results
-from masklearn.cli.train_cli import TrainCLI
+from masklearn.cli.text_run import run_texts
+from masklearn.cli.train_cli import TrainCLI, start_tracking
 from masklearn.cli.trainer_flags import flags_without, limiting_flags, name_limits
 from masklearn.data import MaskData
 from masklearn.errors import NonFiniteLoss, UserError, one_line
@@ -65,8 +65,8 @@ def _run(cli: TrainCLI) -> None:
         return
     if cli.resume and not cli.is_shard and ranks.rank() == 0:
         cli.folder.acquire()
-    if cli.model.settings.graph == "edges":
-        run_edges(cli)
+    if (graph := cli.model.settings.graph) != "nodes":
+        run_texts(cli, graph)
         return
     _prepare(cli)
     if cli.estimate:
@@ -128,14 +128,12 @@ def _prepare(cli: TrainCLI) -> None:
 
 
 def _start_tracking(cli: TrainCLI) -> None:
-    """Log the run to W&B, and print where its W&B run is."""
+    """Log the run to W&B, with histograms of its gates."""
     from masklearn import tracking  # imports wandb, which takes a second
 
-    tracker, location = tracking.logger_for(cli.folder.path, cli.requested, resume=cli.resume)
-    cli.trainer.logger = cli.tracker = tracker
+    tracker = start_tracking(cli)
     callbacks: list[Callback] = cli.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     callbacks += [tracking.GateHistograms(), tracking.RelogCallback(tracker)]
-    print(location)
 
 
 def _introduction(learner: MaskLearner, data: MaskData) -> str:

@@ -21,7 +21,7 @@ from masklearn.density.statistics import (
     partial_rank_correlation,
     rank_bootstrap,
 )
-from masklearn.evaluation.edge_report import STRACE_KIND
+from masklearn.evaluation.text_report import STRACE_KIND
 
 N_SHUFFLES = 1000
 """Node shuffles of a mean mask that estimate the overlap expected by chance."""
@@ -166,13 +166,13 @@ def mask_overlaps(measurements: Sequence[MaskMeasurements], seed: int) -> pd.Dat
     The overlap is the sum over nodes of the smaller use, divided by the size: 1 if both use every node equally often.
     `by_chance` is the mean overlap when the nodes of one mask are shuffled; `by_norm` is the overlap of the subgraphs
     of the kind `norm`. Pairs of different models are left out, because their nodes do not correspond,
-    and so are edge banks, whose texts have graphs of their own.
+    and so are banks of edges or positions, whose texts have graphs of their own.
     """
     rows: list[dict[str, Any]] = []
     rng = np.random.default_rng(seed)
     for one, other in combinations(mean_masks(measurements), 2):
         pair = (one.measured, other.measured)
-        if len({bank.mask.model.fingerprint for bank in pair}) > 1 or any(bank.unit == "edges" for bank in pair):
+        if len({bank.mask.model.fingerprint for bank in pair}) > 1 or any(bank.unit != "nodes" for bank in pair):
             continue
         for s in sorted(set(one.measured.sizes) & set(other.measured.sizes)):
             shuffled = rng.permuted(np.tile(other.at(LEARNED_KIND, s), (N_SHUFFLES, 1)), axis=1)

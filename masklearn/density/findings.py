@@ -56,8 +56,8 @@ def _bank_claims(measured: MaskMeasurements, tables: Tables) -> list[Claim]:
         _two_phases(measured, head, refinement),
         _share_claim(measured, "early core", parts.loc[FIRST_QUARTER], s, above=True, has_control=True),
         _share_claim(
-            measured, "heads enter late", parts.loc["heads" if measured.unit == "nodes" else "attention"], s,
-            above=False, has_control=measured.unit == "edges",
+            measured, "heads enter late", parts.loc["attention" if measured.unit == "edges" else "heads"], s,
+            above=False, has_control=measured.unit != "nodes",
         ),
         _uncertainty(measured, own["relations"]),
         _unigram_like(measured, of_bank["unigram"]),

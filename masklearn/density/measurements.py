@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from masklearn.edges import EdgeBank
-from masklearn.evaluation.edge_report import EDGE_PARTS, PART_COUNTS, STRACE_KIND, WHOLE_PART_COUNTS
 from masklearn.evaluation.metrics import NUCLEI
 from masklearn.evaluation.per_text import PerTextResults
+from masklearn.evaluation.text_report import PART_COUNTS, STRACE_KIND, WHOLE_PART_COUNTS
 from masklearn.mask_file import Mask
+from masklearn.text_bank import EdgeBank, TextBank
 from masklearn.tiny import language
 
 LEARNED_KIND = "learned"
@@ -23,7 +23,7 @@ NORM_KIND = "norm"
 MATCHED_KIND = "random-matched"
 """Random subgraphs with as many heads and MLPs as the learned one."""
 RANDOM_KIND = "random"
-"""Random subgraphs: nodes drawn uniformly, or edges grown backward from the output at random."""
+"""Random subgraphs: nodes or positions drawn uniformly, or edges grown backward from the output at random."""
 REPORTED_NUCLEI = (1, 5, 10, 20, 40, 60, 80, 90)
 """Nuclei whose recovery is reported, in percent of the probability; the first is the top token."""
 N_DEPTH_QUARTERS = 4
@@ -51,7 +51,7 @@ class TopTokens:
     text: str
     """The input, as text."""
     sizes: Sequence[int | float]
-    """Sizes, ascending, the last that of the full model: nodes kept, or shares of the edges."""
+    """Sizes, ascending, the last that of the full model: nodes kept, or shares of the edges or positions."""
     tokens: Mapping[str, Sequence[Sequence[tuple[str, float]]]]
     """By kind of subgraph and size: tokens with their probabilities, most probable first."""
 
@@ -62,7 +62,7 @@ class MaskMeasurements:
 
     name: str
     """Name of the bank."""
-    mask: Mask | EdgeBank
+    mask: Mask | TextBank
     results: Mapping[str, PerTextResults]
     """By kind of subgraph: learned, inverse, random, ..."""
     names: Sequence[str]
@@ -88,18 +88,18 @@ class MaskMeasurements:
 
     @property
     def unit(self) -> str:
-        """What sizes count: nodes or edges."""
-        return "edges" if isinstance(self.mask, EdgeBank) else "nodes"
+        """What sizes count: nodes, edges or positions."""
+        return self.mask.unit if isinstance(self.mask, TextBank) else "nodes"
 
     @property
     def full_size(self) -> int | float:
-        """The size of the full model: its nodes; or 1.0, since sizes in edges are shares of a text's graph."""
-        return 1.0 if isinstance(self.mask, EdgeBank) else self.mask.graph.n_nodes
+        """The size of the full model: its nodes; or 1.0, since sizes in edges or positions are shares of a text's."""
+        return 1.0 if isinstance(self.mask, TextBank) else self.mask.graph.n_nodes
 
     @property
     def sizes(self) -> list[int] | list[float]:
-        """Sizes of the masks, ascending: nodes kept, or edges kept as shares."""
-        return list(self.mask.shares) if isinstance(self.mask, EdgeBank) else self.mask.sizes.tolist()
+        """Sizes of the masks, ascending: nodes kept, or edges or positions kept as shares."""
+        return list(self.mask.shares) if isinstance(self.mask, TextBank) else self.mask.sizes.tolist()
 
     @property
     def fractions(self) -> np.ndarray:
@@ -114,7 +114,7 @@ class MaskMeasurements:
     @property
     def own_kind(self) -> str:
         """Kind of the bank's own subgraphs: learned, or another method that chose them, such as s-trace."""
-        return self.mask.method if isinstance(self.mask, EdgeBank) else LEARNED_KIND
+        return self.mask.method if isinstance(self.mask, TextBank) else LEARNED_KIND
 
     @property
     def control_kind(self) -> str | None:
@@ -125,7 +125,7 @@ class MaskMeasurements:
     def n_short_sizes(self) -> int:
         """Sizes, from the smallest, that cannot hold a path from a token to the output in half of the texts or more.
 
-        A path takes up to two edges a layer, and smaller subgraphs do not depend on the text. 0 for banks of nodes.
+        A path takes up to two edges a layer, and smaller subgraphs do not depend on the text. 0 for other banks.
         """
         if not isinstance(self.mask, EdgeBank):
             return 0
@@ -211,17 +211,18 @@ class MaskMeasurements:
     def part_shares(self, kind: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return the share of each part of the model in the subgraphs, and its share in the whole graph.
 
-        Of nodes: heads, MLPs, and quarters of the depth. Of edges: those of the attention, of MLPs and of the residual
-        stream, and quarters of the depth. Layer l of n belongs to quarter floor(4 l / n) + 1; empty parts are left out.
+        Of nodes and positions: heads, MLPs, and quarters of the depth. Of edges: those of the attention, of MLPs and of
+        the residual stream, and quarters of the depth. Layer l of n belongs to quarter floor(4 l / n) + 1; empty parts
+        are left out.
 
         Returns:
             By part, both shares: of shape (sizes, groups) and (groups,).
         """
         n_layers = self.mask.graph.n_layers
         quarter = np.array([N_DEPTH_QUARTERS * layer // n_layers for layer in range(n_layers)])
-        if isinstance(self.mask, EdgeBank):
+        if isinstance(self.mask, TextBank):
             kept, whole = self.values(kind, PART_COUNTS), self.full_model(WHOLE_PART_COUNTS)
-            names = EDGE_PARTS
+            names = self.mask.parts
         else:
             is_head = np.array([node.head is not None for node in self.mask.graph.nodes])
             layer = np.array([node.layer for node in self.mask.graph.nodes])
@@ -239,8 +240,8 @@ class MaskMeasurements:
 
 def size_text(s: float, unit: str) -> str:
     """A size in words: "8 nodes", or "0.1 % of the edges"."""
-    if unit == "edges":
-        return f"{100 * s:.2g} % of the edges"
+    if unit != "nodes":
+        return f"{100 * s:.2g} % of the {unit}"
     return f"{s:.0f} node{'' if round(s) == 1 else 's'}"
 
 

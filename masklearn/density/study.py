@@ -95,9 +95,10 @@ def _notes(measurements: Sequence[MaskMeasurements], tables: Tables) -> list[str
 
 
 def _graph_notes(measurements: Sequence[MaskMeasurements]) -> list[str]:
-    """Say that banks of nodes and banks of edges share a relative axis, if there are both."""
-    by_unit = {unit: [bank.name for bank in measurements if bank.unit == unit] for unit in ("nodes", "edges")}
-    if not all(by_unit.values()):
+    """Say that banks of nodes, of edges and of positions share a relative axis, if there are several kinds."""
+    units = sorted({bank.unit for bank in measurements}, key=("nodes", "edges", "positions").index)
+    by_unit = {unit: [bank.name for bank in measurements if bank.unit == unit] for unit in units}
+    if len(units) < 2:
         return []
     shares = ", ".join(f"{', '.join(names)} as shares of all {unit}" for unit, names in by_unit.items())
     return [

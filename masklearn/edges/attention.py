@@ -50,6 +50,8 @@ class AttentionReads:
     """Whether a layer asked to attend to selected tokens only, which the eager function does not."""
     records: dict[int, AttentionRecord] | None = None
     """By layer, if the forward is to be recorded."""
+    patterns: dict[int, Tensor] | None = None
+    """Weights after the softmax to use in place of the forward's own, by layer; shape (1, heads, targets, sources)."""
 
 
 _reads: ContextVar[AttentionReads] = ContextVar("masklearn_edges")
@@ -72,6 +74,7 @@ def gated_attention(
     if reads.records is not None:
         reads.records[layer] = AttentionRecord(pattern, values, _allowed(attention_mask, pattern))
     if reads.gates is not None:
+        pattern = pattern if reads.patterns is None else reads.patterns[layer]
         gated = pattern * reads.gates[:, layer].to(pattern.dtype)
         output = (gated @ values).transpose(1, 2).contiguous()
     return output, pattern
@@ -85,7 +88,13 @@ def _allowed(mask: Tensor | None, pattern: Tensor) -> Tensor:
 
 
 @contextmanager
-def attention_gates(lm: PreTrainedModel, n_layers: int, gates: Tensor | None, record: bool) -> Iterator[AttentionReads]:
+def attention_gates(
+    lm: PreTrainedModel,
+    n_layers: int,
+    gates: Tensor | None,
+    record: bool,
+    patterns: dict[int, Tensor] | None = None,
+) -> Iterator[AttentionReads]:
     """Let a model's attention read gates while the context is open; one forward is expected within it.
 
     Args:
@@ -93,13 +102,14 @@ def attention_gates(lm: PreTrainedModel, n_layers: int, gates: Tensor | None, re
         n_layers: Its layers.
         gates: Shape (rows, layers, heads, targets, sources); None for all open.
         record: Whether to keep patterns and values.
+        patterns: Weights to gate in place of the forward's own, by layer.
 
     Raises:
         UserError: If the model's attention does not go through transformers' interface, or is sparse.
     """
     AttentionInterface.register(NAME, gated_attention)
     AttentionMaskInterface.register(NAME, eager_mask)
-    reads = AttentionReads(gates, records={} if record else None)
+    reads = AttentionReads(gates, records={} if record else None, patterns=patterns)
     token = _reads.set(reads)
     try:
         with attention_function(lm, NAME):

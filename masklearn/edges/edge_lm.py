@@ -75,18 +75,20 @@ class EdgeLM:
         """Return the last hidden state of the untouched model after one text: (tokens,) to (width,)."""
         return self.layout.hidden(input_ids[None])[0, -1]
 
-    def hidden(self, input_ids: Tensor, gates: EdgeGates) -> Tensor:
+    def hidden(self, input_ids: Tensor, gates: EdgeGates, patterns: dict[int, Tensor] | None = None) -> Tensor:
         """Return the last hidden states of one text under gates.
 
         Args:
             input_ids: Shape (tokens,).
             gates: One row for each subgraph; differentiable.
+            patterns: Attention weights to gate in place of those of the masked stream, by layer.
 
         Returns:
             Of the last token, shape (rows, width).
         """
         rows = input_ids.expand(len(gates.mlp), -1)
-        with attention_gates(self.layout.lm, self.n_layers, gates.attention, record=False), self._gated(gates):
+        reads = attention_gates(self.layout.lm, self.n_layers, gates.attention, record=False, patterns=patterns)
+        with reads, self._gated(gates):
             return self.layout.hidden(rows)[:, -1]
 
     @torch.no_grad()

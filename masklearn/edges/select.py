@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from masklearn.edges.bank import EdgeBank
 from masklearn.edges.edge_lm import EdgeLM
 from masklearn.edges.importance import Importance, importance
-from masklearn.edges.sizes import edge_counts
 from masklearn.edges.strace import grow
 from masklearn.mask_file import ModelId
 from masklearn.progress import ProgressBar, no_bar
+from masklearn.shares import share_counts
+from masklearn.text_bank import EdgeBank
 
 Choose = Callable[[Tensor, Importance], Sequence[Tensor]]
 """From a text's token ids and its importances to the numbers of the edges kept, size by size."""
@@ -20,7 +20,7 @@ def by_strace(shares: Sequence[float]) -> Choose:
     """The choice of s-Trace at some sizes, given as shares of the edges."""
 
     def choose(_: Tensor, found: Importance) -> Sequence[Tensor]:
-        counts = edge_counts(shares, found.graph.n_edges)
+        counts = share_counts(shares, found.graph.n_edges)
         order = grow(found.graph, found.weights, counts[-1])
         return [order[:n].sort().values for n in counts]
 
@@ -52,14 +52,11 @@ def edge_bank(
         bar: Shows progress over the texts.
     """
     choose = choose or by_strace(shares)
-    kept: list[tuple[Tensor, ...]] = []
-    n_edges: list[int] = []
-    for index in bar(range(len(texts)), f"Edges ({method})"):
-        input_ids = texts[index].to(edge_lm.device)
+
+    def of_text(input_ids: Tensor) -> tuple[int, Sequence[Tensor]]:
+        input_ids = input_ids.to(edge_lm.device)
         found = importance(edge_lm, input_ids)
-        kept.append(tuple(choose(input_ids, found)))
-        n_edges.append(found.graph.n_edges)
-    return EdgeBank(
-        tuple(kept), tuple(shares), tuple(map(len, texts)), tuple(n_edges), edge_lm.layout.graph, model, tuple(names),
-        method, positions,
-    )  # fmt: skip
+        return found.graph.n_edges, choose(input_ids, found)
+
+    graph = edge_lm.layout.graph
+    return EdgeBank.of_texts(texts, names, shares, graph, model, of_text, method, positions, bar)

@@ -2,21 +2,25 @@
 
 from masklearn.evaluation.answer_check import implausible_answers
 from masklearn.evaluation.bank_report import describe, evaluate, subgraphs_evaluated
-from masklearn.evaluation.edge_report import EdgeMeasurer, describe_edges, evaluate_edges, scored_text
+from masklearn.evaluation.edge_report import EdgeMode, evaluate_edges
 from masklearn.evaluation.measure import Row, measure, top_tokens
 from masklearn.evaluation.per_text import PerTextRecorder, PerTextResults
-from masklearn.evaluation.tables import aligned, format_report, html_table, stages_table, table
+from masklearn.evaluation.position_report import evaluate_positions
+from masklearn.evaluation.tables import aligned, format_report, html_table, stages_table, table, text_table
+from masklearn.evaluation.text_report import TextMeasurer, describe_texts, scored_text
 
 __all__ = [
-    "EdgeMeasurer",
+    "EdgeMode",
     "PerTextRecorder",
     "PerTextResults",
     "Row",
+    "TextMeasurer",
     "aligned",
     "describe",
-    "describe_edges",
+    "describe_texts",
     "evaluate",
     "evaluate_edges",
+    "evaluate_positions",
     "format_report",
     "html_table",
     "implausible_answers",
@@ -25,5 +29,6 @@ __all__ = [
     "stages_table",
     "subgraphs_evaluated",
     "table",
+    "text_table",
     "top_tokens",
 ]

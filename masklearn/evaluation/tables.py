@@ -69,29 +69,34 @@ def html_table(cells: list[list[str]]) -> str:
     return f"<div style='overflow-x:auto; white-space:nowrap'>{table}</div>"
 
 
-def edge_table(rows: list[Row]) -> str:
-    """The rows of `evaluate_edges` as a table; shares of edges are in percent."""
+def text_table(rows: list[Row], unit: str) -> list[list[str]]:
+    """The rows of `evaluate_edges` or `evaluate_positions` as cells, the titles first; shares are in percent.
+
+    Args:
+        rows: One for each size.
+        unit: What sizes count: edges or positions.
+    """
     columns: dict[str, Callable[[Row], str]] = {
         "of all": lambda r: f"{100 * r['s']:.3g}%",
-        "edges": lambda r: f"{r['edges']:.0f}",
-        "TV": lambda r: f"{r['tv']:.3f}",
+        unit: lambda r: f"{r[unit]:.0f}",
+        "TV": partial(_metric, "tv"),
         **{f"{name} TV": partial(_control_tv, name) for name in rows[0]["controls"]},
-        "KL": lambda r: f"{r['kl']:.3f}",
+        "KL": partial(_metric, "kl"),
         "top-1": lambda r: f"{r['top1']:.1%}",
         "nucleus": lambda r: f"{r['nucleus_median']:.0f}%",
-        **{kind: partial(_share, kind) for kind in ("attention", "mlp", "residual")},
+        **{name.removesuffix("_share"): partial(_share, name) for name in rows[0] if name.endswith("_share")},
         "heads": lambda r: f"{r['heads']:.3g}",
         "mlps": lambda r: f"{r['mlps']:.3g}",
     }
-    return aligned([list(columns), *([cell(row) for cell in columns.values()] for row in rows)])
+    return [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]
 
 
 def _control_tv(name: str, row: Row) -> str:
-    return f"{row['controls'][name]['tv']:.3f}"
+    return _number(row["controls"][name]["tv"])
 
 
-def _share(kind: str, row: Row) -> str:
-    return f"{row[f'{kind}_share']:.0%}"
+def _share(name: str, row: Row) -> str:
+    return f"{row[name]:.0%}"
 
 
 def stages_table(rows: list[Row], loss: str = "KL") -> str:
@@ -108,8 +113,8 @@ def aligned(cells: list[list[str]]) -> str:
 
 def format_report(described: dict[str, Any]) -> str:
     """The content of `metrics.json` as a table, and the areas under the faithfulness if texts have answers."""
-    if described.get("graph") == "edges":
-        return edge_table(described["sizes"])
+    if "graph" in described:
+        return aligned(text_table(described["sizes"], described["graph"]))
     areas = described.get("areas")
     suffix = ""
     if areas:

@@ -5,7 +5,7 @@ from masklearn.masking.compiled import CompiledSteps, CompileMode, compiling_pay
 from masklearn.masking.contributions import node_contributions
 from masklearn.masking.gating import gated, verified_layout
 from masklearn.masking.masked_lm import MaskedLM
-from masklearn.masking.memory import free_everywhere, scored_together
+from masklearn.masking.memory import free_bytes, free_everywhere, scored_together
 from masklearn.masking.row_parts import is_device_failure
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ablation_from_means",
     "compiling_pays",
     "step_forward",
+    "free_bytes",
     "free_everywhere",
     "gated",
     "is_device_failure",

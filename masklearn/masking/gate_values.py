@@ -11,7 +11,7 @@ from masklearn.graph import NodeGraph
 
 
 def gate_values(graph: NodeGraph, gates: Any, without: Any = None) -> Tensor:
-    """Return the gates as floating point numbers, shape (nodes,) or (rows, nodes).
+    """Return the gates as floating point numbers, shape (nodes,), (rows, nodes) or (rows, tokens, nodes).
 
     Args:
         graph: The nodes of the model.
@@ -26,7 +26,7 @@ def gate_values(graph: NodeGraph, gates: Any, without: Any = None) -> Tensor:
         raise UserError("no gates are given. Give one gate for each node, the names of nodes, or without=[names]")
     values = torch.ones(graph.n_nodes) if gates is None else _as_tensor(graph, gates)
     values = values if values.dtype == torch.float64 else values.float()
-    if values.dim() not in (1, 2) or values.shape[-1] != graph.n_nodes:
+    if values.dim() not in (1, 2, 3) or values.shape[-1] != graph.n_nodes:
         raise UserError(f"gates of shape {tuple(values.shape)} do not fit a model of {graph.n_nodes} nodes")
     if without is None:
         return values

@@ -35,7 +35,8 @@ def gated(
         lm: The model. If it is compiled, it runs without its compiled code while it is gated; adapters of PEFT stay in
             effect.
         gates: 1 keeps a node, 0 ablates it. A tensor, array or list of shape (nodes,) for all rows alike, or
-            (rows, nodes); or the names of the nodes to keep, such as `["a0.h1", "m3"]`.
+            (rows, nodes), or (rows, tokens, nodes) for every token by itself, which needs whole texts and no cache; or
+            the names of the nodes to keep, such as `["a0.h1", "m3"]`.
         ablation: What closed nodes emit. If that depends on the position, run the model on whole texts, padded on the
             right, without a cache.
         layout: The model's verified layout; found and verified here if it is not given.
@@ -97,10 +98,11 @@ class GateEdits:
 
     @classmethod
     def of(cls, layout: Layout, gates: Tensor, ablation: Ablation) -> "GateEdits":
-        """The edits for gates of shape (rows or 1, nodes)."""
+        """The edits for gates of shape (rows or 1, nodes), or (rows or 1, tokens, nodes)."""
+        gates = gates if gates.dim() > 2 else gates[:, None]
         heads, mlps, attentions = list[ActivationEdit](), list[ActivationEdit](), dict[int, ActivationEdit]()
-        for layer, (site, gate) in enumerate(zip(layout.sites, layout.graph.by_layer(gates).unbind(1), strict=True)):
-            of_heads, of_mlp = gate[:, :-1], gate[:, -1:]
+        for layer, (site, gate) in enumerate(zip(layout.sites, layout.graph.by_layer(gates).unbind(-2), strict=True)):
+            of_heads, of_mlp = gate[..., :-1], gate[..., -1:]
             closed = (ablation.heads[layer], ablation.mlps[layer]) if ablation.known else (None, None)
             if site.attention_norm and not ablation.known:
                 of_heads, of_attention = attention_gate(of_heads)
@@ -124,10 +126,10 @@ def attention_gate(heads: Tensor) -> tuple[Tensor, Tensor]:
     has a gradient for being opened.
 
     Args:
-        heads: Gates of one layer's heads, shape (rows, heads).
+        heads: Gates of one layer's heads, shape (..., heads).
 
     Returns:
-        Gates of the heads in front of the norm, shape (rows, heads), and of the attention behind it, shape (rows, 1).
+        Gates of the heads in front of the norm, shape (..., heads), and of the attention behind it, shape (..., 1).
     """
     attention = 1 - (1 - heads).prod(-1, keepdim=True)
     return torch.where(attention == 0, 1 + heads, heads), attention
@@ -141,7 +143,7 @@ def _apply_gates(output: Tensor, gate: Tensor, closed: Tensor | None) -> Tensor:
 
     Args:
         output: The nodes' outputs, concatenated: shape (rows, tokens, nodes * width).
-        gate: Shape (rows or 1, nodes).
+        gate: Shape (rows or 1, tokens or 1, nodes).
         closed: What closed nodes emit, shape (inputs or 1, positions, nodes, width); None for zeros. Rows are the
             inputs in order, once or several times over.
     """
@@ -149,8 +151,12 @@ def _apply_gates(output: Tensor, gate: Tensor, closed: Tensor | None) -> Tensor:
         raise UserError(
             f"{len(gate)} rows of gates do not fit a batch of {len(output)} inputs. Give one, or one for each"
         )
+    if gate.shape[1] not in (1, output.shape[1]):
+        raise UserError(
+            f"gates of {gate.shape[1]} tokens do not fit texts of {output.shape[1]}. Give whole texts, without a cache"
+        )
     nodes = output.unflatten(-1, (gate.shape[-1], -1))
-    gate = gate.to(output)[:, None, :, None]
+    gate = gate.to(output)[..., None]
     if closed is None:
         return (nodes * gate).flatten(-2)
     closed = at_positions(closed, output.shape[1]).to(output)
@@ -169,7 +175,7 @@ def _apply_gates(output: Tensor, gate: Tensor, closed: Tensor | None) -> Tensor:
 
 
 def _apply_attention_gate(output: Tensor, gate: Tensor) -> Tensor:
-    """Scale the output of a norm after the attention by the attention's gate, shape (rows, 1)."""
+    """Scale the output of a norm after the attention by the attention's gate, shape (rows, tokens or 1, 1)."""
     if not gate.requires_grad:
         return _apply_gates(output, gate, None)
     is_closed = (gate == 0).to(gate)

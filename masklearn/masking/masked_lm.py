@@ -131,7 +131,7 @@ class MaskedLM(nn.Module):
         Args:
             input_ids: Shape (inputs, tokens), padded on the right.
             scored: As in `full`.
-            gates: Shape (K, inputs, nodes).
+            gates: Shape (K, inputs, nodes), or (K, inputs, tokens, nodes) for every token by itself.
             corrupted: The corrupted inputs, of the same shape as the inputs. Resample ablation requires them.
             prefix: A prefix of the inputs under gates that agree with all of these in the layers before `first_layer`.
             first_layer: The first layer to run; the prefix must hold its stream.
@@ -151,7 +151,8 @@ class MaskedLM(nn.Module):
         with ExitStack() as stack:
             stack.enter_context(gated(self.lm, gates, ablation, self.layout))
             if not torch.is_grad_enabled():
-                stack.enter_context(closed_mlps_skipped(self.layout, self.graph.by_layer(gates)[..., -1]))
+                anywhere = gates if gates.dim() == 2 else (gates != 0).any(1)  # at some token
+                stack.enter_context(closed_mlps_skipped(self.layout, self.graph.by_layer(anywhere)[..., -1]))
             elif is_offloaded(self.lm):
                 stack.enter_context(layers_recomputed(GateEdits.of(self.layout, gates, ablation)))
             if rows.prefix and rows.first_layer:

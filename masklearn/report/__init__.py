@@ -3,7 +3,7 @@
 from masklearn.report.bank_page import bank_page, png_element, run_overview
 from masklearn.report.evidence import write_evidence, write_matrix
 from masklearn.report.node_map import node_map_svg
-from masklearn.report.run import write_figures
+from masklearn.report.run import write_curve, write_figures
 from masklearn.report.study import write_study
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "node_map_svg",
     "png_element",
     "run_overview",
+    "write_curve",
     "write_evidence",
     "write_figures",
     "write_matrix",

@@ -8,12 +8,12 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
-from masklearn.edges import EdgeBank
 from masklearn.mask_file import Mask
 from masklearn.report.page import PageFigure, TableView, render_page, table_view
 from masklearn.report.run import curve_figure, mask_figure, overview
 from masklearn.report.study_figure import StudyFigure, inline_svg
 from masklearn.report.style import SCREEN_DPI, ShownFigure, styled
+from masklearn.text_bank import TextBank
 
 MAX_NODE_LISTS = 1
 """Groups whose nodes are listed by name; of more groups the figure shows the shares."""
@@ -32,7 +32,7 @@ def png_element(figure: ShownFigure) -> str:
     return f'<img alt="{alt}" width="{width}" style="max-width:100%" src="data:image/png;base64,{content}">'
 
 
-def bank_page(mask: Mask | EdgeBank, described: dict[str, Any], description: str) -> str:
+def bank_page(mask: Mask | TextBank, described: dict[str, Any], description: str) -> str:
     """Return the page as HTML. All strings from texts, models and settings are escaped.
 
     Args:
@@ -43,7 +43,7 @@ def bank_page(mask: Mask | EdgeBank, described: dict[str, Any], description: str
     return render_page(
         "run.html",
         {
-            "title": f"Masks of {mask.model.lm}" if isinstance(mask, Mask) else f"Edges of {mask.model.lm}",
+            "title": f"{'Masks' if isinstance(mask, Mask) else mask.unit.capitalize()} of {mask.model.lm}",
             "description": description,
             "figures": _figures(mask, described["sizes"]),
             "tables": _tables(mask, described),
@@ -53,8 +53,8 @@ def bank_page(mask: Mask | EdgeBank, described: dict[str, Any], description: str
     )
 
 
-def _figures(mask: Mask | EdgeBank, rows: Sequence[dict[str, Any]]) -> list[PageFigure]:
-    own, unit = ("learned", "nodes") if isinstance(mask, Mask) else (mask.method, "edges")
+def _figures(mask: Mask | TextBank, rows: Sequence[dict[str, Any]]) -> list[PageFigure]:
+    own, unit = ("learned", "nodes") if isinstance(mask, Mask) else (mask.method, mask.unit)
     alt = f"KL and TV from the full model of {own} subgraphs and of controls, against the share of {unit} kept"
     with styled():
         found = [StudyFigure("curve", "curve", "all", alt, curve_figure(rows, own))]
@@ -65,7 +65,7 @@ def _figures(mask: Mask | EdgeBank, rows: Sequence[dict[str, Any]]) -> list[Page
         return [PageFigure(one, one.name, Markup(inline_svg(one, one.name))) for one in found]
 
 
-def _tables(mask: Mask | EdgeBank, described: dict[str, Any]) -> list[tuple[str, str, TableView]]:
+def _tables(mask: Mask | TextBank, described: dict[str, Any]) -> list[tuple[str, str, TableView]]:
     """Title, explanation and table of every result."""
     objective = mask.config.get("model", {}).get("objective", "kl")
     loss = "KL" if objective == "kl" else f"Loss ({objective})"
@@ -100,8 +100,8 @@ def _tables(mask: Mask | EdgeBank, described: dict[str, Any]) -> list[tuple[str,
     ]
 
 
-def _node_lists(mask: Mask | EdgeBank) -> dict[str, str]:
-    """The nodes of every mask by size, in words; empty for many groups, and for edges."""
+def _node_lists(mask: Mask | TextBank) -> dict[str, str]:
+    """The nodes of every mask by size, in words; empty for many groups, and for banks of single texts."""
     if not isinstance(mask, Mask) or len(mask.groups) > MAX_NODE_LISTS:
         return {}
     return {

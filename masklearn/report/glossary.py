@@ -26,12 +26,12 @@ KIND_DEFINITIONS = {
     "inverse": "All nodes except those of the learned mask, plotted at the size of the learned mask.",
     "s-trace": "The edges that s-Trace keeps: grown backward from the output by importance (docs/edges.md).",
     "random": "Nodes drawn uniformly: the mean of 10 draws per size, which are the same for all inputs. Of edges: "
-    "grown backward from the output at random.",
+    "grown backward from the output at random. Of positions: one uniform draw per size and input.",
     "random-matched": "Nodes drawn uniformly among subgraphs with as many heads and as many MLPs as the learned one: "
     "the mean of 10 draws per size and input.",
     "norm": "The nodes with the largest share of the L1 norm of all contributions that are added to the residual "
     "stream at the same point, averaged over tokens. This is a node-level analogue of the edge importance of s-Trace, "
-    "not the score of the paper, which ranks edges.",
+    "not the score of the paper, which ranks edges. Of positions: the share at the position's own token.",
     "band, low, high": "95 % percentile interval of 2,000 bootstrap resamples of the inputs.",
 }
 """Kinds of subgraphs, and their intervals."""
@@ -48,8 +48,8 @@ PAGE_SECTIONS = (
             "TV distance": "Total variation distance between two next-token distributions: half the sum over the "
             "vocabulary of the absolute differences of their probabilities. 0: equal; 1: disjoint. Mean over inputs.",
             "KL": "KL(full model || subgraph) in nats, mean over inputs.",
-            "fraction": "Nodes kept divided by all nodes of the model, heads and MLPs alike; or edges kept divided by "
-            "all edges.",
+            "fraction": "Nodes kept divided by all nodes of the model, heads and MLPs alike; or edges or positions "
+            "kept divided by all those of the text.",
             **KIND_DEFINITIONS,
             "head in place": "The smallest size at which at least half of the inputs recover the full model's most "
             "probable token, the head of its distribution.",

@@ -47,11 +47,11 @@ if (source) {
     const bit = (i) => (bytes[i >> 3] >> (7 - (i & 7))) & 1;
     const kept = Array.from({ length: n }, (_, node) => whole || bit(size * n + node) === 1);
     const percent = whole ? 100 : Number((100 * bank.fractions[size]).toPrecision(3));
-    const count = whole ? "all" : bank.unit === "nodes" ? bank.sizes[size] : one.edges[size].reduce((a, b) => a + b);
+    const count = whole ? "all" : bank.unit === "nodes" ? bank.sizes[size] : one.units[size].reduce((a, b) => a + b);
     form.querySelector("output").textContent = `${count} ${bank.unit} (${percent} %)`;
     slider.setAttribute("aria-valuetext", `${count} ${bank.unit}`);
     put(".picked-text", one.text);
-    const parts = one.edges && !whole ? ` (${bank.parts.map((part, i) => `${part} ${one.edges[size][i]}`).join(", ")})` : "";
+    const parts = one.units && !whole ? ` (${bank.parts.map((part, i) => `${part} ${one.units[size][i]}`).join(", ")})` : "";
     const heads = kept.filter((isKept, node) => isKept && node % (bank.heads + 1) < bank.heads).length;
     const mlps = kept.filter(Boolean).length - heads;
     const density = one.density === null ? "" : `Density ${one.density}. `;

@@ -8,7 +8,8 @@ import numpy as np
 
 from masklearn.density import MaskMeasurements, Study, TopTokens
 from masklearn.density.curves import normalized_densities
-from masklearn.evaluation.edge_report import EDGE_PARTS, PART_COUNTS
+from masklearn.evaluation.text_report import PART_COUNTS
+from masklearn.text_bank import TextBank
 
 
 def picker_json(study: Study) -> str:
@@ -32,7 +33,8 @@ def _bank(measured: MaskMeasurements, shown: list[TopTokens]) -> dict[str, Any]:
     number: dict[str, int] = {}
     density, tv = normalized_densities(measured), measured.values(kind, "tv")
     masks = measured.results[kind].masks[0].numpy()  # (sizes, groups, nodes)
-    edges = measured.values(kind, PART_COUNTS).sum(-2) if measured.unit == "edges" else None
+    is_of_text = isinstance(measured.mask, TextBank)
+    units = measured.values(kind, PART_COUNTS).sum(-2) if is_of_text else None  # (sizes, inputs, parts)
     inputs = []
     for one in shown:
         i = index[one.name]
@@ -49,7 +51,7 @@ def _bank(measured: MaskMeasurements, shown: list[TopTokens]) -> dict[str, Any]:
                 "tv": [round(float(value), 3) for value in tv[:, i]],
                 "kept": base64.b64encode(np.packbits(kept).tobytes()).decode(),
                 "top": top,
-                **({} if edges is None else {"edges": edges[:, i].astype(int).tolist()}),
+                **({} if units is None else {"units": units[:, i].astype(int).tolist()}),
             }
         )
     return {
@@ -60,7 +62,7 @@ def _bank(measured: MaskMeasurements, shown: list[TopTokens]) -> dict[str, Any]:
         "heads": graph.n_heads,
         "fractions": [float(f"{fraction:.3g}") for fraction in measured.fractions],
         "sizes": measured.sizes,
-        "parts": EDGE_PARTS,
+        "parts": measured.mask.parts if isinstance(measured.mask, TextBank) else (),
         "tokens": list(number),
         "inputs": inputs,
     }

@@ -55,6 +55,13 @@ def write_figures(folder: Path, mask: Mask, rows: Sequence[dict[str, Any]]) -> l
     return paths
 
 
+def write_curve(folder: Path, rows: Sequence[dict[str, Any]], own: str) -> Path:
+    """Draw the curves alone into a folder as curve.png; `own` is the kind of the bank's subgraphs. Returns the file."""
+    with styled():
+        atomic_write(folder / "curve.png", curve_figure(rows, own).png())
+    return folder / "curve.png"
+
+
 def overview(mask: Mask, rows: Sequence[dict[str, Any]]) -> ShownFigure:
     """Create the figure of the masks with the curves below."""
     height = _masks_height(mask)
@@ -136,4 +143,4 @@ def _draw_curve(axes: Axes, rows: Sequence[dict[str, Any]], metric: str, own: st
         axes.fill_between(fractions, low, high, color=style["color"], alpha=0.25, linewidth=0)
         axes.plot(fractions, mean, label=f"{name} (mean ± sd of {n})" if n else name, **style)
     axes.plot(fractions, [row[metric] for row in rows], label=own, **line_style(own))
-    size_axis(axes, min(fractions), "edges" if "edges" in rows[0] else "nodes")
+    size_axis(axes, min(fractions), next((unit for unit in ("edges", "positions") if unit in rows[0]), "nodes"))

@@ -111,7 +111,7 @@ def size_axis(axes: Axes, smallest: float, unit: str = "nodes") -> None:
     Args:
         axes: The axes.
         smallest: The smallest fraction.
-        unit: What is kept: nodes or edges.
+        unit: What is kept: nodes, edges or positions.
     """
     axes.set_xscale("log")
     axes.set_xlim(0.9 * smallest, 1.05)
@@ -139,8 +139,8 @@ def legend_below(figure: FigureBase, axes: Axes, ncols: int = 3) -> None:
 
 
 def count_nodes(s: int | float) -> str:
-    """Return "1 node", "<s> nodes", or for a share of the edges, which is below 1, its percentage."""
-    return f"{100 * s:.2g} % of edges" if s < 1 else f"{s:.0f} node{'' if s == 1 else 's'}"
+    """Return "1 node", "<s> nodes", or for a share of a text's edges or positions, which is below 1, its percentage."""
+    return f"{100 * s:.2g} %" if s < 1 else f"{s:.0f} node{'' if s == 1 else 's'}"
 
 
 @cache

@@ -8,8 +8,9 @@ from typing import Any
 import wandb
 from wandb import Run
 
-from masklearn.evaluation import table
-from masklearn.mask_file import Mask
+from masklearn.evaluation import table, text_table
+from masklearn.mask_file import Mask, ModelId
+from masklearn.text_bank import TextBank
 from masklearn.tracking.logger import Tracker
 
 PRINTED_TABLE = "summary/KL, JS and CE in nats per token"
@@ -39,22 +40,51 @@ def log_results(
     pictures = {f"figures/{path.stem}": path for path in figures}
 
     def log_all() -> None:  # one action: after an error, all of it is logged again offline
-        _log_tables(logger.run, mask, rows, pictures, maps)
-        _log_artifact(logger.run, mask, mask_file)
+        svgs = {name: wandb.Html(svg, inject=False, data_is_not_path=True) for name, svg in maps.items()}
+        others = {"nodes": _node_table(mask), **svgs}
+        _log_rows(logger.run, rows, table(list(rows)), others, pictures)
+        metadata = {"sizes": mask.sizes.tolist(), "ablation": mask.ablation.name}
+        _log_artifact(logger.run, "mask", mask.model, metadata, mask_file)
 
     logger.safely(log_all)
 
 
-def _log_tables(
-    run: Run, mask: Mask, rows: Sequence[dict[str, Any]], pictures: Mapping[str, Path], maps: Mapping[str, str]
+def log_text_results(
+    logger: Tracker, bank: TextBank, rows: Sequence[dict[str, Any]], file: Path, figures: Iterable[Path]
 ) -> None:
+    """Log the results of a finished run on single texts.
+
+    Args:
+        logger: The run's logger.
+        bank: The subgraphs of edges or positions.
+        rows: One per size, as in `metrics.json`.
+        file: Where the bank is saved; logged as a versioned artifact.
+        figures: PNG files.
+    """
+    pictures = {f"figures/{path.stem}": path for path in figures}
+
+    def log_all() -> None:
+        _log_rows(logger.run, rows, text_table(list(rows), bank.unit), {}, pictures)
+        metadata = {"sizes": bank.shares, "method": bank.method, "ablation": bank.ablation.name}
+        _log_artifact(logger.run, bank.unit, bank.model, metadata, file)
+
+    logger.safely(log_all)
+
+
+def _log_rows(
+    run: Run,
+    rows: Sequence[dict[str, Any]],
+    printed: list[list[str]],
+    others: Mapping[str, Any],
+    pictures: Mapping[str, Path],
+) -> None:
+    """Log the rows as a table, as they are printed, and in the summary; and other values and pictures with them."""
     flat_rows = [_flat(row) for row in rows]
     run.log(
         {
             "results": wandb.Table(columns=list(flat_rows[0]), data=[list(row.values()) for row in flat_rows]),
-            PRINTED_TABLE: _printed_table(rows),
-            "nodes": _node_table(mask),
-            **{name: wandb.Html(svg, inject=False, data_is_not_path=True) for name, svg in maps.items()},
+            PRINTED_TABLE: _printed_table(printed),
+            **others,
             **{name: wandb.Image(str(path)) for name, path in pictures.items()},
         }
     )
@@ -62,14 +92,10 @@ def _log_tables(
         run.summary.update({f"test/{name}/s={row['s']}": value for name, value in row.items() if name != "s"})
 
 
-def _log_artifact(run: Run, mask: Mask, mask_file: Path) -> None:
-    model_name = re.sub(r"[^\w.-]+", "-", mask.model.lm).strip("-.")[-MAX_NAME_LENGTH:]
-    artifact = wandb.Artifact(
-        f"mask-{model_name}",
-        type="mask",
-        metadata={"model": vars(mask.model), "sizes": mask.sizes.tolist(), "ablation": mask.ablation.name},
-    )
-    artifact.add_file(str(mask_file), policy="immutable")  # sent from where it is, without a copy
+def _log_artifact(run: Run, prefix: str, model: ModelId, metadata: Mapping[str, Any], file: Path) -> None:
+    model_name = re.sub(r"[^\w.-]+", "-", model.lm).strip("-.")[-MAX_NAME_LENGTH:]
+    artifact = wandb.Artifact(f"{prefix}-{model_name}", type="mask", metadata={"model": vars(model), **metadata})
+    artifact.add_file(str(file), policy="immutable")  # sent from where it is, without a copy
     run.log_artifact(artifact)
 
 
@@ -80,9 +106,9 @@ def _node_table(mask: Mask) -> wandb.Table:
     return wandb.Table(columns=["node", "layer", "head", *(f"s={s}" for s in mask.sizes.tolist())], data=data)
 
 
-def _printed_table(rows: Sequence[dict[str, Any]]) -> wandb.Table:
-    """The table that the run prints."""
-    titles, *lines = table(list(rows))
+def _printed_table(cells: list[list[str]]) -> wandb.Table:
+    """The table that the run prints, from its cells."""
+    titles, *lines = cells
     columns, data = list[Any](titles), list[Any](lines)
     return wandb.Table(columns=columns, data=data)
 

@@ -14,8 +14,8 @@ from masklearn.selection.discretization import masks_scored
 from masklearn.training.learned_ablation import REFIT_ROWS_PER_TEXT, REFIT_STEPS
 from masklearn.training.settings import LearnerSettings
 
-Phase = Literal["learning", "polish", "evaluation", "probe"]
-"""The phases of a run, and the probe that estimates their cost."""
+Phase = Literal["learning", "choice", "polish", "evaluation", "probe"]
+"""The phases of a run (choice: of the subgraphs of single texts), and the probe that estimates their cost."""
 FORWARD_AND_BACKWARD = 3
 """What a token costs that is run forward and, at twice the cost, backward; a forward alone costs one."""
 SAMPLING_SECONDS = 0.01

@@ -72,13 +72,13 @@ class MaskLearner(BlockLearner):
         seed: Seed of the gates' noise.
         sampled_kl_draws: Gate vectors drawn of every mask for the sampled KL in the table of stages, a diagnostic that
             no mask depends on; every draw costs as much as scoring the masks once.
-        graph: What a subgraph is made of: nodes (heads and MLPs), or edges (one for every head, target and source, and
-            those of the MLPs and the residual stream, in a graph for every text). Sizes are then shares of the edges.
+        graph: What a subgraph is made of: nodes (heads and MLPs), or of every text by itself edges (one for every head,
+            target and source, and those of MLPs and residual stream) or positions (nodes at single tokens), in shares.
         objective: What masks minimise: kl (from the full model's distribution); logit-diff (-log sigmoid of the logit
             difference between right and wrong answers); or cross-entropy (of right answers). The last two need answers.
         method: How subgraphs are found: learned, or with graph edges s-trace (grown backward from the output, the edge
-            of largest norm first). Learned edges start from s-trace; of the flags of learning they follow steps (by
-            default 60), lr (0.4) and temperature.
+            of largest norm first). Learned edges start from s-trace, positions from attribution or norm; of the
+            flags of learning both follow steps (by default 60), lr (0.4) and temperature.
         device_map: Spreads a model that does not fit on one GPU: auto (over GPUs, then main memory, then the disk),
             balanced (as much on each GPU), or a JSON file from module names to GPU numbers, cpu or disk. Weights in
             main memory or on the disk are read in every pass, which is slow.

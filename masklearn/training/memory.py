@@ -1,12 +1,13 @@
 """How many rows of a training step fit into memory: the memory of one row, compared with what is free."""
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from masklearn.masking import MaskedLM, free_everywhere
-from masklearn.models import is_offloaded
+from masklearn.models import Layout, is_offloaded
 from masklearn.objective import MAX_CHUNK_LOGITS
 
 ACTIVATION_SHARE = 0.6
@@ -64,21 +65,31 @@ def bytes_per_row(masked_lm: MaskedLM, n_tokens: int) -> int:
 
     On several devices these are the bytes on the one that keeps most.
     """
-    weights, offloaded = _storages(masked_lm.lm), is_offloaded(masked_lm.lm)
+    input_ids = torch.zeros(1, n_tokens, dtype=torch.long, device=masked_lm.device)
+    gates = torch.ones(1, 1, masked_lm.graph.n_nodes, device=masked_lm.device, requires_grad=True)
+    scored = torch.ones_like(input_ids, dtype=torch.bool)
+    return kept_bytes(masked_lm.layout, lambda: masked_lm(input_ids, scored, gates, input_ids))
+
+
+@torch.enable_grad()
+def kept_bytes(layout: Layout, forward: Callable[[], Tensor]) -> int:
+    """Bytes that a forward pass keeps for the backward pass, without the weights of a model; at least 1.
+
+    On several devices these are the bytes on the one that keeps most.
+    """
+    weights, offloaded = _storages(layout.lm), is_offloaded(layout.lm)
     saved_bytes: dict[torch.device, dict[int, int]] = defaultdict(dict)
 
     def record(tensor: Tensor) -> Tensor:
         if offloaded:  # weights that have been brought in for this part of the forward
-            weights.update(_storages(masked_lm.lm))
+            weights.update(_storages(layout.lm))
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             saved_bytes[tensor.device][storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # the graph would hold the tensor itself, which holds the graph, and neither is freed
 
-    input_ids = torch.zeros(1, n_tokens, dtype=torch.long, device=masked_lm.device)
-    gates = torch.ones(1, 1, masked_lm.graph.n_nodes, device=masked_lm.device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-        masked_lm(input_ids, torch.ones_like(input_ids, dtype=torch.bool), gates, input_ids)
+        forward()
     return max((sum(by_storage.values()) for by_storage in saved_bytes.values()), default=1)
 
 

@@ -18,11 +18,15 @@ FamilyName = Literal["nested", "independent"]
 """One score vector for every size, or gates of its own for each size."""
 BudgetName = Literal["projected", "lagrangian"]
 """How the expected size is driven to its target, see `training.budget`."""
-GraphName = Literal["nodes", "edges"]
-"""Heads and MLPs of a model, or the edges of every text's graph."""
+GraphName = Literal["nodes", "edges", "positions"]
+"""Heads and MLPs of a model, the edges of every text's graph, or heads and MLPs at every token of a text."""
 MethodName = Literal["learned", "s-trace"]
 """How subgraphs are found: by learning gates, or grown backward from the output by importance."""
-METHODS: dict[GraphName, tuple[MethodName, ...]] = {"nodes": ("learned",), "edges": ("s-trace", "learned")}
+METHODS: dict[GraphName, tuple[MethodName, ...]] = {
+    "nodes": ("learned",),
+    "edges": ("s-trace", "learned"),
+    "positions": ("learned",),
+}
 """The methods that exist for each graph."""
 MAX_COUNT = 10**9
 """Largest value of a setting that counts something; it only excludes typing errors."""
@@ -94,38 +98,40 @@ class LearnerSettings:
             )
 
     def _require_graph(self) -> None:
-        """Refuse a method that the graph does not have, and settings that an edge graph cannot follow."""
+        """Refuse a method that the graph does not have, and settings that a graph of one text cannot follow."""
         methods = METHODS[self.graph]
         if self.method not in methods:
             raise UserError(
                 f"model.method is {self.method}, which does not exist for model.graph {self.graph}. "
                 f"Choose --model.method {' or '.join(methods)}"
             )
-        if self.graph == "edges" and (self.scope != "input" or self.ablation != "zero"):
+        if self.graph == "nodes":
+            return
+        if self.scope != "input" or self.ablation != "zero":
             raise UserError(
-                f"model.graph edges has a graph for every text, whose closed edges emit zero, not scope {self.scope} "
-                f"and ablation {self.ablation}. Choose --model.scope input --model.ablation zero"
+                f"model.graph {self.graph} has a graph for every text, and what is closed emits zero, not scope "
+                f"{self.scope} and ablation {self.ablation}. Choose --model.scope input --model.ablation zero"
             )
-        if self.graph == "edges" and self.objective != "kl":
+        if self.objective != "kl":
             raise UserError(
-                f"model.graph edges has no objective but kl, not {self.objective}. Leave out --model.objective"
+                f"model.graph {self.graph} has no objective but kl, not {self.objective}. Leave out --model.objective"
             )
-        if self.graph == "edges" and (self.device_map or self.quantization):
+        if self.device_map or self.quantization:
             raise UserError(
-                "model.graph edges reads whole weights on one device. Leave --model.device_map and "
+                f"model.graph {self.graph} reads whole weights on one device. Leave --model.device_map and "
                 "--model.quantization out, and choose --model.dtype bfloat16 if memory is short"
             )
 
     def require_nodes(self) -> None:
-        """Refuse edges where masks are made of nodes.
+        """Refuse edges and positions where masks are made of nodes.
 
         Raises:
-            UserError: How to choose edges.
+            UserError: How to choose them.
         """
-        if self.graph == "edges":
+        if self.graph != "nodes":
             raise UserError(
-                "graph edges is not for a MaskLearner in Python. Choose edges with masklearn.edges, or with "
-                "python train.py --model.graph edges"
+                f"graph {self.graph} is not for a MaskLearner in Python. Choose {self.graph} with "
+                f"python train.py --model.graph {self.graph}, or with masklearn.{self.graph}"
             )
 
     @property

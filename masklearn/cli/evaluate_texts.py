@@ -1,4 +1,4 @@
-"""The evaluation of one edge bank: its model, its texts, its controls, and the metrics of every text."""
+"""The evaluation of one bank of single texts: its model, its texts, its controls, and the metrics of every text."""
 
 import sys
 import time
@@ -13,27 +13,24 @@ from masklearn.ablation import Ablation
 from masklearn.cli.evaluate_bank import model_of_bank
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import settings_learned_on
+from masklearn.cli.text_methods import SPLIT, TEXT_METHODS
 from masklearn.data import MaskData, SplitName, require_readable
-from masklearn.edges import EdgeBank, require_memory, verified_edge_lm
 from masklearn.errors import UserError
 from masklearn.mask_file import ModelId
-from masklearn.models import Layout
+from masklearn.text_bank import TextBank
 from masklearn.training.progress import phase_bars
-
-SPLIT: SplitName = "test"
-"""With scope input every split holds all texts."""
 
 
 @dataclass(frozen=True)
-class EvaluatedEdges:
-    """One edge bank after its evaluation, with what a study needs."""
+class EvaluatedTexts:
+    """One bank of single texts after its evaluation, with what a study needs."""
 
     path: Path
-    mask: EdgeBank
+    mask: TextBank
     data: MaskData
     recorder: evaluation.PerTextRecorder
     seconds: float
-    measurer: evaluation.EdgeMeasurer
+    measurer: evaluation.TextMeasurer[Any]
     ablation: Ablation = Ablation()
     split: SplitName = SPLIT
     altered_column: None = None
@@ -43,16 +40,16 @@ class EvaluatedEdges:
         return {kind: of_texts[example] for kind, of_texts in self.measurer.top.items()}
 
 
-def evaluate_edge_bank(
-    path: str, bank: EdgeBank, flags: EvaluateFlags, requested: dict[str, Any]
-) -> tuple[list[dict[str, Any]], list[EvaluatedEdges]]:
-    """Evaluate an edge bank on its own texts.
+def evaluate_text_bank(
+    path: str, bank: TextBank, flags: EvaluateFlags, requested: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[EvaluatedTexts]]:
+    """Evaluate a bank of edges or positions on its own texts.
 
     Args:
         path: The file.
         bank: Its content.
         flags: What to evaluate.
-        requested: The `--data.*` flags given; an edge bank admits none.
+        requested: The `--data.*` flags given; a bank of single texts admits none.
 
     Returns:
         The content of `metrics.json`; and, for a study, the evaluated bank.
@@ -63,12 +60,10 @@ def evaluate_edge_bank(
     start = time.monotonic()
     if requested or flags.altered_column or flags.ablations not in (None, ["zero"]):
         raise UserError(
-            f"{path} holds edges of single texts, which are evaluated on these texts with closed edges at zero. Leave "
-            "out --data.*, --altered_column and --ablation"
+            f"{path} holds {bank.unit} of single texts, which are evaluated on these texts, with what is closed at "
+            "zero. Leave out --data.*, --altered_column and --ablation"
         )
     lm, model = model_of_bank(path, bank, flags)
-    edge_lm = verified_edge_lm(Layout.of(lm))
-    bank.require(ModelId(model.lm, model.revision, edge_lm.layout.fingerprint))
     settings: dict[str, Any] = {"positions": bank.positions} | settings_learned_on(path, bank)
     data = MaskData(
         **settings, lm=model.lm, revision=model.revision,
@@ -76,15 +71,19 @@ def evaluate_edge_bank(
     )  # fmt: skip
     data.prepare_data()
     data.setup()
-    require_readable(data, edge_lm.layout)
-    require_memory(edge_lm.layout.graph, data.longest_text)
+    method = TEXT_METHODS[bank.unit].load(lm, data.longest_text)
+    bank.require(ModelId(model.lm, model.revision, method.layout.fingerprint))
+    require_readable(data, method.layout)
     bank = bank.of(data.groups.names)
     print("\n".join([data.preview, *data.notices]))
     bar = phase_bars(sys.stderr, disable=None)
-    measurer, rows = evaluation.evaluate_edges(edge_lm, bank, data, SPLIT, flags.keep_residual, bar)
-    description = evaluation.describe_edges(bank, rows, measurer, bank.config.get("data", {}))
-    description |= {"ablation": "zero", "text": f"{len(bank.groups)} texts of {data.source}, closed edges at zero"}
+    measurer, rows = method.evaluate(bank, data, bar, flags.keep_residual, flags.edges)
+    description = evaluation.describe_texts(bank, rows, measurer, bank.config.get("data", {}))
+    text = f"{len(bank.groups)} texts of {data.source}, what is closed at zero"
+    if bank.unit == "edges":
+        text, description["edges"] = f"{text}, patterns and norms {flags.edges}", flags.edges
+    description |= {"ablation": "zero", "text": text}
     if not flags.study:
         return [description], []
     recorder = evaluation.PerTextRecorder(len(bank.groups), data.token_counts, measurer.results())
-    return [description], [EvaluatedEdges(Path(path), bank, data, recorder, time.monotonic() - start, measurer)]
+    return [description], [EvaluatedTexts(Path(path), bank, data, recorder, time.monotonic() - start, measurer)]

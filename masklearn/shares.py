@@ -1,21 +1,25 @@
-"""Sizes of edge subgraphs: shares of all edges, since texts of different lengths have different numbers of edges."""
+"""Sizes as shares of a text's edges or positions, since texts of different lengths have different numbers of them."""
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from masklearn.errors import UserError
 from masklearn.sizes import LOG_PREFIX
 
+TextUnit = Literal["edges", "positions"]
+"""What the graph of a single text is made of: edges, or nodes at single tokens."""
 SMALLEST_SHARE, LARGEST_SHARE = 1e-4, 0.8
 """Ends of a log-spaced series."""
 DEFAULT_SHARES = "log:12"
 
 
-def edge_shares(sizes: Sequence[int | float] | str) -> list[float]:
-    """Shares of the edges to keep, ascending.
+def resolve_shares(sizes: Sequence[int | float] | str, unit: TextUnit = "edges") -> list[float]:
+    """Shares of the edges or positions to keep, ascending.
 
     Args:
         sizes: Shares between 0 and 1, or `log:12` for 12 log-spaced ones.
+        unit: What they are shares of, for messages.
 
     Raises:
         UserError: If a size is not a share, if two are equal, or if the series is unknown.
@@ -24,15 +28,15 @@ def edge_shares(sizes: Sequence[int | float] | str) -> list[float]:
     if isinstance(sizes, str):
         number = sizes.removeprefix(LOG_PREFIX)
         if not sizes.startswith(LOG_PREFIX) or not number.isdecimal() or int(number) < 2:
-            raise UserError(f"model.sizes is {sizes!r}; with --model.graph edges give shares of the edges, {example}")
+            raise UserError(f"model.sizes is {sizes!r}; with --model.graph {unit} give shares of the {unit}, {example}")
         steps = int(number) - 1
         ratio = LARGEST_SHARE / SMALLEST_SHARE
         return [float(f"{SMALLEST_SHARE * ratio ** (i / steps):.3g}") for i in range(steps + 1)]
     outside = [size for size in sizes if not 0 < size <= 1]
     if outside or not sizes:
-        found = f"asks for {outside[0]} edges" if outside else "is empty"
+        found = f"asks for {outside[0]} {unit}" if outside else "is empty"
         raise UserError(
-            f"model.sizes {found}, but the number of edges depends on the text. Give shares of it, {example}"
+            f"model.sizes {found}, but the number of {unit} depends on the text. Give shares of it, {example}"
         )
     shares = sorted(map(float, sizes))
     if len(set(shares)) < len(shares):
@@ -40,6 +44,6 @@ def edge_shares(sizes: Sequence[int | float] | str) -> list[float]:
     return shares
 
 
-def edge_counts(shares: Sequence[float], n_edges: int) -> list[int]:
-    """Edges of every share: rounded down, but at least one."""
-    return [max(1, math.floor(share * n_edges * (1 + 1e-12))) for share in shares]
+def share_counts(shares: Sequence[float], n_units: int) -> list[int]:
+    """Edges or positions of every share: rounded down, but at least one."""
+    return [max(1, math.floor(share * n_units * (1 + 1e-12))) for share in shares]

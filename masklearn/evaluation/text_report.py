@@ -1,0 +1,204 @@
+"""Measure subgraphs of single texts: metrics of every size and of controls, as the content of `metrics.json`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from masklearn.data import MaskData, SplitName
+from masklearn.edges import EdgeGraph
+from masklearn.errors import UserError
+from masklearn.evaluation.bank_report import CONTROL_METRICS
+from masklearn.evaluation.measure import Row, nan_to_none
+from masklearn.evaluation.metrics import DistributionPair, SubgraphMetrics, TextMetrics
+from masklearn.evaluation.per_text import PerTextResults
+from masklearn.models import Layout, input_device
+from masklearn.objective import log_probabilities
+from masklearn.positions import PositionGraph
+from masklearn.shares import share_counts
+from masklearn.text_bank import TextBank
+
+N_TOP_TOKENS = 6
+"""Tokens kept of every distribution."""
+STRACE_KIND = "s-trace"
+"""Subgraphs of s-Trace, also those that edge banks of another method are compared with."""
+PART_COUNTS, WHOLE_PART_COUNTS = "part_counts", "whole_part_counts"
+"""Results of each text: units by layer and by the parts of its bank, of subgraphs (sizes, texts, layers, parts) and of
+the whole graph (texts, layers, parts)."""
+
+Graph = TypeVar("Graph", EdgeGraph, PositionGraph)
+"""The graph of a text: its edges, or its positions."""
+
+
+class ScoredText(NamedTuple):
+    """One text up to its scored token."""
+
+    input_ids: Tensor
+    """Shape (tokens,)."""
+    next_token: int
+    """The token that follows, or -1 where the text ends."""
+
+
+def scored_text(data: MaskData, split: SplitName, index: int) -> ScoredText:
+    """Cut a text of a split after its only scored token.
+
+    Raises:
+        UserError: If several tokens are scored.
+    """
+    batch = data.collate([data.parts[split][index]])
+    positions = batch.scored[0].nonzero()[:, 0].tolist()
+    if len(positions) != 1:
+        raise UserError(
+            f"data.positions {data.positions} scores {len(positions)} tokens of a text, but its graph ends at one. "
+            "Choose --data.positions last, random or each"
+        )
+    ids, end = batch.input_ids[0], positions[0] + 1
+    return ScoredText(ids[:end], int(ids[end]) if end < len(ids) else -1)
+
+
+@dataclass
+class TextMeasurer(ABC, Generic[Graph]):
+    """Measures subgraphs of the texts of one bank, kind by kind."""
+
+    share_names: ClassVar[tuple[str, ...]]
+    """The parts of the bank as in the names of metrics."""
+
+    layout: Layout
+    n_sizes: int
+    n_texts: int
+    counts: dict[int, int]
+    """How often each token occurs in the corpus."""
+    kinds: Sequence[str]
+    """Kinds of subgraphs, the bank's own first."""
+    meters: dict[str, tuple[SubgraphMetrics, TextMetrics]] = field(default_factory=dict)
+    nodes: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Nodes used, by kind: (sizes, nodes) for every text."""
+    part_counts: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Units by layer and part, by kind: (sizes, layers, parts) for every text."""
+    whole_part_counts: list[Tensor] = field(default_factory=list)
+    """Those of the whole graph: (layers, parts) for every text."""
+    top: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    """The most probable next tokens and their probabilities, by kind: (sizes + 1, tokens), the full model's last."""
+
+    def __post_init__(self) -> None:
+        device = input_device(self.layout.lm)
+        for kind in self.kinds:
+            by_text = TextMetrics(self.n_sizes, self.n_texts, self.counts).to(device)
+            self.meters[kind] = SubgraphMetrics(self.n_sizes, self.n_texts).to(device), by_text
+            self.nodes[kind], self.part_counts[kind], self.top[kind] = [], [], []
+
+    @abstractmethod
+    def nodes_used(self, graph: Graph, kept: Sequence[Tensor]) -> Tensor:
+        """The nodes that subgraphs make use of. Boolean, shape (subgraphs, nodes)."""
+
+    @abstractmethod
+    def counts_by_part(self, graph: Graph, kept: Sequence[Tensor]) -> Tensor:
+        """The units of subgraphs by layer and part: int64, shape (subgraphs, layers, parts)."""
+
+    def add(
+        self,
+        index: int,
+        text: ScoredText,
+        full_hidden: Tensor,
+        graph: Graph,
+        kept_of: Mapping[str, Sequence[Tensor]],
+        hidden_of: Callable[[Sequence[Tensor]], Tensor],
+    ) -> None:
+        """Measure the subgraphs of one text.
+
+        Args:
+            index: Number of the text.
+            text: The text.
+            full_hidden: Last hidden state of the full model, shape (width,).
+            graph: The text's graph.
+            kept_of: For every kind the numbers of the units of each size.
+            hidden_of: From subgraphs to their last hidden states, shape (subgraphs, width).
+        """
+        unembed, device = self.layout.unembed, full_hidden.device
+        full = log_probabilities(full_hidden[None], unembed)
+        label, where = torch.tensor([text.next_token], device=device), torch.tensor([index], device=device)
+        self.whole_part_counts.append(self.counts_by_part(graph, [graph.exists.nonzero()[:, 0]])[0])
+        for kind, kept in kept_of.items():
+            pair = DistributionPair(full, log_probabilities(hidden_of(kept), unembed)[:, None])
+            meter, by_text = self.meters[kind]
+            meter.update(pair, label, where)
+            by_text.update(pair, label, where, text.input_ids[-1:].to(device))
+            self.nodes[kind].append(self.nodes_used(graph, kept))
+            self.part_counts[kind].append(self.counts_by_part(graph, kept))
+            top = torch.cat([pair.masked[:, 0], full]).exp().topk(N_TOP_TOKENS)
+            self.top[kind].append((top.indices.cpu(), top.values.cpu()))
+
+    def rows(self, bank: TextBank) -> list[Row]:
+        """One row for each size: means over the texts."""
+        n_kept = torch.tensor([share_counts(bank.shares, n) for n in bank.n_units]).double().mean(0).tolist()
+        measured = {kind: self._columns(kind) for kind in self.kinds}
+        rows: list[Row] = []
+        for i, share in enumerate(bank.shares):
+            controls = {
+                kind: {name: columns[name][i] for name in CONTROL_METRICS}
+                for kind, columns in measured.items()
+                if kind != self.kinds[0]
+            }
+            own = {name: values[i] for name, values in measured[self.kinds[0]].items()}
+            rows.append({"s": share, "fraction": share, bank.unit: n_kept[i], **own, "controls": controls})
+        return rows
+
+    def _columns(self, kind: str) -> dict[str, list[float | None]]:
+        found = self.meters[kind][0].compute()
+        columns = {
+            name: [nan_to_none(value) for value in values.reshape(-1).tolist()]
+            for name, values in found.items()
+            if not name.endswith("_by_group")
+        }
+        counts = torch.stack(self.part_counts[kind]).sum(-2).double()  # (texts, sizes, parts)
+        shares = (counts / counts.sum(-1, keepdim=True)).mean(0).T
+        for name, values in zip(self.share_names, shares, strict=True):
+            columns[f"{name}_share"] = values.tolist()
+        grid = self.layout.graph.by_layer(torch.stack(self.nodes[kind]).float()).mean(0)
+        columns["heads"] = grid[..., :-1].sum((-2, -1)).tolist()
+        columns["mlps"] = grid[..., -1].sum(-1).tolist()
+        return columns
+
+    def results(self) -> dict[str, PerTextResults]:
+        """The results of each text by kind, as a study takes them; their masks are those of the nodes used."""
+        shape = (1, self.n_sizes, self.n_texts)
+        found = {}
+        for kind, (_, by_text) in self.meters.items():
+            shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("kl", "tv", "unigram_kl"), shape)
+            shapes["recovered"] = (*shape, -1)
+            texts = {
+                name: value.view(shapes.get(name, (self.n_texts,))).cpu() for name, value in by_text.compute().items()
+            }
+            texts[PART_COUNTS] = torch.stack(self.part_counts[kind], dim=1)[None].double()
+            texts[WHOLE_PART_COUNTS] = torch.stack(self.whole_part_counts).double()
+            found[kind] = PerTextResults(torch.stack(self.nodes[kind], dim=1)[None], texts)
+        return found
+
+
+def describe_texts(
+    bank: TextBank, rows: list[Row], measurer: TextMeasurer[Any], data: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of `metrics.json` for a bank of single texts.
+
+    Args:
+        bank: The bank.
+        rows: One row for each size.
+        measurer: What was measured of each text.
+        data: Settings of the texts.
+    """
+    own = measurer.results()[bank.method].texts
+    kl, tv = (own[name][0].T.tolist() for name in ("kl", "tv"))
+    return {
+        "graph": bank.unit,
+        "method": bank.method,
+        "model": vars(bank.model) | {"n_layers": bank.graph.n_layers, "n_heads": bank.graph.n_heads},
+        "data": data,
+        "sizes": rows,
+        "groups": {
+            name: {"tokens": tokens, bank.unit: n_units, "kl": kl[i], "tv": tv[i]}
+            for i, (name, tokens, n_units) in enumerate(zip(bank.groups, bank.n_tokens, bank.n_units, strict=True))
+        },
+    }

@@ -1,0 +1,135 @@
+"""Learn which units of one text to keep, edges or positions, by gradient descent on gates that start from an order."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from masklearn.gates import open_probability
+from masklearn.shares import share_counts
+from masklearn.training.budget import Projected
+from masklearn.training.learned_ablation import LOG_KL_EPS
+
+CHECK_EVERY = 10
+"""Steps between two evaluations of the discrete subgraphs."""
+SHRINKING = 0.4
+"""Share of the steps in which the sizes shrink from all units to their targets, by a constant factor a step."""
+TEXT_STEPS, TEXT_LR, TEXT_TEMPERATURE = 60, 0.4, (0.5, 0.05)
+"""Defaults of the settings below, chosen on a few texts of three models."""
+
+LogStep = Callable[[Mapping[str, float]], object]
+"""Takes metrics of one step by name."""
+
+
+@dataclass(frozen=True)
+class TextLearnerConfig:
+    """Settings of the learner."""
+
+    steps: int = TEXT_STEPS
+    """Optimiser steps of every text."""
+    lr: float = TEXT_LR
+    """Learning rate of the scores, which begin as minus the log of the rank in the first order."""
+    temperature: tuple[float, float] = TEXT_TEMPERATURE
+    """Softness of the gates at the first and at the last step: at the end they are almost discrete."""
+
+
+class SubgraphSearch(ABC):
+    """The discrete subgraphs of one text, by size, that have the lowest KL so far.
+
+    Args:
+        order: Numbers of all units, best first, to start from.
+        shares: Sizes as shares of the units, ascending.
+        scored: Numbers of the units that have scores, ascending.
+        learned: Indices of the sizes that are learned; the others keep the first units of the order.
+    """
+
+    def __init__(self, order: Tensor, shares: Sequence[float], scored: Tensor, learned: Sequence[int]) -> None:
+        self.order, self.shares, self.scored, self.learned = order, shares, scored, learned
+        self.counts = counts = share_counts(shares, len(order))
+        self.kept = [order[:n].sort().values for n in counts]
+        self.best = self.kl_of(self.kept)
+        self.n_open = torch.empty(0)
+        """For each learned size, how many of the scored units are kept, shape (learned,)."""
+
+    @abstractmethod
+    def kl(self, gates: Tensor) -> Tensor:
+        """KL(full || masked) in nats, shape (learned,), under gates of the scored units, shape (learned, scored)."""
+
+    @abstractmethod
+    def kl_of(self, kept: list[Tensor]) -> Tensor:
+        """KL(full || subgraph) in nats of subgraphs, shape (subgraphs,), without gradients."""
+
+    @abstractmethod
+    def subgraph(self, best_first: Tensor, n_units: int) -> tuple[Tensor, int]:
+        """The subgraph of a size from scored units, best first: its units, and how many scored ones fit into it."""
+
+    def consider(self, scores: Tensor) -> None:
+        """Take the subgraphs of the highest scores at the sizes at which they are better; count their open units."""
+        best_first = self.scored[scores.argsort(descending=True)]
+        found = [self.subgraph(best_first, self.counts[i]) for i in self.learned]
+        self.replace_if_better(self.learned, [kept for kept, _ in found])
+        self.n_open = torch.tensor([float(max(1, n_fitting)) for _, n_fitting in found])
+
+    def replace_if_better(self, sizes: Sequence[int], candidates: list[Tensor]) -> None:
+        """Take the candidates for some sizes, given by their indices, that have a lower KL."""
+        for i, candidate, kl in zip(sizes, candidates, self.kl_of(candidates), strict=True):
+            if kl < self.best[i]:
+                self.kept[i], self.best[i] = candidate, kl
+
+    def by_size(self, metric: str, values: Sequence[float]) -> dict[str, float]:
+        """Values of the learned sizes by the names under which they are logged."""
+        return {f"{metric}/s={self.shares[i]:g}": value for i, value in zip(self.learned, values, strict=True)}
+
+    def first_scores(self) -> Tensor:
+        """Minus the log of every scored unit's rank in the order, shape (scored,)."""
+        rank = torch.empty(int(self.order.max()) + 1)
+        rank[self.order] = torch.arange(1, len(self.order) + 1).float()
+        return -rank[self.scored].log()
+
+
+@torch.enable_grad()
+def learn(search: SubgraphSearch, config: TextLearnerConfig, log: LogStep | None = None) -> list[Tensor]:
+    """Learn the subgraphs of one text for all sizes, with one score for every scored unit.
+
+    Gates are mean-field: each at its probability of being open, under a budget that holds at every step (`Projected`).
+    Every `CHECK_EVERY` steps the units of the highest scores make the discrete subgraph of each size, and their number
+    is the target of the budget, to which it shrinks from all units. The loss is the sum over sizes of the log of
+    KL(full || masked). For each size the discrete subgraph of the lowest KL on the way is kept; that of the first order
+    is the first.
+
+    Args:
+        search: The text and its subgraphs; changed in place.
+        config: Settings.
+        log: Takes the KL of every learned size, with soft gates, after each step.
+
+    Returns:
+        The numbers of the units kept, ascending, for every size.
+    """
+    if not search.learned:
+        return search.kept
+    budget, scores = Projected(), search.first_scores().requires_grad_()
+    search.consider(scores.detach())
+    optimizer = torch.optim.Adam([scores], lr=config.lr, betas=(0.8, 0.95))
+    first, last = config.temperature
+    for step in range(1, config.steps + 1):
+        temperature = first * (last / first) ** ((step - 1) / max(1, config.steps - 1))
+        # size by size: the budget's search holds many copies of the log-odds
+        sizes = _shrunk(search.n_open, len(search.scored), (step - 1) / config.steps)
+        log_odds = [budget.adjust_log_odds(scores[None] / temperature, n[None]) for n in sizes]
+        kl = search.kl(open_probability(torch.cat(log_odds)))
+        optimizer.zero_grad()
+        (kl + LOG_KL_EPS).log().sum().backward()
+        optimizer.step()
+        if step % CHECK_EVERY == 0 or step == config.steps:
+            search.consider(scores.detach())
+        if log:
+            log({"temperature": temperature} | search.by_size("kl", kl.tolist()))
+    return search.kept
+
+
+def _shrunk(n_open: Tensor, n_scored: int, progress: float) -> Tensor:
+    """How many scored units are open in expectation at a share of the steps, of the shape of `n_open`."""
+    remaining = max(0.0, 1 - progress / SHRINKING)
+    return n_open * (n_scored / n_open) ** remaining

@@ -1,0 +1,91 @@
+"""Edges under the full model's attention patterns and norms."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import one_line
+from edge_reference import BUILDS, LlamaReference, edge_lm, text
+from families import BY_NAME
+
+import masklearn as ml
+from masklearn.cli import evaluate, train
+from masklearn.edges import EdgeGraph, EdgeLM, FrozenText, importance
+from masklearn.mask_file import ModelId
+from masklearn.text_bank import PositionBank
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_all_edges_open_are_the_full_model(name: str) -> None:
+    model = edge_lm(BY_NAME[name].build())
+    graph = model.record(text(6)).graph
+    found = FrozenText.of(model, text(6)).hidden(graph.gates(graph.exists[None].float()))[0]
+    assert torch.allclose(found, model.full(text(6)), atol=1e-5)
+
+
+def test_frozen_streams_are_those_of_a_model_run_edge_by_edge(llama: EdgeLM) -> None:
+    """Patterns and norms are kept from a first run with all edges open."""
+    graph = EdgeGraph.causal(2, 4, 5)
+    reference = LlamaReference(llama.layout.lm, text(5), frozen=True)
+    reference.run(graph.gates(torch.ones(1, graph.n_places)))
+    flat = torch.rand(4, graph.n_places, generator=torch.Generator().manual_seed(0))
+    flat[1], flat[2] = (flat[1] > 0.2).float(), (flat[2] > 0.4).float()
+    found = FrozenText.of(llama, text(5)).hidden(graph.gates(flat))
+    for row, hidden in zip(flat, found, strict=True):
+        assert torch.allclose(hidden, reference.run(graph.gates(row[None]))[0], atol=1e-5)
+    assert (found - llama.hidden(text(5), graph.gates(flat))).norm(dim=-1).min() > 1e-2
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_without_mlps_the_effects_of_edges_into_a_vertex_add_up(name: str) -> None:
+    """Closing two heads into the last token changes the output by the sum of what closing each one does."""
+    model = edge_lm(BY_NAME[name].build())
+    graph = importance(model, text(5)).graph
+    last = graph.gates(torch.arange(graph.n_places)[None]).attention[0, -1, :, -1]  # (heads, sources)
+    closed = torch.ones(4, graph.n_places)
+    closed[1:3, last[0]] = 0
+    closed[2:, last[1]] = 0
+    gates = graph.gates(closed)
+    gates.mlp[:, -1] = 0  # the MLP of the last layer reads both
+    none, first, both, second = FrozenText.of(model, text(5)).hidden(gates)
+    assert torch.allclose(none - both, (none - first) + (none - second), atol=1e-5)
+    none, first, both, second = model.hidden(text(5), gates)
+    assert (none - both - (none - first) - (none - second)).norm() > 1e-4
+
+
+def test_a_frozen_model_is_left_as_it_was(llama: EdgeLM) -> None:
+    before = llama.full(text(5))
+    graph = EdgeGraph.causal(2, 4, 5)
+    FrozenText.of(llama, text(4))
+    FrozenText.of(llama, text(5)).hidden(graph.gates(torch.zeros(2, graph.n_places)))
+    assert torch.equal(llama.full(text(5)), before)
+    assert not any("forward" in vars(module) for module in llama.layout.lm.modules())
+
+
+def test_an_edge_bank_is_evaluated_frozen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    quiet = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+    flags = ["--model.graph", "edges", "--model.method", "s-trace", "--model.sizes", "[0.02, 1.0]"]
+    flags += ["--data.task", "names", "--data.limit", "2", "--run.dir", str(tmp_path / "run"), *quiet]
+    assert train(flags) == 0
+    found = {}
+    for mode in ("recomputed", "frozen"):
+        out = ["--out", str(tmp_path / mode), "--study", "false"]
+        assert evaluate(["--mask", str(tmp_path / "run"), "--edges", mode, *out]) == 0
+        assert f"patterns and norms {mode}" in capsys.readouterr().out
+        found[mode] = json.loads((tmp_path / mode / "metrics.json").read_text())
+        assert found[mode]["edges"] == mode
+    small, whole = ([found[mode]["sizes"][i]["kl"] for mode in found] for i in (0, 1))
+    assert abs(small[0] - small[1]) > 1e-3
+    assert max(whole) < 1e-5
+
+
+def test_other_banks_are_not_frozen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, kept = ModelId("tiny", None, "0"), ((torch.tensor([0]),),)
+    PositionBank(kept, (0.5,), (1,), (2,), ml.NodeGraph(1, 1), model, ("a",), "learned").save(tmp_path / "bank")
+    assert evaluate(["--mask", str(tmp_path / "bank"), "--edges", "frozen"]) == 2
+    assert "edges frozen is for banks of edges" in one_line(capsys)
