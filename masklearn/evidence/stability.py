@@ -121,6 +121,7 @@ def _weighted_jaccard(a: Tensor, b: Tensor) -> float:
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
+    """Spearman's correlation of two rows of scores; NaN where one of them is constant."""
     if a.unique().numel() < 2 or b.unique().numel() < 2:
         return float("nan")
     return float(stats.spearmanr(a.numpy(), b.numpy()).statistic)  # pyright: ignore[reportAttributeAccessIssue]
