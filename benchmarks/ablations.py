@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 from learned_bank import LearnedBank, Rows, mean_kl
-from scipy import stats
 from setting import Setting, quiet_trainer
 from timing import machine, now, write_results
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch import Tensor
 import masklearn as ml
 from masklearn.ablation import AblationName
 from masklearn.data.readers import read_file
-from masklearn.evidence.stability import jaccard
+from masklearn.evidence.stability import jaccard, spearman
 from masklearn.selection.baselines import subgraphs
 from masklearn.selection.scorer import MaskScorer
 
@@ -44,7 +43,11 @@ def compare(
         row = {"ablation": name, "s": shared.learner.sizes, "KL": mean_kl(of_shared, on_all(shared.masks, held_out))}
         row |= {"random-matched KL": mean_kl(of_shared, on_all(random, held_out))}
         row |= {"KL of single texts": mean_kl(of_single, single.masks)}
-        row |= {"halves": overlap(halves), "ranks": rank_correlation(halves), "seconds": now() - start}
+        row |= {
+            "halves": overlap(halves),
+            "ranks": spearman(*(bank.mask.scores[0, 0] for bank in halves)),
+            "seconds": now() - start,
+        }
         rows.append(row)
         print(*(f"{key} {value}" for key, value in row.items()), sep="\n  ", flush=True)
     return rows
@@ -74,12 +77,6 @@ def overlap(banks: Sequence[LearnedBank]) -> list[float]:
     """The Jaccard index of the masks of two banks, at every size."""
     first, second = (bank.masks[:, 0] for bank in banks)
     return [float(jaccard(a, b)) for a, b in zip(first, second, strict=True)]
-
-
-def rank_correlation(banks: Sequence[LearnedBank]) -> float:
-    """Spearman's correlation of the scores of two banks."""
-    first, second = (bank.mask.scores[0, 0].numpy() for bank in banks)
-    return float(stats.spearmanr(first, second).statistic)
 
 
 def main(

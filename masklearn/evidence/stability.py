@@ -94,7 +94,7 @@ def overlap(masks: Tensor, scores: Tensor, graph: NodeGraph) -> Overlap:
         torch.stack([jaccard(masks[i][kind], masks[j][kind]) for i, j in pairs]) for kind in (~is_mlp, is_mlp)
     )
     weighted = [_weighted_jaccard(scores[i].sigmoid(), scores[j].sigmoid()) for i, j in pairs]
-    ranks = [_spearman(scores[i], scores[j]) for i, j in pairs]
+    ranks = [spearman(scores[i], scores[j]) for i, j in pairs]
     every_chance, heads_chance, mlps_chance = map(_mean_of_known, chances)
     return Overlap(
         jaccard=float(every.mean()),
@@ -120,7 +120,8 @@ def _weighted_jaccard(a: Tensor, b: Tensor) -> float:
     return float(torch.minimum(a, b).sum() / torch.maximum(a, b).sum())
 
 
-def _spearman(a: Tensor, b: Tensor) -> float:
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Spearman's correlation of two rows of scores; NaN where one of them is constant."""
     if a.unique().numel() < 2 or b.unique().numel() < 2:
         return float("nan")
     return float(stats.spearmanr(a.numpy(), b.numpy()).statistic)  # pyright: ignore[reportAttributeAccessIssue]
