@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def measure_text(edge_lm: EdgeLM, ids: Tensor, shares: Sequence[float], steps: i
     full = log_probabilities(edge_lm.full(ids)[None], edge_lm.layout.unembed)
     tv = dict[str, list[float]]()
     for kind, kept in {"s-trace": [order[:n] for n in counts], "learned": learned}.items():
-        masked = log_probabilities(subgraphs_hidden(edge_lm, ids, found.graph, kept), edge_lm.layout.unembed)
+        hidden = subgraphs_hidden(partial(edge_lm.hidden, ids), found.graph, kept, edge_lm.device)
+        masked = log_probabilities(hidden, edge_lm.layout.unembed)
         tv[kind] = tv_distance(full, masked).tolist()
     return {"tokens": len(ids), "edges": found.graph.n_edges, "seconds": seconds, "tv": tv}
 
