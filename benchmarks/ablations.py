@@ -5,6 +5,7 @@ other seeds. The first are evaluated on held-out texts, beside masks that each o
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ from torch import Tensor
 import masklearn as ml
 from masklearn.ablation import AblationName
 from masklearn.data.readers import read_file
-from masklearn.evidence.stability import jaccard, spearman
+from masklearn.evidence.stability import overlap
 from masklearn.selection.baselines import subgraphs
 from masklearn.selection.scorer import MaskScorer
-
-Texts = Sequence[str]
+from masklearn.tiny import tasks
 
 
 def compare(
-    setting: Setting, names: Sequence[AblationName], texts: Texts, held_out: Texts, model: dict[str, Any]
+    setting: Setting,
+    names: Sequence[AblationName],
+    texts: Sequence[str],
+    held_out: Sequence[str],
+    model: dict[str, Any],
 ) -> Rows:
     """A row for each ablation: held-out KL, that of random masks and of masks of single texts, and agreement."""
     rows: Rows = []
@@ -43,29 +47,25 @@ def compare(
         row = {"ablation": name, "s": shared.learner.sizes, "KL": mean_kl(of_shared, on_all(shared.masks, held_out))}
         row |= {"random-matched KL": mean_kl(of_shared, on_all(random, held_out))}
         row |= {"KL of single texts": mean_kl(of_single, single.masks)}
-        row |= {
-            "halves": overlap(halves),
-            "ranks": spearman(*(bank.mask.scores[0, 0] for bank in halves)),
-            "seconds": now() - start,
-        }
+        row |= agreement(halves) | {"seconds": now() - start}
         rows.append(row)
         print(*(f"{key} {value}" for key, value in row.items()), sep="\n  ", flush=True)
     return rows
 
 
-def on_all(masks: Tensor, texts: Texts) -> Tensor:
+def on_all(masks: Tensor, texts: Sequence[str]) -> Tensor:
     """The masks (..., 1, nodes) of all texts, for each text: (..., texts, nodes)."""
     return masks.expand(*masks.shape[:-2], len(texts), -1)
 
 
-def data_of(setting: Setting, texts: Texts, **settings: Any) -> ml.MaskData:
+def data_of(setting: Setting, texts: Sequence[str], **settings: Any) -> ml.MaskData:
     """The data module of some texts, of up to 24 tokens, with every token scored."""
     data = ml.MaskData(texts=list(texts), lm=setting.lm, max_length=24, batch_size=4, **settings)
     data.setup("fit")
     return data
 
 
-def learn(setting: Setting, texts: Texts, model: dict[str, Any]) -> LearnedBank:
+def learn(setting: Setting, texts: Sequence[str], model: dict[str, Any]) -> LearnedBank:
     """A bank of these texts."""
     data, start = data_of(setting, texts, scope=model.get("scope", "dataset")), now()
     learner = ml.MaskLearner(setting.lm, **model)
@@ -73,10 +73,19 @@ def learn(setting: Setting, texts: Texts, model: dict[str, Any]) -> LearnedBank:
     return LearnedBank(data, learner, learner.discretize(), now() - start)
 
 
-def overlap(banks: Sequence[LearnedBank]) -> list[float]:
-    """The Jaccard index of the masks of two banks, at every size."""
-    first, second = (bank.masks[:, 0] for bank in banks)
-    return [float(jaccard(a, b)) for a, b in zip(first, second, strict=True)]
+def agreement(banks: Sequence[LearnedBank]) -> dict[str, Any]:
+    """The Jaccard index of the masks of two banks at every size, and Spearman's correlation of their scores."""
+    masks = torch.stack([bank.mask.mask[0] for bank in banks], 1)
+    scores = torch.stack([bank.mask.scores[0, 0] for bank in banks])
+    found = [overlap(of_size, scores, banks[0].learner.graph) for of_size in masks]
+    return {"halves": [each.jaccard for each in found], "ranks": found[0].rank_correlation}
+
+
+def texts_of(setting: Setting, n: int) -> list[str]:
+    """The first texts of the setting's file, or of the embedded generator."""
+    if setting.path is None:
+        return [*islice(tasks.texts(), n)]
+    return [str(row["text"]) for row in read_file(setting.path, ["text"], n)[1]]
 
 
 def main(
@@ -94,7 +103,7 @@ def main(
     Args:
         setting: Model, and file with a text in each line or row.
         ablations: What to compare.
-        texts: Texts that share masks.
+        texts: Sequence[str] that share masks.
         held_out: Further texts, on which these masks are evaluated, and which have masks of their own.
         sizes: Sizes of the masks.
         steps: Steps of shared masks; those of single texts take the default.
@@ -102,7 +111,7 @@ def main(
         out: JSON file to write.
     """
     print(machine())
-    rows = [str(row["text"]) for row in read_file(setting.path or "", ["text"], texts + held_out)[1]]
+    rows = texts_of(setting, texts + held_out)
     model = {"sizes": list(sizes), "steps": steps, "polish_budget": polish_budget, "draws": 2}
     found = compare(setting, ablations, rows[:texts], rows[texts:], model)
     write_results({"setting": str(setting), "rows": found}, out)

@@ -15,6 +15,7 @@ import masklearn as ml
 from masklearn import cli, ranks
 from masklearn.cli.run_parts import idle_notice
 from masklearn.data import BlockPlan
+from masklearn.tiny import tasks
 from masklearn.training.block_store import BlockStore
 from masklearn.training.dealing import busy_share, deal
 
@@ -91,6 +92,15 @@ def test_smaller_blocks_are_recommended_where_ranks_would_wait(monkeypatch: pyte
     monkeypatch.setattr(ranks, "count", lambda: 3)
     assert idle_notice(learner, data).startswith("16 groups make 2 blocks, with which 3 processes will work 67% of")
     assert "With smaller ones it is 89%, and masks are others: --model.block 2" in idle_notice(learner, data)
+
+
+def test_blocks_that_help_nothing_are_not_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three texts of the same length keep two processes busy for three quarters of the time, in blocks of any size."""
+    data = ml.MaskData(texts=[next(tasks.texts())] * 3, scope="input")
+    data.setup("fit")
+    learner: Any = SimpleNamespace(plan=data.block_plan(groups_per_block=2, steps=3))
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    assert idle_notice(learner, data) == ""
 
 
 def test_python_without_a_command_is_told_to_use_one(

@@ -17,14 +17,13 @@ import masklearn as ml
 from masklearn.cli import evaluate, train
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import load_texts
+from masklearn.cli.evidence_command import run_names
 from masklearn.cli.evidence_sources import evidence_sources
 from masklearn.data import MaskData
 from masklearn.evidence import bench, completeness, transfer
 from masklearn.evidence.bench import Bench
-from masklearn.evidence.kept_parts import KeptParts, inputs_of, texts_digest
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.rediscovery import Rediscoverer
-from masklearn.evidence.resampled_texts import bootstrapped, half, with_order
 from masklearn.evidence.text_scores import score_texts
 from masklearn.evidence.transfer import transfer_matrix
 from masklearn.mask_file import ModelId
@@ -112,27 +111,6 @@ def test_a_stopped_command_goes_on_where_it_was(run: Run, tmp_path: Path, monkey
     assert seen == [4, 18]
 
 
-def test_a_part_is_kept_for_the_same_inputs_alone(tmp_path: Path) -> None:
-    first, other = KeptParts(tmp_path, {"bank": "a", "plan": {"seed": 0}}), KeptParts(tmp_path, {"bank": "b"})
-    assert first.part("tests", lambda: [{"p": 0.1, "n": float("nan")}])[0]["p"] == 0.1
-    assert first.part("tests", list)[0]["p"] == 0.1
-    assert not other.has("tests")
-    assert other.part("tests", lambda: "new") == first.part("transfer", lambda: "new") == "new"
-    assert KeptParts().part("tests", lambda: "again") == "again"
-
-
-def test_texts_and_banks_have_digests(run: Run) -> None:
-    data, mask = MaskData(limit=20), ml.Mask.load(run.folder)
-    data.setup("fit")
-    assert texts_digest(data) == texts_digest(with_order(data, 5)) != texts_digest(bootstrapped(data, 0))
-    masked_lm, plan = MaskedLM(tiny_llama()), EvidencePlan()
-    same = inputs_of(masked_lm, mask, data, plan)
-    assert inputs_of(masked_lm, mask, data, replace(plan, bootstraps=9, transfer=["x"])) == same
-    changed = (replace(mask, scores=mask.scores + 1), data, plan), (mask, data, replace(plan, pairs=1))
-    changed += ((mask, half(data, 0, True), plan),)
-    assert all(inputs_of(masked_lm, *given) != same for given in changed)
-
-
 # --- transfer ---------------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +132,11 @@ def test_the_matrix_compares_with_the_mask_of_the_texts_by_hand() -> None:
         ("a", "a"): (1, 1, 1), ("a", "b: x"): (3, 2, 1.5), ("b: x", "b: x"): (2, 2, 1), ("b: x", "a"): (4, 1, 4),
         ("b: x", "b: y"): (2.5, None, None), ("b: y", "b: y"): (0.5, 0.5, 1),
     }  # fmt: skip
+
+
+def test_runs_in_folders_of_the_same_name_are_numbered() -> None:
+    files = [f"{folder}/mask.safetensors" for folder in ("/a/run-3", "/b/run", "/c/run", "/d/run", "/e/run")]
+    assert run_names([*files, "/f/other.safetensors"]) == ["run-3", "run", "run-2", "run-4", "run-5", "other"]
 
 
 def test_several_runs_are_crossed(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,8 @@ def run_names(paths: Sequence[str]) -> list[str]:
     """Short names of mask files: those of their folders, or their own; numbered where they are not unique."""
     files, names = [Path(path).resolve() for path in paths], list[str]()
     for name in (file.parent.name if file.name == MASK_FILE else file.stem for file in files):
-        n_before = sum(other == name or other.startswith(f"{name}-") for other in names)
-        names.append(f"{name}-{n_before + 1}" if name in names else name)
+        numbered = (f"{name}-{number}" for number in count(2))
+        names.append(next(each for each in chain([name], numbered) if each not in names))
     return names
 
 

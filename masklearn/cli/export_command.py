@@ -36,9 +36,8 @@ def run_export(args: list[str] | None) -> None:
             print(f"Written: {file}")
         return
     assert flags.size is not None
-    bank.select(
-        flags.size, flags.group
-    )  # what it lacks, and what cannot be removed, is told before the model is loaded
+    # what the bank lacks, and what cannot be removed, is told before the model is loaded
+    bank.select(flags.size, flags.group)
     require_removable(_config(bank, flags).get_text_config(), bank.ablation)
     masked_lm, model = load_model(flags.mask, bank, flags)
     tokenizer = load_tokenizer(model.lm, model.revision, flags.trusted["trust_remote_code"])

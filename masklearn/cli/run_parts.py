@@ -25,6 +25,8 @@ from masklearn.training.strategy import RankStrategy
 
 BUSY_ENOUGH = 0.9
 """Share of the time that processes should work; if they will wait longer, smaller blocks are recommended."""
+WORTH_MENTION = 0.01
+"""What these must add to that share."""
 
 
 @contextmanager
@@ -174,7 +176,7 @@ def finish_shard(cli: TrainCLI) -> None:
 
 
 def idle_notice(learner: MaskLearner, data: MaskData) -> str:
-    """What the user should know if some processes of a run will wait long for the others; empty if none will."""
+    """What the user should know if some processes of a run will wait long for the others; empty if none need."""
     plan, n_ranks = learner.plan, ranks.count()
 
     def busy(groups_per_block: int) -> float:
@@ -186,6 +188,8 @@ def idle_notice(learner: MaskLearner, data: MaskData) -> str:
     if plan.n_groups == 1 or not smaller or (now := busy(size)) >= BUSY_ENOUGH:
         return ""
     best = max(smaller, key=lambda n: min(busy(n), BUSY_ENOUGH))  # the largest of those that are enough
+    if busy(best) < now + WORTH_MENTION:
+        return ""
     return (
         f"{plan.n_groups} groups make {len(plan.blocks)} blocks, with which {n_ranks} processes will work {now:.0%} of "
         f"the time. With smaller ones it is {busy(best):.0%}, and masks are others: --model.block {best}"

@@ -45,7 +45,7 @@ def expected_cost(bench: Bench, again: Rediscoverer, sources: Sources) -> Eviden
     one = again.learning_tokens * (1 + plan.polish_budget)
     n_new = sum(not again.is_kept(variant) for variant in sources.variants)
     n_controls = N_LEARNED_CONTROLS + len(sources.other_tasks)
-    controls = [group for group in groups if not bench.kept.has(f"controls-{group}")]
+    controls = [group for group in groups if not bench.kept.has(sources.controls_part(group))]
     targets = [*sources.other_texts, *sources.checkpoints]
     transfers = [f"transfer-{g}-{target.digest}" for g in groups for target in targets]
     n_transfers = sum(not bench.kept.has(name) for name in transfers)

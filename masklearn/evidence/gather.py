@@ -32,6 +32,10 @@ class Sources:
     gaps: Sequence[str] = ()
     """What cannot be used, a sentence each."""
 
+    def controls_part(self, group: int) -> str:
+        """Name of the part with the controls of a group: which tasks are among them depends on the plan."""
+        return "-".join(["controls", str(group), *self.other_tasks])
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -77,7 +81,7 @@ def gather(bench: Bench, again: Rediscoverer, sources: Sources) -> Evidence:
     learned, missing = learned_controls(bench, again, sources.other_tasks)
     tables["controls"], budget = [], bench.plan.polish_budget * again.learning_tokens / n_groups
     for g in range(n_groups):
-        tables["controls"] += part(f"controls-{g}", partial(_control_rows, bench, g, learned, budget))
+        tables["controls"] += part(sources.controls_part(g), partial(_control_rows, bench, g, learned, budget))
     found = rediscover(again, sources.variants)
     of_found = digest(*(mask.to_bytes() for mask in found.masks))
     tables |= part(f"stability-{of_found}", partial(stability_tables, bench, found))

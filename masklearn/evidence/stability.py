@@ -120,7 +120,7 @@ def _weighted_jaccard(a: Tensor, b: Tensor) -> float:
     return float(torch.minimum(a, b).sum() / torch.maximum(a, b).sum())
 
 
-def spearman(a: Tensor, b: Tensor) -> float:
+def _spearman(a: Tensor, b: Tensor) -> float:
     """Spearman's correlation of two rows of scores; NaN where one of them is constant."""
     if a.unique().numel() < 2 or b.unique().numel() < 2:
         return float("nan")
