@@ -94,7 +94,7 @@ def overlap(masks: Tensor, scores: Tensor, graph: NodeGraph) -> Overlap:
         torch.stack([jaccard(masks[i][kind], masks[j][kind]) for i, j in pairs]) for kind in (~is_mlp, is_mlp)
     )
     weighted = [_weighted_jaccard(scores[i].sigmoid(), scores[j].sigmoid()) for i, j in pairs]
-    ranks = [spearman(scores[i], scores[j]) for i, j in pairs]
+    ranks = [_spearman(scores[i], scores[j]) for i, j in pairs]
     every_chance, heads_chance, mlps_chance = map(_mean_of_known, chances)
     return Overlap(
         jaccard=float(every.mean()),
