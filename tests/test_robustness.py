@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from conftest import refused
 from lightning import Trainer
 
@@ -22,8 +21,6 @@ from masklearn.cli.checkpoints import (
     checkpoint_step,
     newest_intact,
 )
-from masklearn.cli.entry_points import printable
-from masklearn.cli.parsing import require_complete, require_harmless_configs
 from masklearn.cli.run_folder import CONFIG_FILE, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps, Stopped, interruptible
 from masklearn.cli.train_cli import TrainCLI
@@ -227,76 +224,3 @@ def test_the_number_of_workers_does_not_change_the_masks(monkeypatch: pytest.Mon
         )
         masks.append(learner.discretize())
     assert masks[0].scores.numpy().tobytes() == masks[1].scores.numpy().tobytes()
-
-
-# --- configs ----------------------------------------------------------------------------------------------------------
-
-BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
-HARMFUL = {
-    "a bomb": (BOMB + "model: {sizes: *a11}\n", "expands to more than 10000 values"),
-    "an alias of itself": ("model: &a {sizes: [*a]}\n", "expands to more than"),
-    "a class of another library": ("trainer: {logger: {class_path: os.system}}\n", "line 1: os.system names code"),
-    "a class in a list": ("trainer:\n  callbacks:\n  - class_path: subprocess.Popen\n", "line 3: subprocess.Popen"),
-    "a class by its name alone": ("trainer: {callbacks: evil.Callback}\n", "evil.Callback names code"),
-    "a function as an argument": (
-        "trainer:\n  callbacks:\n    class_path: lightning.pytorch.callbacks.LambdaCallback\n"
-        "    init_args: {on_fit_start: os.system}\n",
-        "line 4: os.system",
-    ),
-    "a key twice": ("model: {steps: 3}\nmodel: {steps: 4}\n", "line 2: model is already set in line 1"),
-    "a key twice further in": ("model:\n  steps: 3\n  lr: 1\n  steps: 4\n", "line 4: steps is already set in line 2"),
-    "a key twice in a list": ("trainer:\n  callbacks:\n  - {a: 1, a: 2}\n", "line 3: a is already set in line 3"),
-    "a key that is a list": ("model: {? [a, b] : 3}\n", "line 1: this key is not a name"),
-    "no settings": ("- a\n", "has no settings"),
-    "nothing": ("", "has no settings"),
-    "a number": ("3\n", "has no settings"),
-    "a tab": ("model:\n\tsteps: 3\n", "line 2"),
-    "no end": ("model:\n  steps: [3\n", "line 2, column 10: this is not YAML"),
-    "an unknown alias": ("model: *nobody\n", "line 1, column 8"),
-    "a NUL": ("model: \x00\n", "this is not YAML"),
-    "too many brackets": ("[" * 5000, "this is not YAML"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", HARMFUL)
-def test_a_harmful_config_is_refused_before_it_is_used(name: str, tmp_path: Path) -> None:
-    text, message = HARMFUL[name]
-    path = tmp_path / "evil.yaml"
-    path.write_text(text)
-    for args in (["--config", str(path)], ["--model.steps", "3", f"--config={path}"]):
-        message = refused(lambda args=args: require_harmless_configs(args))
-        assert "evil.yaml" in message
-        assert message in message
-
-
-def test_files_that_are_not_text_or_too_large_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "latin.yaml").write_bytes("model: {lm: é}".encode("latin-1"))
-    assert "this is not YAML" in refused(lambda: require_harmless_configs(["--config", str(tmp_path / "latin.yaml")]))
-    (tmp_path / "large.yaml").write_bytes(b"a" * 2**21)
-    assert "too many for a config file" in refused(
-        lambda: require_harmless_configs(["--config", str(tmp_path / "large.yaml")])
-    )
-
-
-def test_the_configs_of_the_project_and_of_runs_are_accepted(tmp_path: Path) -> None:
-    written = {
-        "trainer": {"callbacks": [{"class_path": "lightning.pytorch.callbacks.EarlyStopping"}], "precision": 1.5}
-    }
-    (tmp_path / CONFIG_FILE).write_text(yaml.safe_dump(written))
-    project_configs = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
-    assert project_configs
-    for path in (tmp_path / CONFIG_FILE, *project_configs):
-        before = path.read_bytes()
-        require_harmless_configs(["--config", str(path)])  # raises if it is harmful
-        assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("given", [{"a": None}, {"a": 3}, {"a": {"b": None}}, {}, {"a": [1]}])
-def test_null_is_refused_where_a_setting_has_a_default(given: dict[str, Any]) -> None:
-    assert refused(lambda: require_complete(given, {"a": {"b": 1}})).startswith("a")
-    require_complete({"a": {"b": 2}}, {"a": {"b": 1}})
-
-
-def test_a_printed_message_is_one_line_of_bounded_length() -> None:
-    assert printable("a\nb\x1b[2Jc\u202ed") == "a b [2Jc d"
-    assert len(printable("x" * 10**6)) < 1100
