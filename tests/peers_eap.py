@@ -24,11 +24,13 @@ def hooked(folder: str) -> Any:
         "n_ctx": config.max_position_embeddings, "d_vocab": config.vocab_size, "dtype": torch.float32, "seed": 0,
     }  # fmt: skip
     if is_llama:
+        rope = getattr(config, "rope_parameters", None) or {}  # as newer versions of transformers write it
         special = {
             "d_head": config.head_dim, "d_mlp": config.intermediate_size, "act_fn": "silu", "gated_mlp": True,
             "n_key_value_heads": config.num_key_value_heads, "normalization_type": "RMS", "final_rms": True,
             "positional_embedding_type": "rotary", "rotary_dim": config.head_dim, "rotary_adjacent_pairs": False,
             "eps": config.rms_norm_eps, "ungroup_grouped_query_attention": True,
+            "rotary_base": int(rope.get("rope_theta", config.rope_theta)),
         }  # fmt: skip
     else:
         width = config.hidden_size
