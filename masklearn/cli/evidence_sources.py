@@ -25,8 +25,7 @@ from masklearn.models import EMBEDDED, has_revisions, load_lm, require_plain
 TASKS = get_args(TaskName)
 """Tasks of the embedded generator."""
 TEXT_COLUMN = "text_column:"
-"""What `plan.transfer` calls the held-out rows of the run in another column; `column:NAME` are those by the values of a
-column, as in `model.scope`."""
+"""What `plan.transfer` puts before the name of a column, to mean the held-out rows of the run in that column."""
 ONLY_IN_SOURCE = (
     *SOURCE_KEYS,
     *SOURCE_OPTIONS,
