@@ -190,6 +190,22 @@ def test_an_estimate_is_printed_and_nothing_is_written(
     assert train([*SHORT, "--run.estimate", "true", "--run.resume", "true"]) == 2
 
 
+def test_a_process_expects_to_make_the_masks_of_its_own_blocks(
+    in_an_empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the blocks are half of the scored tokens; without polish these are those of discretisation."""
+    flags = ["--model.scope", "input", "--data.positions", "last", "--data.limit", "8", "--model.block", "2"]
+    flags += ["--model.sizes", "[9]", "--model.steps", "5", "--model.polish", "0", "--trainer.logger", "false"]
+
+    def tokens(*others: str) -> float:
+        assert train([*flags, *others]) == 0
+        ((number, unit),) = re.findall(r"^ *polish +(?:<= )?([\d.]+) (k?)", capsys.readouterr().out, re.MULTILINE)
+        return float(number) * (1000 if unit else 1)
+
+    shards = [tokens("--run.dir", "shards", "--run.shard", f"{i}/2") for i in (1, 2)]
+    assert sum(shards) == pytest.approx(tokens("--run.dir", "whole"), rel=0.02)
+
+
 def test_the_probe_leaves_no_trace_in_the_masks(in_an_empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train([*SHORT, "--run.dir", "probed"]) == 0
     monkeypatch.setattr(cost_probe.CostProbe, "on_train_batch_end", lambda *_: None)

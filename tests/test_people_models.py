@@ -125,10 +125,12 @@ def test_adapters_are_in_effect_under_gates(make: Any, dora: bool, tokens: Tenso
     assert not torch.allclose(gated_logits(model, tokens), gated_logits(make(), tokens), atol=0.1)
 
 
-def test_an_adapter_of_the_prompt_is_refused(tokens: Tensor) -> None:
+def test_adapters_that_are_no_part_of_the_weights_are_refused_by_name(tokens: Tensor) -> None:
     peft = pytest.importorskip("peft")
-    config = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
-    assert "PROMPT_TUNING" in refused(lambda: gated_logits(peft.get_peft_model(tiny_llama(), config), tokens))
+    prompt = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    assert "PROMPT_TUNING" in refused(lambda: gated_logits(peft.get_peft_model(tiny_llama(), prompt), tokens))
+    wrapper = peft.AdaptionPromptConfig(adapter_len=2, adapter_layers=1, task_type="CAUSAL_LM")
+    assert "ADAPTION_PROMPT" in refused(lambda: gated_logits(peft.get_peft_model(tiny_llama(), wrapper), tokens))
 
 
 def test_the_folder_of_an_adapter_is_a_model(tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

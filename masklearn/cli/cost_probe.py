@@ -149,7 +149,9 @@ class CostProbe(Callback):
         step = FORWARD_AND_BACKWARD * settings.rows_per_text * tokens_per_step(data, plan, groups)
         with peak_memory(learner.device) as peak:
             soft, per_token = seconds_per_scored_token(learner, min(POLISH_PROBE_STEPS * step, 0.1 * learning))
-        discretized = discretization_tokens(data, plan, settings, len(learner.sizes))
+        every_group = [group for block in plan.blocks for group in block]
+        share = learning / learning_tokens(data, plan, settings.rows_per_text, every_group)
+        discretized = discretization_tokens(data, plan, settings, len(learner.sizes), share)
         polished = polishes * budget * learning
         seconds = (soft * discretized + per_token * polished) / learner.n_sharing
         return PhaseCost(discretized + polished, seconds, peak[0])

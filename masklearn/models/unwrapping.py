@@ -45,6 +45,11 @@ def _without_peft(lm: Any) -> nn.Module:
                 "the model's layers, and cannot be gated. Give an adapter of the weights, such as LoRA, or the model "
                 "without it"
             )
+        if config.is_adaption_prompt:
+            raise UserError(
+                f"the adapter {name!r} is {config.peft_type.value}: it wraps the attention, so that heads cannot be "
+                "told apart, nor the adapter merged. Give an adapter of the weights, such as LoRA, or none"
+            )
     return lm.get_base_model()
 
 

@@ -110,9 +110,19 @@ def learning_tokens(data: MaskData, plan: BlockPlan, rows_per_text: int, groups:
     return plan.steps * FORWARD_AND_BACKWARD * rows_per_text * tokens_per_step(data, plan, groups)
 
 
-def discretization_tokens(data: MaskData, plan: BlockPlan, settings: LearnerSettings, n_sizes: int) -> float:
-    """Tokens scored for discrete masks besides polish: the KL of each stage, and the refit of learned constants."""
-    selection = sum(map(len, data.parts["selection"].ids))
+def discretization_tokens(
+    data: MaskData, plan: BlockPlan, settings: LearnerSettings, n_sizes: int, share: float
+) -> float:
+    """Tokens scored for discrete masks besides polish: the KL of each stage, and the refit of learned constants.
+
+    Args:
+        data: The texts.
+        plan: The blocks of the run.
+        settings: The settings of the learner.
+        n_sizes: Sizes of the masks.
+        share: Share of all texts in the groups whose masks are made.
+    """
+    selection = share * sum(map(len, data.parts["selection"].ids))
     n_masks = masks_scored(settings.sampled_kl_draws, settings.restarts, n_sizes)
     if settings.ablation != "learned":
         return n_masks * selection
