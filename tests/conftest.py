@@ -53,6 +53,32 @@ def tiny_llama(seed: int = 0, layers: int = 3) -> PreTrainedModel:
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
+def copying_llama() -> Any:
+    """Two layers, one head, width 2: attention is uniform and copies its normed source.
+
+    Token 3 is embedded as (1, 1) and token 4 as (1, -1), both of root mean square 1.
+    """
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=2, intermediate_size=2, num_hidden_layers=2, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=2, rms_norm_eps=1e-12, tie_word_embeddings=False,
+    )  # fmt: skip
+    lm = LlamaForCausalLM(config).eval().requires_grad_(False)
+    for block in lm.model.layers:
+        for name in ("q_proj", "k_proj"):
+            getattr(block.self_attn, name).weight.zero_()
+        for name in ("v_proj", "o_proj"):
+            getattr(block.self_attn, name).weight.copy_(torch.eye(2))
+    for token, vector in ((3, [1.0, 1.0]), (4, [1.0, -1.0])):
+        lm.model.embed_tokens.weight[token] = torch.tensor(vector)
+    return lm
+
+
+def without_mlps(lm: Any) -> None:
+    """Let the MLPs of a Llama add nothing."""
+    for block in lm.model.layers:
+        block.mlp.down_proj.weight.zero_()
+
+
 def tiny_gpt2(seed: int = 0) -> PreTrainedModel:
     """A model with Conv1D, random biases and learned positions."""
     torch.manual_seed(seed)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import copying_llama, without_mlps
 from edge_reference import BUILDS, LlamaReference, all_edges, edge_lm, grow_slowly, text
 from families import BY_NAME
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import masklearn as ml
 from masklearn.edges import (
@@ -60,23 +60,9 @@ def test_importances_into_a_vertex_sum_to_one(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def by_hand() -> EdgeLM:
-    """Two layers, one head, width 2: attention is uniform and copies its normed source; MLPs add nothing.
-
-    Token 3 is embedded as (1, 1) and token 4 as (1, -1), both of root mean square 1.
-    """
-    config = LlamaConfig(
-        vocab_size=8, hidden_size=2, intermediate_size=2, num_hidden_layers=2, num_attention_heads=1,
-        num_key_value_heads=1, head_dim=2, rms_norm_eps=1e-12, tie_word_embeddings=False,
-    )  # fmt: skip
-    lm = LlamaForCausalLM(config).eval().requires_grad_(False)
-    for block in lm.model.layers:
-        for name in ("q_proj", "k_proj"):
-            getattr(block.self_attn, name).weight.zero_()
-        block.mlp.down_proj.weight.zero_()
-        for name in ("v_proj", "o_proj"):
-            getattr(block.self_attn, name).weight.copy_(torch.eye(2))
-    lm.model.embed_tokens.weight[3] = torch.tensor([1.0, 1.0])
-    lm.model.embed_tokens.weight[4] = torch.tensor([1.0, -1.0])
+    """Attention copies its normed source, and MLPs add nothing."""
+    lm = copying_llama()
+    without_mlps(lm)
     return edge_lm(lm)
 
 

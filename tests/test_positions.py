@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refused, tiny_llama
+from conftest import copying_llama, refused, tiny_llama, without_mlps
 from edge_reference import edge_lm, text
 from families import BY_NAME
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 import masklearn as ml
 from masklearn.edges import EdgeGraph
@@ -45,25 +45,10 @@ def uniform(shape: tuple[int, ...], seed: int = 0) -> Tensor:
 
 @pytest.fixture(scope="module")
 def by_hand() -> PositionLM:
-    """Two layers, one head, width 2: attention is uniform and copies its normed source; MLPs add nothing.
-
-    Token 3 is embedded as (1, 1) and token 4 as (1, -1), both of root mean square 1.
-    """
-    config = LlamaConfig(
-        vocab_size=8, hidden_size=2, intermediate_size=2, num_hidden_layers=2, num_attention_heads=1,
-        num_key_value_heads=1, head_dim=2, rms_norm_eps=1e-12, tie_word_embeddings=False,
-    )  # fmt: skip
-    lm = LlamaForCausalLM(config).eval().requires_grad_(False)
-    for block in lm.model.layers:
-        for name in ("q_proj", "k_proj"):
-            getattr(block.self_attn, name).weight.zero_()
-        for name in ("v_proj", "o_proj"):
-            getattr(block.self_attn, name).weight.copy_(torch.eye(2))
-    for token, vector in ((3, [1.0, 1.0]), (4, [1.0, -1.0])):
-        lm.model.embed_tokens.weight[token] = torch.tensor(vector)
+    """Attention copies its normed source, and MLPs add nothing."""
+    lm = copying_llama()
     model = position_lm(lm)
-    for block in lm.model.layers:  # after the verification, which wants MLPs that do something
-        block.mlp.down_proj.weight.zero_()
+    without_mlps(lm)  # after the verification, which wants MLPs that do something
     return model
 
 
