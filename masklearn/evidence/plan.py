@@ -36,7 +36,7 @@ class EvidencePlan:
     halves: int = 1
     paraphrase_column: str | None = None
     steps: int | None = None
-    polish_budget: float = 0.5
+    polish_budget: float = 0.3
     draws: int = 103
     texts: int = 62
     transfer: list[str] | None = None
