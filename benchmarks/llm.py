@@ -9,6 +9,7 @@ from rivals import GRADIENT_TOKENS, mattr, uniform_gradient_sampling
 from setting import Setting
 from torch import Tensor
 
+from masklearn.ablation import AblationName
 from masklearn.gates import top
 from masklearn.selection.attribution import integrated_gradients, single_ablation
 from masklearn.selection.polish import PER_INPUT, polish
@@ -19,13 +20,22 @@ MIN_KL = 1e-9
 """KL in nats that ratios take as the least."""
 
 
-def llm(setting: Setting, texts: int, sizes: str | list[int], max_length: int, with_greedy: bool) -> Rows:
+def llm(
+    setting: Setting,
+    texts: int,
+    sizes: str | list[int],
+    max_length: int,
+    ablation: AblationName,
+    with_greedy: bool,
+) -> Rows:
     """Masks of single texts at their last token. Ratios are geometric means over texts, learned over the row's masks.
 
     Every rival scores as many tokens as the learned bank: its scores alone, or its scores and then the same polish.
     """
     length = {"max_length": max_length, "truncation": "left"}
-    bank = learn_bank(setting, {"sizes": sizes, "scope": "input"}, limit=texts, positions="last", **length)
+    bank = learn_bank(
+        setting, {"sizes": sizes, "scope": "input", "ablation": ablation}, limit=texts, positions="last", **length
+    )
     scorer, learner = bank.scorer("all"), bank.learner
     n_nodes, n_steps = learner.graph.n_nodes, learner.schedule.steps
     tokens_per_text = sum(scored.batch.input_ids.numel() for scored in scorer.batches)
