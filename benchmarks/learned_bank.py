@@ -1,9 +1,11 @@
 """Learn a bank at default settings, choose subgraphs by baselines, and compare their KL."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
+from lightning import Callback
 from setting import Setting, quiet_trainer
 from timing import now
 from torch import Tensor
@@ -45,9 +47,9 @@ class LearnedBank:
         return subgraphs(name, self.mask, scorer).to(scorer.device), now() - start
 
 
-def learn_bank(setting: Setting, model: dict[str, Any], **data: Any) -> LearnedBank:
+def learn_bank(setting: Setting, model: dict[str, Any], callbacks: Sequence[Callback] = (), **data: Any) -> LearnedBank:
     """Learn a bank at default settings, except for those given: `model` of the learner, `data` of the data module."""
-    trainer = quiet_trainer()
+    trainer = quiet_trainer(callbacks=list(callbacks))
     datamodule = setting.data(scope=model.get("scope", "dataset"), **data)
     datamodule.setup("fit")
     learner = ml.MaskLearner(setting.lm, **model)

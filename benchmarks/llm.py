@@ -23,7 +23,7 @@ MIN_KL = 1e-9
 def llm(
     setting: Setting,
     texts: int,
-    sizes: str | list[int],
+    sizes: str | list[int | float],
     max_length: int,
     ablation: AblationName,
     with_greedy: bool,

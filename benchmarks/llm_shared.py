@@ -49,7 +49,7 @@ class MiniBatches:
 def llm_shared(
     setting: Setting,
     texts: int,
-    sizes: str | list[int],
+    sizes: str | list[int | float],
     max_length: int,
     ablation: AblationName,
     steps: int | None,

@@ -85,7 +85,7 @@ def dataset(setting: Setting, texts: int) -> Rows:
     return with_baselines(bank, baselines, bank.scorer("selection"), bank.scorer("test"))
 
 
-def inputs(setting: Setting, texts: int, sizes: Sequence[int] | str, max_length: int) -> Rows:
+def inputs(setting: Setting, texts: int, sizes: Sequence[int | float] | str, max_length: int) -> Rows:
     """A bank for every text, evaluated on that text's last token; time and KL compared with baselines."""
     model = {"sizes": sizes, "scope": "input"}
     length = {"max_length": max_length, "truncation": "left"}
@@ -158,7 +158,7 @@ def format_table(rows: Rows) -> str:
 def main(
     parts: Sequence[str] = ("small", "dataset", "inputs", "tasks", "splits", "seeds", "elsewhere"),
     setting: Setting = Setting(),
-    sizes: list[int] | str = SIZES,  # pyright: ignore[reportArgumentType]
+    sizes: list[int | float] | str = SIZES,  # pyright: ignore[reportArgumentType]
     large: Setting | None = None,
     folder: Path = Path("runs/quality"),
     texts: int = 640,
