@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from masklearn.data import Batch, MaskData
 from masklearn.evidence import circuit_tests as tests
 from masklearn.evidence.circuit_tests import Circuit, corrected, run_tests
-from masklearn.evidence.completeness import adversary
+from masklearn.evidence.completeness import adversary, n_adversary_masks, nodes_per_round
 from masklearn.evidence.hypotheses import (
     at_least_p,
     at_most_p,
@@ -162,6 +162,13 @@ def test_the_kl_between_the_model_and_a_subgraph_is_that_of_the_subgraph(masked_
     assert_close(found, score_texts(masked_lm, masks, batches).kl, atol=1e-5, rtol=1e-4)
     of_group_9 = [i for i, batch in enumerate(torch.cat([b.group for b in batches]).tolist()) if batch == 9]
     assert_close(float(found[0, of_group_9[0]]), by_hand(masked_lm, masks[0], 9), atol=1e-5, rtol=1e-4)
+
+
+def test_an_adversary_closes_a_fifth_of_the_nodes_in_a_few_rounds() -> None:
+    assert nodes_per_round(1) == [1]
+    assert nodes_per_round(27) == [1] * 5
+    assert nodes_per_round(46) == [2, 1, 1, 1, 1, 1, 1, 1]
+    assert n_adversary_masks(27) == 27 + 26 + 25 + 24 + 23
 
 
 def test_an_adversary_closes_the_node_whose_backup_the_circuit_lacks(masked_lm: MaskedLM) -> None:

@@ -23,17 +23,27 @@ CLOSED_SHARE = 0.2
 """Share of the circuit's nodes that the adversary closes; one at least."""
 ADVERSARY_TEXTS = 16
 """Texts of a group by which the adversary chooses; results are of held-out texts."""
+MAX_ROUNDS = 8
+"""Rounds of the adversary: it closes a node a round, or several at once in a circuit of more than 40 nodes."""
 MIN_STANDARD_ERROR = 1e-12
 """In nats: an interaction that is the same for all texts is no surprise."""
 
 
+def nodes_per_round(s: int) -> list[int]:
+    """How many nodes the adversary closes in each of its rounds, in a circuit of `s` nodes."""
+    n_closed = max(1, round(CLOSED_SHARE * s))
+    n_rounds = min(n_closed, MAX_ROUNDS)
+    return [n_closed // n_rounds + (i < n_closed % n_rounds) for i in range(n_rounds)]
+
+
 def n_adversary_masks(s: int) -> int:
     """How many sets of nodes the adversary tries to close in a circuit of `s` nodes."""
-    return sum(s - i for i in range(max(1, round(CLOSED_SHARE * s))))
+    counts = nodes_per_round(s)
+    return sum(s - sum(counts[:i]) for i in range(len(counts)))
 
 
 def adversary(masked_lm: MaskedLM, mask: Tensor, batches: Sequence[Batch]) -> Tensor:
-    """The nodes of a circuit whose closing in both moves it and the model furthest apart, chosen one at a time.
+    """The nodes of a circuit whose closing in both moves it and the model furthest apart, by greedy choice.
 
     Args:
         masked_lm: The model.
@@ -43,13 +53,13 @@ def adversary(masked_lm: MaskedLM, mask: Tensor, batches: Sequence[Batch]) -> Te
     Returns:
         Boolean, shape (nodes,).
     """
-    closed, n_closed = torch.zeros_like(mask), max(1, round(CLOSED_SHARE * int(mask.sum())))
-    for _ in range(n_closed):
+    closed = torch.zeros_like(mask)
+    for n_nodes in nodes_per_round(int(mask.sum())):
         candidates = (mask & ~closed).nonzero()[:, 0]
         tried = closed.expand(len(candidates), -1).clone()
         tried[torch.arange(len(candidates)), candidates] = True
         gap = kl_between(masked_lm, ~tried, mask & ~tried, batches).mean(-1)
-        closed[candidates[gap.argmax()]] = True
+        closed[candidates[gap.topk(n_nodes).indices]] = True
     return closed
 
 
