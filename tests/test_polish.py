@@ -194,3 +194,16 @@ def test_a_polish_stops_at_its_budget_with_masks_no_worse_than_before(masked_lm:
         previous = kl
     enough, kl = polish(scorer, masks, scores, rounds=2, budget=whole + 1)
     assert torch.equal(enough, unlimited) and torch.equal(kl, kl_unlimited)
+
+
+def test_a_small_budget_reaches_every_size(masked_lm: MaskedLM) -> None:
+    n_nodes, scorer = masked_lm.graph.n_nodes, MaskScorer(masked_lm, texts(), GROUPS)
+    sizes = torch.tensor([3, 5, 8])
+    scores = torch.rand(3, 3, n_nodes, generator=torch.Generator().manual_seed(2))
+    masks = top(scores, sizes[:, None])
+    n_tokens = sum(scored.batch.input_ids.numel() for scored in scorer.batches)
+    one_swap_each = sum(SHARED.swap.tokens(size) for size in sizes.tolist()) * n_tokens
+    found, kl = polish(scorer, masks, scores, rounds=4, budget=one_swap_each)
+    assert (found != masks).any(-1).any(-1).all()
+    assert (kl.mean(1) < scorer(masks).mean(1)).all()
+    assert scorer.tokens.untried_steps >= 6  # neither the way up nor the way down

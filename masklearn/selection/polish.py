@@ -2,7 +2,7 @@
 
 A polish is a sequence of steps. Each works on the masks of one size, in three passes:
 
-1. Swaps of one node for another (`swaps`), at every size. They gain most for what they cost.
+1. Swaps of one node for another (`swaps`), at every size. They gain most for what they cost, and share the budget.
 2. Way up, from no node to the largest size. The masks compete with those of the next smaller size, grown.
 3. Way down, from all nodes to the smallest size. The masks compete with those of the next larger size, shrunk.
 """
@@ -146,15 +146,30 @@ class _Polish:
         n_spent = torch.zeros((), dtype=torch.float64)  # a tracker may set it to what an earlier process has spent
         tokens.untried_steps = 0
         for step in tracker(steps, self.masks, self.kl, n_spent):
-            tokens.spent, tokens.limit = n_spent.item(), budget
+            tokens.spent = n_spent.item()
+            tokens.limit = self.limit(steps[steps.index(step) :], tokens.spent, budget)
             try:
                 self.run(step)
             except BudgetSpent:
-                tokens.untried_steps = len(steps) - steps.index(step)
-                break
+                if tokens.spent >= budget:
+                    tokens.untried_steps = len(steps) - steps.index(step)
+                    break
             finally:
                 tokens.limit = math.inf
                 n_spent.fill_(tokens.spent)
+
+    def limit(self, left: Sequence[Step], spent: float, budget: float) -> float:
+        """Tokens up to which the first of the steps that are left may score.
+
+        The swaps of a size get an equal share of what is left of the budget, so that a small one reaches every size;
+        but they get enough for one swap.
+        """
+        n_swaps = sum(step.kind is StepKind.SWAP for step in left)
+        if not n_swaps or budget == math.inf:
+            return budget
+        size, n_tokens = int(self.masks[left[0].size_index, 0].sum()), sum(b.n_tokens for b in self.scorer.batches)
+        share = max((budget - spent) / n_swaps, self.widths.swap.tokens(size) * n_tokens)
+        return min(budget, spent + share)
 
     def run(self, step: Step) -> None:
         """Make one step."""

@@ -37,6 +37,15 @@ class SearchWidth(NamedTuple):
     n_pair_candidates: int = 0
     """If a swap stalls, every pair of the best nodes to open and the best nodes to close, this many each, is tried."""
 
+    def n_closings(self, size: int) -> int:
+        """Nodes of a mask of `size` to try to close."""
+        base, most = self.n_close_candidates
+        return min(base + size // CLOSE_PER_OPEN_NODES, most)
+
+    def tokens(self, size: int) -> int:
+        """Tokens that a swap of a mask of `size` scores at most for each token of the texts, without pairs."""
+        return 3 + self.n_open_candidates + self.n_closings(size + 1)  # a gradient counts three
+
 
 def swap_until_stalled(
     scorer: MaskScorer, mask: Tensor, kl: Tensor, scores: Tensor, groups: Tensor, rounds: int, width: SearchWidth
@@ -132,6 +141,5 @@ def closings(mask: Tensor, scores: Tensor, step: int, width: SearchWidth) -> Ten
     """
     order, size = scores.masked_fill(~mask, torch.inf).argsort(-1), int(mask[0].sum())
     mask = mask.scatter(-1, order[:, : step - 1], False)
-    base, most = width.n_close_candidates
-    n_candidates = size if mask[0].all() else min(base + size // CLOSE_PER_OPEN_NODES, most)
+    n_candidates = size if mask[0].all() else width.n_closings(size)
     return flip_each(mask, order[:, step - 1 : size][:, :n_candidates], False)
