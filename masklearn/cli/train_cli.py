@@ -28,7 +28,6 @@ from masklearn.data import MaskData
 from masklearn.errors import UserError, one_line
 from masklearn.training.learner import MaskLearner
 from masklearn.training.progress import Progress
-from masklearn.training.settings import SHARED_STEPS
 from masklearn.training.strategy import RankStrategy
 from masklearn.training.trainer import trainer_defaults
 
@@ -205,7 +204,7 @@ class TrainCLI(LightningCLI):
         if model.scope != "dataset":
             trainer.limit_val_batches = 0  # every block would need a validation split of its own
         else:
-            set_validation_interval(trainer, model.steps or SHARED_STEPS)
+            set_validation_interval(trainer, model.steps)
         self.trainer_defaults["callbacks"] = self._callbacks()
 
     def _callbacks(self) -> list[Callback]:

@@ -9,8 +9,8 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from masklearn.errors import UserError
 
-VALIDATION_INTERVAL = 50
-"""Steps between two evaluations on the validation split, unless `--trainer.val_check_interval` says otherwise."""
+VALIDATION_INTERVAL, VALIDATION_SHARE = 50, 0.167
+"""Steps between two evaluations on the validation split; or a share of the steps, if the model decides their number."""
 UNSUPPORTED_TRAINER_FLAGS = {
     "precision": "Choose the precision of the frozen model with --model.dtype; gates stay float32",
     "accumulate_grad_batches": "Choose the texts of a step with --data.batch_size",
@@ -108,20 +108,20 @@ def require_one_process(trainer: Any, device_map: str | None) -> None:
         )
 
 
-def set_validation_interval(trainer: Any, steps: int) -> None:
+def set_validation_interval(trainer: Any, steps: int | None) -> None:
     """Set the interval between validations, or check the one given.
 
     Args:
         trainer: The trainer's section of the config; changed in place.
-        steps: Optimiser steps of the run.
+        steps: Optimiser steps of the run; None if they depend on the model.
 
     Raises:
         UserError: If the interval given is longer than the run, which Lightning would notice only later.
     """
     interval = trainer.val_check_interval
     if interval is None:
-        trainer.val_check_interval = max(1, min(VALIDATION_INTERVAL, steps))
-    elif isinstance(interval, int) and interval > steps and trainer.check_val_every_n_epoch is not None:
+        trainer.val_check_interval = min(VALIDATION_INTERVAL, steps) if steps else VALIDATION_SHARE
+    elif steps and isinstance(interval, int) and interval > steps and trainer.check_val_every_n_epoch is not None:
         raise UserError(
             f"trainer.val_check_interval is {interval}, but the run has {steps} steps. Choose at most {steps}"
         )

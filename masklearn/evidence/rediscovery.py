@@ -18,7 +18,7 @@ from masklearn.masking import MaskedLM
 from masklearn.progress import ProgressBar, no_bar
 from masklearn.training.cost import learning_tokens
 from masklearn.training.learner import MaskLearner
-from masklearn.training.settings import SHARED_STEPS
+from masklearn.training.settings import default_draws, default_steps
 
 SEED, BOOTSTRAP, HALF, PARAPHRASE, SHUFFLED = "seed", "bootstrap", "half", "paraphrase", "shuffled"
 STABILITY_SOURCES = (SEED, BOOTSTRAP, HALF, PARAPHRASE)
@@ -89,12 +89,14 @@ class Rediscoverer:
     def settings(self, seed: int) -> dict[str, Any]:
         """The settings of a learner."""
         of_run: Mapping[str, Any] = self.mask.config.get("model", {})
-        steps = self.plan.steps or max(MIN_STEPS, (of_run.get("steps") or SHARED_STEPS) // STEPS_DIVISOR)
+        n_nodes = self.mask.graph.n_nodes
+        steps_of_run = of_run.get("steps") or default_steps(False, n_nodes)
         changed = {
             "lm": self.mask.model.lm,
             "revision": self.mask.model.revision,
             "sizes": self.mask.sizes.tolist(),
-            "steps": steps,
+            "steps": self.plan.steps or max(MIN_STEPS, steps_of_run // STEPS_DIVISOR),
+            "draws": of_run.get("draws") or default_draws(False, n_nodes),
             "polish_budget": self.plan.polish_budget,
             "seed": seed,
         }

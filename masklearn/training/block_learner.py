@@ -110,10 +110,10 @@ class BlockLearner(LightningModule):
         Raises:
             UserError: If a size does not fit the model, or if the graph is of edges.
         """
-        settings, self.masked_lm = self.settings, masked_lm
-        settings.require_nodes()
-        self.sizes = resolve_sizes(settings.sizes, self.graph.n_nodes)
-        self.schedule = settings.schedule(self.graph.n_nodes)
+        self.settings.require_nodes()
+        self.masked_lm, self.settings = masked_lm, self.settings.of_graph(masked_lm.graph.n_nodes)
+        self.sizes = resolve_sizes(self.settings.sizes, self.graph.n_nodes)
+        self.schedule = self.settings.schedule()
         self.register_buffer("size_counts", torch.tensor(self.sizes), persistent=False)
         self._loaded = True
 

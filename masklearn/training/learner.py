@@ -50,9 +50,10 @@ class MaskLearner(BlockLearner):
         budget: How the expected size is driven to the requested one: projected (all log-odds of a mask are shifted by
             the same amount, so that it holds at every step), or lagrangian (a penalty with a multiplier; independent
             sizes only).
-        steps: Optimiser steps of every block of groups; by default 300, and with scope input 80, or 240 if the model
-            has 60 nodes or more.
-        draws: Gate vectors drawn for each text and step, spread over the sizes; by default 4, and 1 with scope input.
+        steps: Optimiser steps of every block of groups; by default 300, or 1200 if the model has 60 nodes or more; with
+            scope input 80, or 240.
+        draws: Gate vectors drawn for each text and step, spread over the sizes; by default 4, or 1 if the model has 60
+            nodes or more, or with scope input.
         restarts: Times to learn every mask, in parallel with different noise; the best one is kept.
         block: Groups learned together; by default as many as make 64 texts a step, fewer if memory requires it.
         polish: Most rounds of node swaps after discretisation. A swap is accepted if it lowers the KL on the validation

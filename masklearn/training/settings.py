@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from masklearn.ablation import AblationName
@@ -30,12 +30,10 @@ METHODS: dict[GraphName, tuple[MethodName, ...]] = {
 """The methods that exist for each graph."""
 MAX_COUNT = 10**9
 """Largest value of a setting that counts something; it only excludes typing errors."""
-SHARED_STEPS, SHARED_DRAWS = 300, 4
-"""Steps, and draws per text and step, where texts share masks."""
-PER_INPUT_STEPS, PER_INPUT_DRAWS = 80, 1
+SHARED_STEPS, SHARED_DRAWS = (300, 1200), (4, 1)
+"""Steps, and draws per text and step, where texts share masks: of graphs below `LARGE_GRAPH_NODES`, and of others."""
+PER_INPUT_STEPS, PER_INPUT_DRAWS = (80, 240), (1, 1)
 """The same where every text has its own masks, and polish finds more than further steps do."""
-PER_INPUT_STEPS_LARGE_GRAPH = 240
-"""Steps where every text has its own masks and the model has `LARGE_GRAPH_NODES` nodes or more."""
 DEFAULT_LR: dict[GateName, float] = {"hard-concrete": 0.4, "mean-field": 0.8}
 """Learning rate of the log-odds by kind of gate."""
 
@@ -172,7 +170,7 @@ class LearnerSettings:
     @property
     def draws_per_text(self) -> int:
         """Gate vectors drawn for each text, restart and step: as given, or the default of the scope."""
-        return self.draws or (PER_INPUT_DRAWS if self.per_input else SHARED_DRAWS)
+        return self.draws or default_draws(self.per_input)
 
     @property
     def rows_per_text(self) -> int:
@@ -184,7 +182,21 @@ class LearnerSettings:
         """How widely polish searches."""
         return PER_INPUT if self.per_input else SHARED
 
-    def schedule(self, n_nodes: int = 0) -> Schedule:
-        """The schedule of a block, for a model of `n_nodes` nodes, or 0 before the model is loaded."""
-        per_input = PER_INPUT_STEPS_LARGE_GRAPH if n_nodes >= LARGE_GRAPH_NODES else PER_INPUT_STEPS
-        return Schedule(self.steps or (per_input if self.per_input else SHARED_STEPS), self.temperature)
+    def schedule(self) -> Schedule:
+        """The schedule of a block."""
+        return Schedule(self.steps or default_steps(self.per_input), self.temperature)
+
+    def of_graph(self, n_nodes: int) -> "LearnerSettings":
+        """The same with the defaults of a model of `n_nodes` nodes for steps and draws that are not given."""
+        steps = self.steps or default_steps(self.per_input, n_nodes)
+        return replace(self, steps=steps, draws=self.draws or default_draws(self.per_input, n_nodes))
+
+
+def default_steps(per_input: bool, n_nodes: int = 0) -> int:
+    """Steps of a block by default."""
+    return (PER_INPUT_STEPS if per_input else SHARED_STEPS)[n_nodes >= LARGE_GRAPH_NODES]
+
+
+def default_draws(per_input: bool, n_nodes: int = 0) -> int:
+    """Draws for each text and step by default."""
+    return (PER_INPUT_DRAWS if per_input else SHARED_DRAWS)[n_nodes >= LARGE_GRAPH_NODES]
