@@ -11,7 +11,7 @@ from masklearn.cli.evaluate_bank import load_model
 from masklearn.cli.export_flags import ExportFlags
 from masklearn.cli.parsing import as_user_errors
 from masklearn.errors import UserError, one_line
-from masklearn.export import cell_of, cost_table, require_removable, to_circuits, to_hf
+from masklearn.export import HFExport, cell_of, cost_table, require_removable, to_circuits, to_hf
 from masklearn.mask_file import Mask
 from masklearn.models import load_tokenizer, model_source
 from masklearn.models.adapters import base_of_adapter
@@ -41,10 +41,18 @@ def run_export(args: list[str] | None) -> None:
     require_removable(_config(bank, flags).get_text_config(), bank.ablation)
     masked_lm, model = load_model(flags.mask, bank, flags)
     tokenizer = load_tokenizer(model.lm, model.revision, flags.trusted["trust_remote_code"])
-    export = to_hf(masked_lm.lm, tokenizer, bank, flags.size, flags.out, flags.group, flags.time)
-    how = "plain transformers loads it" if export.stock else "it loads with trust_remote_code=True: its layers differ"
-    print(f"Written: {flags.out} ({how}; logits within {export.max_logit_gap:.0e} of the gated model's)")
+    export = to_hf(masked_lm.lm, tokenizer, bank, flags.size, flags.out, flags.group, flags.time, flags.stock)
+    print(f"Written: {flags.out} ({_loading(export)}; logits within {export.max_logit_gap:.0e} of the gated model's)")
     print(cost_table(export.before, export.after))
+
+
+def _loading(export: HFExport) -> str:
+    """How a folder is loaded."""
+    if export.padded:
+        return "plain transformers loads it; closed nodes are zeros, so it is no smaller and no faster"
+    if export.stock:
+        return "plain transformers loads it"
+    return "it loads with trust_remote_code=True; --stock true writes one without code, of the whole model's size"
 
 
 def _parse(args: Sequence[str]) -> ExportFlags:

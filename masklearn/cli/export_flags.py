@@ -26,6 +26,8 @@ class ExportFlags:
         cell: Folder of --to mib in OUT, which may then exist: task and model, such as ioi_gpt2. By default that of the
             run's dataset and model, if MIB has them.
         with_input: Whether the embedding counts as a node (mib); by default if the sizes are mib-input.
+        stock: Write a folder without code, which other programs load (hf). Where the family's class cannot hold the
+            smaller model, closed nodes stay as zeros: as large and as slow as the whole model.
         time: Measure prefill and decode time before and after, for the model card (hf).
         allow_pickle: Also read weights that are not safetensors; such a file can run code when it is read.
         trust_remote_code: Run the Python files that come with the model. Never taken from a mask file.
@@ -45,13 +47,14 @@ class ExportFlags:
         dtype: DTypeName | None = None,
         cell: str | None = None,
         with_input: bool | None = None,
+        stock: bool = False,
         time: bool = True,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         self.mask, self.out = str(Path(mask).expanduser()), Path(out).expanduser()
         self.to: ExportFormat = to
-        self.size, self.group, self.lm, self.time = size, group, lm, time
+        self.size, self.group, self.lm, self.stock, self.time = size, group, lm, stock, time
         self.dtype: DTypeName | None = dtype
         self.cell, self.with_input = cell, with_input
         self.trusted: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
