@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run, refused, tiny_gpt2, tiny_llama
+from conftest import Run, one_line, refused, tiny_gpt2, tiny_llama
 from families import BY_NAME, FAMILIES, Family
 from safetensors.torch import load_file
 from torch import Tensor
@@ -168,7 +168,7 @@ def test_a_stock_folder_has_zeros_where_a_class_cannot_do_without(family: Family
         assert export.stock and export.padded
         assert export.after.prefill_ms is None
         assert export.after.parameters >= export.before.parameters
-        assert "as large and as slow as the whole" in (out / "README.md").read_text()
+        assert "It is as large and as slow as the" in (out / "README.md").read_text()
 
 
 def test_a_stock_folder_without_zeros_is_smaller(tmp_path: Path) -> None:
@@ -283,6 +283,8 @@ def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path, capsys: pytest.
     mask, other = str(run.folder / "mask.safetensors"), tmp_path / "other"
     tiny_llama().save_pretrained(other)
     capsys.readouterr()  # the progress bar of a slow disk
+    assert export(["smaller"]) == 2
+    assert "--mask is missing" in capsys.readouterr().err
     for args, reason in (
         (["--size", "17", str(tmp_path / "out")], "no mask of 17 nodes; it has 4, 18, 30"),
         ([str(tmp_path / "out")], "--size 0.5"),
@@ -295,6 +297,27 @@ def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path, capsys: pytest.
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert reason in error
+
+
+def test_a_folder_gets_the_tokenizer_of_the_run(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = ml.load_tokenizer()
+    tokenizer.add_tokens(["another-token"])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    mask = ml.Mask.load(run.folder)
+    command = ["--mask", str(tmp_path), "--size", "0.5", "--time", "false"]
+
+    def use(folder: Path) -> None:
+        data = mask.config["data"] | {"tokenizer": str(folder)}
+        replace(mask, config=mask.config | {"data": data}).save(tmp_path / "mask.safetensors")
+
+    use(tmp_path / "tokenizer")
+    assert export([*command, str(tmp_path / "out")]) == 0
+    assert "another-token" in (tmp_path / "out" / "tokenizer.json").read_text()
+    use(tmp_path / "absent")
+    capsys.readouterr()
+    assert export([*command, str(tmp_path / "more")]) == 2
+    assert "Give it with --tokenizer" in one_line(capsys)
+    assert export([*command, "--tokenizer", str(tmp_path / "tokenizer"), str(tmp_path / "more")]) == 0
 
 
 def test_a_family_whose_removal_is_unknown_is_refused_before_its_weights_are_read(

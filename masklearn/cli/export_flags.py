@@ -22,6 +22,7 @@ class ExportFlags:
         size: Nodes of the mask to write, a count or a fraction. hf needs it; the others write all sizes by default.
         group: The group to write, if the file has masks of several.
         lm: The model, if it has moved since the masks were learned.
+        tokenizer: Hub id or folder of the tokenizer for the folder (hf), if that of the mask's run has moved.
         dtype: Precision of the weights; that of the mask's run by default.
         cell: Folder of --to mib in OUT, which may then exist: task and model, such as ioi_gpt2. By default that of the
             run's dataset and model, if MIB has them.
@@ -44,6 +45,7 @@ class ExportFlags:
         size: int | float | None = None,
         group: str | None = None,
         lm: str | None = None,
+        tokenizer: str | None = None,
         dtype: DTypeName | None = None,
         cell: str | None = None,
         with_input: bool | None = None,
@@ -56,7 +58,7 @@ class ExportFlags:
         self.to: ExportFormat = to
         self.size, self.group, self.lm, self.stock, self.time = size, group, lm, stock, time
         self.dtype: DTypeName | None = dtype
-        self.cell, self.with_input = cell, with_input
+        self.tokenizer, self.cell, self.with_input = tokenizer, cell, with_input
         self.trusted: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         if to == "hf" and size is None:
             raise UserError("--to hf writes one mask. Say which with --size, for example --size 0.5")

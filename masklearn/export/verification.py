@@ -54,7 +54,7 @@ def compare_folder(folder: Path, lm: PreTrainedModel, gates: Tensor, ablation: A
         UserError: Says how far off it is.
     """
     exact = torch.promote_types(lm.dtype, torch.float32)
-    expected = _gated_logits(lm if lm.dtype == exact else plain_copy(lm).to(exact), gates, ablation)
+    expected = _gated_logits(lm if lm.dtype == exact else _cast(plain_copy(lm), exact), gates, ablation)
     found = _logits(load_folder(folder, lm, exact))
     size = max(1.0, max(logits.abs().max().item() for logits in expected))
     gap = max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True)) / size
@@ -65,6 +65,10 @@ def compare_folder(folder: Path, lm: PreTrainedModel, gates: Tensor, ablation: A
             f"{gap:.2g} of the largest, more than rounding ({allowed:.0e}). Nothing is written"
         )
     return gap
+
+
+def _cast(lm: Any, dtype: torch.dtype) -> PreTrainedModel:
+    return lm.to(dtype)
 
 
 def _gated_logits(lm: PreTrainedModel, gates: Tensor, ablation: Ablation) -> list[Tensor]:
