@@ -1,6 +1,7 @@
 """Mask files on the Hugging Face hub: a repository with the mask file, its settings and a card."""
 
 import json
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,24 +25,25 @@ NETWORK_ERRORS = (
     HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError,
 )  # fmt: skip
 """What goes wrong with the hub."""
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+"""A repository of the hub."""
 CARD = """---
 library_name: masklearn
-base_model: {model}
-tags: [masklearn, circuit, interpretability]
+{base_model}tags: [masklearn, circuit, interpretability]
 ---
 
-# Masks of {model}
+# Masks of {name}
 
-{n_groups} of the {n_nodes} attention heads and MLPs of `{model}` (fingerprint `{fingerprint}`), learned under
-{ablation} ablation with the [masklearn](https://pypi.org/project/masklearn) package. A mask keeps the nodes that best
-reproduce the whole model's next-token distributions.
+{n_groups} of the {n_nodes} attention heads and MLPs of `{name}` (fingerprint `{fingerprint}`), learned under
+{ablation} ablation with masklearn. A mask keeps the nodes that best reproduce the whole model's next-token
+distributions.
 
 ```python
 import masklearn as ml
 
 mask = ml.Mask.from_pretrained("{repo}")
 lm = ml.load_lm("{model}")
-with ml.gated(lm, mask.select(s={size}{group}), mask.ablation):
+with ml.gated(lm, mask.select(s={size}{group}), {values}):
     ...
 ```
 
@@ -49,6 +51,8 @@ with ml.gated(lm, mask.select(s={size}{group}), mask.ablation):
 
 {table}
 {figure}"""
+RESAMPLED = "ml.MaskedLM(lm).resampled(corrupted_ids)"
+"""What closed nodes emit under resample ablation, which a mask file does not hold."""
 
 
 def push(mask: Any, repo: str, private: bool | None, token: str | None) -> str:
@@ -71,7 +75,7 @@ def push(mask: Any, repo: str, private: bool | None, token: str | None) -> str:
         try:
             api = HfApi(token=token)
             url = api.create_repo(repo, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Masks of {mask.model.lm}")
+            api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Masks of {short_name(mask.model.lm)}")
         except NETWORK_ERRORS as error:
             raise _hub_error(f"cannot write {repo} to the hub", error) from error
     return str(url)
@@ -106,14 +110,27 @@ def _hub_error(what: str, error: Exception) -> UserError:
     return UserError(f"{what} ({one_line(error)}). {advice}")
 
 
+def base_model(lm: str) -> str:
+    """The line of a card's metadata that names the model; empty for a folder, which the hub refuses there."""
+    return f"base_model: {lm}\n" if HUB_ID.fullmatch(lm) and not Path(lm).exists() else ""
+
+
+def short_name(lm: str) -> str:
+    """A model's hub id, or the name of its folder."""
+    return lm if HUB_ID.fullmatch(lm) else Path(lm).expanduser().name
+
+
 def card(mask: Any, repo: str) -> str:
     """The card of a repository: what the bank is of, its sizes and metrics, and how to load it."""
     sizes, n_groups = mask.sizes.tolist(), len(mask.groups)
     middle = sizes[len(sizes) // 2]
     return CARD.format(
-        model=mask.model.lm,
+        base_model=base_model(mask.model.lm),
+        name=short_name(mask.model.lm),
+        model=mask.model.lm if not Path(mask.model.lm).is_absolute() else f"path/to/{short_name(mask.model.lm)}",
         fingerprint=mask.model.fingerprint,
         ablation=mask.ablation.name,
+        values=RESAMPLED if mask.ablation.name == "resample" else "mask.ablation",
         repo=repo,
         n_groups="Masks" if n_groups == 1 else f"Masks of {n_groups} groups",
         n_nodes=mask.graph.n_nodes,

@@ -18,7 +18,7 @@ import masklearn as ml
 from masklearn import evaluation
 from masklearn.ablation import Ablation
 from masklearn.cli import cost_probe, train
-from masklearn.cli.cost_table import PhaseCost, cost_table, duration
+from masklearn.cli.cost_table import PhaseCost, compared_costs, cost_table, duration
 from masklearn.data.batching import StepSampler
 from masklearn.gates import top
 from masklearn.mask_file import Mask, ModelId
@@ -239,3 +239,12 @@ def test_durations_and_the_table_read_well() -> None:
     costs = {"learning": PhaseCost(64_000, 12, 2**30), "polish": PhaseCost(1.28e6, 30, 2**31)}
     table = cost_table(costs, 40, "4 steps")  # pyright: ignore[reportArgumentType]
     assert "learning       64 k     12 s  1.0 GiB\n  polish  <= 1.28 M  <= 30 s  2.0 GiB" in table
+
+
+def test_without_polish_its_phase_is_named_after_what_is_left_of_it() -> None:
+    costs = {"polish": PhaseCost(1.28e6, 30, 2**31)}
+    table = cost_table(costs, 40, "4 steps", polishes=False)  # pyright: ignore[reportArgumentType]
+    assert "discretisation    1.28 M  30 s  2.0 GiB" in table
+    seconds = {"polish": {"seconds": 2.0, "estimated_seconds": 3.0}}
+    assert compared_costs(seconds, polishes=False) == "Time: discretisation 2.0 s (3.0 s expected)"
+    assert compared_costs(seconds) == "Time: polish 2.0 s (3.0 s expected)"

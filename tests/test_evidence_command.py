@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import masklearn as ml
-from masklearn.cli import evaluate, train
+from masklearn.cli import evaluate, evidence_command, train
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import load_texts
 from masklearn.cli.evidence_command import run_names
@@ -164,6 +164,21 @@ def test_several_runs_are_crossed(run: Run, tmp_path: Path, capsys: pytest.Captu
     batches = data.loader("test", [data.groups.names.index("0")])
     kl = score_texts(MaskedLM(ml.load_lm(), bank.ablation), bank.select(4)[None], batches).mean_kl
     assert float(matrix["one", "two: 0"]["kl"]) == pytest.approx(float(kl), rel=1e-5)
+
+
+def test_the_second_run_is_checked_before_the_first_takes_its_time(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_early(*args: object) -> None:
+        raise AssertionError("gathered before all runs were checked")
+
+    monkeypatch.setattr(evidence_command, "gather", too_early)
+    bank = ml.Mask.load(run.folder)
+    absent = replace(bank, model=ModelId(str(tmp_path / "gone"), None, bank.model.fingerprint))
+    masks = [saved(tmp_path / "one", bank, 1), saved(tmp_path / "two", absent, 1)]
+    capsys.readouterr()
+    assert evaluate(["--mask", *masks, "--evidence", "true", "--out", str(tmp_path / "out"), *QUICK]) == 2
+    assert "there is no folder" in one_line(capsys)
 
 
 def test_masks_of_another_objective_have_no_evidence(

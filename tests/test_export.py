@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run, refused, tiny_gpt2, tiny_llama
+from conftest import Run, one_line, refused, tiny_gpt2, tiny_llama
 from families import BY_NAME, FAMILIES, Family
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -28,6 +29,9 @@ MIXED = [[1, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
 """Key-value heads that serve different numbers of queries and no MLP; then an MLP alone."""
 HEADLESS_START = [[0, 0, 0, 0, 1], [0, 1, 0, 0, 0]]
 """No heads in the layer by which a cache counts its tokens; then a head alone."""
+WITH_BIASES = {"gpt2", "gpt_neox", "gpt_neox in sequence", "opt", "opt norms after the sum", "phi", "llama",
+               "llama biases, tied"}  # fmt: skip
+"""Families whose attention and MLPs can have a bias at their end."""
 EVEN = [[1, 0, 1, 0, 1], [0, 1, 0, 1, 1]]
 """As many heads in every layer, one of each group, and every MLP: a stock class holds that."""
 
@@ -145,6 +149,61 @@ def test_plain_transformers_loads_what_its_config_can_say(tmp_path: Path) -> Non
     assert "trust_remote_code" not in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("family", [f for f in REMOVABLE if f.model_type in VARIED], ids=lambda family: family.name)
+def test_a_stock_folder_has_zeros_where_a_class_cannot_do_without(family: Family, tmp_path: Path) -> None:
+    """Constants go into biases; a family that has none refuses them."""
+    lm = family.build()
+    ids = torch.randint(3, 60, (3, 8), generator=torch.Generator().manual_seed(5))
+    for name, ablation in ablations(lm).items():
+        mask, out = bank(lm, HEADLESS_START, ablation), tmp_path / name
+        if ablation.known and family.name not in WITH_BIASES:
+            message = refused(lambda mask=mask, out=out: to_hf(lm, None, mask, 2, out, stock=True))
+            assert f"constants of {name} ablation" in message
+            continue
+        export = to_hf(lm, None, mask, 2, out, stock=True)
+        smaller = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=False)
+        with torch.no_grad(), ml.gated(lm, mask.mask[0, 0], mask.ablation):
+            expected = lm(ids).logits
+        assert_close(smaller(ids).logits, expected, atol=1e-5 * expected.abs().max().clamp(min=1).item(), rtol=0)
+        assert export.stock and export.padded
+        assert export.after.prefill_ms is None
+        assert export.after.parameters >= export.before.parameters
+        assert "It is as large and as slow as the" in (out / "README.md").read_text()
+
+
+def test_a_stock_folder_without_zeros_is_smaller(tmp_path: Path) -> None:
+    lm = BY_NAME["mistral"].build()
+    export = to_hf(lm, None, bank(lm, EVEN), 6, tmp_path / "out", time=False, stock=True)
+    assert export.stock and not export.padded
+    assert export.after.parameters < export.before.parameters
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_kept_and_compared_in_float32(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong weight is noticed although it changes logits by less than half precision rounds them."""
+    lm = tiny_llama(layers=2)
+    found = ablations(lm)
+    lm = lm.to(dtype)
+    for name in ("zero", "mean"):
+        export, smaller = exported(lm, bank(lm, MIXED, found[name]), tmp_path / name)
+        assert {tensor.dtype for tensor in smaller.parameters()} == {dtype}
+        assert export.max_logit_gap < torch.finfo(dtype).eps / 2
+        written = load_file(tmp_path / name / "model.safetensors").values()
+        assert {tensor.dtype for tensor in written if tensor.is_floating_point()} == {dtype}
+    assert {tensor.dtype for tensor in lm.parameters()} == {dtype}
+    right = subgraph_model.remove_closed
+
+    def slightly_wrong(model: Any, subgraph: dict[str, Any]) -> None:
+        right(model, subgraph)
+        model.model.layers[1].mlp.down_proj.weight[0, 0] += 0.25
+
+    monkeypatch.setattr(subgraph_model, "remove_closed", slightly_wrong)
+    message = refused(lambda: to_hf(lm, None, bank(lm, MIXED), 4, tmp_path / "wrong", time=False))
+    assert "differ from those of the gated model" in message
+
+
 def test_a_folder_with_code_is_refused_without_trust_and_needs_no_masklearn(tmp_path: Path) -> None:
     """A stock class would take it for the whole model, and fill what is missing at random."""
     lm, out = tiny_llama(layers=2), tmp_path / "out"
@@ -202,18 +261,30 @@ def test_the_command_writes_a_model_with_its_card(run: Run, tmp_path: Path, caps
     assert export(["--mask", str(run.folder / "mask.safetensors"), "--size", "0.5", "--to", "hf", str(out)]) == 0
     printed, card = capsys.readouterr().out, (out / "README.md").read_text()
     assert "it loads with trust_remote_code=True" in printed or "plain transformers loads it" in printed
-    for row in ("parameters", "bytes of weights", "prefill of 256 tokens, ms", "decoding of a token, ms"):
+    for row in ("parameters", "bytes of weights", "prefill of 24 tokens, ms", "decoding of a token, ms"):
         assert row in printed
         assert row in card
-    assert "18 of 36 nodes" in card
+    assert "# 18 of 36 nodes of embedded" in card
+    assert "base_model" not in card  # the hub refuses what is not on it
+    assert "nothing stands in for them (zero ablation)" in card
     assert (out / "tokenizer.json").exists()
     assert json.loads((out / "config.json").read_text())["base_model_type"] == "llama"
+
+
+def test_a_stock_folder_is_said_to_be_no_smaller(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask, out = str(run.folder / "mask.safetensors"), str(tmp_path / "stock")
+    assert export(["--mask", mask, "--size", "0.5", "--stock", "true", out]) == 0
+    printed = capsys.readouterr().out
+    assert "no smaller and no faster" in printed
+    assert "ms" not in printed.split()
 
 
 def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mask, other = str(run.folder / "mask.safetensors"), tmp_path / "other"
     tiny_llama().save_pretrained(other)
     capsys.readouterr()  # the progress bar of a slow disk
+    assert export(["smaller"]) == 2
+    assert "--mask is missing" in capsys.readouterr().err
     for args, reason in (
         (["--size", "17", str(tmp_path / "out")], "no mask of 17 nodes; it has 4, 18, 30"),
         ([str(tmp_path / "out")], "--size 0.5"),
@@ -226,6 +297,27 @@ def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path, capsys: pytest.
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert reason in error
+
+
+def test_a_folder_gets_the_tokenizer_of_the_run(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = ml.load_tokenizer()
+    tokenizer.add_tokens(["another-token"])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    mask = ml.Mask.load(run.folder)
+    command = ["--mask", str(tmp_path), "--size", "0.5", "--time", "false"]
+
+    def use(folder: Path) -> None:
+        data = mask.config["data"] | {"tokenizer": str(folder)}
+        replace(mask, config=mask.config | {"data": data}).save(tmp_path / "mask.safetensors")
+
+    use(tmp_path / "tokenizer")
+    assert export([*command, str(tmp_path / "out")]) == 0
+    assert "another-token" in (tmp_path / "out" / "tokenizer.json").read_text()
+    use(tmp_path / "absent")
+    capsys.readouterr()
+    assert export([*command, str(tmp_path / "more")]) == 2
+    assert "Give it with --tokenizer" in one_line(capsys)
+    assert export([*command, "--tokenizer", str(tmp_path / "tokenizer"), str(tmp_path / "more")]) == 0
 
 
 def test_a_family_whose_removal_is_unknown_is_refused_before_its_weights_are_read(

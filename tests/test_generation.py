@@ -126,9 +126,10 @@ def test_tokens_stream_as_they_are_generated(lm: PreTrainedModel, tokens: Tensor
         def end(self) -> None:
             self.ids.append(-1)
 
-    streamer = Streamer()
-    with ml.gated(lm, half(lm)):
-        output = lm.generate(tokens[1:], max_new_tokens=NEW_TOKENS, do_sample=False, streamer=streamer,
-                             attention_mask=torch.ones_like(tokens[1:]), eos_token_id=None)  # fmt: skip
-        assert streamer.ids == [*output[0].tolist(), -1]
-        assert output[0, -NEW_TOKENS:].tolist() == greedy(lm, tokens[1:])
+    for ablation in constants(lm, tokens).values():
+        streamer = Streamer()
+        with ml.gated(lm, half(lm), ablation):
+            output = lm.generate(tokens[1:], max_new_tokens=NEW_TOKENS, do_sample=False, streamer=streamer,
+                                 attention_mask=torch.ones_like(tokens[1:]), eos_token_id=None)  # fmt: skip
+            assert streamer.ids == [*output[0].tolist(), -1]
+            assert output[0, -NEW_TOKENS:].tolist() == greedy(lm, tokens[1:])

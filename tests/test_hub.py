@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -118,6 +119,16 @@ def test_the_card_says_what_the_bank_is_and_how_to_load_it(mask: ml.Mask) -> Non
     assert f'ml.Mask.from_pretrained("{REPO}")' in text
     assert "mask.select(s=4)" in text
     assert text.split("```")[-2].strip().splitlines() == ["1  ··■  ·", "  0  ■■·  ■"]
+
+
+def test_the_card_names_no_folder_of_this_machine(mask: ml.Mask, tmp_path: Path) -> None:
+    """The hub refuses a base model that is not on it."""
+    text = card(replace(mask, model=ModelId(str(tmp_path / "my-model"), None, "f")), REPO)
+    assert "base_model: a/model" in card(mask, REPO)
+    assert "base_model" not in text
+    assert "# Masks of my-model" in text
+    assert str(tmp_path) not in text
+    assert "resampled(corrupted_ids)" in card(replace(mask, ablation=ml.Ablation("resample")), REPO)
 
 
 def test_a_wrong_token_and_an_absent_repository_are_one_line(mask: ml.Mask, hub: type[FakeHub]) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from conftest import Run, tiny_llama
 
 import masklearn as ml
@@ -41,3 +42,5 @@ def test_texts_and_banks_have_digests(run: Run) -> None:
     changed = (replace(mask, scores=mask.scores + 1), data, plan), (mask, data, replace(plan, pairs=1))
     changed += ((mask, half(data, 0, True), plan),)
     assert all(inputs_of(masked_lm, *given) != same for given in changed)
+    in_bfloat16 = MaskedLM(tiny_llama().to(torch.bfloat16))
+    assert inputs_of(in_bfloat16, mask, data, plan) != same

@@ -38,6 +38,11 @@ def in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["--config", "stepz.yaml"], "no flag or key model.stepz. Did you mean model.steps?"),
         (["--config", "broken.yaml"], "line 2"),
         (["--model.lm", "./nowhere", "--data.task", "names"], "there is no folder ./nowhere"),
+        (["--model.revision", "main"], "embedded is not on the hub, so it has no revisions"),
+        (
+            ["--data.path", "varied.txt", "--model.lm", "./short", "--model.revision", "v1"],
+            "./short is not on the hub, so it has no revisions",
+        ),
         (["--model.lm", "nobody/nothing", "--data.path", "texts.jsonl"], "cannot load 'nobody/nothing'"),
         (["--data.path", "empty.jsonl"], "empty.jsonl is empty"),
         (["--data.path", "columns.csv"], "no column 'text'; it has prompt, id"),

@@ -17,7 +17,7 @@ from masklearn.mask_file import ModelId
 from masklearn.report.comparison import mask_overlaps
 from masklearn.report.page import page
 from masklearn.report.study import draw
-from masklearn.report.style import drawable
+from masklearn.report.style import count_nodes, drawable
 
 
 def test_overlaps_of_many_masks_become_one_matrix_per_model() -> None:
@@ -41,6 +41,14 @@ def test_characters_that_the_font_lacks_become_boxes() -> None:
     assert drawable(" ") == "␣"
     assert drawable("深\x00x") == "□□x"
     assert drawable("x" * 50, 10) == "x" * 9 + "…"
+
+
+@pytest.mark.parametrize(
+    ("s", "words"), [(1, "1 node"), (8, "8 nodes"), (1.0, "100 %"), (0.125, "12.5 %"), (0.0001, "0.01 %")]
+)
+def test_sizes_are_nodes_or_shares(s: float, words: str) -> None:
+    """A share of 1 is all of a text's edges, not one node."""
+    assert count_nodes(s) == words
 
 
 @pytest.mark.parametrize("sizes", [(3,), (1, 2), (20,)])

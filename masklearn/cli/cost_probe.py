@@ -103,7 +103,7 @@ class CostProbe(Callback):
         unlimited = learner.settings.polish and learner.settings.polish_budget is None
         note = "\n".join(line for line in (UNLIMITED_NOTE if unlimited else "", self._speed_up(learner)) if line)
         source = f"{learned} steps and a probe of {duration(time.monotonic() - start)}"
-        Tqdm.write(cost_table(self.costs, left, source, note, bool(unlimited)))
+        Tqdm.write(cost_table(self.costs, left, source, note, bool(unlimited), learner.settings.polish > 0))
 
     def _speed_up(self, learner: MaskLearner) -> str:
         """One line: how much faster several processes are than one; empty if there is one.

@@ -22,7 +22,12 @@ class PhaseCost(NamedTuple):
 
 
 def cost_table(
-    costs: Mapping[Phase, PhaseCost], left: float, source: str, note: str = "", unlimited: bool = False
+    costs: Mapping[Phase, PhaseCost],
+    left: float,
+    source: str,
+    note: str = "",
+    unlimited: bool = False,
+    polishes: bool = True,
 ) -> str:
     """The expected cost of a run and its end.
 
@@ -32,12 +37,15 @@ def cost_table(
         source: What this is estimated from, in words.
         note: A further line, if any.
         unlimited: Whether polish has no limit.
+        polishes: Whether there is polish at all.
     """
     lines = [["", "forwards", "time", "memory"]]
     for phase, cost in costs.items():
-        at_most = "<= " if phase == "polish" and not unlimited else ""
+        at_most = "<= " if phase == "polish" and polishes and not unlimited else ""
         memory = f"{cost.memory / 2**30:.1f} GiB"
-        lines.append([phase, f"{at_most}{_count(cost.tokens)}", f"{at_most}{duration(cost.seconds)}", memory])
+        lines.append(
+            [_title(phase, polishes), f"{at_most}{_count(cost.tokens)}", f"{at_most}{duration(cost.seconds)}", memory]
+        )
     end = time.localtime(time.time() + left)
     clock = time.strftime("%H:%M:%S" if left < DAY else "%Y-%m-%d %H:%M", end)
     head = f"Expected cost, from {source}. {LEGEND}"
@@ -63,13 +71,18 @@ def actual_costs(costs: Mapping[Phase, PhaseCost], seconds: Mapping[Phase, float
     }
 
 
-def compared_costs(described: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line: what every phase took, and what was expected."""
+def compared_costs(described: Mapping[str, Mapping[str, Any]], polishes: bool = True) -> str:
+    """One line: what every phase took, and what was expected; `polishes` says whether there was polish at all."""
     parts = [
-        f"{phase} {duration(cost['seconds'])} ({duration(cost['estimated_seconds'])} expected)"
+        f"{_title(phase, polishes)} {duration(cost['seconds'])} ({duration(cost['estimated_seconds'])} expected)"
         for phase, cost in described.items()
     ]
     return f"Time: {', '.join(parts)}"
+
+
+def _title(phase: str, polishes: bool) -> str:
+    """Name of a phase: discretisation is part of polish, and all of it without rounds of swaps."""
+    return "discretisation" if phase == "polish" and not polishes else phase
 
 
 def duration(seconds: float) -> str:

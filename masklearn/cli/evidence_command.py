@@ -25,7 +25,7 @@ from masklearn.errors import UserError
 from masklearn.evaluation import aligned
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.cost import EvidenceCost, expected_cost
-from masklearn.evidence.gather import Evidence, gather
+from masklearn.evidence.gather import Evidence, Sources, gather
 from masklearn.evidence.kept_parts import KeptParts, inputs_of
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.rediscovery import Rediscoverer
@@ -59,29 +59,17 @@ def run_evidence(flags: EvaluateFlags, plan: EvidencePlan, masks: Sequence[Mask]
         names = ", ".join(f"--data.{key}" for key in requested)
         raise UserError(f"--evidence uses the texts of the mask's run. Leave out {names}; other texts: --plan.transfer")
     for path, mask in zip(flags.mask, masks, strict=True):
-        if mask.config.get("model", {}).get("scope") == "input":
-            raise UserError(
-                f"{path} holds masks of single texts, for which bootstraps and held-out tests mean nothing: there is "
-                "one text behind each. Learn shared masks (--model.scope dataset, or column:NAME), or compare those of "
-                "single texts in a study: leave out --evidence"
-            )
-        if (objective := mask.config.get("model", {}).get("objective", "kl")) != "kl":
-            raise UserError(
-                f"{path} holds masks that minimise {objective}, and the evidence judges and searches by the KL from "
-                "the full model. Learn them with --model.objective kl, or leave out --evidence"
-            )
-        if mask.config.get("texts") and not any(mask.config.get("data", {}).get(key) for key in SOURCE_KEYS):
-            raise UserError(
-                f"{path} was learned on {mask.config['texts']}, which the mask file does not hold, so that its masks "
-                "cannot be learned again. Learn them on a file (--data.path of train.py), or leave out --evidence"
-            )
+        _require_testable(path, mask)
     names, transfers = run_names(flags.mask), dict[str, Table]()
     runs = [
         OtherRun(name, mask, settings_learned_on(path, mask))
         for path, name, mask in zip(flags.mask, names, masks, strict=True)
     ]
+    others_of = {run.name: [other for other in runs if other is not run] for run in runs}
+    for path, run in list(zip(flags.mask, runs, strict=True))[1:]:  # their faults show before the first takes its time
+        _load_one(path, run.bank, flags, plan, _folder(path, run.name, flags), others_of[run.name])
     for path, run in zip(flags.mask, runs, strict=True):
-        folder, others = RunFolder(_folder(path, run.name, flags)), [other for other in runs if other is not run]
+        folder, others = RunFolder(_folder(path, run.name, flags)), others_of[run.name]
         folder.acquire("--out")
         try:
             evidence = _gather_one(path, run.bank, flags, plan, folder.path, others)
@@ -92,6 +80,26 @@ def run_evidence(flags: EvaluateFlags, plan: EvidencePlan, masks: Sequence[Mask]
         transfers |= {run.name: evidence.tables["transfer"]} if evidence else {}
     if len(transfers) > 1:
         _write_matrix(Path(flags.out) if flags.out else _folder(flags.mask[0], names[0], flags), transfers, flags.track)
+
+
+def _require_testable(path: str, mask: Mask) -> None:
+    """Refuse masks for which evidence means nothing, or cannot be gathered."""
+    if mask.config.get("model", {}).get("scope") == "input":
+        raise UserError(
+            f"{path} holds masks of single texts, for which bootstraps and held-out tests mean nothing: there is "
+            "one text behind each. Learn shared masks (--model.scope dataset, or column:NAME), or compare those of "
+            "single texts in a study: leave out --evidence"
+        )
+    if (objective := mask.config.get("model", {}).get("objective", "kl")) != "kl":
+        raise UserError(
+            f"{path} holds masks that minimise {objective}, and the evidence judges and searches by the KL from "
+            "the full model. Learn them with --model.objective kl, or leave out --evidence"
+        )
+    if mask.config.get("texts") and not any(mask.config.get("data", {}).get(key) for key in SOURCE_KEYS):
+        raise UserError(
+            f"{path} was learned on {mask.config['texts']}, which the mask file does not hold, so that its masks "
+            "cannot be learned again. Learn them on a file (--data.path of train.py), or leave out --evidence"
+        )
 
 
 def run_names(paths: Sequence[str]) -> list[str]:
@@ -111,12 +119,11 @@ def _folder(path: str, name: str, flags: EvaluateFlags) -> Path:
     return Path(flags.out) / name if len(flags.mask) > 1 else Path(flags.out)
 
 
-def _gather_one(
+def _load_one(
     path: str, bank: Mask, flags: EvaluateFlags, plan: EvidencePlan, folder: Path, others: Sequence[OtherRun]
-) -> Evidence | None:
-    """Gather and write the evidence on one mask file; None if only its cost is asked for."""
-    start, bar = time.monotonic(), phase_bars(sys.stderr, disable=None)
-    texts = evaluation_texts(path, bank, {}, None)
+) -> tuple[Bench, Rediscoverer, Sources]:
+    """Load all that the evidence on one mask file needs."""
+    bar, texts = phase_bars(sys.stderr, disable=None), evaluation_texts(path, bank, {}, None)
     masked_lm, model = load_model(path, bank, flags, flags.map_of(bank))
     load = partial(
         load_texts, bank=bank, masked_lm=masked_lm, model=model, scope=texts.scope,
@@ -132,11 +139,19 @@ def _gather_one(
     kept = KeptParts(folder / PARTS_FOLDER, inputs_of(masked_lm, mask, data, plan))
     bench = Bench(masked_lm, mask, data, plan, bar, kept)
     again = Rediscoverer(masked_lm, bench.mask, data, plan, folder / REDISCOVERED_FOLDER, bar, (StopBetweenSteps,))
-    sources = evidence_sources(bench, plan, load, texts.settings, flags, others)
-    print(cost_lines(expected_cost(bench, again, sources)), flush=True)
+    return bench, again, evidence_sources(bench, plan, load, texts.settings, flags, others)
+
+
+def _gather_one(
+    path: str, bank: Mask, flags: EvaluateFlags, plan: EvidencePlan, folder: Path, others: Sequence[OtherRun]
+) -> Evidence | None:
+    """Gather and write the evidence on one mask file; None if only its cost is asked for."""
+    start = time.monotonic()
+    loaded = _load_one(path, bank, flags, plan, folder, others)
+    print(cost_lines(expected_cost(*loaded)), flush=True)
     if plan.estimate:
         return None
-    evidence = gather(bench, again, sources)
+    evidence = gather(*loaded)
     _write(folder, path, evidence, time.monotonic() - start, flags.track)
     return evidence
 

@@ -5,16 +5,19 @@ import sys
 from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from masklearn.cli.evaluate_bank import load_model
 from masklearn.cli.export_flags import ExportFlags
 from masklearn.cli.parsing import as_user_errors
 from masklearn.errors import UserError, one_line
-from masklearn.export import cell_of, cost_table, require_removable, to_circuits, to_hf
+from masklearn.export import HFExport, cell_of, cost_table, require_removable, to_circuits, to_hf
 from masklearn.mask_file import Mask
 from masklearn.models import load_tokenizer, model_source
 from masklearn.models.adapters import base_of_adapter
+
+EXAMPLE = "--mask runs/my-run/mask.safetensors --size 0.5 smaller"
+"""Flags that write a smaller model."""
 
 
 def run_export(args: list[str] | None) -> None:
@@ -39,12 +42,36 @@ def run_export(args: list[str] | None) -> None:
     # what the bank lacks, and what cannot be removed, is told before the model is loaded
     bank.select(flags.size, flags.group)
     require_removable(_config(bank, flags).get_text_config(), bank.ablation)
-    masked_lm, model = load_model(flags.mask, bank, flags)
-    tokenizer = load_tokenizer(model.lm, model.revision, flags.trusted["trust_remote_code"])
-    export = to_hf(masked_lm.lm, tokenizer, bank, flags.size, flags.out, flags.group, flags.time)
-    how = "plain transformers loads it" if export.stock else "it loads with trust_remote_code=True: its layers differ"
-    print(f"Written: {flags.out} ({how}; logits within {export.max_logit_gap:.0e} of the gated model's)")
+    masked_lm, _ = load_model(flags.mask, bank, flags)
+    tokenizer = _tokenizer(bank, flags)
+    export = to_hf(masked_lm.lm, tokenizer, bank, flags.size, flags.out, flags.group, flags.time, flags.stock)
+    print(f"Written: {flags.out} ({_loading(export)}; logits within {export.max_logit_gap:.0e} of the gated model's)")
     print(cost_table(export.before, export.after))
+
+
+def _tokenizer(bank: Mask, flags: ExportFlags) -> PreTrainedTokenizerBase:
+    """The tokenizer of the mask's run, or the one given.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    name = flags.tokenizer or bank.config.get("data", {}).get("tokenizer")
+    revision = None if name or flags.lm else bank.model.revision
+    try:
+        return load_tokenizer(name or flags.lm or bank.model.lm, revision, flags.trusted["trust_remote_code"])
+    except UserError as error:
+        if name is None:
+            raise
+        raise UserError(f"cannot load the tokenizer {name!r} ({one_line(error)}). Give it with --tokenizer") from error
+
+
+def _loading(export: HFExport) -> str:
+    """How a folder is loaded."""
+    if export.padded:
+        return "plain transformers loads it; closed nodes are zeros, so it is no smaller and no faster"
+    if export.stock:
+        return "plain transformers loads it"
+    return "it loads with trust_remote_code=True; --stock true writes one without code, of the whole model's size"
 
 
 def _parse(args: Sequence[str]) -> ExportFlags:
@@ -55,10 +82,13 @@ def _parse(args: Sequence[str]) -> ExportFlags:
     )  # fmt: skip
     parser.add_class_arguments(ExportFlags)
     args = list(args)
-    if not {"-h", "--help"} & {*args} and not any(re.match(r"--out\b", arg) for arg in args):
-        if len(args) < 2 or args[-1].startswith("-") or re.fullmatch(r"--\w+", args[-2]):
-            raise UserError("OUT is missing: end with the folder to write, for example --mask FILE --size 0.5 smaller")
-        args[-1:] = ["--out", args[-1]]
+    if not {"-h", "--help"} & {*args}:
+        if not any(re.match(r"--mask\b", arg) for arg in args):
+            raise UserError("--mask is missing: give a mask file or a run's folder, for example " + EXAMPLE)
+        if not any(re.match(r"--out\b", arg) for arg in args):
+            if args[-1].startswith("-") or re.fullmatch(r"--\w+", args[-2]):
+                raise UserError("OUT is missing: end with the folder to write, for example " + EXAMPLE)
+            args[-1:] = ["--out", args[-1]]
     with as_user_errors(parser):
         return ExportFlags(**parser.parse_args(args).as_dict())
 

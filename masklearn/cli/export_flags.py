@@ -22,10 +22,13 @@ class ExportFlags:
         size: Nodes of the mask to write, a count or a fraction. hf needs it; the others write all sizes by default.
         group: The group to write, if the file has masks of several.
         lm: The model, if it has moved since the masks were learned.
+        tokenizer: Hub id or folder of the tokenizer for the folder (hf), if that of the mask's run has moved.
         dtype: Precision of the weights; that of the mask's run by default.
         cell: Folder of --to mib in OUT, which may then exist: task and model, such as ioi_gpt2. By default that of the
             run's dataset and model, if MIB has them.
         with_input: Whether the embedding counts as a node (mib); by default if the sizes are mib-input.
+        stock: Write a folder without code, which other programs load (hf). Where the family's class cannot hold the
+            smaller model, closed nodes stay as zeros: as large and as slow as the whole model.
         time: Measure prefill and decode time before and after, for the model card (hf).
         allow_pickle: Also read weights that are not safetensors; such a file can run code when it is read.
         trust_remote_code: Run the Python files that come with the model. Never taken from a mask file.
@@ -42,18 +45,20 @@ class ExportFlags:
         size: int | float | None = None,
         group: str | None = None,
         lm: str | None = None,
+        tokenizer: str | None = None,
         dtype: DTypeName | None = None,
         cell: str | None = None,
         with_input: bool | None = None,
+        stock: bool = False,
         time: bool = True,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         self.mask, self.out = str(Path(mask).expanduser()), Path(out).expanduser()
         self.to: ExportFormat = to
-        self.size, self.group, self.lm, self.time = size, group, lm, time
+        self.size, self.group, self.lm, self.stock, self.time = size, group, lm, stock, time
         self.dtype: DTypeName | None = dtype
-        self.cell, self.with_input = cell, with_input
+        self.tokenizer, self.cell, self.with_input = tokenizer, cell, with_input
         self.trusted: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         if to == "hf" and size is None:
             raise UserError("--to hf writes one mask. Say which with --size, for example --size 0.5")

@@ -63,6 +63,8 @@ def _run(cli: TrainCLI) -> None:
         cli.folder.require_same_settings(cli.requested)
     if (cli.resume or cli.is_shard) and _report_finished(cli):
         return
+    if not cli.resume:
+        cli.model.settings.require_revisions()
     if cli.resume and not cli.is_shard and ranks.rank() == 0:
         cli.folder.acquire()
     if (graph := cli.model.settings.graph) != "nodes":
@@ -89,7 +91,7 @@ def _run(cli: TrainCLI) -> None:
     write_results(cli.folder, mask, description, cli.tracker)
     print_results(cli.model, cli.datamodule, description)
     if description["cost"]:  # unless nothing was left to learn
-        print(f"\n{compared_costs(description['cost'])}")
+        print(f"\n{compared_costs(description['cost'], cli.model.settings.polish > 0)}")
     print_location(cli.folder, cli.tracker)
 
 

@@ -1,6 +1,5 @@
 """A subgraph as a Hugging Face folder of its own, in which closed heads and MLPs are gone."""
 
-import copy
 import inspect
 import json
 import shutil
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from masklearn.ablation import Ablation
 from masklearn.errors import UserError, one_line
@@ -19,8 +18,9 @@ from masklearn.export import subgraph_model
 from masklearn.export.anatomy import anatomy_of, require_removable
 from masklearn.export.measurement import compare_costs
 from masklearn.export.model_card import HFExport, model_card
+from masklearn.export.padding import padded
 from masklearn.export.stock import stock_config
-from masklearn.export.verification import logit_gap, require_equal_logits
+from masklearn.export.verification import compare_folder, load_folder, plain_copy
 from masklearn.mask_file import Mask
 from masklearn.masking import verified_layout
 from masklearn.models import Layout, require_plain
@@ -56,6 +56,7 @@ def to_hf(
     out: str | Path,
     group: str | int | None = None,
     time: bool = True,
+    stock: bool = False,
 ) -> HFExport:
     """Write the subgraph of a mask as a Hugging Face folder, load it again, and compare it with the gated model.
 
@@ -67,11 +68,13 @@ def to_hf(
         out: The folder to write; it must not exist.
         group: Group of the mask, if there are several.
         time: Whether to measure prefill and decode time of both models.
+        stock: Whether plain transformers must load the folder, at the price of zero weights in place of closed nodes
+            where its classes cannot do without them.
 
     Raises:
         UserError: If the folder exists, if the removal is not known for the family or not possible under the ablation,
-            if there is no such mask, if the model is spread over devices or quantised, or if the folder's model differs
-            from the gated one.
+            if there is no such mask, if the model is spread over devices or quantised, if `stock` is asked for and the
+            family has no bias for the constants, or if the folder's model differs from the gated one.
     """
     out = Path(out).expanduser()
     if out.exists():
@@ -80,18 +83,17 @@ def to_hf(
     gates, anatomy = mask.select(s, group), anatomy_of(lm.config)
     require_removable(lm.config, mask.ablation)
     layout = verified_layout(lm)
-    subgraph = _description(layout, gates, mask.ablation, anatomy)
-    smaller = _without(lm, _constants(layout, subgraph, gates, mask.ablation), subgraph)
     with _new_folder(out) as part:
-        config = stock_config(lm, smaller, subgraph)
-        _write(part, smaller, lm, config, subgraph)
+        is_stock, is_padded = _write(
+            part, layout, _description(layout, gates, mask.ablation, anatomy), gates, mask.ablation, stock
+        )
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(part, dtype=lm.dtype, trust_remote_code=config is None)
-        loaded = loaded.to(lm.device).eval().requires_grad_(False)
-        require_equal_logits(lm, gap := logit_gap(loaded, lm, gates, mask.ablation, layout))
-        export = HFExport(out, config is not None, gap, *compare_costs(lm, loaded, time))
-        (part / "README.md").write_text(model_card(export, mask, gates), encoding="utf-8")
+        gap = compare_folder(part, lm, gates, mask.ablation)
+        costs = compare_costs(lm, load_folder(part, lm, lm.dtype), time and not is_padded)
+        export = HFExport(out, is_stock, gap, *costs, is_padded)
+        card = model_card(export, mask, gates, has_tokenizer=tokenizer is not None)
+        (part / "README.md").write_text(card, encoding="utf-8")
     return export
 
 
@@ -128,25 +130,17 @@ def _description(layout: Layout, gates: Tensor, ablation: Ablation, anatomy: dic
 
 
 @torch.no_grad()
-def _constants(layout: Layout, subgraph: dict[str, Any], gates: Tensor, ablation: Ablation) -> dict[str, Tensor]:
-    """Constants that take the place of closed nodes, by the name of the parameter that holds them."""
-    anatomy, values = subgraph["anatomy"], {}
+def _head_constants(layout: Layout, subgraph: dict[str, Any], gates: Tensor, ablation: Ablation) -> dict[int, Tensor]:
+    """What the output projections of layers with closed heads emit for these, bias included, shape (width,)."""
+    values = {}
     for index, (site, kept) in enumerate(zip(layout.sites, subgraph["layers"], strict=True)):
-        prefix = f"{anatomy['layers']}.{index}"
         if kept["head_value"]:
             head_width = _input_width(site.output_projection) // layout.graph.n_heads
             closed = 1 - layout.graph.by_layer(gates)[index, :-1].to(layout.lm.dtype).to(layout.lm.device)
             emitted = torch.zeros(layout.graph.n_heads, head_width).to(closed)
             if ablation.known:
                 emitted = ablation.heads[index][0, 0].to(closed) * closed[:, None]
-            value = site.output_projection(emitted.flatten()[None, None])
-            norm = anatomy.get("norm_after_attention")
-            if not kept["heads"] and norm:
-                value = site.layer.get_submodule(norm)(value)
-            name = f"{anatomy['output']}.bias" if kept["heads"] else "value"
-            values[f"{prefix}.{anatomy['attention']}.{name}"] = value.flatten()
-        if kept["mlp_value"]:
-            values[f"{prefix}.{anatomy['mlp']}.value"] = ablation.mlps[index].flatten().to(layout.lm.dtype)
+            values[index] = site.output_projection(emitted.flatten()[None, None]).flatten()
     return values
 
 
@@ -154,29 +148,55 @@ def _input_width(projection: Any) -> int:
     return projection.nx if hasattr(projection, "nx") else projection.in_features
 
 
-def _without(lm: PreTrainedModel, constants: dict[str, Tensor], subgraph: dict[str, Any]) -> PreTrainedModel:
-    """A copy of the model without its closed nodes, and with the constants in their place."""
-    cached = {name: vars(lm).pop(name) for name in list(vars(lm)) if name.startswith("_masklearn")}
-    smaller = copy.deepcopy(lm)
-    vars(lm).update(cached)
+@torch.no_grad()
+def _without(
+    layout: Layout, constants: dict[int, Tensor], subgraph: dict[str, Any], ablation: Ablation
+) -> PreTrainedModel:
+    """A copy of the model without its closed nodes, and with constants in their place."""
+    anatomy, smaller = subgraph["anatomy"], plain_copy(layout.lm)
     subgraph_model.remove_closed(smaller, subgraph)
     parameters = dict(smaller.named_parameters())
-    for name, value in constants.items():
-        parameters[name].data = value.to(parameters[name])
+    for index, (site, kept) in enumerate(zip(layout.sites, subgraph["layers"], strict=True)):
+        prefix = f"{anatomy['layers']}.{index}"
+        if index in constants:
+            value, norm = constants[index], anatomy.get("norm_after_attention")
+            if not kept["heads"] and norm:
+                value = site.layer.get_submodule(norm)(value)
+            name = f"{anatomy['output']}.bias" if kept["heads"] else "value"
+            parameters[f"{prefix}.{anatomy['attention']}.{name}"].data = value
+        if kept["mlp_value"]:
+            value = ablation.mlps[index].flatten().to(layout.lm.device, layout.lm.dtype)
+            parameters[f"{prefix}.{anatomy['mlp']}.value"].data = value
     return smaller
 
 
 def _write(
-    folder: Path, smaller: PreTrainedModel, lm: PreTrainedModel, config: Any | None, subgraph: dict[str, Any]
-) -> None:
-    """Write weights, config and code; no code if there is a config of the stock class."""
-    if config is not None:
-        stock: Any = type(lm)(config)
-        stock = stock.to(lm.dtype)
-        stock.load_state_dict(smaller.state_dict(), strict=True)
-        stock.generation_config = lm.generation_config
-        stock.save_pretrained(folder)
-        return
+    folder: Path, layout: Layout, subgraph: dict[str, Any], gates: Tensor, ablation: Ablation, stock: bool
+) -> tuple[bool, bool]:
+    """Write weights and config, and code if the family's class cannot hold them.
+
+    Returns:
+        Whether it can, and whether closed nodes are zeros for that.
+    """
+    constants = _head_constants(layout, subgraph, gates, ablation)
+    smaller = _without(layout, constants, subgraph, ablation)
+    config, weights = stock_config(layout.lm, smaller, subgraph), smaller.state_dict()
+    is_padded = stock and config is None
+    if is_padded:
+        config, weights = padded(layout, subgraph, constants, ablation)
+    if config is None:
+        _write_with_code(folder, smaller, layout.lm, subgraph)
+        return False, False
+    model: Any = type(layout.lm)(config)
+    model = model.to(layout.lm.dtype)
+    model.load_state_dict(weights, strict=True)
+    model.generation_config = layout.lm.generation_config
+    model.save_pretrained(folder)
+    return True, is_padded
+
+
+def _write_with_code(folder: Path, smaller: PreTrainedModel, lm: PreTrainedModel, subgraph: dict[str, Any]) -> None:
+    """Write a model and the code that its narrow layers need."""
     smaller.save_pretrained(folder, save_original_format=False)  # names as in the class, which the code extends
     names = {"config": type(lm.config).__name__, "model": type(lm).__name__, "model_type": MODEL_TYPE}
     code = inspect.getsource(subgraph_model) + TAIL.format(**names)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 PROMPT_TOKENS = 256
-"""Tokens of the text that is prefilled."""
+"""Tokens of the text that is prefilled, at most."""
 N_PREFILLS, N_DECODED = 7, 40
 """Times that a prefill is measured, and tokens whose decoding is; medians count."""
 
@@ -24,9 +24,13 @@ class Cost:
     cache_bytes: int
     """Bytes of the key-value cache for each token of a text."""
     prefill_ms: float | None = None
-    """Time of one forward over `PROMPT_TOKENS` tokens, as `generate` runs it: with logits of the last one only."""
+    """Time of one forward over `prompt_tokens` tokens, as `generate` runs it: with logits of the last one only."""
     decode_ms: float | None = None
     """Time of each token that is decoded after that, with a cache."""
+    prompt_tokens: int = PROMPT_TOKENS
+    """Tokens that were prefilled: fewer if the context is short."""
+    setting: str = ""
+    """What it was measured on: precision and device."""
 
 
 @torch.no_grad()
@@ -41,10 +45,19 @@ def compare_costs(lm: Any, smaller: Any, timed: bool = True) -> tuple[Cost, Cost
     for model, (prefill, decode) in zip(models, times, strict=True):
         tensors = (*model.parameters(), *model.buffers())
         n_parameters = sum(parameter.numel() for parameter in model.parameters())
-        costs.append(
-            Cost(n_parameters, sum(t.nbytes for t in tensors), _cache_bytes(model, ids[:, :8]), prefill, decode)
-        )
+        n_bytes = sum(tensor.nbytes for tensor in tensors)
+        cache_bytes = _cache_bytes(model, ids[:, :8])
+        costs.append(Cost(n_parameters, n_bytes, cache_bytes, prefill, decode, n_tokens, _setting(lm)))
     return costs[0], costs[1]
+
+
+def _setting(lm: Any) -> str:
+    """Such as `float32, 2 CPU threads`."""
+    n_threads = torch.get_num_threads()
+    device = f"{n_threads} CPU thread{'s' * (n_threads > 1)}"
+    if lm.device.type == "cuda":
+        device = torch.cuda.get_device_name(lm.device)
+    return f"{str(lm.dtype).removeprefix('torch.')}, {device}"
 
 
 def _cache_bytes(lm: Any, ids: Tensor) -> int:

@@ -139,8 +139,8 @@ def legend_below(figure: FigureBase, axes: Axes, ncols: int = 3) -> None:
 
 
 def count_nodes(s: int | float) -> str:
-    """Return "1 node", "<s> nodes", or for a share of a text's edges or positions, which is below 1, its percentage."""
-    return f"{100 * s:.2g} %" if s < 1 else f"{s:.0f} node{'' if s == 1 else 's'}"
+    """Return "1 node" or "<s> nodes"; for a share of a text's edges or positions, which is a float, its percentage."""
+    return f"{100 * s:.3g} %" if isinstance(s, float) else f"{s} node{'' if s == 1 else 's'}"
 
 
 @cache

@@ -9,7 +9,7 @@ from masklearn.ablation import AblationName
 from masklearn.errors import UserError
 from masklearn.gates import GateName
 from masklearn.masking import CompileMode
-from masklearn.models import DTypeName, ModelOrName, QuantizationName
+from masklearn.models import DTypeName, ModelOrName, QuantizationName, has_revisions
 from masklearn.objective import ObjectiveName
 from masklearn.selection.polish import LARGE_GRAPH_NODES, PER_INPUT, SHARED, SearchWidths
 from masklearn.training.schedule import Schedule
@@ -130,6 +130,18 @@ class LearnerSettings:
             raise UserError(
                 f"graph {self.graph} is not for a MaskLearner in Python. Choose {self.graph} with "
                 f"python train.py --model.graph {self.graph}, or with masklearn.{self.graph}"
+            )
+
+    def require_revisions(self) -> None:
+        """Refuse a revision of a model that has none; it would be ignored.
+
+        Raises:
+            UserError: Says so.
+        """
+        if self.revision is not None and isinstance(self.lm, str) and not has_revisions(self.lm):
+            raise UserError(
+                f"model.revision is {self.revision}, but {self.lm} is not on the hub, so it has no revisions. Leave "
+                "--model.revision out, or give a hub id with --model.lm"
             )
 
     @property
