@@ -25,6 +25,8 @@ CLAIMS = {
     "complete": "Closing a fifth of its nodes in both, which an adversary chooses, moves the two no further apart.",
 }
 """When each claim holds. What is not found is not shown to be absent: few texts find little."""
+MIN_SHOWN_P = 0.001
+"""Smaller p-values are not told apart in words."""
 CLAIM_OF = {
     tests.SUFFICIENCY: ("sufficient", YES, NO),
     tests.NECESSITY: ("necessary", YES, NO),
@@ -78,8 +80,11 @@ def _of_test(row: Mapping[str, Any]) -> dict[str, Any]:
     if row["share"] is not None:
         of = "texts" if row["test"] == tests.EQUIVALENCE else "draws"
         share = f"wins {row['share']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of {row['n']} {of}, "
-    measured = f"{share}p = {row['p_corrected']:.2g}" + (f"; {row['note']}" if row["note"] else "")
-    return cell | {"verdict": if_rejected if row["p_corrected"] <= tests.ALPHA else if_kept, "measured": measured}
+    p = row["p_corrected"]
+    measured = f"{share}p {f'= {p:.2g}' if p >= MIN_SHOWN_P else f'< {MIN_SHOWN_P:g}'}" + (
+        f"; {row['note']}" if row["note"] else ""
+    )
+    return cell | {"verdict": if_rejected if p <= tests.ALPHA else if_kept, "measured": measured}
 
 
 def _other_claims(of_cell: Mapping[str, Table]) -> Table:
