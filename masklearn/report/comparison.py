@@ -54,7 +54,7 @@ def density_agreement(measurements: Sequence[MaskMeasurements], tables: Tables) 
         return
     n_rows = -(-len(kinds) // MAX_MATRICES_IN_ROW)
     figure = empty_figure(2 * COLUMN, n_rows * (min(2.0, 0.6 + 0.3 * len(names)) + 0.9))
-    every = figure.subplots(n_rows, min(len(kinds), MAX_MATRICES_IN_ROW), squeeze=False, sharey=True).flat
+    every = [*figure.subplots(n_rows, min(len(kinds), MAX_MATRICES_IN_ROW), squeeze=False, sharey=True).flat]
     grid, unused = every[: len(kinds)], every[len(kinds) :]
     for axes in unused:
         axes.set_axis_off()
