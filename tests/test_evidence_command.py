@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -26,6 +27,7 @@ from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.rediscovery import Rediscoverer
 from masklearn.evidence.text_scores import score_texts
 from masklearn.evidence.transfer import transfer_matrix
+from masklearn.evidence.verdicts import CLAIMS
 from masklearn.mask_file import ModelId
 from masklearn.masking import MaskedLM
 from masklearn.tiny import tasks
@@ -71,6 +73,17 @@ def test_evidence_of_a_run_is_written_and_resumed(run: Run, tmp_path: Path, monk
         monkeypatch.setattr(owner, name, computed_again)
     assert evaluate(command) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "tables").glob("*.csv")} == tables
+    few = [*command, "--plan.parts", "[tests,transfer]"]
+    assert evaluate(few) == 0
+    found = json.loads((tmp_path / "evidence.json").read_text())
+    of_parts = {"tests.csv", "transfer.csv"}
+    assert {file: (tmp_path / "tables" / file).read_bytes() for file in of_parts} == {f: tables[f] for f in of_parts}
+    assert not found["tables"]["completeness"] and not found["tables"]["stability"]
+    verdicts = {row["claim"]: (row["verdict"], row["measured"]) for row in found["tables"]["verdicts"]}
+    left_out = {claim for claim, measured in verdicts.items() if measured == ("not tested", "left out by --plan.parts")}
+    assert left_out == {"beats controls", "stable", "unique", "complete"}
+    assert list(verdicts) == list(CLAIMS)
+    assert "Controls: left out by --plan.parts" in found["not_tested"]
     with pytest.raises(AssertionError, match="not computed again"):  # another setting of the tests
         evaluate([*command, "--plan.draws", "61"])
 
@@ -149,10 +162,15 @@ def test_several_runs_are_crossed(run: Run, tmp_path: Path, capsys: pytest.Captu
         groups=("0", "1"), positions="all", config={"model": bank.config["model"] | {"scope": "column:kind"}},
     )  # fmt: skip
     masks = [saved(tmp_path / "one", bank, 1), saved(tmp_path / "two", grouped, 1, path=str(path))]
-    none = ["--plan.seeds", "0", "--plan.bootstraps", "0", "--plan.draws", "5", "--track", "false"]
-    command = ["--evidence", "true", "--out", str(tmp_path / "out"), *QUICK, *none]
-    assert evaluate(["--mask", *masks, *command, "--plan.transfer", f"[{path}]"]) == 0
-    assert "KL on the texts of every run" in capsys.readouterr().out
+    command = ["--evidence", "true", "--out", str(tmp_path / "out"), *QUICK, "--track", "false"]
+    parts = ["--plan.transfer", f"[{path}]", "--plan.parts", "[transfer]"]
+    assert evaluate(["--mask", *masks, *command, *parts]) == 0
+    printed = capsys.readouterr().out
+    assert "KL on the texts of every run" in printed
+    assert re.search(r"Expected time: .* \(transfer [^,]*\)\n", printed)
+    kept = {path.stem.split("-")[0] for path in (tmp_path / "out").glob("*/parts/*")}
+    assert kept == {"transfer"}
+    assert not [*(tmp_path / "out").glob("*/rediscovered/*")]
     with (tmp_path / "out" / "tables" / "transfer_matrix.csv").open() as file:
         matrix = {(row["mask"], row["texts"]): row for row in csv.DictReader(file)}
     names = ["one", "two: 0", "two: 1"]
@@ -229,6 +247,9 @@ def test_what_evidence_cannot_use_is_told_in_one_line(
         (run.folder, ["--plan.transfer", "[absent.jsonl]"], "plan.transfer: absent.jsonl cannot be used"),
         (run.folder, ["--plan.transfer", "[column:kind]"], "plan.transfer: column:kind cannot be used"),
         (run.folder, ["--plan.transfer", "[text_column:french]"], "plan.transfer: text_column:french cannot be used"),
+        (run.folder, ["--plan.parts", "[transfre]"], "Did you mean transfer?"),
+        (run.folder, ["--plan.parts", "[]"], "plan.parts is empty"),
+        (run.folder, ["--plan.parts", "[tests]"], "plan.transfer is for the part transfer"),
         (run.folder, ["--plan.paraphrase_column", "said"], "plan.paraphrase_column: said cannot be used"),
         (run.folder, ["--plan.checkpoints", "[step1000]"], "there is no folder step1000"),
         (run.folder, ["--plan.checkpoints", f"[{tmp_path / 'other'}]"], "15 nodes, and the masks 36"),

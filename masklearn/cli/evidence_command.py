@@ -77,7 +77,7 @@ def run_evidence(flags: EvaluateFlags, plan: EvidencePlan, masks: Sequence[Mask]
             raise UserError(f"stopped. Finished parts are kept in {folder.path}. Go on with the same command") from None
         finally:
             folder.release()
-        transfers |= {run.name: evidence.tables["transfer"]} if evidence else {}
+        transfers |= {run.name: evidence.tables["transfer"]} if evidence and "transfer" in plan.parts else {}
     if len(transfers) > 1:
         _write_matrix(Path(flags.out) if flags.out else _folder(flags.mask[0], names[0], flags), transfers, flags.track)
 

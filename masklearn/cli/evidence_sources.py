@@ -87,10 +87,13 @@ def evidence_sources(
     default = [task for task in TASKS if task != own_task] if is_embedded and plan.transfer is None else []
     other_settings = {key: value for key, value in settings.items() if key not in ONLY_IN_SOURCE}
     tasks = dict[str, Variant]()
-    if default and bench.mask.groups == (DATASET,):
+    if default and bench.mask.groups == (DATASET,) and "controls" in plan.parts:
         task = default[0]
         data = load(other_settings | {"task": task, "limit": OTHER_TASK_TEXTS})
         tasks[task] = Variant(f"task-{task}", 1, lambda _: data, plan.seed)
+    rediscoveries = variants(plan, paraphrased) if "stability" in plan.parts else []
+    if "transfer" not in plan.parts:
+        return Sources(rediscoveries, tasks)
     found = list[OtherTexts | str]()
     for name in plan.transfer or default:
         with _blamed_on(f"plan.transfer: {name}"):
@@ -106,7 +109,7 @@ def evidence_sources(
     texts = [one for one in found if isinstance(one, OtherTexts)]
     checkpoints = [_checkpoint(name, bench, flags) for name in plan.checkpoints or ()]
     gaps = [one for one in found if isinstance(one, str)]
-    return Sources(variants(plan, paraphrased), tasks, texts, checkpoints, gaps)
+    return Sources(rediscoveries, tasks, texts, checkpoints, gaps)
 
 
 @contextmanager

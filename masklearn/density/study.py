@@ -121,14 +121,14 @@ def _bank_notes(measured: MaskMeasurements) -> list[str]:
 
 
 def _correlation_notes(measurements: Sequence[MaskMeasurements], relations: pd.DataFrame) -> list[str]:
-    rows = [
-        row
-        for measured in measurements
-        for row in select_rows(relations, bank=measured.name, kind=measured.own_kind)
-        .fillna({"note": ""})
-        .to_dict("records")
-    ]
-    return [f"{row['bank']}: correlation with {row['with']} {row['note']}" for row in rows if row["note"]]
+    """Say which correlations are not defined and why, with the banks of each reason."""
+    banks = dict[str, list[str]]()
+    for measured in measurements:
+        rows = select_rows(relations, bank=measured.name, kind=measured.own_kind).fillna({"note": ""})
+        for row in rows.to_dict("records"):
+            if row["note"]:
+                banks.setdefault(f"correlation with {row['with']} {row['note']}", []).append(measured.name)
+    return [f"{', '.join(names)}: {reason}" for reason, names in banks.items()]
 
 
 def _pair_notes(across: pd.DataFrame) -> list[str]:

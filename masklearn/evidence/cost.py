@@ -19,7 +19,7 @@ N_LEARNED_CONTROLS = 2
 
 @dataclass(frozen=True)
 class EvidenceCost:
-    """Expected cost by kind of work."""
+    """Expected cost by part of the evidence."""
 
     tokens: dict[str, float]
     """Tokens that are scored: a forward counts one, a backward two."""
@@ -52,7 +52,7 @@ def expected_cost(bench: Bench, again: Rediscoverer, sources: Sources) -> Eviden
     n_within = sum(3 * (not bench.kept.has(f"transfer-{g}")) for g in groups)
     tokens = {
         "tests": sum(of_texts[g] * (2 + 2 * plan.draws + n_nodes) for g, _ in _left(bench, "tests")),
-        "rediscoveries": one * n_new,
+        "stability": one * n_new,
         "controls": (n_controls + plan.polish_budget) * one * len(controls) / len(groups)
         + sum(of_texts[g] * n_sizes * 20 for g in controls),
         "completeness": sum(2 * n_selection * n_adversary_masks(s) for _, s in _left(bench, "completeness"))
@@ -64,6 +64,7 @@ def expected_cost(bench: Bench, again: Rediscoverer, sources: Sources) -> Eviden
     start = time.monotonic()
     score_texts(bench.masked_lm, masks, [batch])
     seconds = time.monotonic() - start
+    tokens = {kind: n for kind, n in tokens.items() if kind in plan.parts}
     return EvidenceCost(tokens, seconds / (batch.input_ids.numel() * (N_PROBED + 1)))
 
 

@@ -10,11 +10,17 @@ from masklearn.evidence.circuit_tests import Circuit, Outcome, corrected, run_te
 from masklearn.evidence.completeness import completeness_row, pair_rows
 from masklearn.evidence.controls import control_masks, control_table, learned_controls
 from masklearn.evidence.kept_parts import digest
+from masklearn.evidence.plan import PARTS
 from masklearn.evidence.rediscovery import Rediscoverer, Variant
 from masklearn.evidence.stability_tables import Table, rediscover, stability_tables
 from masklearn.evidence.transfer import Checkpoint, OtherTexts, transfer_table
-from masklearn.evidence.verdicts import UNKNOWN, paragraph, verdict_table
+from masklearn.evidence.verdicts import LEFT_OUT, UNKNOWN, paragraph, verdict_table
 from masklearn.mask_file import Mask
+
+TABLES = (
+    "verdicts", "tests", "controls", "stability", "nodes", "near_optimal", "completeness", "pairs", "transfer",
+)  # fmt: skip
+"""All tables, in their order."""
 
 
 @dataclass(frozen=True)
@@ -76,25 +82,47 @@ def gather(bench: Bench, again: Rediscoverer, sources: Sources) -> Evidence:
         again: Learns its masks again.
         sources: What else is needed.
     """
-    n_groups, part, tables = len(bench.mask.groups), bench.kept.part, dict[str, Table]()
-    tables["tests"] = circuit_test_table(bench)
-    learned, missing = learned_controls(bench, again, sources.other_tasks)
-    tables["controls"], budget = [], bench.plan.polish_budget * again.learning_tokens / n_groups
-    for g in range(n_groups):
-        tables["controls"] += part(sources.controls_part(g), partial(_control_rows, bench, g, learned, budget))
-    found = rediscover(again, sources.variants)
-    of_found = digest(*(mask.to_bytes() for mask in found.masks))
-    tables |= part(f"stability-{of_found}", partial(stability_tables, bench, found))
-    tables["completeness"] = [
-        part(f"completeness-{g}-{s}", partial(completeness_row, bench, g, s))
-        for g, s in bench.bar(bench.cells, "Completeness")
-    ]
-    tables["pairs"] = [row for g, s in bench.cells for row in part(f"pairs-{g}-{s}", partial(pair_rows, bench, g, s))]
-    tables["transfer"] = transfer_table(bench, sources.other_texts, sources.checkpoints)
-    tables = {"verdicts": verdict_table(tables), **tables}
+    parts, missing = bench.plan.parts, dict[str, str]()
+    tables: dict[str, Table] = {name: [] for name in TABLES}
+    if "tests" in parts:
+        tables["tests"] = circuit_test_table(bench)
+    if "controls" in parts:
+        tables["controls"], missing = _all_controls(bench, again, sources)
+    if "stability" in parts:
+        found = rediscover(again, sources.variants)
+        of_found = digest(*(mask.to_bytes() for mask in found.masks))
+        tables |= bench.kept.part(f"stability-{of_found}", partial(stability_tables, bench, found))
+    if "completeness" in parts:
+        tables |= _completeness(bench)
+    if "transfer" in parts:
+        tables["transfer"] = transfer_table(bench, sources.other_texts, sources.checkpoints)
+    cells = [(bench.mask.groups[group], s) for group, s in bench.cells]
+    tables["verdicts"] = verdict_table(tables, cells, parts)
     facts = _facts(bench, again, sources)
     not_tested = [f"Control {name}: {why}" for name, why in missing.items()]
     return Evidence(tables, facts, paragraph(tables["verdicts"], facts), not_tested + _gaps(bench, sources, tables))
+
+
+def _all_controls(bench: Bench, again: Rediscoverer, sources: Sources) -> tuple[Table, dict[str, str]]:
+    """The controls of all groups, and why others could not be learned."""
+    learned, missing = learned_controls(bench, again, sources.other_tasks)
+    groups, rows = range(len(bench.mask.groups)), Table()
+    budget = bench.plan.polish_budget * again.learning_tokens / len(groups)
+    for g in groups:
+        compute = partial(_control_rows, bench, g, learned, budget)
+        rows += bench.kept.part(sources.controls_part(g), compute)
+    return rows, missing
+
+
+def _completeness(bench: Bench) -> dict[str, Table]:
+    """What an adversary finds, and the interactions of pairs."""
+    part, cells = bench.kept.part, bench.cells
+    rows = [
+        part(f"completeness-{g}-{s}", partial(completeness_row, bench, g, s))
+        for g, s in bench.bar(cells, "Completeness")
+    ]
+    pairs = [row for g, s in cells for row in part(f"pairs-{g}-{s}", partial(pair_rows, bench, g, s))]
+    return {"completeness": rows, "pairs": pairs}
 
 
 def _facts(bench: Bench, again: Rediscoverer, sources: Sources) -> dict[str, Any]:
@@ -105,6 +133,7 @@ def _facts(bench: Bench, again: Rediscoverer, sources: Sources) -> dict[str, Any
         "n_texts": sum(len(batch.input_ids) for group in range(len(mask.groups)) for batch in bench.texts(group)),
         "ablation": mask.ablation.name,
         "positions": mask.positions,
+        "parts": ", ".join(plan.parts),
         "draws": plan.draws,
         "rediscoveries": len(sources.variants),
         "steps": again.settings(0)["steps"],
@@ -115,19 +144,20 @@ def _facts(bench: Bench, again: Rediscoverer, sources: Sources) -> dict[str, Any
 
 def _gaps(bench: Bench, sources: Sources, tables: Mapping[str, Table]) -> list[str]:
     """What was not tested, a sentence each."""
-    gaps = list(sources.gaps)
+    parts = bench.plan.parts
+    gaps = [f"{part.capitalize()}: {LEFT_OUT}" for part in PARTS if part not in parts] + list(sources.gaps)
     for row in tables["verdicts"]:
-        if row["verdict"] == UNKNOWN:
+        if row["verdict"] == UNKNOWN and row["measured"] != LEFT_OUT:
             gaps.append(f"{row['claim']} at s = {row['s']} of group {row['group']}: {row['measured']}")
-    if not sources.other_tasks and len(bench.mask.groups) == 1:
+    if "controls" in parts and not sources.other_tasks and len(bench.mask.groups) == 1:
         gaps.append("Control of another task: none is known. Learn masks by task with --model.scope column:NAME")
-    if bench.plan.paraphrase_column is None:
+    if "stability" in parts and bench.plan.paraphrase_column is None:
         gaps.append("Stability under paraphrases: --plan.paraphrase_column names no column")
-    if not sources.other_texts:
+    if "transfer" in parts and not sources.other_texts:
         gaps.append("Transfer to other texts: --plan.transfer names none")
-    if not sources.checkpoints:
+    if "transfer" in parts and not sources.checkpoints:
         gaps.append("Transfer to other checkpoints: --plan.checkpoints names none")
-    if not tables["stability"]:
+    if "stability" in parts and not tables["stability"]:
         gaps.append("Stability: fewer than two rediscoveries of a kind")
     gaps.append(f"Ablations other than {bench.mask.ablation.name}: compare them with --ablation, without --evidence")
     gaps.append("Edges, neurons and directions: the masks are over attention heads and MLPs")

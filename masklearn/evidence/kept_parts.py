@@ -16,7 +16,9 @@ from masklearn.version import masklearn_version
 
 DIGEST_LENGTH = 16
 """Hexadecimal digits of a digest."""
-NAMED_BY_PARTS = {"seeds", "bootstraps", "halves", "paraphrase_column", "transfer", "checkpoints", "estimate"}
+NAMED_BY_PARTS = {
+    "parts", "seeds", "bootstraps", "halves", "paraphrase_column", "transfer", "checkpoints", "estimate",
+}  # fmt: skip
 """Settings of a plan that say which parts there are, and change none of them."""
 
 

@@ -1,8 +1,13 @@
 """How much evidence is gathered: the flags of `python evaluate.py --evidence true`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from masklearn.errors import UserError
+
+Part = Literal["tests", "stability", "controls", "completeness", "transfer"]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""The parts of the evidence."""
 
 
 @dataclass(frozen=True)
@@ -10,6 +15,9 @@ class EvidencePlan:
     """How much evidence is gathered. With the defaults it takes a few minutes on the embedded model.
 
     Args:
+        parts: Parts to gather: tests, stability (by rediscovery), controls, completeness and transfer. Claims of others
+            are "not tested"; a later command adds them, and takes over what is finished. '[transfer]' crosses several
+            runs in seconds.
         seeds: Times to learn the masks again with other seeds.
         bootstraps: Times to learn them again on training texts drawn with replacement.
         halves: Times to learn them again on each half of the training texts.
@@ -31,6 +39,7 @@ class EvidencePlan:
         seed: Seed of random draws, permutations and rediscoveries.
     """
 
+    parts: list[Part] = field(default_factory=lambda: [*PARTS])
     seeds: int = 3
     bootstraps: int = 3
     halves: int = 1
@@ -54,3 +63,8 @@ class EvidencePlan:
             raise UserError(f"plan.steps is {self.steps}; it must be at least 1")
         if self.polish_budget < 0:
             raise UserError(f"plan.polish_budget is {self.polish_budget}; it must be at least 0")
+        if not self.parts:
+            raise UserError(f"plan.parts is empty. Choose from {', '.join(PARTS)}, or leave it out for all")
+        for name, part in {"transfer": "transfer", "checkpoints": "transfer", "paraphrase_column": "stability"}.items():
+            if getattr(self, name) and part not in self.parts:
+                raise UserError(f"plan.{name} is for the part {part}, which plan.parts lacks. Add it, or drop the flag")

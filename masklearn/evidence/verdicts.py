@@ -1,10 +1,11 @@
 """Verdicts on a bank: one row for each claim and size, a paragraph to quote, and what was not tested."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from masklearn.evidence import circuit_tests as tests
 from masklearn.evidence.controls import BEATEN
+from masklearn.evidence.plan import Part
 from masklearn.evidence.rediscovery import BOOTSTRAP
 from masklearn.evidence.stability import STABLE_JACCARD
 
@@ -24,6 +25,8 @@ CLAIMS = {
     "complete": "Closing a fifth of its nodes in both, which an adversary chooses, moves the two no further apart.",
 }
 """When each claim holds. What is not found is not shown to be absent: few texts find little."""
+MIN_SHOWN_P = 0.001
+"""Smaller p-values are not told apart in words."""
 CLAIM_OF = {
     tests.SUFFICIENCY: ("sufficient", YES, NO),
     tests.NECESSITY: ("necessary", YES, NO),
@@ -34,21 +37,36 @@ CLAIM_OF = {
 """The claim of each test, and its verdict if the null hypothesis is rejected, and if it is not."""
 
 
-def verdict_table(tables: Mapping[str, Table]) -> Table:
+PART_OF: dict[str, Part] = {
+    **{claim: "tests" for claim, _, _ in CLAIM_OF.values()},
+    "beats controls": "controls",
+    "stable": "stability",
+    "unique": "stability",
+    "complete": "completeness",
+}
+"""The part of the evidence that each claim needs."""
+LEFT_OUT = "left out by --plan.parts"
+"""What was measured of a claim whose part is not gathered."""
+
+
+def verdict_table(tables: Mapping[str, Table], cells: Sequence[tuple[str, int]], parts: Collection[Part]) -> Table:
     """All verdicts, ordered by group and size.
 
     Args:
         tables: The tables of the evidence.
+        cells: Every group with every size.
+        parts: Parts of the evidence that were gathered.
     """
     rows = [_of_test(row) for row in tables["tests"]]
-    cells = list(dict.fromkeys((row["group"], row["s"]) for row in tables["tests"]))
     for group, s in cells:
         of_cell = {
             name: [row for row in table if row.get("group") == group and row.get("s") == s]
             for name, table in tables.items()
         }
         cell = {"group": group, "s": s}
-        rows += [cell | row for row in _other_claims(of_cell)]
+        rows += [cell | row for row in _other_claims(of_cell) if PART_OF[row["claim"]] in parts]
+        left_out = [claim for claim in CLAIMS if PART_OF[claim] not in parts]
+        rows += [cell | {"claim": claim, "verdict": UNKNOWN, "measured": LEFT_OUT} for claim in left_out]
     order = {claim: i for i, claim in enumerate(CLAIMS)}
     return sorted(rows, key=lambda row: (cells.index((row["group"], row["s"])), order[row["claim"]]))
 
@@ -62,8 +80,11 @@ def _of_test(row: Mapping[str, Any]) -> dict[str, Any]:
     if row["share"] is not None:
         of = "texts" if row["test"] == tests.EQUIVALENCE else "draws"
         share = f"wins {row['share']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of {row['n']} {of}, "
-    measured = f"{share}p = {row['p_corrected']:.2g}" + (f"; {row['note']}" if row["note"] else "")
-    return cell | {"verdict": if_rejected if row["p_corrected"] <= tests.ALPHA else if_kept, "measured": measured}
+    p = row["p_corrected"]
+    measured = f"{share}p {f'= {p:.2g}' if p >= MIN_SHOWN_P else f'< {MIN_SHOWN_P:g}'}" + (
+        f"; {row['note']}" if row["note"] else ""
+    )
+    return cell | {"verdict": if_rejected if p <= tests.ALPHA else if_kept, "measured": measured}
 
 
 def _other_claims(of_cell: Mapping[str, Table]) -> Table:
@@ -110,14 +131,18 @@ def paragraph(verdicts: Table, facts: Mapping[str, Any]) -> str:
         verdicts: The table of verdicts.
         facts: Of the run and the plan: `model`, `texts`, `n_texts`, `draws`, `rediscoveries`, `steps`, `ablation`.
     """
+    tested = [row for row in verdicts if row["measured"] != LEFT_OUT]
+    has_tests = any(PART_OF[row["claim"]] == "tests" for row in tested)
+    against = f" against {facts['draws']} random subgraphs with as many heads and MLPs" if has_tests else ""
+    n = facts["rediscoveries"]
+    again = f", and learned again {n} times with {facts['steps']} steps" if n else ""
     lines = [
         f"Masks of {facts['model']} under {facts['ablation']} ablation, tested on {facts['n_texts']} held-out texts of "
-        f"{facts['texts']} against {facts['draws']} random subgraphs with as many heads and MLPs, and learned again "
-        f"{facts['rediscoveries']} times with {facts['steps']} steps. P-values are corrected for the number of sizes "
-        "(Holm), level 5 %."
+        f"{facts['texts']}{against}{again}.",
+        *(["P-values are corrected for the number of sizes (Holm), level 5 %."] if has_tests else []),
     ]
     for claim in CLAIMS:
-        rows = [row for row in verdicts if row["claim"] == claim]
+        rows = [row for row in tested if row["claim"] == claim]
         by_verdict = {v: [_name(row) for row in rows if row["verdict"] == v] for v in (YES, NO, UNKNOWN)}
         parts = [f"{verdict} at {_listed(names)}" for verdict, names in by_verdict.items() if names]
         if parts:

@@ -40,6 +40,8 @@ CELL_INK = "#1b1b20"
 """Dark text on a light cell; unlike `INK`, the page's theme does not change it."""
 MAX_NUMBERED_MASKS = 9
 """Masks up to which a matrix shows numbers in its cells."""
+MAX_MATRICES_IN_ROW = 4
+"""Matrices side by side; more would be too narrow for their numbers."""
 MATRIX_FONT = 6.5
 """Points: titles and labels of matrices."""
 
@@ -50,8 +52,12 @@ def density_agreement(measurements: Sequence[MaskMeasurements], tables: Tables) 
     kinds = list(dict.fromkeys(table["kind"]))
     if not kinds:
         return
-    figure = empty_figure(2 * COLUMN, min(2.0, 0.6 + 0.3 * len(names)) + 0.9)
-    grid = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    n_rows = -(-len(kinds) // MAX_MATRICES_IN_ROW)
+    figure = empty_figure(2 * COLUMN, n_rows * (min(2.0, 0.6 + 0.3 * len(names)) + 0.9))
+    every = [*figure.subplots(n_rows, min(len(kinds), MAX_MATRICES_IN_ROW), squeeze=False, sharey=True).flat]
+    grid, unused = every[: len(kinds)], every[len(kinds) :]
+    for axes in unused:
+        axes.set_axis_off()
     labels = [drawable(name, 18) for name in names]
     for axes, kind in zip(grid, kinds, strict=True):
         matrix = _symmetric(select_rows(table, kind=kind), names, "rho")

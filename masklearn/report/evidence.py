@@ -69,6 +69,7 @@ def write_evidence(file: Path, name: str, evidence: Evidence) -> None:
     several = len({group for group, _ in cells}) > 1
     content: dict[str, Any] = {
         "title": f"Evidence: {name}",
+        "name": name,
         "cells": [f"{group}, s = {s}" if several else f"s = {s}" for group, s in cells],
         "rows": rows,
         "claims": CLAIMS,

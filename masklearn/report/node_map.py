@@ -17,8 +17,6 @@ SHARE_COLORS = LinearSegmentedColormap.from_list("share", ["#e9eef2", "#8fbfdc",
 """Colour of a node by the share of masks that keep it, from 0 to 1."""
 MAX_LAYER_LABELS = 6
 """Labelled layers, about."""
-MAX_VECTOR_CELLS = 2000
-"""Cells above which PDF and SVG files hold the map as pixels."""
 
 
 def draw_node_map(axes: Axes, graph: NodeGraph, share: Tensor | np.ndarray) -> None:
@@ -30,8 +28,13 @@ def draw_node_map(axes: Axes, graph: NodeGraph, share: Tensor | np.ndarray) -> N
         share: Share of masks that keep each node, in [0, 1]; 0 or 1 for a single mask. Shape (nodes,).
     """
     cells = np.asarray(share).reshape(graph.n_layers, graph.n_heads + 1)
-    rasterized = cells.size > MAX_VECTOR_CELLS
-    axes.pcolormesh(cells, cmap=SHARE_COLORS, vmin=0, vmax=1, edgecolors="white", linewidth=0.4, rasterized=rasterized)
+    n_layers, n_columns = cells.shape
+    axes.imshow(  # pixels, which take a tenth of the bytes of as many rectangles
+        cells, cmap=SHARE_COLORS, vmin=0, vmax=1, origin="lower", extent=(0, n_columns, 0, n_layers), aspect="auto",
+        interpolation="none",
+    )  # fmt: skip
+    axes.hlines(range(1, n_layers), 0, n_columns, colors="white", linewidth=0.4)
+    axes.vlines(range(1, n_columns), 0, n_layers, colors="white", linewidth=0.4)
     axes.axvline(graph.n_heads, color=INK, linewidth=0.6)
     heads = range(0, graph.n_heads, -(-graph.n_heads // 2))
     layers = range(0, graph.n_layers, max(1, graph.n_layers // MAX_LAYER_LABELS))

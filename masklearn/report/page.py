@@ -150,7 +150,7 @@ def _cell_text(value: Any) -> str:
 
 
 def _sort_key(value: Any) -> str:
-    return "" if _missing(value) else repr(value) if isinstance(value, float) else str(value)
+    return "" if _missing(value) else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _coloured_texts(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -46,12 +46,15 @@ def render(study_figure: StudyFigure, file_format: Literal["png", "pdf"]) -> byt
 
 
 def inline_svg(study_figure: StudyFigure, prefix: str) -> str:
-    """Render a figure as SVG inside a page: in the colours of the page's theme, with `prefix` before every id."""
+    """Render a figure as SVG inside a page: in the colours of the page's theme, with `prefix` before the ids in use."""
     head, rest = svg_parts(study_figure.figure, study_figure.name, transparent=True)
     head = re.sub(r'\sxmlns="[^"]*"', "", head)  # HTML knows the element
-    rest = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}--\1"', rest)
+    used = {*re.findall(r'(?:href="|url\()#([^")]+)', rest)}
+    rest = re.sub(r'\sid="([^"]+)"', lambda found: f' id="{prefix}--{found[1]}"' if found[1] in used else "", rest)
     rest = re.sub(r'(xlink:href|href)="#([^"]+)"', rf'href="#{prefix}--\2"', rest)
     rest = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}--\1)", rest)
+    rest = re.sub(r"(?<!scale\(0)(\.\d\d)\d\d+", r"\1", rest)  # hundredths of a point; a scale is a ratio
+    rest = re.sub(r"\s*\n(?=[A-Zz]\b)", "", rest)  # a path on one line
     rest = re.sub(r"\n\s*", "\n", rest).replace(INK, "currentColor").replace(LINE, "var(--line)")
     return f"{head}>{rest}"
 
