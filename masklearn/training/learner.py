@@ -52,8 +52,8 @@ class MaskLearner(BlockLearner):
             sizes only).
         steps: Optimiser steps of every block of groups; by default 300, or 1200 if the model has 60 nodes or more; with
             scope input 80, or 240.
-        draws: Gate vectors drawn for each text and step, spread over the sizes; by default 4, or 1 if the model has 60
-            nodes or more, or with scope input.
+        draws: Gate vectors drawn for each text and step, spread over the sizes; by default 4; 1 from 60 nodes on, or
+            with scope input.
         restarts: Times to learn every mask, in parallel with different noise; the best one is kept.
         block: Groups learned together; by default as many as make 64 texts a step, fewer if memory requires it.
         polish: Most rounds of node swaps after discretisation. A swap is accepted if it lowers the KL on the validation
@@ -64,8 +64,7 @@ class MaskLearner(BlockLearner):
             masks found so far when the budget is used up.
         gates: hard-concrete (drawn with noise), or mean-field (each gate at its probability of being open, without
             noise); by default hard-concrete, and mean-field with scope input.
-        lr: Learning rate: how far the log-odds of a gate move in a step, at most; by default 0.4, and 0.8 with gates
-            mean-field.
+        lr: Learning rate: how far log-odds move in a step, at most; by default 0.4, and 0.8 with gates mean-field.
         temperature: Softness of the gates at the first and at the last step (dimensionless).
         compile: Whether training steps are compiled, on a GPU as CUDA graphs: auto (on a GPU, if the model is so small
             that a step spends its time on launching operations), true (also on a CPU, where it gains little), or false.
