@@ -38,7 +38,7 @@ class Follow(Callback):
         self._scorer: MaskScorer | None = None
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Score the masks of this step."""
         learner: MaskLearner = pl_module
         if trainer.global_step % self.every and trainer.global_step not in (1, 2, 5):

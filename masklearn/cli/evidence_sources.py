@@ -85,27 +85,15 @@ def evidence_sources(
             paraphrased = _in_column(column, bench, load, settings)
     is_embedded, own_task = bench.mask.model.lm == EMBEDDED, bench.data.source.task
     default = [task for task in TASKS if task != own_task] if is_embedded and plan.transfer is None else []
-    other_settings = {key: value for key, value in settings.items() if key not in ONLY_IN_SOURCE}
     tasks = dict[str, Variant]()
     if default and bench.mask.groups == (DATASET,) and "controls" in plan.parts:
         task = default[0]
-        data = load(other_settings | {"task": task, "limit": OTHER_TASK_TEXTS})
+        data = load(_elsewhere(settings) | {"task": task, "limit": OTHER_TASK_TEXTS})
         tasks[task] = Variant(f"task-{task}", 1, lambda _: data, plan.seed)
     rediscoveries = variants(plan, paraphrased) if "stability" in plan.parts else []
     if "transfer" not in plan.parts:
         return Sources(rediscoveries, tasks)
-    found = list[OtherTexts | str]()
-    for name in plan.transfer or default:
-        with _blamed_on(f"plan.transfer: {name}"):
-            if name.startswith((COLUMN, TEXT_COLUMN)):
-                found += _of_column(bench, name, load, settings)
-            else:
-                data = load(other_settings | _source(name) | {"limit": plan.texts}, scope=DATASET)
-                found += _unlearned(bench, TEXTS, name, data, "all")
-    for run in runs:
-        scope = run.bank.config.get("model", {}).get("scope", DATASET)
-        with _blamed_on(f"the texts of {run.name}"):
-            found += _unlearned(bench, RUN, run.name, load(run.settings, scope=scope, bank=run.bank), "test")
+    found = [*_of_plan(bench, plan.transfer or default, load, settings), *_of_runs(bench, runs, load)]
     texts = [one for one in found if isinstance(one, OtherTexts)]
     checkpoints = [_checkpoint(name, bench, flags) for name in plan.checkpoints or ()]
     gaps = [one for one in found if isinstance(one, str)]
@@ -119,6 +107,32 @@ def _blamed_on(what: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{what} cannot be used: {error}") from error
+
+
+def _of_plan(
+    bench: Bench, names: Sequence[str], load: LoadTexts, settings: dict[str, Any]
+) -> Iterator[OtherTexts | str]:
+    """The texts that the plan names, or for each that has none a sentence."""
+    for name in names:
+        with _blamed_on(f"plan.transfer: {name}"):
+            if name.startswith((COLUMN, TEXT_COLUMN)):
+                yield from _of_column(bench, name, load, settings)
+            else:
+                data = load(_elsewhere(settings) | _source(name) | {"limit": bench.plan.texts}, scope=DATASET)
+                yield from _unlearned(bench, TEXTS, name, data, "all")
+
+
+def _of_runs(bench: Bench, runs: Sequence[OtherRun], load: LoadTexts) -> Iterator[OtherTexts | str]:
+    """The held-out texts of other runs, or for each that has none a sentence."""
+    for run in runs:
+        scope = run.bank.config.get("model", {}).get("scope", DATASET)
+        with _blamed_on(f"the texts of {run.name}"):
+            yield from _unlearned(bench, RUN, run.name, load(run.settings, scope=scope, bank=run.bank), "test")
+
+
+def _elsewhere(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the run that hold for other texts, too."""
+    return {key: value for key, value in settings.items() if key not in ONLY_IN_SOURCE}
 
 
 def _source(name: str) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from typing import Literal, get_args
 
 from masklearn.errors import UserError
 
-Part = Literal["tests", "stability", "controls", "completeness", "transfer"]
-PARTS: tuple[Part, ...] = get_args(Part)
+EvidencePart = Literal["tests", "stability", "controls", "completeness", "transfer"]
+PARTS: tuple[EvidencePart, ...] = get_args(EvidencePart)
 """The parts of the evidence."""
 
 
@@ -39,7 +39,7 @@ class EvidencePlan:
         seed: Seed of random draws, permutations and rediscoveries.
     """
 
-    parts: list[Part] = field(default_factory=lambda: [*PARTS])
+    parts: list[EvidencePart] = field(default_factory=lambda: [*PARTS])
     seeds: int = 3
     bootstraps: int = 3
     halves: int = 1

@@ -5,7 +5,7 @@ from typing import Any
 
 from masklearn.evidence import circuit_tests as tests
 from masklearn.evidence.controls import BEATEN
-from masklearn.evidence.plan import Part
+from masklearn.evidence.plan import EvidencePart
 from masklearn.evidence.rediscovery import BOOTSTRAP
 from masklearn.evidence.stability import STABLE_JACCARD
 
@@ -37,7 +37,7 @@ CLAIM_OF = {
 """The claim of each test, and its verdict if the null hypothesis is rejected, and if it is not."""
 
 
-PART_OF: dict[str, Part] = {
+PART_OF: dict[str, EvidencePart] = {
     **{claim: "tests" for claim, _, _ in CLAIM_OF.values()},
     "beats controls": "controls",
     "stable": "stability",
@@ -49,7 +49,9 @@ LEFT_OUT = "left out by --plan.parts"
 """What was measured of a claim whose part is not gathered."""
 
 
-def verdict_table(tables: Mapping[str, Table], cells: Sequence[tuple[str, int]], parts: Collection[Part]) -> Table:
+def verdict_table(
+    tables: Mapping[str, Table], cells: Sequence[tuple[str, int]], parts: Collection[EvidencePart]
+) -> Table:
     """All verdicts, ordered by group and size.
 
     Args:
