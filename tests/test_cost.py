@@ -199,7 +199,9 @@ def test_a_process_expects_to_make_the_masks_of_its_own_blocks(
 
     def tokens(*others: str) -> float:
         assert train([*flags, *others]) == 0
-        ((number, unit),) = re.findall(r"^ *polish +(?:<= )?([\d.]+) (k?)", capsys.readouterr().out, re.MULTILINE)
+        ((number, unit),) = re.findall(
+            r"^ *discretisation +(?:<= )?([\d.]+) (k?)", capsys.readouterr().out, re.MULTILINE
+        )
         return float(number) * (1000 if unit else 1)
 
     shards = [tokens("--run.dir", "shards", "--run.shard", f"{i}/2") for i in (1, 2)]

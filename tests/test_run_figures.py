@@ -1,7 +1,9 @@
 """The figures of a run, and the map of a mask that they share with the study and W&B."""
 
 import re
+from base64 import b64decode
 from collections import Counter
+from io import BytesIO
 from itertools import combinations
 from typing import Any
 from xml.etree import ElementTree
@@ -10,6 +12,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.image import imread
 from matplotlib.text import Text
 from studies import GRAPH
 
@@ -62,7 +65,8 @@ def test_the_node_map_as_svg_has_a_cell_for_every_node() -> None:
     share = torch.tensor([0.0] * 10 + [0.5] * 7 + [1.0] * 3)
     text = node_map_svg(GRAPH, share)
     assert ElementTree.fromstring(text).get("viewBox")
-    (cells,) = re.findall(r'<g id="QuadMesh_1">(.*?)</g>', text, flags=re.S)
-    counts = Counter(re.findall(r"fill: (#\w+)", cells))
+    (cells,) = re.findall(r'<image[^>]*base64,([^"]+)"', text)
+    pixels = imread(BytesIO(b64decode(cells)))  # one for each node
+    counts = Counter(to_hex(color) for color in pixels.reshape(-1, pixels.shape[-1]))
     assert counts == {to_hex(SHARE_COLORS(value)): n for value, n in ((0.0, 10), (0.5, 7), (1.0, 3))}
     assert node_map_svg(GRAPH, share) == text
