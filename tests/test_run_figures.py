@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.image import imread
 from matplotlib.text import Text
 from studies import GRAPH
@@ -67,6 +66,6 @@ def test_the_node_map_as_svg_has_a_cell_for_every_node() -> None:
     assert ElementTree.fromstring(text).get("viewBox")
     (cells,) = re.findall(r'<image[^>]*base64,([^"]+)"', text)
     pixels = imread(BytesIO(b64decode(cells)))  # one for each node
-    counts = Counter(to_hex(color) for color in pixels.reshape(-1, pixels.shape[-1]))
-    assert counts == {to_hex(SHARE_COLORS(value)): n for value, n in ((0.0, 10), (0.5, 7), (1.0, 3))}
+    counts = Counter(tuple(color) for color in (255 * pixels).round().astype(int).reshape(-1, 4).tolist())
+    assert counts == {SHARE_COLORS(value, bytes=True): n for value, n in ((0.0, 10), (0.5, 7), (1.0, 3))}
     assert node_map_svg(GRAPH, share) == text
