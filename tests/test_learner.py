@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_llama
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
@@ -33,6 +34,23 @@ def learn(folder: Path, data: dict | None = None, lm: str = "embedded", **settin
     texts = ml.MaskData(**{"task": "names", "limit": 40, "lm": lm} | (data or {}))
     trainer(learner.schedule.steps, folder).fit(learner, datamodule=texts)
     return learner
+
+
+@pytest.mark.parametrize(
+    ("layers", "settings", "expected"),
+    [
+        (11, {}, (300, 4)),
+        (12, {}, (1200, 1)),  # 60 nodes: many steps of one draw, as many scored tokens
+        (12, {"steps": 20}, (20, 1)),
+        (12, {"draws": 3}, (1200, 3)),
+        (11, {"scope": "input"}, (80, 1)),
+        (12, {"scope": "input"}, (240, 1)),
+    ],
+)
+def test_steps_and_draws_depend_on_scope_and_model(layers: int, settings: dict, expected: tuple[int, int]) -> None:
+    learner = ml.MaskLearner(tiny_llama(layers=layers), **settings)
+    learner.load()
+    assert (learner.schedule.steps, learner.settings.draws_per_text) == expected
 
 
 def test_training_leaves_the_model_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
