@@ -1,6 +1,7 @@
 """Verdicts on a bank: one row for each claim and size, a paragraph to quote, and what was not tested."""
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from masklearn.evidence import circuit_tests as tests
@@ -139,8 +140,8 @@ def paragraph(verdicts: Table, facts: Mapping[str, Any]) -> str:
     n = facts["rediscoveries"]
     again = f", and learned again {n} times with {facts['steps']} steps" if n else ""
     lines = [
-        f"Masks of {facts['model']} under {facts['ablation']} ablation, tested on {facts['n_texts']} held-out texts of "
-        f"{facts['texts']}{against}{again}.",
+        f"Masks of {_quoted(facts['model'])} under {facts['ablation']} ablation, tested on {facts['n_texts']} held-out "
+        f"texts of {_quoted(facts['texts'])}{against}{again}.",
         *(["P-values are corrected for the number of sizes (Holm), level 5 %."] if has_tests else []),
     ]
     for claim in CLAIMS:
@@ -150,6 +151,11 @@ def paragraph(verdicts: Table, facts: Mapping[str, Any]) -> str:
         if parts:
             lines.append(f"{claim[0].upper()}{claim[1:]}: {'; '.join(parts)}.")
     return " ".join(lines)
+
+
+def _quoted(what: str) -> str:
+    """A model or texts without the folders of a machine, which nobody quotes."""
+    return Path(what).name if Path(what).is_absolute() else what
 
 
 def _name(row: Mapping[str, Any]) -> str:
