@@ -1,11 +1,10 @@
 """One mask for all texts on real language models: learned, and by rivals at equal scored tokens, on held-out text."""
 
 from collections.abc import Callable, Sequence
-from itertools import cycle
 
 import torch
-from learned_bank import LearnedBank, Rows, learn_bank, mean_kl
-from rivals import GRADIENT_TOKENS, mattr, uniform_gradient_sampling
+from learned_bank import Rows, learn_bank, mean_kl
+from rivals import MiniBatches, mattr, uniform_gradient_sampling
 from setting import Setting
 from torch import Tensor
 
@@ -19,31 +18,6 @@ from masklearn.training.cost import learning_tokens
 
 SHARED_RIVALS = ("mattr, uniform sizes", "integrated gradients", "single ablation", "random")
 """Rivals that are run unless others are named."""
-
-
-class MiniBatches:
-    """Gradients of one batch of training texts after the other, as a rival that descends takes them."""
-
-    n_groups = 1
-
-    def __init__(self, bank: LearnedBank) -> None:
-        self._scorers = [MaskScorer(bank.learner.masked_lm, [batch]) for batch in bank.data.loader("train")]
-        self._next = cycle(self._scorers)
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Tokens that a step scores, forward and backward, in the mean."""
-        n_tokens = [scored.n_tokens for scorer in self._scorers for scored in scorer.batches]
-        return GRADIENT_TOKENS * sum(n_tokens) / len(n_tokens)
-
-    @property
-    def spent(self) -> float:
-        """Tokens that all steps have scored."""
-        return sum(scorer.tokens.spent for scorer in self._scorers)
-
-    def gradient(self, masks: Tensor) -> Tensor:
-        """The gradient of the KL on the next batch, of a mask (1, nodes)."""
-        return next(self._next).gradient(masks)
 
 
 def llm_shared(
@@ -77,7 +51,7 @@ def llm_shared(
 
     add("learned, cut", top(bank.mask.scores[:, 0], counts), learning)
     add("learned, polished", bank.masks, total)
-    batches = MiniBatches(bank)
+    batches = MiniBatches([MaskScorer(learner.masked_lm, [batch]) for batch in bank.data.loader("train")])
     for name, find in _rivals(selection, batches, learner.graph.n_nodes).items():
         if name in rivals:
             add(name, top(find(total), counts), total)

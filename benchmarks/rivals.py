@@ -1,10 +1,13 @@
 """Rivals that learn node scores by gradient descent, as published, on the same texts and for the same scored tokens."""
 
+from collections.abc import Sequence
+from itertools import cycle
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from masklearn.selection.scorer import MaskScorer
 from masklearn.training.budget import Projected
 
 Operator = Projected().adjust_log_odds
@@ -25,6 +28,30 @@ class Gradients(Protocol):
     def gradient(self, masks: Tensor) -> Tensor:
         """The gradient of the KL with respect to every gate, of masks (groups, nodes)."""
         ...
+
+
+class MiniBatches:
+    """Stands in for a scorer: every gradient is of the next batch of texts, each with a scorer of its own."""
+
+    n_groups = 1
+
+    def __init__(self, scorers: Sequence[MaskScorer]) -> None:
+        self._scorers, self._next = scorers, cycle(scorers)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that a step scores, forward and backward, in the mean."""
+        n_tokens = [scored.n_tokens for scorer in self._scorers for scored in scorer.batches]
+        return GRADIENT_TOKENS * sum(n_tokens) / len(n_tokens)
+
+    @property
+    def spent(self) -> float:
+        """Tokens that all steps have scored."""
+        return sum(scorer.tokens.spent for scorer in self._scorers)
+
+    def gradient(self, masks: Tensor) -> Tensor:
+        """The gradient of the KL on the next batch, of a mask (1, nodes)."""
+        return next(self._next).gradient(masks)
 
 
 def mattr(scorer: Gradients, n_nodes: int, n_steps: int, log_sizes: bool) -> Tensor:

@@ -4,14 +4,13 @@ Every method finds its masks on the same bootstraps. MAttr runs as many steps on
 polish; integrated gradients use all texts of a bootstrap.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import auto_cli
-from rivals import mattr
+from rivals import MiniBatches, mattr
 from setting import Setting, quiet_trainer
 from timing import machine, now, write_results
 from torch import Tensor
@@ -29,20 +28,13 @@ MAX_CURVE_SIZES = 60
 """Sizes at which the KL of a rival is measured, at most, to find the one at which it is equal."""
 
 
-class Minibatches:
-    """Stands in for a scorer: every gradient is of the next batch of texts, as in training."""
-
-    def __init__(self, masked_lm: MaskedLM, data: MaskData, batch_size: int) -> None:
-        order = torch.randperm(len(data.parts["train"]), generator=torch.Generator().manual_seed(0)).tolist()
-        split = data.parts["train"]
-        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        collated = (data.collate([split[i] for i in indices]) for indices in batches)
-        self.scorers: Iterator[MaskScorer] = cycle([MaskScorer(masked_lm, [batch]) for batch in collated])
-        self.n_groups = 1
-
-    def gradient(self, masks: Tensor) -> Tensor:
-        """The gradient of the KL with respect to every gate."""
-        return next(self.scorers).gradient(masks)
+def minibatches(masked_lm: MaskedLM, data: MaskData, batch_size: int) -> MiniBatches:
+    """The training texts in random batches."""
+    order = torch.randperm(len(data.parts["train"]), generator=torch.Generator().manual_seed(0)).tolist()
+    split = data.parts["train"]
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    collated = (data.collate([split[i] for i in indices]) for indices in batches)
+    return MiniBatches([MaskScorer(masked_lm, [batch]) for batch in collated])
 
 
 class Comparison:
@@ -69,7 +61,7 @@ class Comparison:
 
     def mattr(self, data: MaskData) -> Tensor:
         """Scores of MAttr on one bootstrap, shape (nodes,)."""
-        return mattr(Minibatches(self.masked_lm, data, data.batch_size), self.graph.n_nodes, self.steps, False)[0]
+        return mattr(minibatches(self.masked_lm, data, data.batch_size), self.graph.n_nodes, self.steps, False)[0]
 
     def integrated_gradients(self, data: MaskData) -> Tensor:
         """Scores of integrated gradients on one bootstrap, shape (nodes,)."""
