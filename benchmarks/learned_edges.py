@@ -1,6 +1,5 @@
 """Learned edges beside s-Trace: TV from the full model at every size, text by text, with the seconds of both."""
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from jsonargparse import auto_cli
 from matplotlib.axes import Axes
 from setting import Setting, quiet_trainer
-from timing import machine, now, write_results
+from timing import machine, now, read_results, write_results
 from torch import Tensor
 
 from masklearn.edges import EdgeLM, edge_counts, grow, importance, verified_edge_lm
@@ -96,7 +95,7 @@ def main(
         out: JSON file to write.
     """
     print(machine())
-    results = [json.loads(path.read_text()) for path in beside or ()]
+    results = read_results(beside)
     if inputs:
         quiet_trainer()
         edge_lm = verified_edge_lm(Layout.of(load_lm(setting.lm)))

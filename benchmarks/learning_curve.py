@@ -1,6 +1,5 @@
 """Learning curves: KL against scored tokens, of soft gates, cut masks, and masks polished under growing budgets."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from learned_bank import LearnedBank, learn_bank
 from lightning import Callback, Trainer
 from matplotlib.axes import Axes
 from setting import Setting
-from timing import machine, write_results
+from timing import machine, read_results, write_results
 from torch import Tensor
 
 from masklearn.gates import open_probability, top
@@ -131,7 +130,7 @@ def main(
         out: JSON file to write.
     """
     print(machine())
-    results = [json.loads(path.read_text()) for path in beside or ()]
+    results = read_results(beside)
     if texts:
         follow = Follow(every)
         model = {"sizes": sizes, "scope": scope, "steps": steps, "polish": 0}

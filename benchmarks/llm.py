@@ -1,17 +1,15 @@
 """Masks of single texts on real language models: learned, by rivals for as many scored tokens, and by greedy search."""
 
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from learned_bank import LearnedBank, Rows, learn_bank
-from rivals import GRADIENT_TOKENS, mattr, uniform_gradient_sampling
+from rivals import GRADIENT_TOKENS, rivals
 from setting import Setting
 from torch import Tensor
 
 from masklearn.ablation import AblationName
 from masklearn.gates import top
-from masklearn.selection.attribution import integrated_gradients, single_ablation
 from masklearn.selection.polish import PER_INPUT, polish
 from masklearn.selection.scorer import MaskScorer
 from masklearn.selection.search import greedy
@@ -20,22 +18,40 @@ MIN_KL = 1e-9
 """KL in nats that ratios take as the least."""
 
 
+@dataclass(frozen=True)
+class LlmSettings:
+    """How `llm` and `llm_shared` measure.
+
+    Args:
+        tokens: Tokens of a text, at most.
+        ablation: Ablation of closed nodes.
+        steps: Steps of learning shared masks; by default those of a run.
+        batch_size: Texts of these steps.
+        rivals: Rivals of shared masks; masks of single texts meet all.
+        with_greedy: Whether greedy elimination runs, which takes longest.
+    """
+
+    tokens: int = 64
+    ablation: AblationName = "zero"
+    steps: int | None = None
+    batch_size: int = 16
+    rivals: tuple[str, ...] = ("mattr, uniform sizes", "integrated gradients", "single ablation", "random")
+    with_greedy: bool = True
+
+
 def llm(
     setting: Setting,
     texts: int,
     sizes: str | list[int | float],
-    max_length: int,
-    ablation: AblationName,
-    with_greedy: bool,
+    settings: LlmSettings,
 ) -> Rows:
     """Masks of single texts at their last token. Ratios are geometric means over texts, learned over the row's masks.
 
     Every rival scores as many tokens as the learned bank: its scores alone, or its scores and then the same polish.
     """
-    length = {"max_length": max_length, "truncation": "left"}
-    bank = learn_bank(
-        setting, {"sizes": sizes, "scope": "input", "ablation": ablation}, limit=texts, positions="last", **length
-    )
+    length = {"max_length": settings.tokens, "truncation": "left"}
+    model = {"sizes": sizes, "scope": "input", "ablation": settings.ablation}
+    bank = learn_bank(setting, model, limit=texts, positions="last", **length)
     scorer, learner = bank.scorer("all"), bank.learner
     n_nodes, n_steps = learner.graph.n_nodes, learner.schedule.steps
     tokens_per_text = sum(scored.batch.input_ids.numel() for scored in scorer.batches)
@@ -45,9 +61,10 @@ def llm(
     table = _Table(scorer, bank, learned_kl)
     table.add("learned, cut", top(bank.mask.scores[:, 0], torch.tensor(learner.sizes)[:, None]), learning, bank.seconds)
     table.add("learned, polished", bank.masks, learning * (1 + budget), bank.seconds)
-    for name, find, fixed_cost in _rivals(scorer, n_nodes):
+    fixed_cost = {"integrated gradients": 10 * GRADIENT_TOKENS, "single ablation": n_nodes, "random": 1}
+    for name, find in rivals(scorer, scorer, n_nodes).items():
         for with_polish in (False, True):
-            cost = fixed_cost or learning * (1 if with_polish else 1 + budget)
+            cost = fixed_cost.get(name) or learning * (1 if with_polish else 1 + budget)
             masks = top(find(int(cost / GRADIENT_TOKENS)), torch.tensor(learner.sizes)[:, None])
             if with_polish:
                 left = (learning * (1 + budget) - cost) * tokens_per_text
@@ -55,24 +72,11 @@ def llm(
                 masks = polish(scorer, masks, scores, learner.settings.polish, PER_INPUT, budget=left)[0]
                 cost = learning * (1 + budget)
             table.add(f"{name}{', polished' if with_polish else ''}", masks, cost)
-    if with_greedy:
+    if settings.with_greedy:
         scorer.tokens.spent = 0
         masks = greedy(scorer, learner.sizes, n_nodes)
         table.add("greedy", masks, scorer.tokens.spent / tokens_per_text)
     return table.rows
-
-
-def _rivals(scorer: MaskScorer, n_nodes: int) -> list[tuple[str, Callable[[int], Tensor], int]]:
-    """Name, scores after a number of steps, and the tokens for each of a text if they do not depend on the steps."""
-    generator = torch.Generator().manual_seed(0)
-    return [
-        ("mattr, uniform sizes", lambda n: mattr(scorer, n_nodes, n, log_sizes=False), 0),
-        ("mattr, log sizes", lambda n: mattr(scorer, n_nodes, n, log_sizes=True), 0),
-        ("ugs", partial(uniform_gradient_sampling, scorer, n_nodes), 0),
-        ("integrated gradients", lambda n: integrated_gradients(scorer), 10 * GRADIENT_TOKENS),
-        ("single ablation", lambda n: single_ablation(scorer, n_nodes), n_nodes),
-        ("random", lambda n: torch.rand(scorer.n_groups, n_nodes, generator=generator), 1),
-    ]
 
 
 class _Table:

@@ -9,8 +9,8 @@ from typing import Any, get_args
 import torch
 from jsonargparse import auto_cli
 from learned_bank import CHEAP_BASELINES, LearnedBank, Rows, kl_of, kl_over_cheap_baselines, learn_bank, mean_kl
-from llm import llm
-from llm_shared import SHARED_RIVALS, llm_shared
+from llm import LlmSettings, llm
+from llm_shared import llm_shared
 from pandas import DataFrame
 from setting import Setting
 from timing import machine, write_results
@@ -165,13 +165,8 @@ def main(
     single_texts: int = 64,
     small_texts: int = 80,
     large_texts: int = 16,
-    tokens: int = 64,
-    ablation: AblationName = "zero",
-    steps: int | None = None,
-    batch_size: int = 16,
-    rivals: Sequence[str] = SHARED_RIVALS,
+    llm_settings: LlmSettings = LlmSettings(),
     n_seeds: int = 5,
-    with_greedy: bool = True,
     out: Path | None = None,
 ) -> None:
     """Compare learned masks with the best known subgraphs and with baselines.
@@ -186,13 +181,8 @@ def main(
         single_texts: Number of texts if each has its own masks.
         small_texts: Number of texts for small models; tasks take four times as many.
         large_texts: Number of texts for the larger model.
-        tokens: Tokens of a text in `llm` and `llm_shared`, at most.
-        ablation: Ablation of both.
-        steps: Steps of learning in `llm_shared`; by default those of a run.
-        batch_size: Texts of its steps.
-        rivals: Rivals that it runs.
+        llm_settings: How `llm` and `llm_shared` measure.
         n_seeds: Seeds whose masks are compared.
-        with_greedy: Whether `llm` and `llm_shared` run greedy elimination, which takes longest.
         out: JSON file to write.
     """
     measured: dict[str, partial[Rows]] = {
@@ -200,10 +190,8 @@ def main(
         "dataset": partial(dataset, setting, texts),
         "inputs": partial(inputs, setting, single_texts, sizes, max_length=128),
         "large": partial(inputs, large or setting, large_texts, sizes, max_length=24),
-        "llm": partial(llm, large or setting, large_texts, sizes, tokens, ablation, with_greedy),
-        "llm_shared": partial(
-            llm_shared, large or setting, large_texts, sizes, tokens, ablation, steps, batch_size, rivals, with_greedy
-        ),
+        "llm": partial(llm, large or setting, large_texts, sizes, llm_settings),
+        "llm_shared": partial(llm_shared, large or setting, large_texts, sizes, llm_settings),
         "tasks": partial(tasks, 4 * small_texts),
         "splits": partial(splits, setting, texts),
         "seeds": partial(seeds, setting, texts, n_seeds),

@@ -1,12 +1,14 @@
 """Rivals that learn node scores by gradient descent, as published, on the same texts and for the same scored tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import cycle
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from masklearn.selection.attribution import integrated_gradients, single_ablation
 from masklearn.selection.scorer import MaskScorer
 from masklearn.training.budget import Projected
 
@@ -44,6 +46,10 @@ class MiniBatches:
         n_tokens = [scored.n_tokens for scorer in self._scorers for scored in scorer.batches]
         return GRADIENT_TOKENS * sum(n_tokens) / len(n_tokens)
 
+    def steps(self, tokens: float) -> int:
+        """Steps that score so many tokens."""
+        return max(1, int(tokens / self.tokens_per_step))
+
     @property
     def spent(self) -> float:
         """Tokens that all steps have scored."""
@@ -52,6 +58,25 @@ class MiniBatches:
     def gradient(self, masks: Tensor) -> Tensor:
         """The gradient of the KL on the next batch, of a mask (1, nodes)."""
         return next(self._next).gradient(masks)
+
+
+def rivals(scorer: MaskScorer, gradients: Gradients, n_nodes: int) -> dict[str, Callable[[int], Tensor]]:
+    """Scores of all nodes after a number of steps, shape (groups, nodes), by name; the last three need no steps.
+
+    Args:
+        scorer: Scores the groups' masks.
+        gradients: What the rivals that descend take their gradients from.
+        n_nodes: Nodes of the model.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "mattr, uniform sizes": lambda n: mattr(gradients, n_nodes, n, log_sizes=False),
+        "mattr, log sizes": lambda n: mattr(gradients, n_nodes, n, log_sizes=True),
+        "ugs": partial(uniform_gradient_sampling, gradients, n_nodes),
+        "integrated gradients": lambda n: integrated_gradients(scorer),
+        "single ablation": lambda n: single_ablation(scorer, n_nodes),
+        "random": lambda n: torch.rand(scorer.n_groups, n_nodes, generator=generator),
+    }
 
 
 def mattr(scorer: Gradients, n_nodes: int, n_steps: int, log_sizes: bool) -> Tensor:

@@ -4,7 +4,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +54,8 @@ def write_results(results: dict[str, Any], out: Path | None) -> None:
     if out:
         out.write_text(json.dumps({"machine": machine()} | results, indent=2))
         print(f"Written: {out}")
+
+
+def read_results(paths: Sequence[Path] | None) -> list[dict[str, Any]]:
+    """Read results that `write_results` has written."""
+    return [json.loads(path.read_text()) for path in paths or ()]
