@@ -65,6 +65,7 @@ def in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             ["--trainer.val_check_interval", "7", "--model.steps", "6"],
             "trainer.val_check_interval is 7, but the run has 6",
         ),
+        (["--trainer.val_check_interval", "301"], "trainer.val_check_interval is 301, but the run has 300"),
         (["--trainer.accelerator", "gpu"], "trainer: "),
         (["--trainer.precision", "bf16-true"], "Choose the precision of the frozen model with --model.dtype"),
         (["--trainer.accumulate_grad_batches", "2"], "--data.batch_size"),

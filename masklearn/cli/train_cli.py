@@ -18,10 +18,10 @@ from masklearn.cli.run_folder import CONFIG_FILE, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps
 from masklearn.cli.text_defaults import settle_text_defaults
 from masklearn.cli.trainer_flags import (
+    default_validation_interval,
     parse_shard,
     require_one_process,
     require_supported_flags,
-    set_validation_interval,
     uses_ranks,
 )
 from masklearn.data import MaskData
@@ -203,8 +203,8 @@ class TrainCLI(LightningCLI):
         trainer.default_root_dir = str(self.folder.path)
         if model.scope != "dataset":
             trainer.limit_val_batches = 0  # every block would need a validation split of its own
-        else:
-            set_validation_interval(trainer, model.steps)
+        elif trainer.val_check_interval is None:
+            trainer.val_check_interval = default_validation_interval(model.steps)
         self.trainer_defaults["callbacks"] = self._callbacks()
 
     def _callbacks(self) -> list[Callback]:

@@ -15,7 +15,7 @@ from masklearn.cli.run_parts import all_ranks, claim_folder, finish_shard, idle_
 from masklearn.cli.run_results import evaluated_texts, mask_config, print_location, print_results, write_results
 from masklearn.cli.text_run import run_texts
 from masklearn.cli.train_cli import TrainCLI, start_tracking
-from masklearn.cli.trainer_flags import flags_without, limiting_flags, name_limits
+from masklearn.cli.trainer_flags import check_validation_interval, flags_without, limiting_flags, name_limits
 from masklearn.data import MaskData
 from masklearn.errors import NonFiniteLoss, UserError, one_line
 from masklearn.mask_file import Mask
@@ -115,6 +115,7 @@ def _prepare(cli: TrainCLI) -> None:
     if cli.estimate and (lacking := what_fits(learner.masked_lm, data, learner.settings)):
         raise UserError(f"the run does not fit into memory: {lacking}")
     notice = learner.plan_blocks(data)
+    check_validation_interval(cli.trainer, learner.plan.steps)
     if cli.trainer.progress_bar_callback and ranks.rank() == 0:
         learner.bar = phase_bars(sys.stdout)
     if cli.estimate:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from lightning import Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from masklearn.errors import UserError
@@ -108,20 +109,24 @@ def require_one_process(trainer: Any, device_map: str | None) -> None:
         )
 
 
-def set_validation_interval(trainer: Any, steps: int | None) -> None:
-    """Set the interval between validations, or check the one given.
+def default_validation_interval(steps: int | None) -> int | float:
+    """Steps between two validations of a run of that many; a share of the run if its steps depend on the model."""
+    return min(VALIDATION_INTERVAL, steps) if steps else VALIDATION_SHARE
+
+
+def check_validation_interval(trainer: Trainer, steps: int) -> None:
+    """Refuse an interval between validations that is longer than the run, as Lightning does after the run has begun.
 
     Args:
-        trainer: The trainer's section of the config; changed in place.
-        steps: Optimiser steps of the run; None if they depend on the model.
+        trainer: The trainer of the run.
+        steps: Optimiser steps of the run.
 
     Raises:
-        UserError: If the interval given is longer than the run, which Lightning would notice only later.
+        UserError: The largest interval that would do.
     """
     interval = trainer.val_check_interval
-    if interval is None:
-        trainer.val_check_interval = min(VALIDATION_INTERVAL, steps) if steps else VALIDATION_SHARE
-    elif steps and isinstance(interval, int) and interval > steps and trainer.check_val_every_n_epoch is not None:
+    validates = trainer.limit_val_batches and trainer.check_val_every_n_epoch is not None
+    if validates and isinstance(interval, int) and interval > steps:
         raise UserError(
             f"trainer.val_check_interval is {interval}, but the run has {steps} steps. Choose at most {steps}"
         )
