@@ -38,7 +38,7 @@ def compare(
         start, of_ablation = now(), model | {"ablation": name}
         shared = learn(setting, texts, of_ablation)
         halves = [learn(setting, texts[i::2], of_ablation | {"seed": i + 1}) for i in range(2)]
-        single = learn(setting, held_out, of_ablation | {"scope": "input", "draws": None, "steps": None})
+        single = learn(setting, held_out, of_ablation | {"scope": "input", "steps": None})
         of_shared, of_single = (
             MaskScorer(bank.learner.masked_lm, single.data.loader("all"), range(len(held_out)))
             for bank in (shared, single)
@@ -70,7 +70,8 @@ def learn(setting: Setting, texts: Sequence[str], model: dict[str, Any]) -> Lear
     data, start = data_of(setting, texts, scope=model.get("scope", "dataset")), now()
     learner = ml.MaskLearner(setting.lm, **model)
     quiet_trainer().fit(learner, datamodule=data)
-    return LearnedBank(data, learner, learner.discretize(), now() - start)
+    learning = now() - start
+    return LearnedBank(data, learner, learner.discretize(), learning, now() - start)
 
 
 def agreement(banks: Sequence[LearnedBank]) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def main(
     Args:
         setting: Model, and file with a text in each line or row.
         ablations: What to compare.
-        texts: Sequence[str] that share masks.
+        texts: Texts that share masks.
         held_out: Further texts, on which these masks are evaluated, and which have masks of their own.
         sizes: Sizes of the masks.
         steps: Steps of shared masks; those of single texts take the default.
@@ -112,7 +113,7 @@ def main(
     """
     print(machine())
     rows = texts_of(setting, texts + held_out)
-    model = {"sizes": list(sizes), "steps": steps, "polish_budget": polish_budget, "draws": 2}
+    model = {"sizes": list(sizes), "steps": steps, "polish_budget": polish_budget}
     found = compare(setting, ablations, rows[:texts], rows[texts:], model)
     write_results({"setting": str(setting), "rows": found}, out)
 

@@ -24,11 +24,20 @@ Rows = list[dict[str, Any]]
 
 @dataclass
 class LearnedBank:
-    """A learned bank, its data, and the seconds of learning."""
+    """A learned bank, its data, and the seconds that it took.
+
+    Args:
+        data: The texts.
+        learner: The learner after its last step.
+        mask: The bank.
+        learning: Seconds until the last step.
+        seconds: Seconds until the masks were cut and polished.
+    """
 
     data: MaskData
     learner: ml.MaskLearner
     mask: ml.Mask
+    learning: float
     seconds: float
 
     @property
@@ -56,7 +65,8 @@ def learn_bank(setting: Setting, model: dict[str, Any], callbacks: Sequence[Call
     learner.load()
     start = now()
     trainer.fit(learner, datamodule=datamodule)
-    return LearnedBank(datamodule, learner, learner.discretize(), now() - start)
+    learning = now() - start
+    return LearnedBank(datamodule, learner, learner.discretize(), learning, now() - start)
 
 
 def kl_of(scorer: MaskScorer, masks: Tensor) -> Tensor:

@@ -1,18 +1,20 @@
 """Masks of single texts on real language models: learned, by rivals for as many scored tokens, and by greedy search."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from learned_bank import LearnedBank, Rows, learn_bank
 from rivals import GRADIENT_TOKENS, rivals
 from setting import Setting
+from timing import now
 from torch import Tensor
 
 from masklearn.ablation import AblationName
 from masklearn.gates import top
 from masklearn.selection.polish import PER_INPUT, polish
 from masklearn.selection.scorer import MaskScorer
-from masklearn.selection.search import greedy
+from masklearn.selection.search import greedy, swap
 
 MIN_KL = 1e-9
 """KL in nats that ratios take as the least."""
@@ -28,7 +30,8 @@ class LlmSettings:
         steps: Steps of learning shared masks; by default those of a run.
         batch_size: Texts of these steps.
         rivals: Rivals of shared masks; masks of single texts meet all.
-        with_greedy: Whether greedy elimination runs, which takes longest.
+        with_greedy: Whether greedy elimination runs, which takes longer than all rivals.
+        with_swap: Whether swap search from greedy's masks follows, until no exchange of two nodes gains.
     """
 
     tokens: int = 64
@@ -37,6 +40,7 @@ class LlmSettings:
     batch_size: int = 16
     rivals: tuple[str, ...] = ("mattr, uniform sizes", "integrated gradients", "single ablation", "random")
     with_greedy: bool = True
+    with_swap: bool = False
 
 
 def llm(
@@ -59,11 +63,14 @@ def llm(
     budget = learner.settings.polish_budget or 0.0
     learned_kl = scorer(bank.masks)
     table = _Table(scorer, bank, learned_kl)
-    table.add("learned, cut", top(bank.mask.scores[:, 0], torch.tensor(learner.sizes)[:, None]), learning, bank.seconds)
+    table.add(
+        "learned, cut", top(bank.mask.scores[:, 0], torch.tensor(learner.sizes)[:, None]), learning, bank.learning
+    )
     table.add("learned, polished", bank.masks, learning * (1 + budget), bank.seconds)
     fixed_cost = {"integrated gradients": 10 * GRADIENT_TOKENS, "single ablation": n_nodes, "random": 1}
     for name, find in rivals(scorer, scorer, n_nodes).items():
         for with_polish in (False, True):
+            start = now()
             cost = fixed_cost.get(name) or learning * (1 if with_polish else 1 + budget)
             masks = top(find(int(cost / GRADIENT_TOKENS)), torch.tensor(learner.sizes)[:, None])
             if with_polish:
@@ -71,12 +78,23 @@ def llm(
                 scores = find(int(cost / GRADIENT_TOKENS)).expand(len(learner.sizes), -1, -1)
                 masks = polish(scorer, masks, scores, learner.settings.polish, PER_INPUT, budget=left)[0]
                 cost = learning * (1 + budget)
-            table.add(f"{name}{', polished' if with_polish else ''}", masks, cost)
-    if settings.with_greedy:
-        scorer.tokens.spent = 0
-        masks = greedy(scorer, learner.sizes, n_nodes)
-        table.add("greedy", masks, scorer.tokens.spent / tokens_per_text)
+            table.add(f"{name}{', polished' if with_polish else ''}", masks, cost, now() - start)
+    for name, masks, cost, seconds in searches(scorer, learner.sizes, n_nodes, settings):
+        table.add(name, masks, cost / tokens_per_text, seconds)
     return table.rows
+
+
+def searches(
+    scorer: MaskScorer, sizes: Sequence[int], n_nodes: int, settings: LlmSettings
+) -> Iterator[tuple[str, Tensor, float, float]]:
+    """Name, masks (sizes, groups, nodes), scored tokens and seconds of the searches that are asked for."""
+    if settings.with_greedy or settings.with_swap:
+        before, start = scorer.tokens.spent, now()
+        masks = greedy(scorer, sizes, n_nodes)
+        yield "greedy", masks, scorer.tokens.spent - before, now() - start
+        if settings.with_swap:
+            masks = swap(scorer, masks)
+            yield "swap", masks, scorer.tokens.spent - before, now() - start
 
 
 class _Table:
@@ -86,7 +104,7 @@ class _Table:
         self.scorer, self.sizes, self.learned_kl = scorer, bank.learner.sizes, learned_kl
         self.rows: Rows = []
 
-    def add(self, name: str, masks: Tensor, cost: float, seconds: float | None = None) -> None:
+    def add(self, name: str, masks: Tensor, cost: float, seconds: float) -> None:
         """A row of masks (sizes, groups, nodes) that cost so many scored tokens for each token of a text."""
         kl = self.scorer(masks)
         ratio = (self.learned_kl.clamp_min(MIN_KL) / kl.clamp_min(MIN_KL)).log().mean(1).exp()

@@ -4,15 +4,15 @@ from typing import Any
 
 import torch
 from learned_bank import Rows, learn_bank, mean_kl
-from llm import LlmSettings
+from llm import LlmSettings, searches
 from rivals import MiniBatches, rivals
 from setting import Setting
+from timing import now
 from torch import Tensor
 
 from masklearn.gates import top
 from masklearn.selection.polish import polish
 from masklearn.selection.scorer import MaskScorer
-from masklearn.selection.search import greedy
 from masklearn.training.cost import learning_tokens
 
 
@@ -35,27 +35,27 @@ def llm_shared(
     total = learning * (1 + (learner.settings.polish_budget or 0.0))
     counts, rows = torch.tensor(learner.sizes)[:, None], Rows()
 
-    def add(name: str, masks: Tensor, tokens: float) -> None:
-        row = {"masks": name, "tokens": tokens, "KL": mean_kl(test, masks), "on selection": mean_kl(selection, masks)}
+    def add(name: str, masks: Tensor, tokens: float, seconds: float) -> None:
+        row = {"masks": name, "tokens": tokens, "seconds": seconds}
+        row |= {"KL": mean_kl(test, masks), "on selection": mean_kl(selection, masks)}
         rows.append(row)
         print(name, f"{tokens:.0f}", *(f"{value:.4g}" for value in row["KL"]), flush=True)
 
-    add("learned, cut", top(bank.mask.scores[:, 0], counts), learning)
-    add("learned, polished", bank.masks, total)
+    add("learned, cut", top(bank.mask.scores[:, 0], counts), learning, bank.learning)
+    add("learned, polished", bank.masks, total, bank.seconds)
     batches = MiniBatches([MaskScorer(learner.masked_lm, [batch]) for batch in bank.data.loader("train")])
     for name, find in rivals(selection, batches, learner.graph.n_nodes).items():
         if name in settings.rivals:
-            add(name, top(find(batches.steps(total)), counts), total)
-            before = batches.spent + selection.tokens.spent
+            start = now()
+            add(name, top(find(batches.steps(total)), counts), total, now() - start)
+            before, start = batches.spent + selection.tokens.spent, now()
             scores = find(batches.steps(learning))
             left = total - (batches.spent + selection.tokens.spent - before)
-            start, rounds = top(scores, counts), learner.settings.polish
-            masks = polish(selection, start, scores.expand(len(counts), -1, -1), rounds, budget=left)[0]
-            add(f"{name}, polished", masks, total)
-    if settings.with_greedy:
-        before = selection.tokens.spent
-        masks = greedy(selection, learner.sizes, learner.graph.n_nodes)
-        add("greedy", masks, selection.tokens.spent - before)
+            masks = top(scores, counts)
+            masks = polish(selection, masks, scores.expand_as(masks), learner.settings.polish, budget=left)[0]
+            add(f"{name}, polished", masks, total, now() - start)
+    for name, masks, tokens, seconds in searches(selection, learner.sizes, learner.graph.n_nodes, settings):
+        add(name, masks, tokens, seconds)
     for row in rows:
         row["learned over it"] = [learned / kl for learned, kl in zip(rows[1]["KL"], row["KL"], strict=True)]
     return rows

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +14,10 @@ from masklearn.training.budget import Projected
 
 Operator = Projected().adjust_log_odds
 """Shifts log-odds so that their sigmoids sum to a size: the sigmoid top-k of MAttr (arXiv 2609.25518)."""
-MATTR_SHARPNESS, MATTR_LR = 2.0, 0.05
+MATTR_SHARPNESS, MATTR_ADAM_LR = 2.0, 0.05
 """Inverse temperature of MAttr's sigmoid, and the learning rate of its Adam."""
+MATTR_SGD_LR = {"uniform": 3.0, "log": 1.0}
+"""Learning rates of its SGD, by how it draws sizes; the authors find that no rate carries over between settings."""
 UGS_LR, UGS_BETAS = 0.1, (0.9, 0.995)
 """Adam of uniform gradient sampling: Li and Janson 2024 (arXiv:2409.09951); a rate in the published range."""
 GRADIENT_TOKENS = 3
@@ -70,8 +72,10 @@ def rivals(scorer: MaskScorer, gradients: Gradients, n_nodes: int) -> dict[str, 
     """
     generator = torch.Generator().manual_seed(0)
     return {
-        "mattr, uniform sizes": lambda n: mattr(gradients, n_nodes, n, log_sizes=False),
-        "mattr, log sizes": lambda n: mattr(gradients, n_nodes, n, log_sizes=True),
+        "mattr, uniform sizes": lambda n: mattr(gradients, n_nodes, n, "uniform"),
+        "mattr, log sizes": lambda n: mattr(gradients, n_nodes, n, "log"),
+        "mattr, uniform sizes, SGD": lambda n: mattr(gradients, n_nodes, n, "uniform", adam=False),
+        "mattr, log sizes, SGD": lambda n: mattr(gradients, n_nodes, n, "log", adam=False),
         "ugs": partial(uniform_gradient_sampling, gradients, n_nodes),
         "integrated gradients": lambda n: integrated_gradients(scorer),
         "single ablation": lambda n: single_ablation(scorer, n_nodes),
@@ -79,23 +83,26 @@ def rivals(scorer: MaskScorer, gradients: Gradients, n_nodes: int) -> dict[str, 
     }
 
 
-def mattr(scorer: Gradients, n_nodes: int, n_steps: int, log_sizes: bool) -> Tensor:
+def mattr(scorer: Gradients, n_nodes: int, n_steps: int, sizes: Literal["uniform", "log"], adam: bool = True) -> Tensor:
     """MAttr: one score for every node; every step draws a size and descends on the KL of a sigmoid top-k mask.
 
     Args:
         scorer: Scores the groups' masks.
         n_nodes: Nodes of the model.
         n_steps: Steps.
-        log_sizes: Whether sizes are drawn uniformly on a logarithmic axis or on a linear one.
+        sizes: Whether sizes are drawn uniformly on a linear axis or on a logarithmic one.
+        adam: Whether Adam descends, or plain SGD.
 
     Returns:
         Scores, shape (groups, nodes).
     """
     scores, generator = torch.zeros(scorer.n_groups, n_nodes, requires_grad=True), torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam([scores], lr=MATTR_LR)
+    optimizer = (
+        torch.optim.Adam([scores], lr=MATTR_ADAM_LR) if adam else torch.optim.SGD([scores], lr=MATTR_SGD_LR[sizes])
+    )
     for _ in range(n_steps):
         share = torch.rand(scorer.n_groups, generator=generator)
-        size = n_nodes**share if log_sizes else 1 + (n_nodes - 1) * share
+        size = n_nodes**share if sizes == "log" else 1 + (n_nodes - 1) * share
         gates = Operator(MATTR_SHARPNESS * scores, size).sigmoid()
         _descend(optimizer, gates, scorer.gradient(gates.detach()))
     return scores.detach()

@@ -61,7 +61,7 @@ class Comparison:
 
     def mattr(self, data: MaskData) -> Tensor:
         """Scores of MAttr on one bootstrap, shape (nodes,)."""
-        return mattr(minibatches(self.masked_lm, data, data.batch_size), self.graph.n_nodes, self.steps, False)[0]
+        return mattr(minibatches(self.masked_lm, data, data.batch_size), self.graph.n_nodes, self.steps, "uniform")[0]
 
     def integrated_gradients(self, data: MaskData) -> Tensor:
         """Scores of integrated gradients on one bootstrap, shape (nodes,)."""
