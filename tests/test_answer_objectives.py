@@ -39,6 +39,7 @@ def test_masks_are_scored_by_the_answers_of_whole_logits(objective: Any) -> None
     batch = next(iter(data.loader("all", batch_size=5)))
     assert batch.answers is not None and batch.wrong is not None and batch.corrupted is not None
     batch.answers[2] = -1
+    batch = batch._replace(answered=None, contrasted=None)  # found again
     masks = torch.rand(2, 1, 36, generator=torch.Generator().manual_seed(0)) > 0.3
     found = MaskScorer(masked_lm, [batch], objective=objective)(masks)[:, 0]
     for mask, value in zip(masks[:, 0], found, strict=True):

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +288,6 @@ def test_the_user_hears_of_a_spent_budget_and_of_half_precision(tmp_path: Path) 
     spent, rounding = learner.notices
     assert "Polish used up --model.polish_budget 0.01 with 3 of its steps untried" in spent
     assert "bfloat16" in rounding and "--model.dtype float32" in rounding
+    other = replace(learner.finisher, untried_steps=[])  # of a process that polished nothing, such as a merge of shards
+    other.gather()
+    assert other.notices[0] == spent

@@ -75,6 +75,7 @@ def test_the_configs_of_the_project_and_of_runs_are_accepted(tmp_path: Path) -> 
 def test_null_is_refused_where_a_setting_has_a_default(given: dict[str, Any]) -> None:
     assert refused(lambda: require_complete(given, {"a": {"b": 1}})).startswith("a")
     require_complete({"a": {"b": 2}}, {"a": {"b": 1}})
+    require_complete({"model": {"polish_budget": None}}, {"model": {"polish_budget": 2.0}})  # null is no limit
 
 
 def test_a_printed_message_is_one_line_of_bounded_length() -> None:

@@ -14,23 +14,35 @@ from masklearn.training.step_guard import StepGuard
 MAX_EXTRA_OPERATIONS = 200
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
-@pytest.mark.parametrize("settings", [{}, {"gates": "mean-field"}, {"budget": "lagrangian", "family": "independent"}])
-def test_a_step_adds_few_operations_to_a_bare_pass_and_reads_nothing_back(settings: dict[str, Any]) -> None:
+def counted_step(data: ml.MaskData, **settings: Any) -> tuple[ml.MaskLearner, dict[str, int]]:
+    """A learner, and how often its fourth step runs every operation."""
     learner, counted = ml.MaskLearner(sizes="log:12", steps=6, draws=4, **settings), CountedSteps()
-    data = ml.MaskData(task="mixed", limit=60, batch_size=4)
     trainer = Trainer(
         accelerator="cpu", max_steps=6, logger=False, enable_checkpointing=False, callbacks=[counted],
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=100, limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(learner, datamodule=data)
-    step = counted.steps[3].counts
+    return learner, counted.steps[3].counts
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("settings", [{}, {"gates": "mean-field"}, {"budget": "lagrangian", "family": "independent"}])
+def test_a_step_adds_few_operations_to_a_bare_pass_and_reads_nothing_back(settings: dict[str, Any]) -> None:
+    data = ml.MaskData(task="mixed", limit=60, batch_size=4)
+    learner, step = counted_step(data, **settings)
     assert not READS_BACK & set(step), "the step waits for the device"
     lm, input_ids = learner.masked_lm.lm, next(iter(data.loader("train"))).input_ids.repeat(4, 1)
     embeddings = lm.get_input_embeddings()(input_ids).requires_grad_()
     with Operations() as bare:
         lm(inputs_embeds=embeddings, use_cache=False).logits.float().sum().backward()
     assert sum(step.values()) <= sum(bare.counts.values()) + MAX_EXTRA_OPERATIONS
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("objective", ["logit-diff", "cross-entropy"])
+def test_a_step_on_answers_reads_nothing_back(objective: str) -> None:
+    step = counted_step(ml.MaskData(task="names", positions="last", limit=30, batch_size=4), objective=objective)[1]
+    assert not READS_BACK & set(step), "the step waits for the device"
 
 
 def test_the_guard_names_the_first_bad_step_and_skips_from_there_on() -> None:

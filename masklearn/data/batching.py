@@ -1,6 +1,6 @@
 """Batches, and which texts every training step uses: a function of seed and step alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
@@ -38,7 +38,11 @@ class Batch(NamedTuple):
     completion_lengths: Tensor | None = None
     """Tokens of every input's completion, if these are what is scored. Shape (inputs,)."""
     flat_positions: Tensor | None = None
-    """See `positions`; found on the CPU, so that no step waits for a GPU. Shape (positions,)."""
+    """See `positions`; found on the CPU, as are the next two, so that no step waits for a GPU. Shape (positions,)."""
+    answered: Tensor | None = None
+    """Indices of the inputs that have correct answers, shape (answered inputs,)."""
+    contrasted: Tensor | None = None
+    """Indices of the inputs that have both correct and wrong answers, shape (contrasted inputs,)."""
 
     @property
     def positions(self) -> Tensor:
@@ -63,7 +67,7 @@ class Batch(NamedTuple):
 
     def select(self, kept: Tensor) -> "Batch":
         """The inputs for which a boolean mask of shape (inputs,) is true."""
-        whole = self._replace(flat_positions=None)  # they count among other inputs
+        whole = self._replace(flat_positions=None, answered=None, contrasted=None)  # they count among other inputs
         return self._make(tensor if tensor is None else tensor[kept] for tensor in whole)
 
     def own_inputs(self) -> tuple[Tensor, float]:
@@ -111,7 +115,14 @@ def collate(items: Sequence[Item], positions: Positions, pad_id: int) -> Batch:
         wrong=wrong,
         completion_lengths=lengths - prompts if positions == "completion" else None,
         flat_positions=scored.flatten().nonzero()[:, 0],
+        answered=_where(bool(text.answers) for text in texts),
+        contrasted=_where(bool(text.answers and text.wrong) for text in texts),
     )
+
+
+def _where(flags: Iterable[bool]) -> Tensor:
+    """Indices of the flags that are true."""
+    return torch.tensor([index for index, flag in enumerate(flags) if flag], dtype=torch.int64)
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:

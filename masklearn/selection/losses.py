@@ -41,7 +41,9 @@ def losses(
     if objective == "kl":
         assert full is not None
         return Losses(chunked_kl(full, masked, masked_lm.unembed, inverse_temperature), batch.input_of_positions)
-    inputs = answered(objective, batch).nonzero()[:, 0]
+    inputs = batch.contrasted if objective == "logit-diff" else batch.answered
+    if inputs is None:
+        inputs = answered(objective, batch).nonzero()[:, 0]
     if batch.answers is None or not len(inputs):
         return Losses(masked[:, :0, 0].float(), inputs)
     hidden = masked[:, batch.before_answers[inputs]]

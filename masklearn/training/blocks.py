@@ -33,6 +33,8 @@ HALF_PRECISIONS = (torch.bfloat16, torch.float16)
 """Precisions of weights in which rounding can change which of two close masks is better."""
 MAX_SELECTION_TEXTS = 256
 """Most texts of a group on which discrete masks are selected."""
+UNTRIED = "untried_steps"
+"""What a stored block calls the steps that the budget left no tokens for, one number for each of its groups."""
 
 
 def choose_step_shape(
@@ -101,8 +103,8 @@ class BlockFinisher:
         polish_masks = self._polish(f"polish-{block}", groups, bar) if self.settings.polish else None
         draws = self.settings.sampled_kl_draws
         found = discretize(bank, log_odds, sizes, scorer, restarts, temperature, polish_masks, bar, draws)
-        self.untried_steps.append(scorer.tokens.untried_steps)
-        self.store.put(block, groups, vars(found))
+        untried = torch.full((len(groups),), scorer.tokens.untried_steps)
+        self.store.put(block, groups, vars(found) | {UNTRIED: untried})
 
     def gather(self) -> DiscretizedMasks:
         """The masks of all groups.
@@ -110,7 +112,9 @@ class BlockFinisher:
         Raises:
             UserError: If a block is missing or damaged.
         """
-        return DiscretizedMasks(**self.store.gather(len(self.plan.blocks)))
+        tensors = self.store.gather(len(self.plan.blocks))
+        self.untried_steps.append(int(tensors.pop(UNTRIED).max()))
+        return DiscretizedMasks(**tensors)
 
     def bank(self, found: DiscretizedMasks, sizes: Sequence[int]) -> Mask:
         """The masks of all groups as a bank, under the model's ablation."""

@@ -87,7 +87,7 @@ class LearnerSettings:
         if self.polish_budget is not None and not 0 <= self.polish_budget < math.inf:
             raise UserError(
                 f"model.polish_budget is {self.polish_budget}; give a multiple of what learning costs, 0 or more, for "
-                "example 2, or leave it out for no limit"
+                "example 2, or null for no limit"
             )
         if self.budget == "lagrangian" and self.family == "nested":
             raise UserError(
