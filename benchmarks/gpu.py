@@ -17,7 +17,7 @@ import torch
 from jsonargparse import auto_cli
 from lightning import Callback
 from operations import CountedSteps, Operations
-from overhead import WARM_UP_STEPS, bare_pass, measure
+from overhead import WARM_UP_STEPS, bare_pass, measure, measure_scoring
 from setting import quiet_trainer
 from shapes import GPT2_SMALL, LLAMA_1B, LLAMA_8B, SMOLLM2, build, write_texts
 from timing import machine, now, write_results
@@ -88,7 +88,9 @@ class Benchmark:
         with bare:
             bare_pass(lm, torch.zeros(found["rows"], tokens, dtype=torch.long, device=DEVICE))
         step = counted.steps[WARM_UP_STEPS]
+        masks = 4 if self.dry else 64
         return found | {
+            "scoring": measure_scoring(lm, data, masks, repeats=4),
             "extra_operations": step.counts.total() - bare.counts.total(),
             "reads_back": step.n_reads_back,
         }

@@ -1,7 +1,9 @@
 """Time of a training step compared with a bare forward and backward of the same frozen model on the same rows.
 
 The bare pass computes logits at every position, their cross-entropy, and its gradient at the input of layer 0. The
-training step is a whole Lightning step, with gates, KL, budget, optimiser and logging.
+training step is a whole Lightning step, with gates, KL, budget, optimiser and logging. Scoring masks is compared with
+bare forwards of as many rows, which compute logits at every position; half of the heads are closed, and no MLP, since
+a closed MLP is not run.
 """
 
 import tempfile
@@ -20,6 +22,8 @@ from transformers import PreTrainedModel
 
 import masklearn as ml
 from masklearn.masking import MaskedLM
+from masklearn.masking.row_parts import CPU_FORWARD_TOKENS
+from masklearn.selection.scorer import MaskScorer
 
 SHAPES = {"GPT-2 small": (GPT2_SMALL, None), "Llama 1B, 4 layers": (LLAMA_1B, 4)}
 """Shapes, and the number of layers if it is reduced."""
@@ -61,14 +65,38 @@ def measure(lm: PreTrainedModel, data: ml.MaskData, draws: int, steps: int) -> d
     return {"rows": data.batch_size * draws, "tokens": data.longest_text} | found
 
 
-def main(texts: int = 4, draws: int = 4, tokens: int = 64, steps: int = 9, out: Path | None = None) -> None:
-    """Measure the overhead of a training step.
+@torch.no_grad()
+def measure_scoring(lm: PreTrainedModel, data: ml.MaskData, n_masks: int, repeats: int) -> dict[str, Any]:
+    """Return the ratio of the times of scoring masks and of bare forwards of as many rows, and both times."""
+    data.prepare_data()
+    data.setup("fit")
+    masked_lm = MaskedLM(lm)
+    batches, graph = [*data.loader("train")], masked_lm.graph
+    scorer, rows = MaskScorer(masked_lm, batches), torch.cat([batch.input_ids for batch in batches])
+    masks = torch.rand(n_masks, 1, graph.n_nodes) > 0.5
+    graph.by_layer(masks)[..., -1] = True
+    rows, masks = rows.to(masked_lm.device), masks.to(masked_lm.device)
+    rows_at_once = max(1, CPU_FORWARD_TOKENS // rows.shape[1])
+
+    def bare() -> None:
+        for part in rows.repeat(n_masks, 1).split(rows_at_once):
+            lm(part, use_cache=False).logits.log_softmax(-1)
+
+    scoring, forwards = zip(*((seconds(lambda: scorer(masks)), seconds(bare)) for _ in range(repeats)), strict=True)
+    return {"masks": n_masks, "rows": len(rows), "tokens": rows.shape[1]} | ratio(scoring[1:], forwards[1:])
+
+
+def main(
+    texts: int = 4, draws: int = 4, tokens: int = 64, steps: int = 9, masks: int = 24, out: Path | None = None
+) -> None:
+    """Measure the overhead of a training step, and of scoring masks.
 
     Args:
         texts: Texts in a step.
         draws: Rows for each text.
         tokens: Tokens in a row, all scored.
         steps: Steps to run, two of them to warm up.
+        masks: Masks to score.
         out: JSON file to write.
     """
     print(machine())
@@ -77,11 +105,11 @@ def main(texts: int = 4, draws: int = 4, tokens: int = 64, steps: int = 9, out: 
         with tempfile.TemporaryDirectory() as folder:
             path = write_texts(Path(folder) / "texts.jsonl", 3 * texts, tokens + 8)
             data = ml.MaskData(path=path, batch_size=texts, max_length=tokens)
-            results[name] = measure(build(shape, layers), data, draws, steps)
-        print(
-            f"{name}, {texts * draws} rows of {tokens} tokens: a step over a bare pass {format_ratio(results[name])}",
-            flush=True,
-        )
+            lm, row = build(shape, layers), f"{name}, {texts * draws} rows of {tokens} tokens"
+            results[name] = measure(lm, data, draws, steps)
+            print(f"{row}: a step over a bare pass {format_ratio(results[name])}", flush=True)
+            scoring = results[name]["scoring"] = measure_scoring(lm, data, masks, steps - WARM_UP_STEPS)
+            print(f"{row}: scoring over bare forwards {format_ratio(scoring)}", flush=True)
     write_results(results, out)
 
 
