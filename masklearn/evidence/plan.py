@@ -23,9 +23,9 @@ class EvidencePlan:
         halves: Times to learn them again on each half of the training texts; by default once, if every group has
             enough texts to halve.
         paraphrase_column: Column with the same texts in other words, to learn them again on; none by default.
-        steps: Steps of every rediscovery; by default a third of the run's. Masks that are learned again are compared
-            with each other, so that the shorter recipe shows in their KL, which is reported, more than in their
-            overlap.
+        steps: Steps of every rediscovery; by default a third of the run's. Where masks that are learned again are
+            compared with each other, the shorter recipe shows in their KL, which is reported, more than in their
+            overlap; where they are compared with the run's, it shows in both.
         polish_budget: Most tokens that polish may score in every rediscovery, as a multiple of what learning scores.
         draws: Random subgraphs that every mask is compared with. With 103 a test rejects a true null hypothesis in 4.8
             percent of all cases, as near below 5 as any number around 100 comes.

@@ -48,7 +48,7 @@ PART_OF: dict[str, EvidencePart] = {
     "complete": "completeness",
 }
 """The part of the evidence that each claim needs."""
-KINDS = {"heads": "heads", "mlps": "MLPs"}
+KIND_NAMES = {"heads": "heads", "mlps": "MLPs"}
 """The kinds of nodes, by their column in a table of overlaps."""
 LEFT_OUT = "left out by --plan.parts"
 """What was measured of a claim whose part is not gathered."""
@@ -132,13 +132,14 @@ def _stable(overlaps: Table) -> dict[str, Any]:
 def _agreement(row: Mapping[str, Any]) -> str:
     """How far the masks of a source agree with the run's, and if there are several with each other."""
     source = f"{row['source']} ({row['n']}): Jaccard"
-    with_run = f"with the run's mask {row['run_jaccard']:.2f} (lowest {row['run_low']:.2f}"
+    with_run = f"with the run's mask {row['run_jaccard']:.2f} (lowest {row['run_low']:.2f}, "
+    with_run += f"chance {row['run_chance']:.2f})"
     if row["n"] == 1:
-        return f"{source} {with_run}, chance {row['run_chance']:.2f})"
-    kinds = [kind for kind in KINDS if row["source"] == BOOTSTRAP and not math.isnan(row[kind])]
-    of_kinds = "".join(f"; {KINDS[kind]} {row[kind]:.2f}, chance {row[f'{kind}_chance']:.2f}" for kind in kinds)
+        return f"{source} {with_run}"
+    kinds = [kind for kind in KIND_NAMES if row["source"] == BOOTSTRAP and not math.isnan(row[kind])]
+    of_kinds = "".join(f"; {KIND_NAMES[kind]} {row[kind]:.2f}, chance {row[f'{kind}_chance']:.2f}" for kind in kinds)
     pairs = f"{row['low']:.2f} to {row['high']:.2f}, chance {row['chance']:.2f}{of_kinds}"
-    return f"{source} {row['jaccard']:.2f} ({pairs}), {with_run})"
+    return f"{source} {row['jaccard']:.2f} ({pairs}), {with_run}"
 
 
 def _unique(near_optimal: Table, n_nodes: int) -> dict[str, Any]:
