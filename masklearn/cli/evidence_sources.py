@@ -90,7 +90,7 @@ def evidence_sources(
         task = default[0]
         data = load(_elsewhere(settings) | {"task": task, "limit": OTHER_TASK_TEXTS})
         tasks[task] = Variant(f"task-{task}", 1, lambda _: data, plan.seed)
-    rediscoveries = variants(plan, paraphrased) if "stability" in plan.parts else []
+    rediscoveries = variants(plan, bench.data, paraphrased) if "stability" in plan.parts else []
     if "transfer" not in plan.parts:
         return Sources(rediscoveries, tasks)
     found = [*_of_plan(bench, plan.transfer or default, load, settings), *_of_runs(bench, runs, load)]

@@ -11,7 +11,8 @@ from masklearn.evidence.completeness import completeness_row, pair_rows
 from masklearn.evidence.controls import control_masks, control_table, learned_controls
 from masklearn.evidence.kept_parts import digest
 from masklearn.evidence.plan import PARTS
-from masklearn.evidence.rediscovery import Rediscoverer, Variant
+from masklearn.evidence.rediscovery import BOOTSTRAP, HALF, PARAPHRASE, SEED, Rediscoverer, Variant
+from masklearn.evidence.resampled_texts import MIN_HALVED_TEXTS
 from masklearn.evidence.stability_tables import Table, rediscover, stability_tables
 from masklearn.evidence.transfer import Checkpoint, OtherTexts, transfer_table
 from masklearn.evidence.verdicts import LEFT_OUT, UNKNOWN, paragraph, verdict_table
@@ -21,6 +22,13 @@ TABLES = (
     "verdicts", "tests", "controls", "stability", "nodes", "near_optimal", "completeness", "pairs", "transfer",
 )  # fmt: skip
 """All tables, in their order."""
+NOT_LEARNED = {
+    SEED: "other seeds: --plan.seeds is 0",
+    BOOTSTRAP: "bootstraps of the texts: --plan.bootstraps is 0",
+    HALF: f"halves of the texts: --plan.halves is 0, or a group has too few ({MIN_HALVED_TEXTS} are enough)",
+    PARAPHRASE: "paraphrases: --plan.paraphrase_column names no column",
+}
+"""Why stability is not tested under a source of variation, if there are no rediscoveries of it."""
 
 
 @dataclass(frozen=True)
@@ -151,14 +159,13 @@ def _gaps(bench: Bench, sources: Sources, tables: Mapping[str, Table]) -> list[s
             gaps.append(f"{row['claim']} at s = {row['s']} of group {row['group']}: {row['measured']}")
     if "controls" in parts and not sources.other_tasks and len(bench.mask.groups) == 1:
         gaps.append("Control of another task: none is known. Learn masks by task with --model.scope column:NAME")
-    if "stability" in parts and bench.plan.paraphrase_column is None:
-        gaps.append("Stability under paraphrases: --plan.paraphrase_column names no column")
+    if "stability" in parts:
+        learned = {variant.source for variant in sources.variants}
+        gaps += [f"Stability under {why}" for source, why in NOT_LEARNED.items() if source not in learned]
     if "transfer" in parts and not sources.other_texts:
         gaps.append("Transfer to other texts: --plan.transfer names none")
     if "transfer" in parts and not sources.checkpoints:
         gaps.append("Transfer to other checkpoints: --plan.checkpoints names none")
-    if "stability" in parts and not tables["stability"]:
-        gaps.append("Stability: fewer than two rediscoveries of a kind")
     gaps.append(f"Ablations other than {bench.mask.ablation.name}: compare them with --ablation, without --evidence")
     gaps.append("Edges, neurons and directions: the masks are over attention heads and MLPs")
     return gaps

@@ -20,11 +20,12 @@ class EvidencePlan:
             runs in seconds.
         seeds: Times to learn the masks again with other seeds.
         bootstraps: Times to learn them again on training texts drawn with replacement.
-        halves: Times to learn them again on each half of the training texts.
+        halves: Times to learn them again on each half of the training texts; by default once, if every group has
+            enough texts to halve.
         paraphrase_column: Column with the same texts in other words, to learn them again on; none by default.
-        steps: Steps of every rediscovery; by default a third of the run's. Masks that are learned again are compared
-            with each other, so that the shorter recipe shows in their KL, which is reported, more than in their
-            overlap.
+        steps: Steps of every rediscovery; by default a third of the run's. Where masks that are learned again are
+            compared with each other, the shorter recipe shows in their KL, which is reported, more than in their
+            overlap; where they are compared with the run's, it shows in both.
         polish_budget: Most tokens that polish may score in every rediscovery, as a multiple of what learning scores.
         draws: Random subgraphs that every mask is compared with. With 103 a test rejects a true null hypothesis in 4.8
             percent of all cases, as near below 5 as any number around 100 comes.
@@ -42,7 +43,7 @@ class EvidencePlan:
     parts: list[EvidencePart] = field(default_factory=lambda: [*PARTS])
     seeds: int = 3
     bootstraps: int = 3
-    halves: int = 1
+    halves: int | None = None
     paraphrase_column: str | None = None
     steps: int | None = None
     polish_budget: float = 0.3
@@ -57,7 +58,7 @@ class EvidencePlan:
     def __post_init__(self) -> None:
         least = {"seeds": 0, "bootstraps": 0, "halves": 0, "draws": 1, "texts": 2, "pairs": 0, "seed": 0}
         for name, minimum in least.items():
-            if getattr(self, name) < minimum:
+            if getattr(self, name) is not None and getattr(self, name) < minimum:
                 raise UserError(f"plan.{name} is {getattr(self, name)}; it must be at least {minimum}")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"plan.steps is {self.steps}; it must be at least 1")

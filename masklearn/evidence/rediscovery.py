@@ -12,13 +12,21 @@ from masklearn.data import MaskData
 from masklearn.errors import UserError
 from masklearn.evidence.kept_parts import texts_digest
 from masklearn.evidence.plan import EvidencePlan
-from masklearn.evidence.resampled_texts import bootstrapped, half, in_other_words, shuffled, with_order
+from masklearn.evidence.resampled_texts import (
+    bootstrapped,
+    can_be_halved,
+    half,
+    in_other_words,
+    shuffled,
+    with_order,
+)
 from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
 from masklearn.progress import ProgressBar, no_bar
 from masklearn.training.cost import learning_tokens
 from masklearn.training.learner import MaskLearner
 from masklearn.training.settings import default_draws, default_steps
+from masklearn.version import masklearn_version
 
 SEED, BOOTSTRAP, HALF, PARAPHRASE, SHUFFLED = "seed", "bootstrap", "half", "paraphrase", "shuffled"
 STABILITY_SOURCES = (SEED, BOOTSTRAP, HALF, PARAPHRASE)
@@ -45,11 +53,12 @@ class Variant:
         return f"{self.source}-{self.number}"
 
 
-def variants(plan: EvidencePlan, paraphrased: MaskData | None) -> list[Variant]:
+def variants(plan: EvidencePlan, data: MaskData, paraphrased: MaskData | None) -> list[Variant]:
     """The rediscoveries of a plan.
 
     Args:
-        plan: Their numbers.
+        plan: Their numbers. If it leaves halves open, there is one of each if there are texts for it.
+        data: The texts of the run.
         paraphrased: The texts in other words, if there are any.
     """
     found = list[Variant]()
@@ -58,7 +67,8 @@ def variants(plan: EvidencePlan, paraphrased: MaskData | None) -> list[Variant]:
         found.append(Variant(SEED, i + 1, lambda data, seed=seed: with_order(data, seed), seed))
     for i in range(plan.bootstraps):
         found.append(Variant(BOOTSTRAP, i + 1, lambda data, i=i: bootstrapped(data, plan.seed + i), plan.seed))
-    for i in range(2 * plan.halves):
+    n_halves = plan.halves if plan.halves is not None else int(can_be_halved(data))
+    for i in range(2 * n_halves):
         draw, second = plan.seed + i // 2, bool(i % 2)
         found.append(Variant(HALF, i + 1, lambda data, n=draw, second=second: half(data, n, second), plan.seed))
     if paraphrased is not None:
@@ -142,7 +152,8 @@ class Rediscoverer:
         """What the masks of a rediscovery depend on, besides the model."""
         of_variant = {"name": variant.name, "seed": self.plan.seed, "texts": texts_digest(variant.texts(self.data))}
         data = self.mask.config.get("data", {})
-        return {"model": self.settings(variant.seed), "data": data, "variant": of_variant}
+        version = {"dtype": str(self.masked_lm.lm.dtype), "masklearn": masklearn_version()}
+        return {"model": self.settings(variant.seed), "data": data, "variant": of_variant, **version}
 
     def _learn(self, settings: dict[str, Any], data: MaskData, masked_lm: MaskedLM) -> Mask:
         learner = MaskLearner(**settings)

@@ -12,6 +12,8 @@ from masklearn.errors import UserError
 
 LEARNING_SPLITS = ("train", "validation", "selection")
 """Splits that masks are learned and selected on."""
+RESAMPLED_SPLITS = ("train", "validation")
+"""Splits that are resampled; texts for selection are chosen from these."""
 MIN_HALVED_TEXTS = 15
 """Texts of which a tenth, the validation split, are two."""
 MIN_SHUFFLED_TOKENS = 3
@@ -29,6 +31,13 @@ def bootstrapped(data: MaskData, seed: int) -> MaskData:
     """Texts of each split and group drawn with replacement, as many as there are."""
     rng = random.Random(f"bootstrap/{seed}")
     return _resampled(data, lambda indices: rng.choices(indices, k=len(indices)))
+
+
+def can_be_halved(data: MaskData) -> bool:
+    """Whether every group that a split has texts of has at least two there."""
+    n_groups = len(data.groups.names)
+    splits = (data.parts[name].indices_by_group(n_groups) for name in RESAMPLED_SPLITS)
+    return all(len(group) != 1 for by_group in splits for group in by_group)
 
 
 def half(data: MaskData, seed: int, second: bool) -> MaskData:
@@ -101,7 +110,7 @@ def _copy(data: MaskData) -> MaskData:
 def _resampled(data: MaskData, choose: Callable[[Sequence[int]], Sequence[int]]) -> MaskData:
     """Chosen texts of the training and validation splits; of them as many are for selection as before, if they do."""
     changed, n_groups = _copy(data), len(data.groups.names)
-    for name in ("train", "validation"):
+    for name in RESAMPLED_SPLITS:
         by_group = data.parts[name].indices_by_group(n_groups)
         changed.parts[name] = _subset(data.parts[name], [i for group in by_group if group for i in choose(group)])
     train, validation = changed.parts["train"], changed.parts["validation"]

@@ -9,10 +9,14 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from masklearn.gates import open_probability
 from masklearn.graph import NodeGraph
+from masklearn.training.budget import Projected
 
 NEAR_OPTIMAL = 0.02
 """A mask is near-optimal if its KL is within this share of the lowest KL found."""
+ROUNDING = 1e-12
+"""Differences of KLs below this are rounding, in nats."""
 STABLE_JACCARD = 0.8
 """Mean Jaccard index from which a circuit counts as stable under bootstraps. Source: Meloux et al. 2025 (arXiv
 2510.00845)."""
@@ -20,7 +24,7 @@ STABLE_JACCARD = 0.8
 
 @dataclass(frozen=True)
 class Overlap:
-    """How far several masks of one size agree, as means over all pairs."""
+    """How far several masks of one size agree, as means over pairs; NaN if there are none."""
 
     jaccard: float
     """Nodes of both over nodes of either."""
@@ -33,11 +37,14 @@ class Overlap:
     heads_chance: float
     mlps_chance: float
     low: float
-    """The lowest of any pair."""
+    """The lowest Jaccard index of any pair."""
+    high: float
+    """The highest."""
     weighted: float
-    """Overlap of the learned probabilities that nodes are open: sum of the smaller ones over sum of the larger ones."""
+    """Overlap of the learned probabilities that nodes are open: sum of the smaller ones over sum of the larger ones.
+    The probabilities of a mask sum to its size."""
     rank_correlation: float
-    """Spearman's correlation of these scores."""
+    """Spearman's correlation of the scores behind these."""
     n: int
     """Masks that are compared."""
 
@@ -77,35 +84,37 @@ def _expected_jaccard(pmf: np.ndarray, n_kept: int) -> float:
     return float((pmf * k / (n_kept - k)).sum()) if n_kept else float("nan")
 
 
-def overlap(masks: Tensor, scores: Tensor, graph: NodeGraph) -> Overlap:
+def overlap(masks: Tensor, scores: Tensor, graph: NodeGraph, with_first: bool = False) -> Overlap:
     """Compare masks with each other.
 
     Args:
-        masks: At least two, boolean, shape (masks, nodes).
-        scores: The scores by which their nodes are ranked, as log-odds of being open; same shape.
+        masks: Boolean, shape (masks, nodes).
+        scores: The scores by which their nodes are ranked, as log-odds of being open; same shape. Only differences
+            between those of a mask count.
         graph: Tells heads from MLPs.
+        with_first: Compare the first mask with every other one, instead of all pairs.
     """
-    pairs = list(combinations(range(len(masks)), 2))
+    pairs = [pair for pair in combinations(range(len(masks)), 2) if not with_first or pair[0] == 0]
     is_mlp = torch.tensor([node.head is None for node in graph.nodes])
     counts = [(int(heads), int(mlps)) for heads, mlps in zip(*graph.count(masks), strict=True)]
-    chances = zip(*(chance_jaccard(graph, counts[i], counts[j]) for i, j in pairs), strict=True)
-    every = torch.stack([jaccard(masks[i], masks[j]) for i, j in pairs])
+    chances = [chance_jaccard(graph, counts[i], counts[j]) for i, j in pairs]
+    every = [float(jaccard(masks[i], masks[j])) for i, j in pairs]
     heads, mlps = (
-        torch.stack([jaccard(masks[i][kind], masks[j][kind]) for i, j in pairs]) for kind in (~is_mlp, is_mlp)
+        _mean_of_known([float(jaccard(masks[i][kind], masks[j][kind])) for i, j in pairs]) for kind in (~is_mlp, is_mlp)
     )
-    weighted = [_weighted_jaccard(scores[i].sigmoid(), scores[j].sigmoid()) for i, j in pairs]
-    ranks = [_spearman(scores[i], scores[j]) for i, j in pairs]
-    every_chance, heads_chance, mlps_chance = map(_mean_of_known, chances)
+    is_open = open_probability(Projected().adjust_log_odds(scores.float(), masks.sum(-1)))
+    chance, heads_chance, mlps_chance = (_mean_of_known([each[kind] for each in chances]) for kind in range(3))
     return Overlap(
-        jaccard=float(every.mean()),
-        heads=float(heads.nanmean()),
-        mlps=float(mlps.nanmean()),
-        chance=every_chance,
+        jaccard=_mean_of_known(every),
+        heads=heads,
+        mlps=mlps,
+        chance=chance,
         heads_chance=heads_chance,
         mlps_chance=mlps_chance,
-        low=float(every.min()),
-        weighted=float(np.mean(weighted)),
-        rank_correlation=_mean_of_known(ranks),
+        low=min(every, default=float("nan")),
+        high=max(every, default=float("nan")),
+        weighted=_mean_of_known([_weighted_jaccard(is_open[i], is_open[j]) for i, j in pairs]),
+        rank_correlation=_mean_of_known([_spearman(scores[i], scores[j]) for i, j in pairs]),
         n=len(masks),
     )
 
@@ -170,6 +179,35 @@ def near_optimal(masks: Tensor, kl: Sequence[float]) -> NearOptimal:
         kl: KL of each, in nats.
     """
     lowest = min(kl)
-    close = masks[torch.tensor(kl) <= (1 + NEAR_OPTIMAL) * lowest + 1e-12].unique(dim=0)
+    close = masks[torch.tensor(kl) <= (1 + NEAR_OPTIMAL) * lowest + ROUNDING].unique(dim=0)
     pairs = [float(jaccard(a, b)) for a, b in combinations(close, 2)]
     return NearOptimal(len(close), min(pairs, default=1.0), lowest)
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """The rediscoveries that do as well as the run's mask: their KL is at most 2 % above its own."""
+
+    reached: int
+    """How many there are, those that found the run's nodes included."""
+    others: int
+    """Different masks among them that have other nodes than the run's."""
+    run_jaccard: float
+    """The lowest Jaccard index of any of these with the run's mask; 1 if there are none."""
+    nearest_kl: float
+    """The lowest KL of any rediscovery, in nats."""
+
+
+def rivals(run: Tensor, run_kl: float, masks: Tensor, kl: Tensor) -> Rivals:
+    """Find the rediscoveries that do as well as the run's mask.
+
+    Args:
+        run: The run's mask, boolean, shape (nodes,).
+        run_kl: Its KL, in nats.
+        masks: At least one rediscovered mask, boolean, shape (masks, nodes).
+        kl: KL of each, shape (masks,).
+    """
+    close = masks[kl <= (1 + NEAR_OPTIMAL) * run_kl + ROUNDING]
+    others = close[(close != run).any(-1)].unique(dim=0)
+    lowest = min((float(jaccard(run, mask)) for mask in others), default=1.0)
+    return Rivals(len(close), len(others), lowest, float(kl.min()))

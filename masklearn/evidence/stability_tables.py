@@ -8,7 +8,7 @@ from torch import Tensor
 
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.rediscovery import STABILITY_SOURCES, Rediscoverer, Variant
-from masklearn.evidence.stability import NodeKinds, near_optimal, overlap
+from masklearn.evidence.stability import NodeKinds, near_optimal, overlap, rivals
 from masklearn.mask_file import Mask
 
 Table = list[dict[str, Any]]
@@ -38,37 +38,67 @@ def rediscover(rediscoverer: Rediscoverer, variants: list[Variant]) -> Rediscove
 
 def stability_tables(bench: Bench, found: Rediscovered) -> dict[str, Table]:
     """Overlaps by source of variation, how often every node is kept, and the near-optimal masks."""
+    tables: dict[str, Table] = {"stability": [], "nodes": [], "near_optimal": []}
     if not found.masks:
-        return {"stability": [], "nodes": [], "near_optimal": []}
-    overlaps, nodes, optima = Table(), Table(), Table()
+        return tables
     for g, group in enumerate(bench.mask.groups):
         own, again = bench.scores(
             g, [bench.mask.mask[g], torch.cat([mask.mask[g] for mask in found.masks])], "Rediscovered masks"
         )
         kl_again = again.mean_kl.view(len(found.masks), -1)
         for i, s in enumerate(bench.mask.sizes.tolist()):
-            cell = {"group": group, "s": s}
-            for source in STABILITY_SOURCES:
-                masks, scores = found.of((source,), g, i)
-                if len(masks) > 1:
-                    chosen = [k for k, variant in enumerate(found.variants) if variant.source == source]
-                    kl = kl_again[chosen, i]
-                    spread = {"kl_mean": float(kl.mean()), "kl_std": float(kl.std()), "run_kl": float(own.mean_kl[i])}
-                    overlaps.append(
-                        cell | {"source": source} | asdict(overlap(masks, scores, bench.mask.graph)) | spread
-                    )
-            masks, _ = found.of(STABILITY_SOURCES, g, i)
-            kinds = NodeKinds(masks.float().mean(0))
-            nodes += [
-                cell | {"node": name, "frequency": float(share), "in_run": bool(kept), "kind": _kind(float(share))}
-                for name, share, kept in zip(
-                    bench.mask.graph.names, kinds.frequency, bench.mask.mask[g, i], strict=True
-                )
-            ]
-            every = torch.cat([masks, bench.mask.mask[g, i][None]])
-            best = near_optimal(every, [*kl_again[:, i].tolist(), float(own.mean_kl[i])])
-            optima.append(cell | asdict(best) | {"searched": len(every)})
-    return {"stability": overlaps, "nodes": nodes, "near_optimal": optima}
+            cell, kl, run_kl = {"group": group, "s": s}, kl_again[:, i], float(own.mean_kl[i])
+            rows = {
+                "stability": _overlap_rows(bench.mask, found, (g, i), kl, run_kl),
+                "nodes": _node_rows(bench.mask, found, (g, i)),
+                "near_optimal": [_near_optimal_row(bench.mask, found, (g, i), kl, run_kl)],
+            }
+            for name, table in rows.items():
+                tables[name] += [cell | row for row in table]
+    return tables
+
+
+def _overlap_rows(run: Mask, found: Rediscovered, cell: tuple[int, int], kl: Tensor, run_kl: float) -> Table:
+    """For each source, how far its masks agree with each other and, as columns `run_*`, with the run's mask."""
+    (group, size), rows = cell, Table()
+    run_scores = run.scores[group, min(size, run.scores.shape[1] - 1)]
+    for source in STABILITY_SOURCES:
+        masks, scores = found.of((source,), group, size)
+        if not len(masks):
+            continue
+        of_source = kl[[k for k, variant in enumerate(found.variants) if variant.source == source]]
+        with_run = overlap(
+            torch.cat([run.mask[group, size][None], masks]), torch.cat([run_scores[None], scores]), run.graph, True
+        )
+        rows.append({
+            "source": source, **asdict(overlap(masks, scores, run.graph)),
+            "kl_mean": float(of_source.mean()),
+            "kl_std": float(of_source.std()) if len(masks) > 1 else float("nan"),
+            "run_kl": run_kl,
+            **{f"run_{name}": value for name, value in asdict(with_run).items() if name != "n"},
+        })  # fmt: skip
+    return rows
+
+
+def _node_rows(run: Mask, found: Rediscovered, cell: tuple[int, int]) -> Table:
+    """How often every node is kept."""
+    masks, _ = found.of(STABILITY_SOURCES, *cell)
+    frequency = NodeKinds(masks.float().mean(0)).frequency.tolist()
+    return [
+        {"node": name, "frequency": share, "in_run": kept, "kind": _kind(share)}
+        for name, share, kept in zip(run.graph.names, frequency, run.mask[cell].tolist(), strict=True)
+    ]
+
+
+def _near_optimal_row(
+    run: Mask, found: Rediscovered, cell: tuple[int, int], kl: Tensor, run_kl: float
+) -> dict[str, Any]:
+    """The masks near the lowest KL, and the rediscoveries that do as well as the run's mask."""
+    masks, _ = found.of(STABILITY_SOURCES, *cell)
+    every = torch.cat([masks, run.mask[cell][None]])
+    best = near_optimal(every, [*kl.tolist(), run_kl])
+    as_good = rivals(run.mask[cell], run_kl, masks, kl)
+    return asdict(best) | {"searched": len(every), "run_kl": run_kl} | asdict(as_good)
 
 
 def _kind(frequency: float) -> str:

@@ -1,5 +1,6 @@
 """Verdicts on a bank: one row for each claim and size, a paragraph to quote, and what was not tested."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ CLAIMS = {
     "complement independent": "No dependence found between the scores of all other nodes and the model's.",
     "minimal": "No node found that matters less than one in ten other nodes would.",
     "beats controls": "Its KL is lower than that of every control, by a 95 % interval over texts.",
-    "stable": f"Masks learned on resampled texts have a mean Jaccard index of at least {STABLE_JACCARD}.",
-    "unique": "No other mask that was found has a KL within 2 % of the lowest.",
+    "stable": f"Masks learned on resampled texts have a mean Jaccard index of at least {STABLE_JACCARD}, with each "
+    "other and with this one.",
+    "unique": "Learned again, it was found again, and no mask with other nodes has a KL as low as its own plus 2 %.",
     "complete": "Closing a fifth of its nodes in both, which an adversary chooses, moves the two no further apart.",
 }
 """When each claim holds. What is not found is not shown to be absent: few texts find little."""
@@ -46,6 +48,8 @@ PART_OF: dict[str, EvidencePart] = {
     "complete": "completeness",
 }
 """The part of the evidence that each claim needs."""
+KIND_NAMES = {"heads": "heads", "mlps": "MLPs"}
+"""The kinds of nodes, by their column in a table of overlaps."""
 LEFT_OUT = "left out by --plan.parts"
 """What was measured of a claim whose part is not gathered."""
 
@@ -101,23 +105,7 @@ def _other_claims(of_cell: Mapping[str, Table]) -> Table:
         measured = f"{len(controls) - len(lost)} of {len(controls)} beaten; nearest {nearest['control']}, "
         measured += f"KL {nearest['difference']:+.3g} {interval}" + (f"; not beaten: {', '.join(lost)}" if lost else "")
         rows.append({"claim": "beats controls", "verdict": NO if lost else YES, "measured": measured})
-    of_texts = [row for row in overlaps if row["source"] == BOOTSTRAP]
-    if of_texts:
-        (row,) = of_texts
-        others = "".join(f", {r['source']} {r['jaccard']:.2f}" for r in overlaps if r is not row)
-        measured = (
-            f"Jaccard {row['jaccard']:.2f} over {row['n']} bootstraps (chance {row['chance']:.2f}; heads "
-            f"{row['heads']:.2f}, chance {row['heads_chance']:.2f}; MLPs {row['mlps']:.2f}, chance "
-            f"{row['mlps_chance']:.2f}){others}"
-        )
-        verdict = YES if row["jaccard"] >= STABLE_JACCARD else NO
-    else:
-        verdict, measured = UNKNOWN, "fewer than two bootstraps"
-    rows.append({"claim": "stable", "verdict": verdict, "measured": measured})
-    for row in of_cell.get("near_optimal", []):
-        measured = f"{row['n']} of {row['searched']} masks within 2 % of KL {row['kl']:.3g}"
-        measured += f", Jaccard down to {row['jaccard']:.2f}" if row["n"] > 1 else ""
-        rows.append({"claim": "unique", "verdict": YES if row["n"] == 1 else NO, "measured": measured})
+    rows += [_stable(overlaps), _unique(of_cell.get("near_optimal", []), len(of_cell.get("nodes", [])))]
     for row in of_cell.get("completeness", []):
         measured = f"gap {row['gap']:.3g}, KL {row['run_kl']:.3g}, excess {row['excess']:+.3g} "
         measured += f"[{row['low']:.3g}, {row['high']:.3g}]; closed {row['closed']}"
@@ -125,6 +113,52 @@ def _other_claims(of_cell: Mapping[str, Table]) -> Table:
             {"claim": "complete", "verdict": NO if row["verdict"] == "incomplete" else YES, "measured": measured}
         )
     return rows
+
+
+def _stable(overlaps: Table) -> dict[str, Any]:
+    """The verdict on masks learned on bootstraps; those of other sources are told beside."""
+    of_texts = next((row for row in overlaps if row["source"] == BOOTSTRAP and row["n"] > 1), None)
+    measured = "; ".join(_agreement(row) for row in sorted(overlaps, key=lambda row: row is not of_texts))
+    if of_texts is None:
+        verdict, why = UNKNOWN, "fewer than two bootstraps"
+    elif (chance := max(of_texts["chance"], of_texts["run_chance"])) >= STABLE_JACCARD:
+        verdict, why = UNKNOWN, f"random masks of this size have a Jaccard index of {chance:.2f}"
+    else:
+        lowest = min(of_texts["jaccard"], of_texts["run_jaccard"])
+        verdict, why = YES if lowest >= STABLE_JACCARD else NO, ""
+    return {"claim": "stable", "verdict": verdict, "measured": ": ".join(filter(None, [why, measured]))}
+
+
+def _agreement(row: Mapping[str, Any]) -> str:
+    """How far the masks of a source agree with the run's, and if there are several with each other."""
+    source = f"{row['source']} ({row['n']}): Jaccard"
+    with_run = f"with the run's mask {row['run_jaccard']:.2f} (lowest {row['run_low']:.2f}, "
+    with_run += f"chance {row['run_chance']:.2f})"
+    if row["n"] == 1:
+        return f"{source} {with_run}"
+    kinds = [kind for kind in KIND_NAMES if row["source"] == BOOTSTRAP and not math.isnan(row[kind])]
+    of_kinds = "".join(f"; {KIND_NAMES[kind]} {row[kind]:.2f}, chance {row[f'{kind}_chance']:.2f}" for kind in kinds)
+    pairs = f"{row['low']:.2f} to {row['high']:.2f}, chance {row['chance']:.2f}{of_kinds}"
+    return f"{source} {row['jaccard']:.2f} ({pairs}), {with_run}"
+
+
+def _unique(near_optimal: Table, n_nodes: int) -> dict[str, Any]:
+    """Whether searches that do as well as the run's find the same nodes; those that do worse show nothing."""
+    if not near_optimal:
+        return {"claim": "unique", "verdict": UNKNOWN, "measured": "the masks were not learned again"}
+    (row,) = near_optimal
+    n_again, kl = row["searched"] - 1, f"its KL {row['run_kl']:.3g}"
+    if row["s"] == n_nodes:
+        verdict, measured = UNKNOWN, "every mask of this size has all nodes"
+    elif not row["reached"]:
+        measured = f"none of {n_again} rediscoveries comes within 2 % of {kl}; the nearest has {row['nearest_kl']:.3g}"
+        verdict, measured = UNKNOWN, f"{measured}. Longer ones: --plan.steps, --plan.polish_budget"
+    else:
+        verdict, measured = YES, f"{row['reached']} of {n_again} rediscoveries have at most {kl} plus 2 %"
+        if row["others"]:
+            verdict, measured = NO, f"{measured}; different masks with other nodes: {row['others']}, "
+            measured += f"Jaccard down to {row['run_jaccard']:.2f}, KL down to {row['nearest_kl']:.3g}"
+    return {"claim": "unique", "verdict": verdict, "measured": measured}
 
 
 def paragraph(verdicts: Table, facts: Mapping[str, Any]) -> str:

@@ -26,11 +26,14 @@ SECTIONS = {
         "Stability",
         "Agreement of masks that were learned again, as means over pairs. jaccard: nodes of both over nodes of either; "
         "chance: its expectation for random masks with as many heads and MLPs. weighted and rank_correlation compare "
-        "the scores behind the masks. run_kl: that of the run, whose search was longer.",
+        "the scores behind the masks. run_kl: that of the run, whose search was longer. Other columns run_*: the same "
+        "agreement with the run's mask.",
     ),
     "near_optimal": (
         "Near-optimal masks",
-        "n: different masks, of those searched, with a KL within 2 % of the lowest; jaccard: the lowest of any two.",
+        "n: different masks, of those searched, with a KL within 2 % of the lowest; jaccard: the lowest of any two. "
+        "reached: rediscoveries with at most the run's KL plus 2 %; others: different ones among them with other nodes "
+        "than the run's; run_jaccard: the lowest of these with it; nearest_kl: the lowest of a rediscovery.",
     ),
     "nodes": (
         "Nodes",
