@@ -96,8 +96,8 @@ def evidence_sources(
     rediscoveries = variants(plan, paraphrased) if "stability" in plan.parts else []
     if "transfer" not in plan.parts:
         return Sources(rediscoveries, tasks, other_runs=other_runs)
-    wanted = known if plan.transfer is None else plan.transfer
-    found = [*_of_plan(bench, wanted, load, settings), *_of_runs(bench, runs, load)]
+    targets = known if plan.transfer is None else plan.transfer
+    found = [*_of_plan(bench, targets, load, settings), *_of_runs(bench, runs, load)]
     texts = [one for one in found if isinstance(one, OtherTexts)]
     checkpoints = [_checkpoint(name, bench, flags) for name in plan.checkpoints or ()]
     gaps = [one for one in found if isinstance(one, str)]
