@@ -341,15 +341,14 @@ def test_the_paragraph_has_numbers_and_intervals() -> None:
         "steps": 40,
         "ablation": "zero",
     }
-    quoted = paragraph(evidence_tables(), facts)
-    assert "KL from the full model, in nats: 1.23 at s = 4, 0.25 at 7." in quoted
+    text = paragraph(evidence_tables(), facts)
+    assert "KL from the full model, in nats: 1.23 at s = 4, 0.25 at 7." in text
     assert (
-        "Beats controls (nearest control, KL minus the mask's): yes at s = 4 (+0.5, 95 % interval 0.25 to 0.75)"
-        in quoted
+        "Beats controls (nearest control, KL minus the mask's): yes at s = 4 (+0.5, 95 % interval 0.25 to 0.75)" in text
     )
-    assert "; not tested at s = 7." in quoted
-    assert "Stable (Jaccard index over bootstraps): no at s = 4 (0.30, by chance 0.04)." in quoted
-    assert "Complete (KL that closing adds): no at s = 4 (+2, 95 % interval 1 to 3)." in quoted
+    assert "; not tested at s = 7." in text
+    assert "Stable (Jaccard index over bootstraps): no at s = 4 (0.30, by chance 0.04)." in text
+    assert "Complete (KL that closing adds): no at s = 4 (+2, 95 % interval 1 to 3)." in text
 
 
 def test_evidence_is_logged_as_tables_and_a_summary_of_verdicts(tmp_path: Path) -> None:
