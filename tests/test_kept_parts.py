@@ -8,10 +8,8 @@ from conftest import Run, tiny_llama
 
 import masklearn as ml
 from masklearn.data import MaskData
-from masklearn.evidence.gather import Sources
 from masklearn.evidence.kept_parts import KeptParts, inputs_of, texts_digest
 from masklearn.evidence.plan import EvidencePlan
-from masklearn.evidence.rediscovery import Variant
 from masklearn.evidence.resampled_texts import bootstrapped, half, with_order
 from masklearn.masking import MaskedLM
 
@@ -25,11 +23,19 @@ def test_a_part_is_kept_for_the_same_inputs_alone(tmp_path: Path) -> None:
     assert KeptParts().part("tests", lambda: "again") == "again"
 
 
-def test_controls_without_a_task_are_not_those_with_it() -> None:
-    """By default the embedded model has a control of another task, and with `--plan.transfer` it has none."""
-    task = Variant("task-copy", 1, lambda data: data, 0)
-    with_task, without = Sources([], {"copy": task}), Sources([])
-    assert with_task.controls_part(0) != without.controls_part(0) != without.controls_part(1)
+def test_a_part_depends_on_the_settings_that_it_uses(tmp_path: Path) -> None:
+    plan = {"draws": 60, "pairs": 3, "steps": 2, "polish_budget": 0.3, "seed": 0}
+    kept = KeptParts(tmp_path, {"bank": "a", "plan": plan})
+    for name in ("tests-0-4", "pairs-0-4", "stability-x", "controls-0", "transfer-0"):
+        kept.part(name, list)
+    for changed, invalid in (
+        ({"draws": 61}, {"tests-0-4"}),
+        ({"pairs": 4}, {"pairs-0-4"}),
+        ({"steps": 3}, {"stability-x", "controls-0"}),
+        ({"seed": 1}, {"tests-0-4", "pairs-0-4", "stability-x", "controls-0", "transfer-0"}),
+    ):
+        now = KeptParts(tmp_path, {"bank": "a", "plan": plan | changed})
+        assert {path.stem for path in tmp_path.iterdir() if not now.has(path.stem)} == invalid
 
 
 def test_texts_and_banks_have_digests(run: Run) -> None:

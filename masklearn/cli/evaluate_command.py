@@ -27,6 +27,11 @@ from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
 from masklearn.text_bank import EdgeBank, TextBank, load_bank
 
+USED_BY_EVIDENCE = {
+    "mask", "evidence", "lm", "dtype", "device_map", "track", "out", "allow_pickle", "trust_remote_code",
+}  # fmt: skip
+"""Flags of `evaluate.py` that `--evidence` uses, besides those of its plan."""
+
 
 def run_evaluation(args: list[str] | None) -> None:
     """Run `python evaluate.py`.
@@ -75,6 +80,11 @@ def _parse(args: Sequence[str]) -> tuple[EvaluateFlags, EvidencePlan, dict[str, 
         given = parser.parse_args(appended, defaults=False).as_dict()
     requested = given.pop("data", {})
     of_plan = given.pop("plan", {})
+    if unused := given.get("evidence") and sorted(given.keys() - USED_BY_EVIDENCE):
+        raise UserError(
+            f"--evidence does not use --{', --'.join(unused)}. Leave out {'it' if len(unused) == 1 else 'them'}, or "
+            "--evidence; the flags of evidence are --plan.*"
+        )
     flags, plan = EvaluateFlags(**given), EvidencePlan(**of_plan)
     if of_plan and not flags.evidence:
         raise UserError(f"--plan.{next(iter(of_plan))} is a flag of evidence. Add --evidence true, or leave it out")

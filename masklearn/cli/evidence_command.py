@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -25,10 +25,11 @@ from masklearn.errors import UserError
 from masklearn.evaluation import aligned
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.cost import EvidenceCost, expected_cost
-from masklearn.evidence.gather import Evidence, Sources, gather
+from masklearn.evidence.gather import Evidence, gather
 from masklearn.evidence.kept_parts import KeptParts, inputs_of
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.rediscovery import Rediscoverer
+from masklearn.evidence.sources import Sources
 from masklearn.evidence.transfer import Table, transfer_matrix
 from masklearn.evidence.verdicts import CLAIMS
 from masklearn.files import atomic_write
@@ -78,8 +79,10 @@ def run_evidence(flags: EvaluateFlags, plan: EvidencePlan, masks: Sequence[Mask]
         finally:
             folder.release()
         transfers |= {run.name: evidence.tables["transfer"]} if evidence and "transfer" in plan.parts else {}
-    if len(transfers) > 1:
-        _write_matrix(Path(flags.out) if flags.out else _folder(flags.mask[0], names[0], flags), transfers, flags.track)
+    matrix = transfer_matrix(transfers)
+    if len({row["mask"] for row in matrix}) > 1:  # of several runs, or of a run with several groups
+        folder = Path(flags.out) if flags.out else _folder(flags.mask[0], names[0], flags)
+        _write_matrix(folder, list(transfers), matrix, flags.track)
 
 
 def _require_testable(path: str, mask: Mask) -> None:
@@ -177,16 +180,15 @@ def _write(folder: Path, path: str, evidence: Evidence, seconds: float, track: b
     print(f"Written after {duration(seconds)}: {folder / EVIDENCE_FILE}, {folder / TABLES_FOLDER}")
 
 
-def _write_matrix(folder: Path, transfers: Mapping[str, Table], track: bool) -> None:
-    """Print and write what the masks of every run do on the texts of every run."""
-    table = transfer_matrix(transfers)
+def _write_matrix(folder: Path, runs: Sequence[str], table: Table, track: bool) -> None:
+    """Print and write what the masks of every run and group do on the texts of every run and group."""
     print(f"KL on the texts of every run, in nats per scored token:\n\n{matrix_text(table)}\n")
     atomic_write(folder / TABLES_FOLDER / f"{MATRIX}.csv", as_csv(table).encode())
     draw_matrix(folder / MATRIX_PAGE, table)
     if track:
         from masklearn import tracking  # imports wandb, which takes a second
 
-        print(tracking.log_evidence(folder, {"runs": list(transfers)}, {MATRIX: table}))
+        print(tracking.log_evidence(folder, {"runs": list(runs)}, {MATRIX: table}))
     print(f"Written: {folder / TABLES_FOLDER / MATRIX}.csv")
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
+from torch import Tensor
+
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import SOURCE_KEYS, SOURCE_OPTIONS
 from masklearn.data import MaskData, SplitName
@@ -14,9 +16,9 @@ from masklearn.data.sources import TaskName
 from masklearn.data.splits import COLUMN, DATASET
 from masklearn.errors import UserError
 from masklearn.evidence.bench import Bench
-from masklearn.evidence.gather import Sources
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.rediscovery import Variant, variants
+from masklearn.evidence.sources import Sources
 from masklearn.evidence.transfer import RUN, TEXTS, Checkpoint, OtherTexts, run_texts
 from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
@@ -84,20 +86,46 @@ def evidence_sources(
         with _blamed_on(f"plan.paraphrase_column: {column}"):
             paraphrased = _in_column(column, bench, load, settings)
     is_embedded, own_task = bench.mask.model.lm == EMBEDDED, bench.data.source.task
-    default = [task for task in TASKS if task != own_task] if is_embedded and plan.transfer is None else []
-    tasks = dict[str, Variant]()
-    if default and bench.mask.groups == (DATASET,) and "controls" in plan.parts:
-        task = default[0]
-        data = load(_elsewhere(settings) | {"task": task, "limit": OTHER_TASK_TEXTS})
-        tasks[task] = Variant(f"task-{task}", 1, lambda _: data, plan.seed)
+    known = [task for task in TASKS if task != own_task] if is_embedded else []
+    tasks, other_runs = dict[str, Variant](), dict[str, dict[int, Tensor]]()
+    if "controls" in plan.parts:
+        other_runs = masks_of_runs(bench.mask, runs, settings)
+        if known and bench.mask.groups == (DATASET,):
+            data = load(_elsewhere(settings) | {"task": known[0], "limit": OTHER_TASK_TEXTS})
+            tasks[known[0]] = Variant(f"task-{known[0]}", 1, lambda _: data, plan.seed)
     rediscoveries = variants(plan, bench.data, paraphrased) if "stability" in plan.parts else []
     if "transfer" not in plan.parts:
-        return Sources(rediscoveries, tasks)
-    found = [*_of_plan(bench, plan.transfer or default, load, settings), *_of_runs(bench, runs, load)]
+        return Sources(rediscoveries, tasks, other_runs=other_runs)
+    targets = known if plan.transfer is None else plan.transfer
+    found = [*_of_plan(bench, targets, load, settings), *_of_runs(bench, runs, load)]
     texts = [one for one in found if isinstance(one, OtherTexts)]
     checkpoints = [_checkpoint(name, bench, flags) for name in plan.checkpoints or ()]
     gaps = [one for one in found if isinstance(one, str)]
-    return Sources(rediscoveries, tasks, texts, checkpoints, gaps)
+    return Sources(rediscoveries, tasks, texts, checkpoints, gaps, other_runs)
+
+
+def masks_of_runs(bank: Mask, runs: Sequence[OtherRun], settings: dict[str, Any]) -> dict[str, dict[int, Tensor]]:
+    """The masks of other runs on the same model that were learned on other texts, as controls.
+
+    Args:
+        bank: The bank.
+        runs: Other runs. Those on the texts of the bank's run are rediscoveries, and no controls.
+        settings: Those of the texts of the bank's run.
+
+    Returns:
+        By the name of the run, and of its group if it has several: for each size that the bank has, too, the mask of
+        shape (1, nodes).
+    """
+    found, sizes = dict[str, dict[int, Tensor]](), {*bank.sizes.tolist()}
+    for run in runs:
+        other = run.bank
+        same_model = other.model.fingerprint == bank.model.fingerprint and other.graph == bank.graph
+        if not same_model or run.settings == settings:
+            continue
+        for group, masks in zip(other.groups, other.mask, strict=True):
+            by_size = {s: mask[None] for s, mask in zip(other.sizes.tolist(), masks, strict=True) if s in sizes}
+            found |= {run_texts(run.name, group, other.groups): by_size} if by_size else {}
+    return found
 
 
 @contextmanager

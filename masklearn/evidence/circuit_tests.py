@@ -2,8 +2,8 @@
 
 Source: Shi et al. 2024 (arXiv 2410.13032). Random subgraphs have as many heads and as many MLPs as the circuit, and are
 drawn from the whole model. Equivalence and independence compare scores of texts; with the KL as a score the full model
-would always win. The other three compare KLs. The first three are passed by whoever has few texts: what they do not
-reject is not shown.
+would always win. The other three compare KLs. The first three hold unless they reject: equivalence and independence are
+passed by whoever has few texts, and minimality is over draws of nodes and takes the texts as given.
 """
 
 import math
@@ -20,6 +20,7 @@ from masklearn.evidence.hypotheses import (
     at_most_p,
     equivalence_p,
     fewest_draws,
+    fewest_paired_texts,
     fewest_texts,
     holm,
     independence_p,
@@ -96,7 +97,7 @@ def run_tests(circuit: Circuit, group: str, scores: Sequence[TextScores], n_test
     both, draws, complements, less, more = scores
     return [
         _equivalence(group, s, both.score[0], both.full_score, n_tests),
-        _independence(group, s, both.score[1], both.full_score, circuit.seed),
+        _independence(group, s, both.score[1], both.full_score, circuit.seed, n_tests),
         _minimality(circuit, group, both.mean_kl[0], less.mean_kl, more.mean_kl),
         _against_random(SUFFICIENCY, circuit, group, both.mean_kl[0] < draws.mean_kl, n_tests),
         _against_random(NECESSITY, circuit, group, both.mean_kl[1] > complements.mean_kl, n_tests),
@@ -106,27 +107,26 @@ def run_tests(circuit: Circuit, group: str, scores: Sequence[TextScores], n_test
 def _equivalence(group: str, s: int, score: Tensor, full_score: Tensor, n_tests: int) -> Outcome:
     known = ~(score.isnan() | full_score.isnan())
     result, difference = Outcome(EQUIVALENCE, group, s, int(known.sum())), (score - full_score)[known]
-    if too_few := _too_few_texts(result.n, n_tests):
+    if too_few := _too_few_texts(result.n, fewest_texts(n_tests)):
         return replace(result, note=too_few)
     wins = float((difference > 0).sum() + 0.5 * (difference == 0).sum())
     low, high = share_interval(wins, result.n)
     return replace(result, share=wins / result.n, low=low, high=high, p=equivalence_p(wins, result.n))
 
 
-def _independence(group: str, s: int, score: Tensor, full_score: Tensor, seed: int) -> Outcome:
+def _independence(group: str, s: int, score: Tensor, full_score: Tensor, seed: int, n_tests: int) -> Outcome:
     known = ~(score.isnan() | full_score.isnan())
     result = Outcome(INDEPENDENCE, group, s, int(known.sum()))
-    if too_few := _too_few_texts(result.n, 1):
+    if too_few := _too_few_texts(result.n, fewest_paired_texts(n_tests)):
         return replace(result, note=too_few)
     score, full_score = score[known], full_score[known]
     if score.std() < 1e-9 or full_score.std() < 1e-9:
         return replace(result, note="a score is the same for all texts, so that nothing can depend on it")
-    return replace(result, p=independence_p(score.numpy(), full_score.numpy(), seed))
+    return replace(result, p=independence_p(score.numpy(), full_score.numpy(), seed, n_tests))
 
 
-def _too_few_texts(n: int, n_tests: int) -> str:
+def _too_few_texts(n: int, fewest: int) -> str:
     """Why there are too few texts, if there are."""
-    fewest = fewest_texts(n_tests)
     if n >= fewest:
         return ""
     if not n:

@@ -14,7 +14,7 @@ from torch import Tensor
 from masklearn.data import Batch
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.hypotheses import ALPHA, holm
-from masklearn.evidence.intervals import mean_interval
+from masklearn.evidence.intervals import NOT_TESTED, mean_interval, too_few_texts
 from masklearn.evidence.text_scores import kl_between
 from masklearn.graph import NodeGraph
 from masklearn.masking import MaskedLM
@@ -77,7 +77,8 @@ def completeness_row(bench: Bench, group: int, s: int) -> dict[str, Any]:
     return {
         "group": bench.mask.groups[group], "s": s, "closed": " ".join(_names(bench.mask.graph, closed)),
         "run_kl": float(before.mean()), "gap": float(after.mean()), "excess": excess, "low": low, "high": high,
-        "verdict": "incomplete" if low > 0 else "no gap found",
+        "verdict": NOT_TESTED if too_few_texts(len(after)) else "incomplete" if low > 0 else "no gap found",
+        "texts": len(after),
     }  # fmt: skip
 
 

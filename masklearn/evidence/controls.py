@@ -1,15 +1,13 @@
 """Controls that a mask must beat: what the same sizes, the same search, or other texts and weights give."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from masklearn.errors import UserError
 from masklearn.evidence.bench import Bench
-from masklearn.evidence.intervals import mean_interval
-from masklearn.evidence.rediscovery import Rediscoverer, Variant, shuffled_variant
+from masklearn.evidence.rediscovery import BOOTSTRAP, SEED, Rediscoverer, Variant, shuffled_variant, variants
 from masklearn.gates import top
 from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
@@ -17,12 +15,12 @@ from masklearn.models import require_plain
 from masklearn.selection.attribution import single_ablation
 from masklearn.selection.baselines import matched_masks
 from masklearn.selection.polish import polish
+from masklearn.training.settings import default_steps
 
 RANDOM, POLISHED, RANKS = "random-matched", "polished random", "single-ablation ranks"
-SHUFFLED, UNTRAINED, OTHER = "shuffled texts", "untrained model", "another task"
+SHUFFLED, UNTRAINED, OTHER, OTHER_RUN = "shuffled texts", "untrained model", "another task", "another run"
 N_RANDOM = 10
 """Random subgraphs whose mean KL is a control."""
-BEATEN, NOT_BEATEN = "beaten", "not beaten"
 
 
 def untrained_like(masked_lm: MaskedLM, seed: int) -> MaskedLM:
@@ -65,45 +63,48 @@ def learned_controls(
     return found, missing
 
 
-def control_masks(bench: Bench, group: int, learned: Mapping[str, Mask], budget: float) -> dict[str, Tensor]:
-    """The masks of all controls of a group, boolean of shape (draws, sizes, nodes) each.
+def masks_of_equal_budget(bench: Bench, again: Rediscoverer) -> list[Mask]:
+    """Masks that were learned again on the run's texts and model, with the budget of learned controls.
+
+    They are those of other seeds, or without these those of bootstraps; none if stability has not been gathered.
+    """
+    for source in (SEED, BOOTSTRAP):
+        found = [v for v in variants(bench.plan, bench.data, None) if v.source == source and again.is_kept(v)]
+        if found:
+            return [again.find(variant) for variant in found]
+    return []
+
+
+def search_shares(again: Rediscoverer) -> tuple[float, float]:
+    """The tokens that the search of a control may score, as shares of those of the run's search.
+
+    Returns:
+        Of a learned control, and of a polished random mask; 0 if the polish of the run had no limit.
+    """
+    of_run, settings, budget = again.mask.config.get("model", {}), again.settings(0), again.plan.polish_budget
+    steps = of_run.get("steps") or default_steps(False, again.mask.graph.n_nodes)
+    polish_of_run = of_run.get("polish_budget", 2.0) if of_run.get("polish", 1) else 0.0
+    if polish_of_run is None:
+        return 0.0, 0.0
+    learning = settings["steps"] / steps / (1 + polish_of_run)
+    return learning * (1 + budget * bool(of_run.get("polish", 1))), learning * budget
+
+
+def unlearned_controls(bench: Bench, group: int, tokens: float) -> dict[str, Tensor]:
+    """The masks of all controls of a group that need no learning, boolean of shape (draws, sizes, nodes) each.
 
     Args:
         bench: The bank.
         group: Index of the group.
-        learned: Masks that were learned as controls.
-        budget: Tokens that the polish of random masks may score.
+        tokens: Tokens that the polish of random masks may score.
     """
     own, graph, seed = bench.mask.mask[group][:, None], bench.mask.graph, bench.plan.seed
     scorer = bench.scorer(group)
     random = matched_masks(N_RANDOM, own, graph, seed + 1)[:, :, 0]
     noise = torch.rand(own.shape, generator=torch.Generator().manual_seed(seed)).to(scorer.device)
     rounds = bench.mask.config.get("model", {}).get("polish") or 1
-    polished, _ = polish(scorer, random[0][:, None].to(scorer.device), noise, rounds, budget=budget)
+    polished, _ = polish(scorer, random[0][:, None].to(scorer.device), noise, rounds, budget=tokens)
     ranks = top(single_ablation(scorer, graph.n_nodes)[:1], bench.mask.sizes.to(scorer.device)[:, None])
     masks = {RANDOM: random, POLISHED: polished[None, :, 0], RANKS: ranks.view(1, *own[:, 0].shape)}
-    masks |= {name: mask.mask[min(group, len(mask.mask) - 1)][None] for name, mask in learned.items()}
     others = {f"{OTHER}: {name}": bench.mask.mask[g][None] for g, name in enumerate(bench.mask.groups) if g != group}
     return {name: mask.cpu() for name, mask in (masks | others).items()}
-
-
-def control_table(bench: Bench, group: int, masks: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """The KL of every control on held-out texts beside that of the bank's masks; a row for each size and control.
-
-    A control is beaten if its KL minus the mask's is positive, by a 95 % bootstrap interval over texts.
-    """
-    blocks = [bench.mask.mask[group], *(mask.flatten(0, 1) for mask in masks.values())]
-    own, *results = bench.scores(group, blocks, "Controls on texts")
-    rows = list[dict[str, Any]]()
-    for i, s in enumerate(bench.mask.sizes.tolist()):
-        for (name, mask), result in zip(masks.items(), results, strict=True):
-            kl = result.kl.view(*mask.shape[:2], -1)[:, i].mean(0)  # of each text
-            difference, low, high = mean_interval(kl - own.kl[i], bench.plan.seed)
-            verdict = BEATEN if low > 0 else NOT_BEATEN
-            same = bool((mask[:, i] == bench.mask.mask[group, i]).all())
-            rows.append({
-                "group": bench.mask.groups[group], "s": s, "control": name, "kl": float(kl.mean()),
-                "run_kl": float(own.mean_kl[i]), "difference": difference, "low": low, "high": high,
-                "verdict": verdict, "note": "the same nodes" if same else "",
-            })  # fmt: skip
-    return rows

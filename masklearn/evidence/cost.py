@@ -5,16 +5,17 @@ from dataclasses import dataclass
 
 import torch
 
+from masklearn.errors import UserError
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.completeness import ADVERSARY_TEXTS, n_adversary_masks
-from masklearn.evidence.gather import Sources
-from masklearn.evidence.rediscovery import Rediscoverer
+from masklearn.evidence.rediscovery import Rediscoverer, shuffled_variant
+from masklearn.evidence.sources import Sources
 from masklearn.evidence.text_scores import score_texts
 
 N_PROBED = 8
 """Subgraphs by which the time is estimated."""
 N_LEARNED_CONTROLS = 2
-"""Controls that are learned, besides those of other tasks."""
+"""Controls that are learned, besides those of other tasks: on shuffled texts, and on an untrained model."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ def expected_cost(bench: Bench, again: Rediscoverer, sources: Sources) -> Eviden
     of_texts = [bench.held_out_tokens(group) for group in groups]
     one = again.learning_tokens * (1 + plan.polish_budget)
     n_new = sum(not again.is_kept(variant) for variant in sources.variants)
-    n_controls = N_LEARNED_CONTROLS + len(sources.other_tasks)
-    controls = [group for group in groups if not bench.kept.has(sources.controls_part(group))]
+    n_controls = sum(not again.is_kept(variant) for variant in sources.other_tasks.values())
+    n_controls += N_LEARNED_CONTROLS * (not _shuffled_is_kept(bench, again))
+    controls = [group for group in groups if not bench.kept.has(f"controls-{group}")]
     targets = [*sources.other_texts, *sources.checkpoints]
     transfers = [f"transfer-{g}-{target.digest}" for g in groups for target in targets]
     n_transfers = sum(not bench.kept.has(name) for name in transfers)
@@ -53,7 +55,7 @@ def expected_cost(bench: Bench, again: Rediscoverer, sources: Sources) -> Eviden
     tokens = {
         "tests": sum(of_texts[g] * (2 + 2 * plan.draws + n_nodes) for g, _ in _left(bench, "tests")),
         "stability": one * n_new,
-        "controls": (n_controls + plan.polish_budget) * one * len(controls) / len(groups)
+        "controls": one * (n_controls + plan.polish_budget * len(controls) / len(groups))
         + sum(of_texts[g] * n_sizes * 20 for g in controls),
         "completeness": sum(2 * n_selection * n_adversary_masks(s) for _, s in _left(bench, "completeness"))
         + sum(of_texts[g] * _n_pair_masks(s, plan.pairs) for g, s in _left(bench, "pairs")),
@@ -66,6 +68,14 @@ def expected_cost(bench: Bench, again: Rediscoverer, sources: Sources) -> Eviden
     seconds = time.monotonic() - start
     tokens = {kind: n for kind, n in tokens.items() if kind in plan.parts}
     return EvidenceCost(tokens, seconds / (batch.input_ids.numel() * (N_PROBED + 1)))
+
+
+def _shuffled_is_kept(bench: Bench, again: Rediscoverer) -> bool:
+    """Whether the control of shuffled texts is there; that of an untrained model is learned after it."""
+    try:
+        return again.is_kept(shuffled_variant(bench.plan))
+    except UserError:  # these texts cannot be shuffled
+        return False
 
 
 def _left(bench: Bench, part: str) -> list[tuple[int, int]]:

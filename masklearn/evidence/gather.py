@@ -1,22 +1,23 @@
 """All evidence on a bank of shared masks, as tables."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.circuit_tests import Circuit, Outcome, corrected, run_tests
 from masklearn.evidence.completeness import completeness_row, pair_rows
-from masklearn.evidence.controls import control_masks, control_table, learned_controls
+from masklearn.evidence.control_tables import control_table
 from masklearn.evidence.kept_parts import digest
-from masklearn.evidence.plan import PARTS
-from masklearn.evidence.rediscovery import BOOTSTRAP, HALF, PARAPHRASE, SEED, Rediscoverer, Variant
+from masklearn.evidence.plan import PARTS, EvidencePart
+from masklearn.evidence.rediscovery import BOOTSTRAP, HALF, PARAPHRASE, SEED, Rediscoverer
 from masklearn.evidence.resampled_texts import MIN_HALVED_TEXTS
+from masklearn.evidence.sources import Sources
 from masklearn.evidence.stability_tables import Table, rediscover, stability_tables
-from masklearn.evidence.transfer import Checkpoint, OtherTexts, transfer_table
-from masklearn.evidence.verdicts import LEFT_OUT, UNKNOWN, paragraph, verdict_table
-from masklearn.mask_file import Mask
+from masklearn.evidence.summary import paragraph
+from masklearn.evidence.transfer import transfer_table
+from masklearn.evidence.verdicts import LEFT_OUT, UNKNOWN, verdict_table
 
 TABLES = (
     "verdicts", "tests", "controls", "stability", "nodes", "near_optimal", "completeness", "pairs", "transfer",
@@ -29,26 +30,6 @@ NOT_LEARNED = {
     PARAPHRASE: "paraphrases: --plan.paraphrase_column names no column",
 }
 """Why stability is not tested under a source of variation, if there are no rediscoveries of it."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What evidence is gathered on, besides the bank."""
-
-    variants: list[Variant]
-    """Rediscoveries for stability."""
-    other_tasks: Mapping[str, Variant] = field(default_factory=dict)
-    """Rediscoveries on other tasks, as controls."""
-    other_texts: Sequence[OtherTexts] = ()
-    """Texts to transfer to."""
-    checkpoints: Sequence[Checkpoint] = ()
-    """Checkpoints to transfer to."""
-    gaps: Sequence[str] = ()
-    """What cannot be used, a sentence each."""
-
-    def controls_part(self, group: int) -> str:
-        """Name of the part with the controls of a group: which tasks are among them depends on the plan."""
-        return "-".join(["controls", str(group), *self.other_tasks])
 
 
 @dataclass(frozen=True)
@@ -78,48 +59,51 @@ def _test_rows(bench: Bench, group: int, s: int) -> Table:
     return [asdict(outcome) for outcome in run_tests(circuit, bench.mask.groups[group], scores, len(bench.cells))]
 
 
-def _control_rows(bench: Bench, group: int, learned: Mapping[str, Mask], budget: float) -> Table:
-    return control_table(bench, group, control_masks(bench, group, learned, budget))
-
-
 def gather(bench: Bench, again: Rediscoverer, sources: Sources) -> Evidence:
-    """Gather all evidence on a bank; finished parts are kept.
+    """Gather the parts of a plan on a bank; others are those gathered before, if they are still valid.
 
     Args:
         bench: The bank, its model and its texts.
         again: Learns its masks again.
         sources: What else is needed.
     """
-    parts, missing = bench.plan.parts, dict[str, str]()
+    found = dict[EvidencePart, dict[str, Any]]()
+    for part in PARTS:
+        if part in bench.plan.parts:
+            found[part] = bench.kept.keep(part, _gather_part(part, bench, again, sources))
+        elif (kept := bench.kept.load(part)) is not None:
+            found[part] = kept
     tables: dict[str, Table] = {name: [] for name in TABLES}
-    if "tests" in parts:
-        tables["tests"] = circuit_test_table(bench)
-    if "controls" in parts:
-        tables["controls"], missing = _all_controls(bench, again, sources)
-    if "stability" in parts:
+    for of_part in found.values():
+        tables |= of_part["tables"]
+    cells = [(bench.mask.groups[group], s) for group, s in bench.cells]
+    tables["verdicts"] = verdict_table(tables, cells, found)
+    n_again = found["stability"]["rediscoveries"] if "stability" in found else 0
+    facts = _facts(bench, again) | {"parts": ", ".join(found), "rediscoveries": n_again}
+    of_parts = [gap for of_part in found.values() for gap in of_part["gaps"]]
+    gaps = [f"{part.capitalize()}: {LEFT_OUT}" for part in PARTS if part not in found]
+    not_tested = [*of_parts, *gaps, *_untested(tables["verdicts"]), *_never_tested(bench)]
+    return Evidence(tables, facts, paragraph(tables, facts), not_tested)
+
+
+def _gather_part(part: EvidencePart, bench: Bench, again: Rediscoverer, sources: Sources) -> dict[str, Any]:
+    """A part of the evidence in values of JSON: its `tables`, and its `gaps`, a sentence each."""
+    missing = dict[str, str]()
+    if part == "tests":
+        tables = {"tests": circuit_test_table(bench)}
+    elif part == "stability":
         found = rediscover(again, sources.variants)
         of_found = digest(*(mask.to_bytes() for mask in found.masks))
-        tables |= bench.kept.part(f"stability-{of_found}", partial(stability_tables, bench, found))
-    if "completeness" in parts:
-        tables |= _completeness(bench)
-    if "transfer" in parts:
-        tables["transfer"] = transfer_table(bench, sources.other_texts, sources.checkpoints)
-    cells = [(bench.mask.groups[group], s) for group, s in bench.cells]
-    tables["verdicts"] = verdict_table(tables, cells, parts)
-    facts = _facts(bench, again, sources)
-    not_tested = [f"Control {name}: {why}" for name, why in missing.items()]
-    return Evidence(tables, facts, paragraph(tables["verdicts"], facts), not_tested + _gaps(bench, sources, tables))
-
-
-def _all_controls(bench: Bench, again: Rediscoverer, sources: Sources) -> tuple[Table, dict[str, str]]:
-    """The controls of all groups, and why others could not be learned."""
-    learned, missing = learned_controls(bench, again, sources.other_tasks)
-    groups, rows = range(len(bench.mask.groups)), Table()
-    budget = bench.plan.polish_budget * again.learning_tokens / len(groups)
-    for g in groups:
-        compute = partial(_control_rows, bench, g, learned, budget)
-        rows += bench.kept.part(sources.controls_part(g), compute)
-    return rows, missing
+        tables = bench.kept.part(f"stability-{of_found}", partial(stability_tables, bench, found))
+    elif part == "controls":
+        rows, missing = control_table(bench, again, sources)
+        tables = {"controls": rows}
+    elif part == "completeness":
+        tables = _completeness(bench)
+    else:
+        tables = {"transfer": transfer_table(bench, sources.other_texts, sources.checkpoints)}
+    gaps = [f"Control {name}: {why}" for name, why in missing.items()] + _gaps(part, bench, sources, tables)
+    return {"tables": tables, "gaps": gaps, "rediscoveries": len(sources.variants)}
 
 
 def _completeness(bench: Bench) -> dict[str, Table]:
@@ -133,7 +117,7 @@ def _completeness(bench: Bench) -> dict[str, Table]:
     return {"completeness": rows, "pairs": pairs}
 
 
-def _facts(bench: Bench, again: Rediscoverer, sources: Sources) -> dict[str, Any]:
+def _facts(bench: Bench, again: Rediscoverer) -> dict[str, Any]:
     mask, plan = bench.mask, bench.plan
     return {
         "model": mask.model.lm,
@@ -141,31 +125,39 @@ def _facts(bench: Bench, again: Rediscoverer, sources: Sources) -> dict[str, Any
         "n_texts": sum(len(batch.input_ids) for group in range(len(mask.groups)) for batch in bench.texts(group)),
         "ablation": mask.ablation.name,
         "positions": mask.positions,
-        "parts": ", ".join(plan.parts),
         "draws": plan.draws,
-        "rediscoveries": len(sources.variants),
         "steps": again.settings(0)["steps"],
         "polish_budget": plan.polish_budget,
         "seed": plan.seed,
     }
 
 
-def _gaps(bench: Bench, sources: Sources, tables: Mapping[str, Table]) -> list[str]:
-    """What was not tested, a sentence each."""
-    parts = bench.plan.parts
-    gaps = [f"{part.capitalize()}: {LEFT_OUT}" for part in PARTS if part not in parts] + list(sources.gaps)
-    for row in tables["verdicts"]:
-        if row["verdict"] == UNKNOWN and row["measured"] != LEFT_OUT:
-            gaps.append(f"{row['claim']} at s = {row['s']} of group {row['group']}: {row['measured']}")
-    if "controls" in parts and not sources.other_tasks and len(bench.mask.groups) == 1:
-        gaps.append("Control of another task: none is known. Learn masks by task with --model.scope column:NAME")
-    if "stability" in parts:
+def _gaps(part: EvidencePart, bench: Bench, sources: Sources, tables: Mapping[str, Table]) -> list[str]:
+    """What a part has not tested, a sentence each."""
+    gaps = list(sources.gaps) if part == "transfer" else []
+    if part == "controls" and not sources.other_tasks and not sources.other_runs and len(bench.mask.groups) == 1:
+        gaps.append(
+            "Control of another task: none is known. Learn masks by task with --model.scope column:NAME, or give "
+            "a run on other texts as a second --mask"
+        )
+    if part == "stability":
         learned = {variant.source for variant in sources.variants}
         gaps += [f"Stability under {why}" for source, why in NOT_LEARNED.items() if source not in learned]
-    if "transfer" in parts and not sources.other_texts:
+    if part == "transfer" and not sources.other_texts:
         gaps.append("Transfer to other texts: --plan.transfer names none")
-    if "transfer" in parts and not sources.checkpoints:
+    if part == "transfer" and not sources.checkpoints:
         gaps.append("Transfer to other checkpoints: --plan.checkpoints names none")
-    gaps.append(f"Ablations other than {bench.mask.ablation.name}: compare them with --ablation, without --evidence")
-    gaps.append("Edges, neurons and directions: the masks are over attention heads and MLPs")
     return gaps
+
+
+def _untested(verdicts: Table) -> list[str]:
+    """The claims that could not be tested, a sentence each."""
+    unknown = [row for row in verdicts if row["verdict"] == UNKNOWN and row["measured"] != LEFT_OUT]
+    return [f"{row['claim']} at s = {row['s']} of group {row['group']}: {row['measured']}" for row in unknown]
+
+
+def _never_tested(bench: Bench) -> list[str]:
+    return [
+        f"Ablations other than {bench.mask.ablation.name}: compare them with --ablation, without --evidence",
+        "Edges, neurons and directions: the masks are over attention heads and MLPs",
+    ]

@@ -3,6 +3,7 @@
 Source of the five tests: Shi et al. 2024, Hypothesis Testing the Circuit Hypothesis in LLMs (arXiv 2410.13032).
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,9 @@ QUANTILE = 0.9
 TOLERANCE = 0.1
 """How far the share of texts that prefer the subgraph may be from one half, for both to count as equivalent."""
 N_PERMUTATIONS = 1000
-"""Permutations of the independence test; the smallest p-value is 1 / (N_PERMUTATIONS + 1)."""
+"""Permutations of the independence test, at least; the smallest p-value is 1 / (N_PERMUTATIONS + 1)."""
+PERMUTATIONS_PER_TEST = 40
+"""The same for each of many tests: twice what the smallest p-value needs to be below `ALPHA` after correction."""
 ROUNDING = 1e-9
 """Differences of shares below this are rounding."""
 
@@ -51,7 +54,7 @@ def at_most_p(wins: int, n: int) -> float:
     return float(stats.binom.cdf(wins, n, QUANTILE))
 
 
-def independence_p(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
+def independence_p(x: np.ndarray, y: np.ndarray, seed: int = 0, n_tests: int = 1) -> float:
     """The permutation p-value of "x and y are independent" by the Hilbert-Schmidt independence criterion.
 
     Gaussian kernels, as wide as the median distance. The observed pairing counts as one of the permutations.
@@ -60,15 +63,17 @@ def independence_p(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
     Args:
         x, y: One value for each text, shape (texts,).
         seed: Seed of the permutations.
+        n_tests: Tests that the p-value will be corrected for; many need more permutations to reject at all.
     """
     n, rng = len(x), np.random.default_rng(seed)
+    n_permutations = max(N_PERMUTATIONS, PERMUTATIONS_PER_TEST * n_tests)
     centring = np.eye(n) - 1 / n
     kernel_x, kernel_y = centring @ _gaussian_kernel(x) @ centring, _gaussian_kernel(y)
     observed = (kernel_x * kernel_y).sum()
-    orders = (rng.permutation(n) for _ in range(N_PERMUTATIONS))
+    orders = (rng.permutation(n) for _ in range(n_permutations))
     permuted = np.array([(kernel_x * kernel_y[np.ix_(order, order)]).sum() for order in orders])
     n_as_large = int((permuted >= observed * (1 - ROUNDING)).sum())
-    return (1 + n_as_large) / (1 + N_PERMUTATIONS)
+    return (1 + n_as_large) / (1 + n_permutations)
 
 
 def _gaussian_kernel(values: np.ndarray) -> np.ndarray:
@@ -100,6 +105,12 @@ def share_interval(wins: float, n: int) -> tuple[float, float]:
 def fewest_texts(n_tests: int) -> int:
     """The fewest texts with which the equivalence test can reject at all, if it is one of so many."""
     return next(n for n in range(2, 1000) if equivalence_p(n, n) <= ALPHA / n_tests)
+
+
+def fewest_paired_texts(n_tests: int) -> int:
+    """The fewest texts with which the independence test can reject at all: so many that they have enough orders."""
+    fewest = fewest_texts(1)
+    return next(n for n in range(fewest, 1000) if 1 / math.factorial(n) <= ALPHA / n_tests)
 
 
 def fewest_draws(n_tests: int) -> int:

@@ -20,6 +20,11 @@ NAMED_BY_PARTS = {
     "parts", "seeds", "bootstraps", "halves", "paraphrase_column", "transfer", "checkpoints", "estimate",
 }  # fmt: skip
 """Settings of a plan that say which parts there are, and change none of them."""
+USED_IN = {
+    "draws": {"tests"}, "pairs": {"completeness", "pairs"},
+    "steps": {"stability", "controls"}, "polish_budget": {"stability", "controls"},
+}  # fmt: skip
+"""Settings of a plan that some kinds of parts alone depend on."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,15 @@ class KeptParts:
         Raises:
             UserError: If it cannot be written.
         """
-        if (kept := self._load(name)) is not None:
-            return kept
-        value = compute()
+        kept = self.load(name)
+        return self.keep(name, compute()) if kept is None else kept
+
+    def keep(self, name: str, value: Any) -> Any:
+        """Keep a part in place of an earlier one, and return it.
+
+        Raises:
+            UserError: If it cannot be written.
+        """
         if self.folder:
             content = {"inputs": self.inputs, "value": value}
             atomic_write(self.folder / f"{name}.json", json.dumps(content).encode())
@@ -51,16 +62,24 @@ class KeptParts:
 
     def has(self, name: str) -> bool:
         """Whether the folder has a part."""
-        return self._load(name) is not None
+        return self.load(name) is not None
 
-    def _load(self, name: str) -> Any:
+    def load(self, name: str) -> Any:
+        """A part from the folder; None if it is not there, or if it depends on something else than now."""
         if self.folder is None:
             return None
         try:
             content = json.loads((self.folder / f"{name}.json").read_bytes())
-            return content["value"] if content["inputs"] == self.inputs else None
+            same = _used_in(name, content["inputs"]) == _used_in(name, self.inputs)
+            return content["value"] if same else None
         except (OSError, ValueError, TypeError, KeyError):  # absent or damaged: it is computed again
             return None
+
+
+def _used_in(name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs that a part of this name depends on."""
+    kind, plan = name.split("-")[0], inputs.get("plan", {})
+    return {**inputs, "plan": {key: plan[key] for key in plan if kind in USED_IN.get(key, {kind})}}
 
 
 def inputs_of(masked_lm: MaskedLM, mask: Mask, data: MaskData, plan: EvidencePlan) -> dict[str, Any]:

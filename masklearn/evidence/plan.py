@@ -15,9 +15,9 @@ class EvidencePlan:
     """How much evidence is gathered. With the defaults it takes a few minutes on the embedded model.
 
     Args:
-        parts: Parts to gather: tests, stability (by rediscovery), controls, completeness and transfer. Claims of others
-            are "not tested"; a later command adds them, and takes over what is finished. '[transfer]' crosses several
-            runs in seconds.
+        parts: Parts to gather now: tests, stability (by rediscovery), controls, completeness and transfer. Others are
+            those that were gathered before, if these are still valid, and their claims are "not tested" otherwise.
+            '[transfer]' crosses several runs in seconds.
         seeds: Times to learn the masks again with other seeds.
         bootstraps: Times to learn them again on training texts drawn with replacement.
         halves: Times to learn them again on each half of the training texts; by default once, if every group has

@@ -1,12 +1,12 @@
-"""Verdicts on a bank: one row for each claim and size, a paragraph to quote, and what was not tested."""
+"""Verdicts on a bank: one row for each claim and size."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from masklearn.evidence import circuit_tests as tests
-from masklearn.evidence.controls import BEATEN
+from masklearn.evidence.control_tables import BEATEN
+from masklearn.evidence.intervals import NOT_TESTED, too_few_texts
 from masklearn.evidence.plan import EvidencePart
 from masklearn.evidence.rediscovery import BOOTSTRAP
 from masklearn.evidence.stability import STABLE_JACCARD
@@ -21,13 +21,14 @@ CLAIMS = {
     "equivalent": "No difference found: texts prefer it to the model about as often as not.",
     "complement independent": "No dependence found between the scores of all other nodes and the model's.",
     "minimal": "No node found that matters less than one in ten other nodes would.",
-    "beats controls": "Its KL is lower than that of every control, by a 95 % interval over texts.",
+    "beats controls": "Its KL is lower than that of every control, by a 95 % interval over texts. So is that of masks "
+    "learned again with the budget of learned controls, if there are any.",
     "stable": f"Masks learned on resampled texts have a mean Jaccard index of at least {STABLE_JACCARD}, with each "
     "other and with this one.",
     "unique": "Learned again, it was found again, and no mask with other nodes has a KL as low as its own plus 2 %.",
     "complete": "Closing a fifth of its nodes in both, which an adversary chooses, moves the two no further apart.",
 }
-"""When each claim holds. What is not found is not shown to be absent: few texts find little."""
+"""When each claim holds. What is not found is not shown to be absent."""
 MIN_SHOWN_P = 0.001
 """Smaller p-values are not told apart in words."""
 CLAIM_OF = {
@@ -98,20 +99,10 @@ def _other_claims(of_cell: Mapping[str, Table]) -> Table:
     """The verdicts of one group and size besides those of the tests."""
     rows = Table()
     controls, overlaps = of_cell.get("controls", []), of_cell.get("stability", [])
-    lost = [row["control"] for row in controls if row["verdict"] != BEATEN]
     if controls:
-        nearest = min(controls, key=lambda row: row["difference"])
-        interval = f"[{nearest['low']:.3g}, {nearest['high']:.3g}]"
-        measured = f"{len(controls) - len(lost)} of {len(controls)} beaten; nearest {nearest['control']}, "
-        measured += f"KL {nearest['difference']:+.3g} {interval}" + (f"; not beaten: {', '.join(lost)}" if lost else "")
-        rows.append({"claim": "beats controls", "verdict": NO if lost else YES, "measured": measured})
+        rows.append(_of_controls(controls))
     rows += [_stable(overlaps), _unique(of_cell.get("near_optimal", []), len(of_cell.get("nodes", [])))]
-    for row in of_cell.get("completeness", []):
-        measured = f"gap {row['gap']:.3g}, KL {row['run_kl']:.3g}, excess {row['excess']:+.3g} "
-        measured += f"[{row['low']:.3g}, {row['high']:.3g}]; closed {row['closed']}"
-        rows.append(
-            {"claim": "complete", "verdict": NO if row["verdict"] == "incomplete" else YES, "measured": measured}
-        )
+    rows += [_of_completeness(row) for row in of_cell.get("completeness", [])]
     return rows
 
 
@@ -161,41 +152,37 @@ def _unique(near_optimal: Table, n_nodes: int) -> dict[str, Any]:
     return {"claim": "unique", "verdict": verdict, "measured": measured}
 
 
-def paragraph(verdicts: Table, facts: Mapping[str, Any]) -> str:
-    """What was found, in sentences that can be quoted.
-
-    Args:
-        verdicts: The table of verdicts.
-        facts: Of the run and the plan: `model`, `texts`, `n_texts`, `draws`, `rediscoveries`, `steps`, `ablation`.
-    """
-    tested = [row for row in verdicts if row["measured"] != LEFT_OUT]
-    has_tests = any(PART_OF[row["claim"]] == "tests" for row in tested)
-    against = f" against {facts['draws']} random subgraphs with as many heads and MLPs" if has_tests else ""
-    n = facts["rediscoveries"]
-    again = f", and learned again {n} times with {facts['steps']} steps" if n else ""
-    lines = [
-        f"Masks of {_quoted(facts['model'])} under {facts['ablation']} ablation, tested on {facts['n_texts']} held-out "
-        f"texts of {_quoted(facts['texts'])}{against}{again}.",
-        *(["P-values are corrected for the number of sizes (Holm), level 5 %."] if has_tests else []),
-    ]
-    for claim in CLAIMS:
-        rows = [row for row in tested if row["claim"] == claim]
-        by_verdict = {v: [_name(row) for row in rows if row["verdict"] == v] for v in (YES, NO, UNKNOWN)}
-        parts = [f"{verdict} at {_listed(names)}" for verdict, names in by_verdict.items() if names]
-        if parts:
-            lines.append(f"{claim[0].upper()}{claim[1:]}: {'; '.join(parts)}.")
-    return " ".join(lines)
+def _of_controls(controls: Table) -> dict[str, Any]:
+    """Whether the mask of one group and size beats all controls."""
+    claim = "beats controls"
+    if any(row["verdict"] == NOT_TESTED for row in controls):
+        return {"claim": claim, "verdict": UNKNOWN, "measured": too_few_texts(controls[0]["texts"])}
+    lost = [row["control"] for row in controls if row["verdict"] != BEATEN]
+    nearest = min(controls, key=lambda row: row["difference"])
+    measured = f"{len(controls) - len(lost)} of {len(controls)} beaten; nearest {nearest['control']}, "
+    measured += _kl_difference(nearest, "") + (f"; not beaten: {', '.join(lost)}" if lost else "")
+    shares = [row["search"] for row in controls if row["search"] is not None]
+    if shares:
+        share = max(shares)
+        measured += f"; {f'{share:.0%}' if share else 'less than all'} of the run's search for learned controls"
+        of_equal = [row for row in controls if row["again"]]
+        if of_equal:
+            rival = min(of_equal, key=lambda row: row["again_difference"])
+            measured += f", over {rival['again']} masks learned again with as much: nearest {rival['control']}, "
+            measured += _kl_difference(rival, "again_")
+        else:
+            measured += ", and no mask was learned again with as much"
+    return {"claim": claim, "verdict": NO if lost else YES, "measured": measured}
 
 
-def _quoted(what: str) -> str:
-    """A model or texts without the folders of a machine, which nobody quotes."""
-    return Path(what).name if Path(what).is_absolute() else what
+def _kl_difference(row: Mapping[str, Any], prefix: str) -> str:
+    return f"KL {row[f'{prefix}difference']:+.3g} [{row[f'{prefix}low']:.3g}, {row[f'{prefix}high']:.3g}]"
 
 
-def _name(row: Mapping[str, Any]) -> str:
-    return f"s = {row['s']}" + ("" if row["group"] == "dataset" else f" ({row['group']})")
-
-
-def _listed(names: Sequence[str]) -> str:
-    first, *rest = names
-    return ", ".join([first, *(name.removeprefix("s = ") for name in rest)])
+def _of_completeness(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether a mask stays as close to the model after the adversary."""
+    if row["verdict"] == NOT_TESTED:
+        return {"claim": "complete", "verdict": UNKNOWN, "measured": too_few_texts(row["texts"])}
+    measured = f"gap {row['gap']:.3g}, KL {row['run_kl']:.3g}, excess {row['excess']:+.3g} "
+    measured += f"[{row['low']:.3g}, {row['high']:.3g}]; closed {row['closed']}"
+    return {"claim": "complete", "verdict": NO if row["verdict"] == "incomplete" else YES, "measured": measured}

@@ -20,7 +20,9 @@ SECTIONS = {
     "controls": (
         "Controls",
         "KL of other masks of the same size on the same held-out texts, in nats. difference: the control's KL minus "
-        "the mask's, with its 95 % bootstrap interval over texts.",
+        "the mask's, with its 95 % bootstrap interval over texts. search: most tokens that its search scores, over "
+        "those of the run's. again: masks learned again with as long a search; again_difference: KL minus "
+        "theirs.",
     ),
     "stability": (
         "Stability",
