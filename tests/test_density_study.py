@@ -9,79 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from studies import falling, measured
 
 from masklearn import density
 from masklearn.density import comparison, correlations
 from masklearn.density.findings import RULES
 from masklearn.density.measurements import mean_true_entropy
-from masklearn.density.statistics import N_RESAMPLES, bootstrap_p, holm
-from masklearn.density.verdicts import Claim, Comparison, verdicts
-
-# --- verdicts ---------------------------------------------------------------------------------------------------------
-
-
-def test_holm_matches_values_worked_out_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([]) == []
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_keeps_the_order_and_never_lowers_a_p_value(p_values: list[float]) -> None:
-    corrected = holm(p_values)
-    assert all(p <= c <= 1 for p, c in zip(p_values, corrected, strict=True))
-    assert [corrected[i] for i in np.argsort(p_values, kind="stable")] == sorted(corrected)
-
-
-def test_a_bootstrap_p_value_doubles_the_smaller_tail() -> None:
-    assert bootstrap_p(np.array([-1.0, 1, 2, 3])) == pytest.approx(2 * 2 / 5)
-    assert bootstrap_p(np.array([1.0, 2, 3, 4]), null=9) == pytest.approx(2 / 5)
-
-
-def test_a_verdict_needs_the_right_side_and_a_corrected_p_value() -> None:
-    """Of four claims with p 0.02, Holm leaves none; alone the same claim holds. A significant opposite does not."""
-
-    def claim(value: float, p: float) -> Claim:
-        return Claim("a bank", f"{value} {p}", "", [Comparison("rho", value, value - 0.2, value + 0.2, p, 100)])
-
-    assert verdicts([claim(0.3, 0.02)])["verdict"].tolist() == ["holds"]
-    assert set(verdicts([claim(0.3, 0.02)] * 4)["verdict"]) == {"does not hold"}
-    assert verdicts([claim(-0.9, 0.0002)])["verdict"].tolist() == ["does not hold"]
-    assert verdicts([Claim("a bank", "x", "", needs="more")])["verdict"].tolist() == ["not known"]
-
-
-def test_what_flips_a_verdict_matches_values_worked_out_by_hand() -> None:
-    """A half width of 0.196 is a standard error of 0.1, so one verdict needs an effect of 0.196."""
-    holding = Comparison("rho", 0.5, 0.304, 0.696, 0.0002, 100)
-    assert holding.needs(1, holds=True) == "rho at most 0.20"
-    weak = Comparison("rho", 0.098, 0.098 - 0.196, 0.098 + 0.196, 0.3, 100)
-    assert weak.needs(1, holds=False) == "rho as now (0.10) on about 400 inputs"
-    opposite = Comparison("share", 1.2, 1.0, 1.4, 0.03, 100, null=1.0, above=False)
-    assert opposite.needs(1, holds=False) == "share below 1.00; it is 1.20"
-
-
-def test_shares_of_resamples_flip_at_the_corrected_level() -> None:
-    """Of five verdicts, 1 % of the resamples may be on the two sides together."""
-    one = Comparison("share", 0.99, 0.99, 0.99, 0.02, 100, null=0.975, of_resamples=True)
-    assert one.needs(5, holds=False) == "share above 0.9950; it is 0.9900"
-    assert one.needs(5, holds=True) == "share at most 0.9950"
-
-
-def test_no_verdict_fails_because_too_few_resamples_are_drawn() -> None:
-    """No resample contradicts 51 claims, and the smallest p-value of a resampling is too large for so many."""
-    smallest = bootstrap_p(np.ones(N_RESAMPLES))
-
-    def claims(n: int, value: float = 0.5, p: float = smallest) -> list[Claim]:
-        return [Claim("a bank", str(i), "", [Comparison("rho", value, 0.4, 0.6, p, 100)]) for i in range(n)]
-
-    assert set(verdicts(claims(50))["verdict"]) == {"holds"}
-    unknown = verdicts(claims(51))
-    assert set(unknown["verdict"]) == {"not known"}
-    assert unknown["flips_with"].str.startswith("fewer banks in one study: 51 verdicts").all()
-    assert set(verdicts(claims(51, value=-0.5))["verdict"]) == {"does not hold"}
-    assert set(verdicts(claims(51, p=2 * smallest))["verdict"]) == {"does not hold"}
 
 
 def test_true_entropy_is_that_of_the_language() -> None:
