@@ -9,7 +9,7 @@ from torch import Tensor
 import masklearn as ml
 from masklearn.density import MaskMeasurements
 from masklearn.density.measurements import Corpus
-from masklearn.evaluation.metrics import NUCLEI
+from masklearn.evaluation.metrics import BY_SUBGRAPH, NUCLEI
 from masklearn.evaluation.per_text import PerTextResults
 from masklearn.mask_file import ModelId
 
@@ -76,10 +76,10 @@ def full_model(n: int, known: Mapping[str, Sequence[float]]) -> dict[str, Tensor
 
 
 def results(masks: Tensor, distance: Tensor, of_full: Mapping[str, Tensor]) -> PerTextResults:
-    """Results of one kind of subgraphs with a given TV (draws, sizes, inputs); every unigram KL is 1."""
+    """Results of one kind of subgraphs with a given TV (draws, sizes, inputs); every distance from the unigram is 1."""
     recovered = (distance[..., None] < 1 - torch.tensor(NUCLEI) / 100).float()
-    of_masks = {"tv": distance, "kl": 2 * distance, "unigram_kl": torch.ones_like(distance), "recovered": recovered}
-    return PerTextResults(masks, of_masks | dict(of_full))
+    of_masks = dict.fromkeys(BY_SUBGRAPH, torch.ones_like(distance)) | {"tv": distance, "kl": 2 * distance}
+    return PerTextResults(masks, of_masks | {"recovered": recovered} | dict(of_full))
 
 
 def inputs(n: int) -> dict[str, Any]:

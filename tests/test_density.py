@@ -98,6 +98,19 @@ def test_the_unigram_crossover_matches_values_worked_out_by_hand() -> None:
     assert shares.tolist() == [1, 1, 0, 0]
 
 
+def test_the_share_of_random_subgraphs_nearer_to_the_unigram_is_that_of_their_draws() -> None:
+    """Two draws with a KL of 0.2 and of 3 nats, mean 1.6, and 1 nat from the unigram: one of them is nearer."""
+    one = measured([[0.9, 0.6, 0.4, 0.1]] * 3)
+    draws = torch.stack([torch.full((4, 3), kl, dtype=torch.float64) for kl in (0.2, 3.0)])
+    matched = one.results["random-matched"]
+    texts = matched.texts | {"kl": draws, "unigram_kl": torch.ones_like(draws)}
+    one = replace(one, results=one.results | {"random-matched": replace(matched, texts=texts)})
+    table = curves.unigrams(one, 0).set_index(["kind", "s"])
+    assert table.loc[("random-matched", 1), "nearer_to_unigram"] == 0.5
+    assert table.loc["learned", "excess"].tolist() == [0.5, 0.5, -0.5, -0.5]
+    assert math.isnan(table.loc[("random-matched", 1), "excess"])
+
+
 # --- composition ------------------------------------------------------------------------------------------------------
 
 

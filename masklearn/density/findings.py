@@ -24,7 +24,8 @@ RULES = {
     "distribution is above 0, plain and given token frequencies and context length.",
     "sparse subgraphs are unigram-like": "At the smallest size (of edges: that can hold a path from a token to "
     "the output), more than half of the inputs have a subgraph that is nearer to the "
-    "unigram distribution than to the full model.",
+    "unigram distribution than to the full model, and more of them than random control subgraphs of the same inputs "
+    "are: these are nearer to it as well where their output is flat.",
     "density is alike across models": "For every two different models with the same inputs and sizes in the same unit, "
     "the inputs' densities agree given entropies and token frequencies (partial rank correlation above 0), and more so "
     "than the densities of random-matched subgraphs (paired bootstrap of the difference).",
@@ -118,16 +119,14 @@ def _uncertainty(measured: MaskMeasurements, relations: pd.DataFrame) -> Claim:
 
 def _unigram_like(measured: MaskMeasurements, unigram: pd.DataFrame) -> Claim:
     at_size = select_rows(unigram, s=measured.sizes[min(measured.n_short_sizes, len(measured.sizes) - 1)])
-    smallest, control = (
-        select_rows(at_size, kind=measured.own_kind).iloc[0], select_rows(at_size, kind=measured.control_kind)
-    )  # fmt: skip
-    share = Comparison.of("share nearer to the unigram", smallest, "nearer_to_unigram", len(measured.names), null=0.5)
-    of_control = ""
-    if len(control):
-        share_of_control = control.iloc[0]["nearer_to_unigram"]
-        of_control = f"; {measured.control_kind} {share_of_control:.2f}"
-    text = f"{share.text()} at {size_text(smallest['s'], measured.unit)}{of_control}; unigram of {measured.corpus}"
-    return Claim(measured.name, "sparse subgraphs are unigram-like", text, [share])
+    smallest, n = select_rows(at_size, kind=measured.own_kind).iloc[0], len(measured.names)
+    share = Comparison.of("share nearer to the unigram", smallest, "nearer_to_unigram", n, null=0.5)
+    comparisons = [share]
+    if measured.control_kind:
+        comparisons.append(Comparison.of(f"share minus {measured.control_kind}", smallest, "excess", n))
+    estimates = "; ".join(one.text() for one in comparisons)
+    text = f"at {size_text(smallest['s'], measured.unit)}: {estimates}; unigram of {measured.corpus}"
+    return Claim(measured.name, "sparse subgraphs are unigram-like", text, comparisons)
 
 
 def _across_models(measurements: Sequence[MaskMeasurements], across: pd.DataFrame) -> Claim:
