@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from studies import falling, measured
+from studies import falling, measured, of_edges
 
 from masklearn import density
 from masklearn.density import comparison, correlations
-from masklearn.density.findings import RULES
+from masklearn.density.findings import RULES, across_models
 from masklearn.density.measurements import mean_true_entropy
 
 
@@ -109,6 +109,26 @@ def test_what_entropy_explains_is_no_agreement() -> None:
     row = comparison.density_agreement(banks, 0).query("kind == 'learned'").iloc[0]
     assert row["rho"] > 0.7
     assert row["partial_low"] < 0 < row["partial_high"]
+
+
+def test_only_learned_densities_decide_whether_models_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two banks of s-Trace agree, beside two learned ones; a third learned one shares too few inputs, and is named."""
+    monkeypatch.setattr("masklearn.density.statistics.N_PERMUTATIONS", 99)
+    full = {"entropy": np.random.default_rng(5).permutation(40).tolist()}
+    learned = [
+        measured(scattered(40, seed, 0.03), name, fingerprint=name, full=full)
+        for seed, name in enumerate(("one", "other"))
+    ]
+    strace = [of_edges(bank, name=f"{bank.name} by s-trace") for bank in learned]
+    across = comparison.density_agreement(strace, 0)
+    assert across["excess"].notna().any()
+    claim = across_models(strace, across)
+    assert not claim.comparisons and claim.measured.startswith("no two models have learned masks with enough")
+    banks = [*learned, *strace, measured(falling(9), "third", fingerprint="third")]
+    claim = across_models(banks, comparison.density_agreement(banks, 0))
+    assert len(claim.comparisons) == 2 and claim.measured.startswith("partial rho of one and other")
+    assert "one and third are not compared: 9 inputs have all values, " in claim.measured
+    assert "by s-trace" not in claim.measured
 
 
 def test_a_study_of_one_model_says_that_a_verdict_needs_two() -> None:

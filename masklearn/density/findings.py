@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from masklearn.density.measurements import MaskMeasurements, size_text
+from masklearn.density.measurements import LEARNED_KIND, MaskMeasurements, size_text
 from masklearn.density.tables import Tables, select_rows
 from masklearn.density.verdicts import ALPHA, Claim, Comparison, verdicts
 
@@ -26,9 +26,10 @@ RULES = {
     "the output), more than half of the inputs have a subgraph that is nearer to the "
     "unigram distribution than to the full model, and more of them than random control subgraphs of the same inputs "
     "are: these are nearer to it as well where their output is flat.",
-    "density is alike across models": "For every two different models with the same inputs and sizes in the same unit, "
-    "the inputs' densities agree given entropies and token frequencies (partial rank correlation above 0), and more so "
-    "than the densities of random-matched subgraphs (paired bootstrap of the difference).",
+    "density is alike across models": "For every two learned banks of different models, with enough of the same inputs "
+    "and sizes in the same unit, the inputs' densities agree given entropies and token frequencies (partial rank "
+    "correlation above 0), and more so than the densities of random-matched subgraphs (paired bootstrap of the "
+    "difference).",
 }
 """When each finding holds: all of its estimates are on its side, and the largest of their two-sided p-values, corrected
 for the number of verdicts (Holm), is at most 0.05. It is not known if no resample contradicts the finding, but there
@@ -39,7 +40,7 @@ FIRST_QUARTER = "quarter 1"
 def findings(measurements: Sequence[MaskMeasurements], tables: Tables) -> pd.DataFrame:
     """Return a row per bank and finding: the verdict, the numbers that decide it, and what would flip it."""
     claims = [claim for measured in measurements for claim in _bank_claims(measured, tables)]
-    return verdicts([*claims, _across_models(measurements, tables["across"])])
+    return verdicts([*claims, across_models(measurements, tables["across"])])
 
 
 def _bank_claims(measured: MaskMeasurements, tables: Tables) -> list[Claim]:
@@ -129,23 +130,38 @@ def _unigram_like(measured: MaskMeasurements, unigram: pd.DataFrame) -> Claim:
     return Claim(measured.name, "sparse subgraphs are unigram-like", text, comparisons)
 
 
-def _across_models(measurements: Sequence[MaskMeasurements], across: pd.DataFrame) -> Claim:
+def across_models(measurements: Sequence[MaskMeasurements], across: pd.DataFrame) -> Claim:
+    """Return what decides whether learned densities agree between models; pairs that cannot be compared are named.
+
+    Args:
+        measurements: The banks.
+        across: See `density_agreement`.
+    """
     finding, comparisons = "density is alike across models", list[Comparison]()
-    texts = list[str]()
-    for pair in across.to_dict("records"):
-        if pair["same_model"] or " / " in pair["units"] or pd.isna(pair["excess"]) or pd.isna(pair["partial"]):
-            continue
+    texts, skipped = list[str](), list[str]()
+    for pair in select_rows(across, kind=LEARNED_KIND, same_model=False).to_dict("records"):
         names = f"{pair['one']} and {pair['other']}"
+        if " / " in pair["units"]:
+            continue
+        if pd.isna(pair["excess"]) or pd.isna(pair["partial"]):
+            skipped.append(f"{names} are not compared: {_why_undefined(pair)}")
+            continue
         partial = Comparison.of(f"partial rho of {names}", pair, "partial", int(pair["n"]))
         excess = Comparison.of("more than of random subgraphs by", pair, "excess", int(pair["n"]))
         comparisons += [partial, excess]
         texts.append(f"{partial.text()}, {excess.text()}, plain {pair['rho']:.2f}")
     if comparisons:
-        return Claim("all", finding, "; ".join(texts), comparisons)
-    n_models = len({measured.mask.model.fingerprint for measured in measurements})
-    if n_models < 2:
+        return Claim("all", finding, "; ".join([*texts, *skipped]), comparisons)
+    if len({measured.mask.model.fingerprint for measured in measurements}) < 2:
         return Claim(
             "all", finding, "a study of one model", needs="a second model on the same texts: --mask A --mask B"
         )
-    needs = "two models on the same texts, enough of them, with sizes in the same unit"
-    return Claim("all", finding, "no two models share enough inputs, sizes and units", needs=needs)
+    needs = "learned masks of two models on the same texts, enough of them, with sizes in the same unit"
+    reason = "no two models have learned masks with enough inputs in common and sizes in the same unit"
+    return Claim("all", finding, "; ".join([reason, *skipped]), needs=needs)
+
+
+def _why_undefined(pair: Mapping[Any, Any]) -> str:
+    """Why a pair of banks has no agreement, or none beside that of random subgraphs."""
+    notes = [pair[note] for note in ("note", "partial_note") if not pd.isna(pair[note]) and pair[note]]
+    return notes[0].removeprefix("not defined: ") if notes else "one of them has no random subgraphs"
