@@ -5,16 +5,22 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import studies
 import torch
+from edge_reference import edge_lm, text
+from families import BY_NAME
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from studies import GRAPH, SIZES, falling, measured
+from studies import GRAPH, SIZES, falling, measured, of_edges
 
 from masklearn.density import comparison, composition, curves, phases
+from masklearn.edges import edge_bank, importance
+from masklearn.mask_file import ModelId
+from masklearn.text_bank import EdgeBank
 
 UNIT = st.floats(0, 1)
 
@@ -177,3 +183,23 @@ def test_values_of_a_column_have_overlaps_of_their_own() -> None:
     pair = table.loc[("langs: de", "langs: fr")]
     assert (pair["overlap"], pair["by_norm"]) == (0.5, 1)
     assert table.loc[("langs", "langs: de"), "overlap"] == pytest.approx(0.75)  # uses 1 and 1/2, each with 1
+
+
+# --- sizes that cannot hold a path ------------------------------------------------------------------------------------
+
+
+def test_a_path_takes_one_edge_for_each_level_of_the_bank_that_is_read_back(tmp_path: Path) -> None:
+    """Of 160 edges, a path of four layers takes 8 (5 %), or 4 (2.5 %) where they run in parallel."""
+    one = of_edges(measured(falling(2), sizes=(1, 2, 5, 10)), n_edges=160)
+    assert isinstance(one.mask, EdgeBank) and one.n_short_sizes == 0
+    small = replace(one.mask, shares=(0.01, 0.025, 0.049, 0.05))
+    for bank, n_short in ((small, 3), (replace(small, parallel=True), 1)):
+        bank.save(tmp_path / "mask.safetensors")
+        assert replace(one, mask=EdgeBank.load(tmp_path / "mask.safetensors")).n_short_sizes == n_short
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_banks_know_the_path_of_their_models_graph(name: str) -> None:
+    model, ids = edge_lm(BY_NAME[name].build()), text()
+    bank = edge_bank(model, [ids], ["a text"], [0.1], ModelId("tiny", None, "0"))
+    assert bank.path_edges == importance(model, ids).graph.path_edges

@@ -125,11 +125,11 @@ class MaskMeasurements:
     def n_short_sizes(self) -> int:
         """Sizes, from the smallest, that cannot hold a path from a token to the output in half of the texts or more.
 
-        A path takes up to two edges a layer, and smaller subgraphs do not depend on the text. 0 for other banks.
+        Smaller subgraphs do not depend on the text. 0 for other banks.
         """
         if not isinstance(self.mask, EdgeBank):
             return 0
-        path = 2 * self.mask.graph.n_layers / float(np.median(self.mask.n_edges))
+        path = self.mask.path_edges / float(np.median(self.mask.n_edges))
         return sum(share < path for share in self.mask.shares)
 
     @property
