@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from studies import GRAPH, SIZES, falling, measured, of_edges
 
+from masklearn import density
 from masklearn.density import comparison, composition, curves, phases
+from masklearn.density.headline import headline
 from masklearn.edges import edge_bank, importance
 from masklearn.mask_file import ModelId
 from masklearn.text_bank import EdgeBank
@@ -203,3 +205,49 @@ def test_banks_know_the_path_of_their_models_graph(name: str) -> None:
     model, ids = edge_lm(BY_NAME[name].build()), text()
     bank = edge_bank(model, [ids], ["a text"], [0.1], ModelId("tiny", None, "0"))
     assert bank.path_edges == importance(model, ids).graph.path_edges
+
+
+def test_sizes_shorter_than_a_path_take_no_segment_of_the_curve() -> None:
+    """TV is flat where no path fits, falls by 0.9 in the octave from 6 nodes to 12, and then by 0.05 to the whole."""
+    sizes = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18)
+    falling_tv = [0.95 - 0.9 * math.log2(size / 6) for size in (6, 8, 10, 12)]
+    tv = [[0.97] * 5 + falling_tv + [0.05 * math.log(20 / size, 20 / 12) for size in (14, 16, 18)]] * 6
+    one = of_edges(measured(tv, sizes=sizes), n_edges=27)  # a path of 8 edges takes 0.296 of them, six nodes are 0.3
+    assert one.n_short_sizes == 5
+    curve = phases.MeanCurve.of(one, one.own_kind)
+    assert 10**curve.x == pytest.approx([*(size / 20 for size in sizes[5:]), 1])
+    fit = curve.fit(curve.tv.mean(1)[None])[0]
+    assert len(fit.slopes) == 2 and fit.refinement == pytest.approx(math.log10(12 / 20))
+    assert phases.phases(one, seed=0)[1]["slopes"].count(";") == 1
+    whole = replace(one, mask=replace(one.mask, parallel=True))  # 4 edges: 0.148
+    assert len(phases.MeanCurve.of(whole, one.own_kind).x) == 11
+
+
+def test_a_bank_whose_sizes_are_all_shorter_than_a_path_has_no_phases() -> None:
+    study = density.study([of_edges(measured(falling(5)), n_edges=10)])
+    assert len(study.tables["phases"]) == 0
+    assert "4 of the 4 sizes of a run cannot hold a path" in " ".join(study.notes)
+    assert "at least 3 sizes that can hold a path" in study.tables["findings"]["flips_with"].iloc[0]
+    assert headline(study.measurements).startswith("No density curve")
+
+
+def test_a_curve_that_rises_with_size_gets_a_note() -> None:
+    """The first bank's TV rises by 0.1 for every input at two nodes, and by 0.1 for half, or -0.1, at ten."""
+    tv = [[0.6, 0.7, 0.3, 0.4 if i % 2 else 0.2] for i in range(8)]
+    assert curves.rises(measured(tv), 0) == [2]
+    assert curves.rises(measured(falling(8)), 0) == []
+    assert curves.rises(measured(tv[:1]), 0) == []
+    assert curves.rises(of_edges(measured(tv), n_edges=100), 0) == []  # a path takes 8 of them, one node is 5 %
+    notes = density.study([measured(tv), measured(falling(8), "falling")]).notes
+    assert [note for note in notes if "rises" in note] == [
+        "mean TV of the learned subgraphs of a run rises with size, up to 2 nodes, by more than the interval of the "
+        "difference allows: a sign of too weak a search (--model.steps)"
+    ]
+
+
+def test_two_phases_of_edges_are_set_beside_the_shares_of_mlp_and_residual_edges() -> None:
+    tv = [[0.9, 0.8, 0.5, 0.3, 0.1, 0.05]] * 6
+    nodes = measured(tv, sizes=(1, 2, 5, 8, 12, 15))
+    for bank, expected in ((of_edges(nodes), True), (nodes, False)):
+        row = density.study([bank]).tables["findings"].set_index("finding").loc["two phases"]
+        assert ("of all edges MLPs' are 10.00% and residual ones 20.00%" in row["measured"]) == expected

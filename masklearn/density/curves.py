@@ -66,6 +66,16 @@ def curve(measured: MaskMeasurements, seed: int) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def rises(measured: MaskMeasurements, seed: int) -> list[int | float]:
+    """Return the sizes whose mean TV is above that of the next smaller size, with all of the difference's interval.
+
+    The difference is paired, input by input, and sizes that cannot hold a path are left out. None with a single input.
+    """
+    first = measured.n_short_sizes
+    _, low, _ = bootstrap_ci(np.diff(measured.values(measured.own_kind, "tv")[first:], axis=0), seed)
+    return [s for s, least in zip(measured.sizes[first + 1 :], low, strict=True) if least > 0]
+
+
 def _means_by_size(measured: MaskMeasurements, kind: str, metrics: dict[str, np.ndarray], seed: int) -> pd.DataFrame:
     """Return a row per size with mean and interval of every metric, given as (sizes, inputs)."""
     columns = {"bank": measured.name, "kind": kind, "s": measured.sizes, "fraction": measured.fractions}

@@ -47,15 +47,16 @@ def _bank_claims(measured: MaskMeasurements, tables: Tables) -> list[Claim]:
     of_bank = {name: select_rows(table, bank=measured.name) for name, table in tables.items()}
     phases = of_bank["phases"].set_index("what")
     if not len(phases) or len(measured.names) < 2:
-        reason = "too few sizes" if not len(phases) else "one input has no interval"
-        needs = "at least 3 sizes: --model.sizes log:12" if not len(phases) else "more inputs: --data.limit 100"
+        can = " that can hold a path" if measured.n_short_sizes else ""
+        reason = f"too few sizes{can}" if not len(phases) else "one input has no interval"
+        needs = f"at least 3 sizes{can}: --model.sizes log:12" if not len(phases) else "more inputs: --data.limit 100"
         return [Claim(measured.name, finding, reason, needs=needs) for finding in list(RULES)[:-1]]
     own = {name: select_rows(table, kind=measured.own_kind) for name, table in of_bank.items()}
     head, refinement = phases.loc["head in place"], phases.loc["refinement begins"]
     s = min(float(head["s"]), float(own["composition"]["s"].to_numpy().max()))
     parts = select_rows(own["composition"], s=s).set_index("part")
     return [
-        _two_phases(measured, head, refinement),
+        _two_phases(measured, head, refinement, parts["own_share"]),
         _share_claim(measured, "early core", parts.loc[FIRST_QUARTER], s, above=True, has_control=True),
         _share_claim(
             measured, "heads enter late", parts.loc["attention" if measured.unit == "edges" else "heads"], s,
@@ -66,7 +67,9 @@ def _bank_claims(measured: MaskMeasurements, tables: Tables) -> list[Claim]:
     ]  # fmt: skip
 
 
-def _two_phases(measured: MaskMeasurements, head: Mapping[str, Any], refinement: Mapping[str, Any]) -> Claim:
+def _two_phases(
+    measured: MaskMeasurements, head: Mapping[str, Any], refinement: Mapping[str, Any], own_share: Mapping[Any, float]
+) -> Claim:
     finding, unit = "two phases", measured.unit
     if pd.isna(refinement["share"]):
         return Claim(measured.name, finding, "too few sizes to detect a bend", needs="more sizes: --model.sizes log:12")
@@ -83,6 +86,8 @@ def _two_phases(measured: MaskMeasurements, head: Mapping[str, Any], refinement:
         f"resamples; top token recovered by half of the inputs at {size_text(head['s'], unit)}; "
         f"{measured.control_kind or 'no control'} {control}"
     )
+    if measured.unit == "edges":
+        text += f"; of all edges MLPs' are {own_share['MLPs']:.2%} and residual ones {own_share['residual']:.2%}"
     p, n = float(refinement["p"]), len(measured.names)
     share = 1 - p / 2
     what = "share of resamples with both phases in order"

@@ -133,6 +133,11 @@ class MaskMeasurements:
         return sum(share < path for share in self.mask.shares)
 
     @property
+    def n_curve_sizes(self) -> int:
+        """Sizes that densities and phases are computed from: all but the short ones."""
+        return len(self.sizes) - self.n_short_sizes
+
+    @property
     def sized_kinds(self) -> list[str]:
         """Kinds whose subgraphs have exactly `s` nodes: every kind except the inverse."""
         return [kind for kind in self.kinds if kind != INVERSE_KIND]

@@ -54,9 +54,10 @@ PAGE_SECTIONS = (
             "head in place": "The smallest size at which at least half of the inputs recover the full model's most "
             "probable token, the head of its distribution.",
             "refinement begins": "A continuous piecewise linear function with one to three segments is fitted by least "
-            "squares to mean TV over log10(s / n_nodes); the Bayesian information criterion chooses the number of "
-            "segments. Refinement begins where the steepest descent ends and a flatter segment follows. `share` is the "
-            "share of bootstrap resamples with such a segment; `slopes` are in TV per decade of size.",
+            "squares to mean TV over log10(s / n_nodes), of edges without sizes that cannot hold a path from a token "
+            "to the output; the Bayesian information criterion chooses the number of segments. Refinement begins where "
+            "the steepest descent ends and a flatter segment follows. `share` is the share of bootstrap resamples with "
+            "such a segment; `slopes` are in TV per decade of size.",
         },
         TOO_FEW_SIZES,
     ),
