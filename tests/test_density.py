@@ -112,7 +112,7 @@ def test_the_share_of_random_subgraphs_nearer_to_the_unigram_is_that_of_their_dr
     draws = torch.stack([torch.full((4, 3), kl, dtype=torch.float64) for kl in (0.2, 3.0)])
     matched = one.results["random-matched"]
     texts = matched.texts | {"kl": draws, "unigram_kl": torch.ones_like(draws)}
-    one = replace(one, results=one.results | {"random-matched": replace(matched, texts=texts)})
+    one = replace(one, results={**one.results, "random-matched": replace(matched, texts=texts)})
     table = curves.unigrams(one, 0).set_index(["kind", "s"])
     assert table.loc[("random-matched", 1), "nearer_to_unigram"] == 0.5
     assert table.loc["learned", "excess"].tolist() == [0.5, 0.5, -0.5, -0.5]

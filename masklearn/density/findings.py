@@ -56,7 +56,7 @@ def _bank_claims(measured: MaskMeasurements, tables: Tables) -> list[Claim]:
     s = min(float(head["s"]), float(own["composition"]["s"].to_numpy().max()))
     parts = select_rows(own["composition"], s=s).set_index("part")
     return [
-        _two_phases(measured, head, refinement, parts["own_share"]),
+        _two_phases(measured, head, refinement, parts),
         _share_claim(measured, "early core", parts.loc[FIRST_QUARTER], s, above=True, has_control=True),
         _share_claim(
             measured, "heads enter late", parts.loc["attention" if measured.unit == "edges" else "heads"], s,
@@ -68,7 +68,7 @@ def _bank_claims(measured: MaskMeasurements, tables: Tables) -> list[Claim]:
 
 
 def _two_phases(
-    measured: MaskMeasurements, head: Mapping[str, Any], refinement: Mapping[str, Any], own_share: Mapping[Any, float]
+    measured: MaskMeasurements, head: Mapping[str, Any], refinement: Mapping[str, Any], parts: pd.DataFrame
 ) -> Claim:
     finding, unit = "two phases", measured.unit
     if pd.isna(refinement["share"]):
@@ -87,7 +87,8 @@ def _two_phases(
         f"{measured.control_kind or 'no control'} {control}"
     )
     if measured.unit == "edges":
-        text += f"; of all edges MLPs' are {own_share['MLPs']:.2%} and residual ones {own_share['residual']:.2%}"
+        mlps, residual = (f"{parts.loc[part, 'own_share']:.2%}" for part in ("MLPs", "residual"))
+        text += f"; of all edges MLPs' are {mlps} and residual ones {residual}"
     p, n = float(refinement["p"]), len(measured.names)
     share = 1 - p / 2
     what = "share of resamples with both phases in order"
