@@ -34,6 +34,8 @@ class TextBank:
     """What the subgraphs are made of; the metadata `graph` of the file."""
     parts: ClassVar[tuple[str, ...]]
     """Kinds of units, in the order in which an evaluation counts them."""
+    own_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that only banks of this unit have; files written before they existed lack them."""
 
     kept: tuple[tuple[Tensor, ...], ...]
     """For every text and size the numbers of the edges or positions kept (see their graph), int64, ascending."""
@@ -161,6 +163,7 @@ class TextBank:
             "config": self.config,
             "metrics": self.metrics,
             "masklearn": self.version,
+            **{name: getattr(self, name) for name in self.own_fields},
         }
         atomic_write(Path(path), pack(tensors, {key: json.dumps(value) for key, value in metadata.items()}))
 
@@ -190,6 +193,7 @@ class TextBank:
                 ModelId(**metadata["model"]),
                 tuple(metadata["groups"]),
                 *(metadata[name] for name in ("method", "positions", "config", "metrics", "masklearn")),
+                **{name: metadata[name] for name in cls.own_fields if name in metadata},
             )
         except KeyError as error:
             raise UserError(f"{path} is not a bank of {cls.unit}: it has no {error.args[0]!r}") from error
@@ -197,11 +201,21 @@ class TextBank:
             raise UserError(f"cannot read the bank of {cls.unit} {path}: {one_line(error)}") from error
 
 
+@dataclass(frozen=True)
 class EdgeBank(TextBank):
     """Subgraphs of the edges of single texts."""
 
     unit = "edges"
     parts = ("attention", "MLPs", "residual")
+    own_fields = ("parallel",)
+
+    parallel: bool = False
+    """Whether attention and MLP of a layer run in parallel."""
+
+    @property
+    def path_edges(self) -> int:
+        """Edges of a path from a token to the output: a smaller subgraph cannot depend on the text."""
+        return (1 if self.parallel else 2) * self.graph.n_layers
 
     @property
     def n_edges(self) -> tuple[int, ...]:

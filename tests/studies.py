@@ -1,6 +1,7 @@
 """Hand-made measurements of banks, whose densities can be worked out on paper."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 import masklearn as ml
 from masklearn.density import MaskMeasurements
 from masklearn.density.measurements import Corpus
-from masklearn.evaluation.metrics import NUCLEI
+from masklearn.evaluation.metrics import BY_SUBGRAPH, NUCLEI
 from masklearn.evaluation.per_text import PerTextResults
+from masklearn.evaluation.text_report import PART_COUNTS, STRACE_KIND, WHOLE_PART_COUNTS
 from masklearn.mask_file import ModelId
+from masklearn.text_bank import EdgeBank
 
 GRAPH = ml.NodeGraph(4, 4)
 """20 nodes: four layers of four heads and an MLP; each layer is a quarter of the depth."""
@@ -63,6 +66,30 @@ def measured(
     return MaskMeasurements(name=name, mask=mask, results=kinds, **inputs(n) | others)
 
 
+def of_edges(nodes: MaskMeasurements, n_edges: int = 400, method: str = STRACE_KIND, **others: Any) -> MaskMeasurements:
+    """The same measurements as those of a bank of edges, with random connected subgraphs as the control.
+
+    A tenth of all edges are MLPs' and a fifth are residual, as in every subgraph.
+
+    Args:
+        nodes: The measurements.
+        n_edges: Edges of every text; the sizes become the same shares as of nodes.
+        method: How the edges were chosen.
+        others: Other fields of `MaskMeasurements`.
+    """
+    n, mask, n_sizes = len(nodes.names), nodes.mask, len(nodes.sizes)
+    shares = tuple(nodes.fractions.tolist())
+    kept = tuple(tuple(torch.arange(int(share * n_edges)) for share in shares) for _ in range(n))
+    groups = tuple(map(str, range(n)))
+    bank = EdgeBank(kept, shares, (4,) * n, (n_edges,) * n, mask.graph, mask.model, groups, method)
+    parts = torch.tensor([7.0, 1, 2]).expand(n, mask.graph.n_layers, 3)
+    counts = {PART_COUNTS: parts.expand(1, n_sizes, -1, -1, -1), WHOLE_PART_COUNTS: parts}
+    kinds = {method: "learned", "random": "random-matched", "inverse": "inverse"}
+    found = {kind: nodes.results[of_nodes] for kind, of_nodes in kinds.items()}
+    found = {kind: PerTextResults(of_kind.masks, of_kind.texts | counts) for kind, of_kind in found.items()}
+    return replace(nodes, **{"mask": bank, "results": found} | others)
+
+
 def by_size(tv: Sequence[Sequence[float]]) -> Tensor:
     """TVs (inputs x sizes) as results of one draw: float64, shape (1, sizes, inputs)."""
     return torch.tensor(tv, dtype=torch.float64).T[None]
@@ -76,10 +103,10 @@ def full_model(n: int, known: Mapping[str, Sequence[float]]) -> dict[str, Tensor
 
 
 def results(masks: Tensor, distance: Tensor, of_full: Mapping[str, Tensor]) -> PerTextResults:
-    """Results of one kind of subgraphs with a given TV (draws, sizes, inputs); every unigram KL is 1."""
+    """Results of one kind of subgraphs with a given TV (draws, sizes, inputs); every distance from the unigram is 1."""
     recovered = (distance[..., None] < 1 - torch.tensor(NUCLEI) / 100).float()
-    of_masks = {"tv": distance, "kl": 2 * distance, "unigram_kl": torch.ones_like(distance), "recovered": recovered}
-    return PerTextResults(masks, of_masks | dict(of_full))
+    of_masks = dict.fromkeys(BY_SUBGRAPH, torch.ones_like(distance)) | {"tv": distance, "kl": 2 * distance}
+    return PerTextResults(masks, of_masks | {"recovered": recovered} | dict(of_full))
 
 
 def inputs(n: int) -> dict[str, Any]:

@@ -5,16 +5,24 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import studies
 import torch
+from edge_reference import edge_lm, text
+from families import BY_NAME
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from studies import GRAPH, SIZES, falling, measured
+from studies import GRAPH, SIZES, falling, measured, of_edges
 
+from masklearn import density
 from masklearn.density import comparison, composition, curves, phases
+from masklearn.density.headline import headline
+from masklearn.edges import edge_bank, importance
+from masklearn.mask_file import ModelId
+from masklearn.text_bank import EdgeBank
 
 UNIT = st.floats(0, 1)
 
@@ -98,6 +106,19 @@ def test_the_unigram_crossover_matches_values_worked_out_by_hand() -> None:
     assert shares.tolist() == [1, 1, 0, 0]
 
 
+def test_the_share_of_random_subgraphs_nearer_to_the_unigram_is_that_of_their_draws() -> None:
+    """Two draws with a KL of 0.2 and of 3 nats, mean 1.6, and 1 nat from the unigram: one of them is nearer."""
+    one = measured([[0.9, 0.6, 0.4, 0.1]] * 3)
+    draws = torch.stack([torch.full((4, 3), kl, dtype=torch.float64) for kl in (0.2, 3.0)])
+    matched = one.results["random-matched"]
+    texts = matched.texts | {"kl": draws, "unigram_kl": torch.ones_like(draws)}
+    one = replace(one, results={**one.results, "random-matched": replace(matched, texts=texts)})
+    table = curves.unigrams(one, 0).set_index(["kind", "s"])
+    assert table.loc[("random-matched", 1), "nearer_to_unigram"] == 0.5
+    assert table.loc["learned", "excess"].tolist() == [0.5, 0.5, -0.5, -0.5]
+    assert math.isnan(table.loc[("random-matched", 1), "excess"])
+
+
 # --- composition ------------------------------------------------------------------------------------------------------
 
 
@@ -164,3 +185,69 @@ def test_values_of_a_column_have_overlaps_of_their_own() -> None:
     pair = table.loc[("langs: de", "langs: fr")]
     assert (pair["overlap"], pair["by_norm"]) == (0.5, 1)
     assert table.loc[("langs", "langs: de"), "overlap"] == pytest.approx(0.75)  # uses 1 and 1/2, each with 1
+
+
+# --- sizes that cannot hold a path ------------------------------------------------------------------------------------
+
+
+def test_a_path_takes_one_edge_for_each_level_of_the_bank_that_is_read_back(tmp_path: Path) -> None:
+    """Of 160 edges, a path of four layers takes 8 (5 %), or 4 (2.5 %) where they run in parallel."""
+    one = of_edges(measured(falling(2), sizes=(1, 2, 5, 10)), n_edges=160)
+    assert isinstance(one.mask, EdgeBank) and one.n_short_sizes == 0
+    small = replace(one.mask, shares=(0.01, 0.025, 0.049, 0.05))
+    for bank, n_short in ((small, 3), (replace(small, parallel=True), 1)):
+        bank.save(tmp_path / "mask.safetensors")
+        assert replace(one, mask=EdgeBank.load(tmp_path / "mask.safetensors")).n_short_sizes == n_short
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_banks_know_the_path_of_their_models_graph(name: str) -> None:
+    model, ids = edge_lm(BY_NAME[name].build()), text()
+    bank = edge_bank(model, [ids], ["a text"], [0.1], ModelId("tiny", None, "0"))
+    assert bank.path_edges == importance(model, ids).graph.path_edges
+
+
+def test_sizes_shorter_than_a_path_take_no_segment_of_the_curve() -> None:
+    """TV is flat where no path fits, falls by 0.9 in the octave from 6 nodes to 12, and then by 0.05 to the whole."""
+    sizes = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18)
+    falling_tv = [0.95 - 0.9 * math.log2(size / 6) for size in (6, 8, 10, 12)]
+    tv = [[0.97] * 5 + falling_tv + [0.05 * math.log(20 / size, 20 / 12) for size in (14, 16, 18)]] * 6
+    one = of_edges(measured(tv, sizes=sizes), n_edges=27)  # a path of 8 edges takes 0.296 of them, six nodes are 0.3
+    assert one.n_short_sizes == 5
+    curve = phases.MeanCurve.of(one, one.own_kind)
+    assert 10**curve.x == pytest.approx([*(size / 20 for size in sizes[5:]), 1])
+    fit = curve.fit(curve.tv.mean(1)[None])[0]
+    assert len(fit.slopes) == 2 and fit.refinement == pytest.approx(math.log10(12 / 20))
+    assert phases.phases(one, seed=0)[1]["slopes"].count(";") == 1
+    whole = replace(one, mask=replace(one.mask, parallel=True))  # 4 edges: 0.148
+    assert len(phases.MeanCurve.of(whole, one.own_kind).x) == 11
+
+
+def test_a_bank_whose_sizes_are_all_shorter_than_a_path_has_no_phases() -> None:
+    study = density.study([of_edges(measured(falling(5)), n_edges=10)])
+    assert len(study.tables["phases"]) == 0
+    assert "4 of the 4 sizes of a run cannot hold a path" in " ".join(study.notes)
+    assert "at least 3 sizes that can hold a path" in study.tables["findings"]["flips_with"].iloc[0]
+    assert headline(study.measurements).startswith("No density curve")
+
+
+def test_a_curve_that_rises_with_size_gets_a_note() -> None:
+    """The first bank's TV rises by 0.1 for every input at two nodes, and by 0.1 for half, or -0.1, at ten."""
+    tv = [[0.6, 0.7, 0.3, 0.4 if i % 2 else 0.2] for i in range(8)]
+    assert curves.rises(measured(tv), 0) == [2]
+    assert curves.rises(measured(falling(8)), 0) == []
+    assert curves.rises(measured(tv[:1]), 0) == []
+    assert curves.rises(of_edges(measured(tv), n_edges=100), 0) == []  # a path takes 8 of them, one node is 5 %
+    notes = density.study([measured(tv), measured(falling(8), "falling")]).notes
+    assert [note for note in notes if "rises" in note] == [
+        "mean TV of the learned subgraphs of a run rises with size, up to 2 nodes, by more than the interval of the "
+        "difference allows: a sign of too weak a search (--model.steps)"
+    ]
+
+
+def test_two_phases_of_edges_are_set_beside_the_shares_of_mlp_and_residual_edges() -> None:
+    tv = [[0.9, 0.8, 0.5, 0.3, 0.1, 0.05]] * 6
+    nodes = measured(tv, sizes=(1, 2, 5, 8, 12, 15))
+    for bank, expected in ((of_edges(nodes), True), (nodes, False)):
+        row = density.study([bank]).tables["findings"].set_index("finding").loc["two phases"]
+        assert ("of all edges MLPs' are 10.00% and residual ones 20.00%" in row["measured"]) == expected

@@ -20,7 +20,7 @@ from masklearn import evaluation
 from masklearn.cli import evaluate, train
 from masklearn.cli.study_banks import seconds_of_learning
 from masklearn.data import Batch
-from masklearn.evaluation.metrics import TextMetrics, unigram
+from masklearn.evaluation.metrics import DistributionPair, TextMetrics, unigram
 from masklearn.masking import MaskedLM
 from masklearn.tiny import language, tasks
 
@@ -204,6 +204,23 @@ def test_the_unigram_is_the_smoothed_share_of_counted_tokens() -> None:
     assert unigram({}, 4).exp().tolist() == pytest.approx([0.25] * 4)
     large = unigram(dict.fromkeys(range(1000), 2), 50_000).exp()
     assert large[:1000].sum().item() == pytest.approx(2 / 3 + 1000 / 3 / 50_000, rel=1e-4)  # half a count gives 0.09
+
+
+def test_distances_from_the_unigram_match_values_worked_out_by_hand() -> None:
+    """Over a unigram of 2/3 and 1/3: subgraphs that put 3/4 on the rarer token, and at the next position on the other.
+
+    TV from the unigram is 5/12 and 1/12; the top token has a third, then two thirds, of the unigram.
+    """
+    counts = {0: 3, 1: 1}  # with half a token a distinct one left to the uniform: (3 + 1) / 6
+    full = torch.tensor([[0.9, 0.1], [0.9, 0.1]]).log()
+    masked = torch.tensor([[[0.25, 0.75], [0.75, 0.25]]]).log()
+    meter, zeros = TextMetrics(1, 2, counts), torch.zeros(2, dtype=torch.long)
+    meter.update(DistributionPair(full, masked), zeros, torch.tensor([0, 1]), zeros)
+    found = meter.compute()
+    assert found["unigram_tv"][0].tolist() == pytest.approx([5 / 12, 1 / 12])
+    assert found["top_rarity"][0].tolist() == pytest.approx([math.log(3), math.log(1.5)])
+    kl = [2 / 3 * math.log(2 / 3 / q) + 1 / 3 * math.log(1 / 3 / (1 - q)) for q in (0.25, 0.75)]
+    assert found["unigram_kl"][0].tolist() == pytest.approx(kl)
 
 
 def test_means_over_texts_weighted_by_positions_are_the_means_over_positions(

@@ -102,7 +102,7 @@ class BankPair:
         """Return the plain and the partial correlation of the densities of one kind, as columns."""
         n = len(self.index_of_one)
         for measured in (self.one, self.other):
-            if len(measured.sizes) - measured.n_short_sizes < MIN_CURVE_SIZES:
+            if measured.n_curve_sizes < MIN_CURVE_SIZES:
                 return {"n": n, "note": f"not defined: {measured.name} has fewer than {MIN_CURVE_SIZES} sizes"}
         if n < MIN_CORRELATION_INPUTS:
             counts = [f"{bank.name} has {len(bank.names)} inputs from {bank.source}" for bank in (self.one, self.other)]

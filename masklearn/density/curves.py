@@ -66,6 +66,16 @@ def curve(measured: MaskMeasurements, seed: int) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def rises(measured: MaskMeasurements, seed: int) -> list[int | float]:
+    """Return the sizes whose mean TV is above that of the next smaller size, with all of the difference's interval.
+
+    The difference is paired, input by input, and sizes that cannot hold a path are left out. None with a single input.
+    """
+    first = measured.n_short_sizes
+    _, low, _ = bootstrap_ci(np.diff(measured.values(measured.own_kind, "tv")[first:], axis=0), seed)
+    return [s for s, least in zip(measured.sizes[first + 1 :], low, strict=True) if least > 0]
+
+
 def _means_by_size(measured: MaskMeasurements, kind: str, metrics: dict[str, np.ndarray], seed: int) -> pd.DataFrame:
     """Return a row per size with mean and interval of every metric, given as (sizes, inputs)."""
     columns = {"bank": measured.name, "kind": kind, "s": measured.sizes, "fraction": measured.fractions}
@@ -102,18 +112,27 @@ def nuclei(measured: MaskMeasurements) -> pd.DataFrame:
 
 
 def unigrams(measured: MaskMeasurements, seed: int) -> pd.DataFrame:
-    """Return KL (nats) from the full model and from the unigram, and the share of inputs nearer to the unigram.
+    """Return how far subgraphs are from the unigram and the full model, and the share of inputs nearer to the unigram.
 
-    The p-value of the share is against one half.
+    KL is in nats; `top_rarity` is the unigram surprisal of the subgraphs' top token. `excess` is the share minus that
+    of the random control's subgraphs, input by input. P-values are against one half and 0.
     """
-    frames = []
+    frames, control = [], measured.control_kind
     for kind in measured.sized_kinds:
-        full_kl, unigram_kl = measured.values(kind, "kl"), measured.values(kind, "unigram_kl")
-        nearer = (unigram_kl < full_kl).astype(float)
-        metrics = {"full_kl": full_kl, "unigram_kl": unigram_kl, "nearer_to_unigram": nearer}
-        against_half = [bootstrap_p(resampled, 0.5) for resampled in bootstrap_means(nearer, seed).T]
-        frames.append(_means_by_size(measured, kind, metrics, seed).assign(nearer_to_unigram_p=against_half))
+        metrics = {name: measured.values(kind, name) for name in ("unigram_kl", "unigram_tv", "top_rarity")}
+        nearer = measured.nearer_to_unigram(kind)
+        metrics |= {"full_kl": measured.values(kind, "kl"), "nearer_to_unigram": nearer}
+        p_values = {"nearer_to_unigram_p": _p_values(nearer, 0.5, seed)}
+        if control and kind != control:
+            metrics["excess"] = nearer - measured.nearer_to_unigram(control)
+            p_values["excess_p"] = _p_values(metrics["excess"], 0.0, seed)
+        frames.append(_means_by_size(measured, kind, metrics, seed).assign(**p_values))
     return pd.concat(frames, ignore_index=True)
+
+
+def _p_values(values: np.ndarray, null: float, seed: int) -> list[float]:
+    """Return the p-value of the mean over inputs at every size: (sizes, inputs) to (sizes,)."""
+    return [bootstrap_p(resampled, null) for resampled in bootstrap_means(values, seed).T]
 
 
 def unigram_crossover(measurements: Sequence[MaskMeasurements]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from masklearn.density.measurements import MaskMeasurements, size_text
+from masklearn.density.measurements import LEARNED_KIND, MaskMeasurements, size_text
 from masklearn.density.tables import Tables, select_rows
 from masklearn.density.verdicts import ALPHA, Claim, Comparison, verdicts
 
@@ -24,10 +24,12 @@ RULES = {
     "distribution is above 0, plain and given token frequencies and context length.",
     "sparse subgraphs are unigram-like": "At the smallest size (of edges: that can hold a path from a token to "
     "the output), more than half of the inputs have a subgraph that is nearer to the "
-    "unigram distribution than to the full model.",
-    "density is alike across models": "For every two different models with the same inputs and sizes in the same unit, "
-    "the inputs' densities agree given entropies and token frequencies (partial rank correlation above 0), and more so "
-    "than the densities of random-matched subgraphs (paired bootstrap of the difference).",
+    "unigram distribution than to the full model, and more of them than random control subgraphs of the same inputs "
+    "are: these are nearer to it as well where their output is flat.",
+    "density is alike across models": "For every two learned banks of different models, with enough of the same inputs "
+    "and sizes in the same unit, the inputs' densities agree given entropies and token frequencies (partial rank "
+    "correlation above 0), and more so than the densities of random-matched subgraphs (paired bootstrap of the "
+    "difference).",
 }
 """When each finding holds: all of its estimates are on its side, and the largest of their two-sided p-values, corrected
 for the number of verdicts (Holm), is at most 0.05. It is not known if no resample contradicts the finding, but there
@@ -38,22 +40,23 @@ FIRST_QUARTER = "quarter 1"
 def findings(measurements: Sequence[MaskMeasurements], tables: Tables) -> pd.DataFrame:
     """Return a row per bank and finding: the verdict, the numbers that decide it, and what would flip it."""
     claims = [claim for measured in measurements for claim in _bank_claims(measured, tables)]
-    return verdicts([*claims, _across_models(measurements, tables["across"])])
+    return verdicts([*claims, across_models(measurements, tables["across"])])
 
 
 def _bank_claims(measured: MaskMeasurements, tables: Tables) -> list[Claim]:
     of_bank = {name: select_rows(table, bank=measured.name) for name, table in tables.items()}
     phases = of_bank["phases"].set_index("what")
     if not len(phases) or len(measured.names) < 2:
-        reason = "too few sizes" if not len(phases) else "one input has no interval"
-        needs = "at least 3 sizes: --model.sizes log:12" if not len(phases) else "more inputs: --data.limit 100"
+        can = " that can hold a path" if measured.n_short_sizes else ""
+        reason = f"too few sizes{can}" if not len(phases) else "one input has no interval"
+        needs = f"at least 3 sizes{can}: --model.sizes log:12" if not len(phases) else "more inputs: --data.limit 100"
         return [Claim(measured.name, finding, reason, needs=needs) for finding in list(RULES)[:-1]]
     own = {name: select_rows(table, kind=measured.own_kind) for name, table in of_bank.items()}
     head, refinement = phases.loc["head in place"], phases.loc["refinement begins"]
     s = min(float(head["s"]), float(own["composition"]["s"].to_numpy().max()))
     parts = select_rows(own["composition"], s=s).set_index("part")
     return [
-        _two_phases(measured, head, refinement),
+        _two_phases(measured, head, refinement, parts),
         _share_claim(measured, "early core", parts.loc[FIRST_QUARTER], s, above=True, has_control=True),
         _share_claim(
             measured, "heads enter late", parts.loc["attention" if measured.unit == "edges" else "heads"], s,
@@ -64,7 +67,9 @@ def _bank_claims(measured: MaskMeasurements, tables: Tables) -> list[Claim]:
     ]  # fmt: skip
 
 
-def _two_phases(measured: MaskMeasurements, head: Mapping[str, Any], refinement: Mapping[str, Any]) -> Claim:
+def _two_phases(
+    measured: MaskMeasurements, head: Mapping[str, Any], refinement: Mapping[str, Any], parts: pd.DataFrame
+) -> Claim:
     finding, unit = "two phases", measured.unit
     if pd.isna(refinement["share"]):
         return Claim(measured.name, finding, "too few sizes to detect a bend", needs="more sizes: --model.sizes log:12")
@@ -81,6 +86,9 @@ def _two_phases(measured: MaskMeasurements, head: Mapping[str, Any], refinement:
         f"resamples; top token recovered by half of the inputs at {size_text(head['s'], unit)}; "
         f"{measured.control_kind or 'no control'} {control}"
     )
+    if measured.unit == "edges":
+        mlps, residual = (f"{parts.loc[part, 'own_share']:.2%}" for part in ("MLPs", "residual"))
+        text += f"; of all edges MLPs' are {mlps} and residual ones {residual}"
     p, n = float(refinement["p"]), len(measured.names)
     share = 1 - p / 2
     what = "share of resamples with both phases in order"
@@ -118,35 +126,48 @@ def _uncertainty(measured: MaskMeasurements, relations: pd.DataFrame) -> Claim:
 
 def _unigram_like(measured: MaskMeasurements, unigram: pd.DataFrame) -> Claim:
     at_size = select_rows(unigram, s=measured.sizes[min(measured.n_short_sizes, len(measured.sizes) - 1)])
-    smallest, control = (
-        select_rows(at_size, kind=measured.own_kind).iloc[0], select_rows(at_size, kind=measured.control_kind)
-    )  # fmt: skip
-    share = Comparison.of("share nearer to the unigram", smallest, "nearer_to_unigram", len(measured.names), null=0.5)
-    of_control = ""
-    if len(control):
-        share_of_control = control.iloc[0]["nearer_to_unigram"]
-        of_control = f"; {measured.control_kind} {share_of_control:.2f}"
-    text = f"{share.text()} at {size_text(smallest['s'], measured.unit)}{of_control}; unigram of {measured.corpus}"
-    return Claim(measured.name, "sparse subgraphs are unigram-like", text, [share])
+    smallest, n = select_rows(at_size, kind=measured.own_kind).iloc[0], len(measured.names)
+    share = Comparison.of("share nearer to the unigram", smallest, "nearer_to_unigram", n, null=0.5)
+    comparisons = [share]
+    if measured.control_kind:
+        comparisons.append(Comparison.of(f"share minus {measured.control_kind}", smallest, "excess", n))
+    estimates = "; ".join(one.text() for one in comparisons)
+    text = f"at {size_text(smallest['s'], measured.unit)}: {estimates}; unigram of {measured.corpus}"
+    return Claim(measured.name, "sparse subgraphs are unigram-like", text, comparisons)
 
 
-def _across_models(measurements: Sequence[MaskMeasurements], across: pd.DataFrame) -> Claim:
+def across_models(measurements: Sequence[MaskMeasurements], across: pd.DataFrame) -> Claim:
+    """Return what decides whether learned densities agree between models; pairs that cannot be compared are named.
+
+    Args:
+        measurements: The banks.
+        across: See `density_agreement`.
+    """
     finding, comparisons = "density is alike across models", list[Comparison]()
-    texts = list[str]()
-    for pair in across.to_dict("records"):
-        if pair["same_model"] or " / " in pair["units"] or pd.isna(pair["excess"]) or pd.isna(pair["partial"]):
-            continue
+    texts, skipped = list[str](), list[str]()
+    for pair in select_rows(across, kind=LEARNED_KIND, same_model=False).to_dict("records"):
         names = f"{pair['one']} and {pair['other']}"
+        if " / " in pair["units"]:
+            continue
+        if pd.isna(pair["excess"]) or pd.isna(pair["partial"]):
+            skipped.append(f"{names} are not compared: {_why_undefined(pair)}")
+            continue
         partial = Comparison.of(f"partial rho of {names}", pair, "partial", int(pair["n"]))
         excess = Comparison.of("more than of random subgraphs by", pair, "excess", int(pair["n"]))
         comparisons += [partial, excess]
         texts.append(f"{partial.text()}, {excess.text()}, plain {pair['rho']:.2f}")
     if comparisons:
-        return Claim("all", finding, "; ".join(texts), comparisons)
-    n_models = len({measured.mask.model.fingerprint for measured in measurements})
-    if n_models < 2:
+        return Claim("all", finding, "; ".join([*texts, *skipped]), comparisons)
+    if len({measured.mask.model.fingerprint for measured in measurements}) < 2:
         return Claim(
             "all", finding, "a study of one model", needs="a second model on the same texts: --mask A --mask B"
         )
-    needs = "two models on the same texts, enough of them, with sizes in the same unit"
-    return Claim("all", finding, "no two models share enough inputs, sizes and units", needs=needs)
+    needs = "learned masks of two models on the same texts, enough of them, with sizes in the same unit"
+    reason = "no two models have learned masks with enough inputs in common and sizes in the same unit"
+    return Claim("all", finding, "; ".join([reason, *skipped]), needs=needs)
+
+
+def _why_undefined(pair: Mapping[Any, Any]) -> str:
+    """Why a pair of banks has no agreement, or none beside that of random subgraphs."""
+    notes = [pair[note] for note in ("note", "partial_note") if not pd.isna(pair[note]) and pair[note]]
+    return notes[0].removeprefix("not defined: ") if notes else "one of them has no random subgraphs"

@@ -14,9 +14,9 @@ HALF = 0.5
 
 def headline(measurements: Sequence[MaskMeasurements]) -> str:
     """Say which share of the nodes or edges of every bank gives a mean TV of one half, and which of random ones."""
-    known = [measured for measured in measurements if len(measured.sizes) >= MIN_CURVE_SIZES]
+    known = [measured for measured in measurements if measured.n_curve_sizes >= MIN_CURVE_SIZES]
     if not known:
-        return "No density curve: it needs at least three sizes."
+        return "No density curve: it needs at least three sizes, of edges such as can hold a path."
     own = [f"{_percent(measured, measured.own_kind)} of the {measured.unit} of {measured.name}" for measured in known]
     random = [_percent(measured, measured.control_kind) for measured in known if measured.control_kind]
     control = f"; of random subgraphs, {_listed(random)}" if random else ""
@@ -24,7 +24,7 @@ def headline(measurements: Sequence[MaskMeasurements]) -> str:
 
 
 def half_way(measured: MaskMeasurements, kind: str) -> float:
-    """Find the relative size at which mean TV falls to one half, linear in log size; at least the smallest."""
+    """Find the relative size at which mean TV falls to one half, linear in log size; at least the curve's smallest."""
     curve = MeanCurve.of(measured, kind)
     tv = np.append(curve.tv.mean(1), np.zeros(len(curve.x) - len(curve.tv)))
     first = int((tv <= HALF).argmax())
@@ -35,8 +35,8 @@ def half_way(measured: MaskMeasurements, kind: str) -> float:
 
 
 def _percent(measured: MaskMeasurements, kind: str) -> str:
-    found = half_way(measured, kind)
-    at_most = "at most " if np.isclose(found, measured.fractions[0]) else ""
+    found, smallest = half_way(measured, kind), 10 ** MeanCurve.of(measured, kind).x[0]
+    at_most = "at most " if np.isclose(found, smallest) else ""
     return f"{at_most}{100 * found:.2g} %"
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from masklearn.evaluation.metrics import NUCLEI
+from masklearn.evaluation.metrics import BY_SUBGRAPH, NUCLEI
 from masklearn.evaluation.per_text import PerTextResults
 from masklearn.evaluation.text_report import PART_COUNTS, STRACE_KIND, WHOLE_PART_COUNTS
 from masklearn.mask_file import Mask
@@ -125,12 +125,17 @@ class MaskMeasurements:
     def n_short_sizes(self) -> int:
         """Sizes, from the smallest, that cannot hold a path from a token to the output in half of the texts or more.
 
-        A path takes up to two edges a layer, and smaller subgraphs do not depend on the text. 0 for other banks.
+        Smaller subgraphs do not depend on the text. 0 for other banks.
         """
         if not isinstance(self.mask, EdgeBank):
             return 0
-        path = 2 * self.mask.graph.n_layers / float(np.median(self.mask.n_edges))
+        path = self.mask.path_edges / float(np.median(self.mask.n_edges))
         return sum(share < path for share in self.mask.shares)
+
+    @property
+    def n_curve_sizes(self) -> int:
+        """Sizes that densities and phases are computed from: all but the short ones."""
+        return len(self.sizes) - self.n_short_sizes
 
     @property
     def sized_kinds(self) -> list[str]:
@@ -159,6 +164,15 @@ class MaskMeasurements:
         """
         share = self.results[kind].texts["recovered"].mean(0).numpy()
         return share[..., [NUCLEI.index(p) for p in REPORTED_NUCLEI]] >= 0.5
+
+    def nearer_to_unigram(self, kind: str) -> np.ndarray:
+        """Return the share of random draws whose KL from the unigram is below that from the full model.
+
+        Returns:
+            Shape (sizes, inputs).
+        """
+        texts = self.results[kind].texts
+        return (texts["unigram_kl"] < texts["kl"]).double().mean(0).numpy()
 
     def node_use(self, kind: str, draws: slice = slice(None)) -> np.ndarray:
         """Return the share of random draws in which a kind's mask keeps each node, shape (sizes, groups, nodes).
@@ -191,7 +205,7 @@ class MaskMeasurements:
         }
 
     def inputs_by_size(self) -> pd.DataFrame:
-        """Return TV, KL (nats), KL from the unigram (nats) and recovered nuclei: a row per kind, size and input."""
+        """Return `BY_SUBGRAPH` (in nats, except TVs) and recovered nuclei: a row per kind, size and input."""
         n_sizes, n_inputs = len(self.sizes), len(self.names)
         frames = []
         for kind in self.kinds:
@@ -201,7 +215,7 @@ class MaskMeasurements:
                 "s": np.repeat(self.sizes, n_inputs),
                 "fraction": np.repeat(self.fractions, n_inputs),
                 "input": np.tile(np.array(self.names), n_sizes),
-                **{metric: self.values(kind, metric).reshape(-1) for metric in ("tv", "kl", "unigram_kl")},
+                **{metric: self.values(kind, metric).reshape(-1) for metric in BY_SUBGRAPH},
             }
             for i, percent in enumerate(REPORTED_NUCLEI):
                 columns[f"nucleus_{percent}"] = self.recovered(kind)[..., i].reshape(-1)

@@ -80,7 +80,7 @@ def phases(measured: MaskMeasurements, seed: int) -> list[dict[str, Any]]:
     Returns:
         Two rows of the table `phases`; none if there are too few sizes for a curve.
     """
-    if len(measured.sizes) < MIN_CURVE_SIZES:
+    if measured.n_curve_sizes < MIN_CURVE_SIZES:
         return []
     n, resample = measured.full_size, len(measured.names) > 1
     head, head_sizes = _head_in_place(measured, seed if resample else None)
@@ -107,7 +107,7 @@ def phases(measured: MaskMeasurements, seed: int) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class MeanCurve:
-    """TV of one kind of subgraph against log10 of the relative size."""
+    """TV of one kind of subgraph against log10 of the relative size, without sizes shorter than a path."""
 
     x: np.ndarray
     """Shape (points,), the full model included."""
@@ -116,11 +116,10 @@ class MeanCurve:
 
     @classmethod
     def of(cls, measured: MaskMeasurements, kind: str) -> "MeanCurve":
-        """The curve of one kind."""
-        fractions = measured.fractions
-        return cls(
-            np.log10(fractions if fractions[-1] == 1 else np.append(fractions, 1.0)), measured.values(kind, "tv")
-        )
+        """The curve of one kind, from the smallest size that can hold a path: below it TV is flat by construction."""
+        first = measured.n_short_sizes
+        fractions, tv = measured.fractions[first:], measured.values(kind, "tv")[first:]
+        return cls(np.log10(fractions if measured.fractions[-1] == 1 else np.append(fractions, 1.0)), tv)
 
     def fit(self, means: np.ndarray) -> list[PiecewiseFit]:
         """Fit segments to mean curves (curves, sizes), the full model's TV of 0 appended where they lack it."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 
 import numpy as np
 from scipy import stats
@@ -82,6 +83,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty(len(p_values))
     corrected[order] = stepped
     return corrected.tolist()
+
+
+def holm_factors(p_values: Sequence[float], level: float) -> list[int]:
+    """Find what Holm's correction multiplies each p-value by: it is rejected if and only if that is at most `level`.
+
+    The factor is the number of p-values, less those that would be rejected first if this one came last. It does not
+    depend on the p-value itself: level / factor is what it must not exceed while the others stay as they are.
+    """
+    n, factors = len(p_values), list[int]()
+    for i in range(n):
+        others = sorted([*p_values[:i], *p_values[i + 1 :]])
+        rejected = takewhile(lambda ranked: ranked[1] * (n - ranked[0]) <= level, enumerate(others))
+        factors.append(n - sum(1 for _ in rejected))
+    return factors
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pandas as pd
 from masklearn.density import comparison, composition, correlations, curves
 from masklearn.density.answers import answer_densities
 from masklearn.density.findings import findings
-from masklearn.density.measurements import MaskMeasurements, TopTokens
+from masklearn.density.measurements import LEARNED_KIND, MaskMeasurements, TopTokens, size_text
 from masklearn.density.phases import phases
 from masklearn.density.tables import Tables, concat_tables, select_rows
 
@@ -70,7 +70,7 @@ def study(
         "thoughts": _top_tokens_table(top_tokens or {}),
     }
     tables = {"findings": findings(measurements, tables)} | tables
-    return Study(measurements, tables, top_tokens or {}, pickable or {}, _notes(measurements, tables))
+    return Study(measurements, tables, top_tokens or {}, pickable or {}, _notes(measurements, tables, seed))
 
 
 def _top_tokens_table(top_tokens: dict[str, TopTokens]) -> pd.DataFrame:
@@ -84,10 +84,10 @@ def _top_tokens_table(top_tokens: dict[str, TopTokens]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["bank", "input", "kind", "s", "rank", "token", "probability"])
 
 
-def _notes(measurements: Sequence[MaskMeasurements], tables: Tables) -> list[str]:
+def _notes(measurements: Sequence[MaskMeasurements], tables: Tables, seed: int) -> list[str]:
     return [
         *_graph_notes(measurements),
-        *(note for measured in measurements for note in _bank_notes(measured)),
+        *(note for measured in measurements for note in _bank_notes(measured, seed)),
         *_correlation_notes(measurements, tables["relations"]),
         *_pair_notes(tables["across"]),
         *_overlap_notes(measurements),
@@ -107,13 +107,29 @@ def _graph_notes(measurements: Sequence[MaskMeasurements]) -> list[str]:
     ]
 
 
-def _bank_notes(measured: MaskMeasurements) -> list[str]:
+def _bank_notes(measured: MaskMeasurements, seed: int) -> list[str]:
     notes = []
     if len(measured.sizes) < curves.MIN_CURVE_SIZES:
         count = f"{len(measured.sizes)} size{'' if len(measured.sizes) == 1 else 's'}"
         notes.append(
             f"{measured.name} has {count} ({', '.join(map(str, measured.sizes))}), and densities and phases need "
             f"{curves.MIN_CURVE_SIZES}: no density. Learn the masks with --model.sizes log:12"
+        )
+    if n_short := measured.n_short_sizes:
+        can = [f"{size_text(s, measured.unit)} can" for s in measured.sizes[n_short:]] or ["none can"]
+        notes.append(
+            f"{n_short} of the {len(measured.sizes)} sizes of {measured.name} cannot hold a path from a token to the "
+            f"output in half of the texts ({can[0]}): normalised densities and phases leave them out"
+        )
+    if rises := curves.rises(measured, seed):
+        where = ", ".join(size_text(s, measured.unit) for s in rises)
+        is_learned = measured.own_kind == LEARNED_KIND
+        why = (
+            "a sign of too weak a search (--model.steps)" if is_learned else "their choice does not look at the output"
+        )
+        notes.append(
+            f"mean TV of the {measured.own_kind} subgraphs of {measured.name} rises with size, up to {where}, by more "
+            f"than the interval of the difference allows: {why}"
         )
     if len(measured.names) == 1:
         notes.append(f"{measured.name} has a single input: no intervals and no correlations")

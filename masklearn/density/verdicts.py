@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from scipy.stats import norm
 
-from masklearn.density.statistics import CONFIDENCE, holm, is_smallest_p
+from masklearn.density.statistics import CONFIDENCE, holm, holm_factors, is_smallest_p
 
 ALPHA = 1 - CONFIDENCE
 """Level of every verdict, after the correction for their number."""
@@ -52,20 +52,22 @@ class Comparison:
         """The estimate with its interval."""
         return f"{self.what} {self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
-    def needs(self, n_verdicts: int, holds: bool) -> str:
+    def needs(self, factor: int, holds: bool) -> str:
         """What would flip the comparison, if effects keep their size and intervals shrink with the root of the inputs.
 
         Args:
-            n_verdicts: Verdicts that are corrected for.
+            factor: What the correction multiplies the p-value by, see `holm_factors`.
             holds: Whether the comparison holds.
         """
         if self.of_resamples:
-            least = f"{1 - ALPHA / (2 * n_verdicts):.4f}"
+            least = f"{1 - ALPHA / (2 * factor):.4f}"
             return f"{self.what} at most {least}" if holds else f"{self.what} above {least}; it is {self.value:.4f}"
         side, sign = ("above", 1) if self.above else ("below", -1)
         error = (self.high - self.low) / (2 * norm.isf(ALPHA / 2))
-        threshold = float(norm.isf(ALPHA / 2 / n_verdicts)) * error
-        if holds:
+        critical = float(norm.isf(ALPHA / 2 / factor))
+        threshold = critical * error
+        if holds:  # p-value and interval have resamples of their own: what flips a claim is never true of it already
+            threshold = min(threshold, self.effect * critical / float(norm.isf(self.p / 2)))
             return f"{self.what} {'at most' if self.above else 'at least'} {self.null + sign * threshold:.2f}"
         if self.effect <= 0:
             return f"{self.what} {side} {self.null:.2f}; it is {self.value:.2f}"
@@ -100,10 +102,10 @@ def verdicts(claims: Sequence[Claim]) -> pd.DataFrame:
     A claim that only its correction keeps from holding is not known if resampling can yield no smaller p-value.
     """
     tested = [claim.p for claim in claims if claim.p is not None]
-    corrected = iter(holm(tested))
+    corrected = iter(zip(holm(tested), holm_factors(tested, ALPHA), strict=True))
     rows = []
     for claim in claims:
-        p_holm = None if claim.p is None else next(corrected)
+        p_holm, factor = (None, 0) if claim.p is None else next(corrected)
         rows.append(
             {
                 "bank": claim.bank,
@@ -112,7 +114,7 @@ def verdicts(claims: Sequence[Claim]) -> pd.DataFrame:
                 "measured": claim.measured,
                 "p": claim.p,
                 "p_holm": p_holm,
-                "flips_with": _flips_with(claim, p_holm, len(tested)),
+                "flips_with": _flips_with(claim, p_holm, factor, len(tested)),
             }
         )
     return pd.DataFrame(rows)
@@ -135,8 +137,15 @@ def _verdict(claim: Claim, p_holm: float | None) -> str:
     return HOLDS
 
 
-def _flips_with(claim: Claim, p_holm: float | None, n_verdicts: int) -> str:
-    """What would flip the verdict: the condition that would break first, or all that are missing."""
+def _flips_with(claim: Claim, p_holm: float | None, factor: int, n_verdicts: int) -> str:
+    """What would flip the verdict: the condition that would break first, or all that are missing.
+
+    Args:
+        claim: The claim.
+        p_holm: Its corrected p-value, or None if it has none.
+        factor: What the correction multiplies its p-value by.
+        n_verdicts: Verdicts that are corrected for.
+    """
     if p_holm is None:
         return claim.needs
     verdict = _verdict(claim, p_holm)
@@ -147,6 +156,6 @@ def _flips_with(claim: Claim, p_holm: float | None, n_verdicts: int) -> str:
         )
     if verdict == HOLDS:
         weakest = max(claim.comparisons, key=lambda one: (one.p, -one.effect / max(one.high - one.low, 1e-9)))
-        return weakest.needs(n_verdicts, holds=True)
-    lacking = [one for one in claim.comparisons if one.effect <= 0 or one.p * n_verdicts > ALPHA]
-    return "; ".join(dict.fromkeys(one.needs(n_verdicts, holds=False) for one in lacking or claim.comparisons))
+        return weakest.needs(factor, holds=True)
+    lacking = [one for one in claim.comparisons if one.effect <= 0 or one.p * factor > ALPHA]
+    return "; ".join(dict.fromkeys(one.needs(factor, holds=False) for one in lacking))

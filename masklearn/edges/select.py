@@ -1,6 +1,7 @@
 """Choose the edges of every text, by s-Trace or by another method: texts in, bank out."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -59,4 +60,5 @@ def edge_bank(
         return found.graph.n_edges, choose(input_ids, found)
 
     graph = edge_lm.layout.graph
-    return EdgeBank.of_texts(texts, names, shares, graph, model, of_text, method, positions, bar)
+    bank = EdgeBank.of_texts(texts, names, shares, graph, model, of_text, method, positions, bar)
+    return replace(bank, parallel=edge_lm.sites.parallel)

@@ -14,6 +14,8 @@ from masklearn.objective import kl_divergence
 NUCLEI = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
 """Nucleus sizes, in percent of the probability, as in Kervadec et al. 2026 (arXiv 2605.27033)."""
 
+BY_SUBGRAPH = ("kl", "tv", "unigram_kl", "unigram_tv", "top_rarity")
+"""Numbers of `TextMetrics` for each subgraph and text."""
 LEADING_RANKS = 128
 """Tokens that are sorted to find recovered nuclei; the whole vocabulary only where all of these agree."""
 
@@ -191,9 +193,10 @@ def unigram(counts: Mapping[int, int], vocabulary: int) -> Tensor:
 class TextMetrics(Metric):
     """Means over the scored positions of each text, for K subgraphs side by side. In nats, except `tv`.
 
-    `compute` returns tensors of shape (K, texts): `kl`, `tv`, `unigram_kl` (KL from the unigram distribution to the
-    subgraph's, as `kl` is from the full model's); and `recovered`, shape (K, texts, nuclei): the fraction of positions
-    at which each of `NUCLEI` is recovered.
+    `compute` returns tensors of shape (K, texts): `kl`, `tv`, `unigram_kl` and `unigram_tv` (from the unigram
+    distribution to the subgraph's, as `kl` and `tv` are from the full model's), `top_rarity` (unigram surprisal of the
+    subgraph's most probable token); and `recovered`, shape (K, texts, nuclei): the fraction of positions at which each
+    of `NUCLEI` is recovered.
 
     And of the full model alone, shape (texts,): `entropy` of its distributions, `loss` (negative log-probability of the
     token that follows), `next_rarity` and `last_rarity` (unigram surprisal, the negative log-probability in the unigram
@@ -204,6 +207,8 @@ class TextMetrics(Metric):
     kl: Tensor
     tv: Tensor
     unigram_kl: Tensor
+    unigram_tv: Tensor
+    top_rarity: Tensor
     recovered: Tensor
     entropy: Tensor
     loss: Tensor
@@ -225,7 +230,7 @@ class TextMetrics(Metric):
         """
         super().__init__(**kwargs)
         self.counts, self.unigram = counts, torch.empty(0)
-        for name in ("kl", "tv", "unigram_kl"):
+        for name in BY_SUBGRAPH:
             self.add_state(name, torch.zeros(n_masks, n_texts, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("recovered", torch.zeros(n_masks, n_texts, len(NUCLEI)), dist_reduce_fx="sum")
         of_text = ("entropy", "loss", "next_unigram_surprisal", "last_unigram_surprisal", "positions", "labelled")
@@ -246,11 +251,12 @@ class TextMetrics(Metric):
         """
         if not len(self.unigram):
             self.unigram = unigram(self.counts, pair.full.shape[-1]).to(pair.full.device)
-        unigram_kl = kl_divergence(self.unigram, pair.masked).double()
         recovered = pair.nucleus[..., None] >= torch.tensor(NUCLEI, device=pair.full.device)
         self.kl[masks].index_add_(1, text, pair.kl)
         self.tv[masks].index_add_(1, text, pair.tv)
-        self.unigram_kl[masks].index_add_(1, text, unigram_kl)
+        self.unigram_kl[masks].index_add_(1, text, kl_divergence(self.unigram, pair.masked).double())
+        self.unigram_tv[masks].index_add_(1, text, tv_distance(self.unigram, pair.masked).double())
+        self.top_rarity[masks].index_add_(1, text, -self.unigram[pair.masked.argmax(-1)].double())
         self.recovered[masks].index_add_(1, text, recovered.float())
         if not masks.start:
             self._update_full(pair.full, labels, text, read)
@@ -268,7 +274,7 @@ class TextMetrics(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The means by name, see the class."""
-        means = {name: getattr(self, name) / self.positions for name in ("kl", "tv", "unigram_kl")}
+        means = {name: getattr(self, name) / self.positions for name in BY_SUBGRAPH}
         means["recovered"] = self.recovered / self.positions[:, None]
         means["entropy"] = self.entropy / self.positions
         means["last_rarity"] = self.last_unigram_surprisal / self.positions

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from masklearn.evaluation.metrics import TextMetrics
+from masklearn.evaluation.metrics import BY_SUBGRAPH, TextMetrics
 from masklearn.masking.masked_lm import MaskedLM
 
 
@@ -43,7 +43,7 @@ class PerTextRecorder:
             meter: The meter, of all of these masks.
         """
         found = {name: values.cpu() for name, values in meter.compute().items()}
-        of_masks, begin = {name: found.pop(name) for name in ("kl", "tv", "unigram_kl", "recovered")}, 0
+        of_masks, begin = {name: found.pop(name) for name in (*BY_SUBGRAPH, "recovered")}, 0
         of_texts = {name: values.view(self.n_texts) for name, values in found.items()}  # torchmetrics squeezes these
         n_masks = sum(masks.shape[0] * masks.shape[1] for masks in masks_of.values())
         for name, masks in masks_of.items():

@@ -13,7 +13,7 @@ from masklearn.edges import EdgeGraph
 from masklearn.errors import UserError
 from masklearn.evaluation.bank_report import CONTROL_METRICS
 from masklearn.evaluation.measure import Row, nan_to_none
-from masklearn.evaluation.metrics import DistributionPair, SubgraphMetrics, TextMetrics
+from masklearn.evaluation.metrics import BY_SUBGRAPH, DistributionPair, SubgraphMetrics, TextMetrics
 from masklearn.evaluation.per_text import PerTextResults
 from masklearn.models import Layout, input_device
 from masklearn.objective import log_probabilities
@@ -167,7 +167,7 @@ class TextMeasurer(ABC, Generic[Graph]):
         shape = (1, self.n_sizes, self.n_texts)
         found = {}
         for kind, (_, by_text) in self.meters.items():
-            shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("kl", "tv", "unigram_kl"), shape)
+            shapes: dict[str, tuple[int, ...]] = dict.fromkeys(BY_SUBGRAPH, shape)
             shapes["recovered"] = (*shape, -1)
             texts = {
                 name: value.view(shapes.get(name, (self.n_texts,))).cpu() for name, value in by_text.compute().items()

@@ -54,9 +54,10 @@ PAGE_SECTIONS = (
             "head in place": "The smallest size at which at least half of the inputs recover the full model's most "
             "probable token, the head of its distribution.",
             "refinement begins": "A continuous piecewise linear function with one to three segments is fitted by least "
-            "squares to mean TV over log10(s / n_nodes); the Bayesian information criterion chooses the number of "
-            "segments. Refinement begins where the steepest descent ends and a flatter segment follows. `share` is the "
-            "share of bootstrap resamples with such a segment; `slopes` are in TV per decade of size.",
+            "squares to mean TV over log10(s / n_nodes), of edges without sizes that cannot hold a path from a token "
+            "to the output; the Bayesian information criterion chooses the number of segments. Refinement begins where "
+            "the steepest descent ends and a flatter segment follows. `share` is the share of bootstrap resamples with "
+            "such a segment; `slopes` are in TV per decade of size.",
         },
         TOO_FEW_SIZES,
     ),
@@ -130,7 +131,13 @@ PAGE_SECTIONS = (
             "unigram": "The frequencies of tokens in the texts, without the first token of each text, interpolated "
             "with a uniform distribution by the share of distinct tokens (Witten and Bell 1991). The table banks has "
             "the size of this corpus.",
-            "KL from the unigram": "KL(unigram || subgraph) in nats, compared with KL(full model || subgraph).",
+            "KL from the unigram": "KL(unigram || subgraph) in nats, compared with KL(full model || subgraph). "
+            "`unigram_tv` is the TV distance from the unigram, `top_rarity` the negative log-probability in it of the "
+            "subgraph's most probable token, in nats.",
+            "nearer to the unigram": "The share of inputs whose KL from the unigram is below that from the full model; "
+            "of random subgraphs, the mean share of the draws. `excess` is the share minus that of the random control, "
+            "input by input. A flat output is nearer to the unigram than to a peaked full model, whatever chose the "
+            "subgraph.",
             "leaving": "The smallest relative size at which an input's subgraph is nearer to the full model than to "
             "the unigram: median and quartiles over inputs (dotted line and shaded range in the figure).",
         },
