@@ -15,9 +15,9 @@ from masklearn.edges import (
     EdgeLM,
     FrozenText,
     Importance,
+    by_strace,
     counts_by_part,
     edge_counts,
-    grow,
     importance,
     inverse,
     nodes_used,
@@ -86,7 +86,7 @@ def evaluate_edges(
         require_same_output(edge_lm, found.hidden, full)
         graph = found.graph
         bank.require_graph(index, graph.n_tokens, graph.exists)
-        kept_of = _subgraphs(bank, index, found, keep_residual)
+        kept_of = _subgraphs(bank, index, input_ids, found, keep_residual)
         hidden = (
             partial(edge_lm.hidden, input_ids) if mode == "recomputed" else FrozenText.of(edge_lm, input_ids).hidden
         )
@@ -96,7 +96,9 @@ def evaluate_edges(
     return measurer, measurer.rows(bank)
 
 
-def _subgraphs(bank: EdgeBank, index: int, found: Importance, keep_residual: bool) -> dict[str, Sequence[Tensor]]:
+def _subgraphs(
+    bank: EdgeBank, index: int, input_ids: Tensor, found: Importance, keep_residual: bool
+) -> dict[str, Sequence[Tensor]]:
     """The subgraphs of one text by kind: the bank's own, and the controls."""
     graph, kept = found.graph, bank.kept[index]
     counts = edge_counts(bank.shares, graph.n_edges)
@@ -106,8 +108,7 @@ def _subgraphs(bank: EdgeBank, index: int, found: Importance, keep_residual: boo
         "inverse": [inverse(graph, ids, keep_residual) for ids in kept],
     }
     if bank.method != STRACE_KIND:
-        order = grow(graph, found.weights, counts[-1])
-        kept_of[STRACE_KIND] = [order[:n] for n in counts]
+        kept_of[STRACE_KIND] = by_strace(bank.shares)(input_ids, found)
     return kept_of
 
 
