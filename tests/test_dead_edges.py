@@ -7,7 +7,18 @@ from edge_reference import text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masklearn.edges import EdgeGraph, EdgeLM, edge_bank, edge_counts, grow, importance, live, refilled
+from masklearn.edges import (
+    EdgeGraph,
+    EdgeLM,
+    edge_bank,
+    edge_counts,
+    grow,
+    importance,
+    live,
+    random_connected,
+    refilled,
+)
+from masklearn.evaluation.text_report import N_RANDOM_SUBGRAPHS, random_seeds
 from masklearn.mask_file import ModelId
 from masklearn.training.edge_learner import EdgeLearnerConfig, learn_edges
 
@@ -57,6 +68,16 @@ def test_the_ends_of_edges_are_those_of_the_edges_into_each_vertex() -> None:
             ids, sources = graph.in_edges(vertex)
             assert torch.equal(graph.ends[0][ids], sources)
             assert (graph.ends[1][ids] == vertex).all()
+
+
+def test_random_subgraphs_have_draws_of_their_own_for_every_text_and_size(llama: EdgeLM) -> None:
+    """Grown with one seed, they would be nested."""
+    seeds = [seed for text in range(3) for _, seed in random_seeds(text, 5)]
+    assert sorted(seeds) == list(range(3 * 5 * N_RANDOM_SUBGRAPHS))
+    graph = EdgeGraph.causal(2, 4, 6)
+    for draws in zip(*[iter(random_seeds(0, 2))] * 2, strict=True):
+        small, large = (set(random_connected(graph, (9, 40)[i], seed).tolist()) for i, seed in draws)
+        assert not small <= large
 
 
 def test_banks_of_s_trace_and_learned_subgraphs_hold_no_dead_edges(llama: EdgeLM) -> None:

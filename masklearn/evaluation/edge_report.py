@@ -25,14 +25,14 @@ from masklearn.edges import (
     require_same_output,
 )
 from masklearn.evaluation.measure import Row
-from masklearn.evaluation.text_report import STRACE_KIND, TextMeasurer, scored_text
+from masklearn.evaluation.text_report import RANDOM_TEXT_KIND, STRACE_KIND, TextMeasurer, random_seeds, scored_text
 from masklearn.progress import ProgressBar, no_bar
 
 PLACES_PER_FORWARD = 2**26
 """Gates of the subgraphs that share a forward: 256 MB in float32."""
 EdgeMode = Literal["recomputed", "frozen"]
 """Whether attention patterns and norms are those of the masked stream, or the full model's: see `FrozenText`."""
-EDGE_CONTROLS = ("random", "inverse")
+EDGE_CONTROLS = (RANDOM_TEXT_KIND, "inverse")
 """Kinds of subgraphs that every edge bank is compared with: random connected ones, and all other edges."""
 
 
@@ -104,7 +104,9 @@ def _subgraphs(
     counts = edge_counts(bank.shares, graph.n_edges)
     kept_of: dict[str, Sequence[Tensor]] = {
         bank.method: kept,
-        "random": [random_connected(graph, n, index, keep_residual) for n in counts],
+        RANDOM_TEXT_KIND: [
+            random_connected(graph, counts[i], seed, keep_residual) for i, seed in random_seeds(index, len(counts))
+        ],
         "inverse": [inverse(graph, ids, keep_residual) for ids in kept],
     }
     if bank.method != STRACE_KIND:
