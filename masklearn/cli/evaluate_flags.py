@@ -118,9 +118,10 @@ class EvaluateFlags:
         if self.keep_residual and not has_edges:
             raise UserError("keep_residual is for banks of edges, and none is given. Leave out --keep_residual")
         unused = [flag for flag in NODE_FLAGS if flag in given]
-        if unused and all(isinstance(mask, TextBank) for mask in masks):
+        units = [mask.unit for mask in masks if isinstance(mask, TextBank)]
+        if unused and len(units) == len(masks):
             raise UserError(
-                f"{unused[0]} is for masks of nodes, and none is given: {masks[0].unit} of single texts have controls "
+                f"{unused[0]} is for masks of nodes, and none is given: {units[0]} of single texts have controls "
                 f"and texts of their own. Leave out --{unused[0]}"
             )
 
