@@ -22,6 +22,7 @@ from masklearn.edges import (
     inverse,
     nucleus,
     random_connected,
+    refilled,
     shares_by_kind,
     verified_edge_lm,
 )
@@ -41,6 +42,7 @@ def subgraphs(found: Importance, order: Tensor, counts: Sequence[int], seed: int
     kept = [order[:n] for n in counts]
     return {
         "s-trace": kept,
+        "s-trace, live edges": refilled(graph, order[:0], order, counts),
         "attention not gated": [_with_attention(graph, ids) for ids in kept],
         "random": [random_connected(graph, n, seed) for n in counts],
         "random, residuals kept": [random_connected(graph, n, seed, keep_residual=True) for n in counts],

@@ -45,5 +45,5 @@ def resolve_shares(sizes: Sequence[int | float] | str, unit: TextUnit = "edges")
 
 
 def share_counts(shares: Sequence[float], n_units: int) -> list[int]:
-    """Edges or positions of every share: rounded down, but at least one."""
+    """Edges or positions of every share: rounded down, but at least one, so that the smallest shares may coincide."""
     return [max(1, math.floor(share * n_units * (1 + 1e-12))) for share in shares]

@@ -122,6 +122,7 @@ def test_the_metrics_are_those_of_the_subgraphs_in_the_file(finished: EdgeStudy)
 def test_a_study_draws_all_graphs_on_one_relative_axis_and_says_so(finished: EdgeStudy) -> None:
     assert "edges as shares of all edges, positions as shares of all positions" in finished.output
     assert "drawn on one relative axis" in finished.output
+    assert "1 of 4 sizes are shorter than a path from a token to the output, 8 edges, in a text of" in finished.output
     (drawing,) = curves.curves_together(finished.study.measurements, finished.study.tables)
     (axes,) = drawing.figure.axes
     assert axes.get_xlabel() == "edges or positions or nodes kept (% of all, log)"
@@ -140,6 +141,11 @@ def test_a_study_draws_all_graphs_on_one_relative_axis_and_says_so(finished: Edg
     for row in finished.metrics["sizes"]:
         assert curve["edges", "s-trace", row["s"]] == pytest.approx(row["tv"])
         assert curve["edges", "inverse", row["s"]] == pytest.approx(row["controls"]["inverse"]["tv"])
+        assert curve["edges", "random", row["s"]] == pytest.approx(row["controls"]["random"]["tv"])
+    for measured in finished.study.measurements[:2]:  # edges and positions
+        random = measured.results["random"].texts["tv"]
+        assert random.shape == (4, len(SHARES), 5)
+        assert random.std(0).max() > 0.01  # draws differ
     parts = finished.table("composition")
     assert parts["share"].between(0, 1).all()
     of_positions = parts[(parts["bank"] == "positions") & (parts["kind"] == "learned")]

@@ -3,15 +3,20 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from conftest import one_line
 from edge_reference import BUILDS, LlamaReference, edge_lm, text
 from families import BY_NAME
+from studies import measured
 
 import masklearn as ml
 from masklearn.cli import evaluate, train
+from masklearn.cli.evaluate_texts import EvaluatedTexts
+from masklearn.cli.study_banks import bank_names
 from masklearn.edges import EdgeGraph, EdgeLM, FrozenText, importance
 from masklearn.mask_file import ModelId
 from masklearn.text_bank import PositionBank
@@ -64,28 +69,54 @@ def test_a_frozen_model_is_left_as_it_was(llama: EdgeLM) -> None:
     assert not any("forward" in vars(module) for module in llama.layout.lm.modules())
 
 
-def test_an_edge_bank_is_evaluated_frozen(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_edge_bank_is_evaluated_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     quiet = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     flags = ["--model.graph", "edges", "--model.method", "s-trace", "--model.sizes", "[0.02, 1.0]"]
     flags += ["--data.task", "names", "--data.limit", "2", "--run.dir", str(tmp_path / "run"), *quiet]
     assert train(flags) == 0
-    found = {}
-    for mode in ("recomputed", "frozen"):
-        out = ["--out", str(tmp_path / mode), "--study", "false"]
-        assert evaluate(["--mask", str(tmp_path / "run"), "--edges", mode, *out]) == 0
-        assert f"patterns and norms {mode}" in capsys.readouterr().out
-        found[mode] = json.loads((tmp_path / mode / "metrics.json").read_text())
-        assert found[mode]["edges"] == mode
+    both = ["--edges", "[recomputed, frozen]", "--keep_residual", "true", "--study", "false"]
+    assert evaluate(["--mask", str(tmp_path / "run"), *both, "--out", str(tmp_path / "both")]) == 0
+    found = {one["edges"]: one for one in json.loads((tmp_path / "both" / "metrics.json").read_text())}
+    assert all(f"patterns and norms {mode}, controls with all residual" in one["text"] for mode, one in found.items())
+    assert [one["keep_residual"] for one in found.values()] == [True, True]
     small, whole = ([found[mode]["sizes"][i]["kl"] for mode in found] for i in (0, 1))
     assert abs(small[0] - small[1]) > 1e-3
     assert max(whole) < 1e-5
 
 
-def test_other_banks_are_not_frozen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_names_how_banks_of_edges_were_evaluated() -> None:
+    bank: Any = SimpleNamespace(
+        path=Path("runs/edges/mask.safetensors"),
+        ablation=ml.Ablation(),
+        mask=measured([[1.0] * 4]).mask,
+        altered_column=None,
+    )
+
+    def of(conditions: dict[str, Any]) -> EvaluatedTexts:
+        return EvaluatedTexts(bank.path, bank.mask, bank, bank, 0, bank, conditions)
+
+    modes = [of({"edges": mode, "keep_residual": keep}) for mode in ("recomputed", "frozen") for keep in (False, True)]
+    expected = ["edges", "edges, controls keep residuals", "edges frozen", "edges frozen, controls keep residuals"]
+    assert bank_names(modes) == expected
+    row = measured([[1.0] * 4], conditions=modes[3].conditions).row()
+    assert (row["patterns and norms"], row["controls keep residuals"]) == ("frozen", True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--edges", "frozen"], "edges frozen is for banks of edges"),
+        (["--keep_residual", "true"], "keep_residual is for banks of edges"),
+        (["--baselines", "[greedy]"], "baselines is for masks of nodes"),
+        (["--part", "train"], "part is for masks of nodes"),
+        (["--baseline_texts", "3"], "Leave out --baseline_texts"),
+    ],
+)
+def test_flags_that_a_bank_does_not_follow_are_refused(
+    flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, kept = ModelId("tiny", None, "0"), ((torch.tensor([0]),),)
     PositionBank(kept, (0.5,), (1,), (2,), ml.NodeGraph(1, 1), model, ("a",), "learned").save(tmp_path / "bank")
-    assert evaluate(["--mask", str(tmp_path / "bank"), "--edges", "frozen"]) == 2
-    assert "edges frozen is for banks of edges" in one_line(capsys)
+    assert evaluate(["--mask", str(tmp_path / "bank"), *flags]) == 2
+    assert words in one_line(capsys)

@@ -25,7 +25,7 @@ from masklearn.errors import UserError
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
-from masklearn.text_bank import EdgeBank, TextBank, load_bank
+from masklearn.text_bank import TextBank, load_bank
 
 USED_BY_EVIDENCE = {
     "mask", "evidence", "lm", "dtype", "device_map", "track", "out", "allow_pickle", "trust_remote_code",
@@ -42,15 +42,14 @@ def run_evaluation(args: list[str] | None) -> None:
     Raises:
         UserError: If a flag or a file is not valid, or if the results would overwrite others.
     """
-    flags, plan, requested = _parse(sys.argv[1:] if args is None else args)
+    flags, plan, requested, given = _parse(sys.argv[1:] if args is None else args)
     masks = [load_bank(path) for path in flags.mask]
     if flags.evidence:
         run_evidence(
             flags, plan, [_node_mask(path, mask) for path, mask in zip(flags.mask, masks, strict=True)], requested
         )
         return
-    if flags.edges != "recomputed" and not any(isinstance(mask, EdgeBank) for mask in masks):
-        raise UserError(f"edges {flags.edges} is for banks of edges, and none is given. Leave out --edges")
+    flags.require_banks(masks, given)
     flags.fill_defaults(masks)
     with locked_output(flags.out) as file:
         _evaluate_all(flags, masks, requested, file)
@@ -63,8 +62,8 @@ def _node_mask(path: str, bank: Mask | TextBank) -> Mask:
     return bank
 
 
-def _parse(args: Sequence[str]) -> tuple[EvaluateFlags, EvidencePlan, dict[str, Any]]:
-    """The flags, those of `--evidence`, and the `--data.*` flags among them that were given."""
+def _parse(args: Sequence[str]) -> tuple[EvaluateFlags, EvidencePlan, dict[str, Any], list[str]]:
+    """The flags, those of `--evidence`, the `--data.*` flags that were given, and the names of the others given."""
     parser = ArgumentParser(
         prog="evaluate.py",
         exit_on_error=False,
@@ -88,7 +87,7 @@ def _parse(args: Sequence[str]) -> tuple[EvaluateFlags, EvidencePlan, dict[str, 
     flags, plan = EvaluateFlags(**given), EvidencePlan(**of_plan)
     if of_plan and not flags.evidence:
         raise UserError(f"--plan.{next(iter(of_plan))} is a flag of evidence. Add --evidence true, or leave it out")
-    return flags, plan, requested
+    return flags, plan, requested, list(given)
 
 
 def _each_mask_appended(args: Sequence[str]) -> list[str]:

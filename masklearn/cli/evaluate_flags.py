@@ -1,7 +1,7 @@
 """The flags of `python evaluate.py`."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from masklearn.evaluation import EdgeMode
 from masklearn.mask_file import Mask, mask_path
 from masklearn.models import DTypeName
 from masklearn.selection.baselines import CONTROLS, Baseline
-from masklearn.text_bank import TextBank
+from masklearn.text_bank import EdgeBank, TextBank
 
+NODE_FLAGS = ("baselines", "baseline_texts", "part")
+"""Flags that banks of single texts do not follow."""
 STUDY_BASELINES: tuple[Baseline, ...] = (*CONTROLS, "norm", "inverse")
 """Baselines that a study needs."""
 
@@ -38,7 +40,7 @@ class EvaluateFlags:
             that need texts use the training texts of the mask's run. Searches take long: greedy evaluates every text
             about n_nodes^2 / 2 times.
         edges: For edge banks: recomputed (attention patterns and norms are those of the masked stream), or frozen (they
-            are the full model's, so that the contributions into a vertex add up).
+            are the full model's, so that the contributions into a vertex add up); or a list of both, for one study.
         keep_residual: For edge banks: keep all residual edges in random and inverse subgraphs, as the paper does.
         baseline_texts: Texts of every group that baselines use, at most.
         altered_column: For masks of single texts: evaluate them also on the text of this column in the same row, for
@@ -68,7 +70,7 @@ class EvaluateFlags:
         part: SplitName | None = None,
         ablation: AblationName | list[AblationName] | None = None,
         baselines: list[Baseline] | None = None,
-        edges: EdgeMode = "recomputed",
+        edges: EdgeMode | list[EdgeMode] = "recomputed",
         keep_residual: bool = False,
         baseline_texts: int = 64,
         altered_column: str | None = None,
@@ -87,7 +89,7 @@ class EvaluateFlags:
         self.study, self.evidence, self.seed, self.track = study, evidence, seed, track
         self.baselines: Sequence[Baseline] = baselines or CONTROLS
         self.baseline_texts, self.keep_residual = baseline_texts, keep_residual
-        self.edges: EdgeMode = edges
+        self.edges: list[EdgeMode] = [edges] if isinstance(edges, str) else edges
         self.altered_column = altered_column
         if baseline_texts < 1:
             raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")
@@ -98,6 +100,30 @@ class EvaluateFlags:
     def map_of(self, bank: Mask) -> str | None:
         """The device map to evaluate a bank with: the one given, or that of its run."""
         return self.device_map or bank.config.get("model", {}).get("device_map")
+
+    def require_banks(self, masks: Sequence[Mask | TextBank], given: Collection[str]) -> None:
+        """Refuse flags that no bank would follow.
+
+        Args:
+            masks: The masks to evaluate.
+            given: Names of the flags that were given.
+
+        Raises:
+            UserError: The flag, and what it is for.
+        """
+        has_edges = any(isinstance(mask, EdgeBank) for mask in masks)
+        if self.edges != ["recomputed"] and not has_edges:
+            modes = " and ".join(self.edges)
+            raise UserError(f"edges {modes} is for banks of edges, and none is given. Leave out --edges")
+        if self.keep_residual and not has_edges:
+            raise UserError("keep_residual is for banks of edges, and none is given. Leave out --keep_residual")
+        unused = [flag for flag in NODE_FLAGS if flag in given]
+        units = [mask.unit for mask in masks if isinstance(mask, TextBank)]
+        if unused and len(units) == len(masks):
+            raise UserError(
+                f"{unused[0]} is for masks of nodes, and none is given: {units[0]} of single texts have controls "
+                f"and texts of their own. Leave out --{unused[0]}"
+            )
 
     def fill_defaults(self, masks: Sequence[Mask | TextBank]) -> None:
         """Decide whether there is a study, and if so, which baselines it needs and which folder it goes to.

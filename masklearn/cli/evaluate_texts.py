@@ -2,7 +2,8 @@
 
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ class EvaluatedTexts:
     recorder: evaluation.PerTextRecorder
     seconds: float
     measurer: evaluation.TextMeasurer[Any]
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    """How a bank of edges was evaluated: `edges` and `keep_residual`, as the flags."""
     ablation: Ablation = Ablation()
     split: SplitName = SPLIT
     altered_column: None = None
@@ -52,7 +55,8 @@ def evaluate_text_bank(
         requested: The `--data.*` flags given; a bank of single texts admits none.
 
     Returns:
-        The content of `metrics.json`; and, for a study, the evaluated bank.
+        The content of `metrics.json`; and, for a study, the evaluated bank. One of each for every mode
+        of `flags.edges`.
 
     Raises:
         UserError: If model, texts or bank are not valid or do not fit together.
@@ -77,13 +81,17 @@ def evaluate_text_bank(
     bank = bank.of(data.groups.names)
     print("\n".join([data.preview, *data.notices]))
     bar = phase_bars(sys.stderr, disable=None)
-    measurer, rows = method.evaluate(bank, data, bar, flags.keep_residual, flags.edges)
-    description = evaluation.describe_texts(bank, rows, measurer, bank.config.get("data", {}))
-    text = f"{len(bank.groups)} texts of {data.source}, what is closed at zero"
-    if bank.unit == "edges":
-        text, description["edges"] = f"{text}, patterns and norms {flags.edges}", flags.edges
-    description |= {"ablation": "zero", "text": text}
-    if not flags.study:
-        return [description], []
-    recorder = evaluation.PerTextRecorder(len(bank.groups), data.token_counts, measurer.results())
-    return [description], [EvaluatedTexts(Path(path), bank, data, recorder, time.monotonic() - start, measurer)]
+    descriptions, evaluated = list[dict[str, Any]](), list[EvaluatedTexts]()
+    for mode in flags.edges if bank.unit == "edges" else flags.edges[:1]:
+        measurer, rows = method.evaluate(bank, data, bar, flags.keep_residual, mode)
+        description = evaluation.describe_texts(bank, rows, measurer, bank.config.get("data", {}))
+        text, conditions = f"{len(bank.groups)} texts of {data.source}, what is closed at zero", dict[str, Any]()
+        if bank.unit == "edges":
+            text += f", patterns and norms {mode}" + ", controls with all residual edges" * flags.keep_residual
+            conditions = {"edges": mode, "keep_residual": flags.keep_residual}
+        descriptions.append(description | conditions | {"ablation": "zero", "text": text})
+        if flags.study:
+            recorder = evaluation.PerTextRecorder(len(bank.groups), data.token_counts, measurer.results())
+            seconds, start = time.monotonic() - start, time.monotonic()
+            evaluated.append(EvaluatedTexts(Path(path), bank, data, recorder, seconds, measurer, conditions))
+    return descriptions, evaluated

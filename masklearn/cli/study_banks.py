@@ -3,9 +3,10 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,12 +34,15 @@ Evaluated = EvaluatedBank | EvaluatedTexts
 
 
 def bank_names(evaluated: Sequence[Evaluated]) -> list[str]:
-    """A unique name for every bank: that of its run's folder, with the ablation if it was learned under another one."""
+    """A unique name for every bank: that of its run's folder, with what differs from the run in its evaluation."""
     names = []
     for bank in evaluated:
         name = bank.path.resolve().parent.name if bank.path.name == MASK_FILE else bank.path.stem
         is_learned_under = bank.ablation.name == bank.mask.ablation.name
         name = name if is_learned_under else f"{name} under {bank.ablation.name}"
+        conditions = _conditions(bank)
+        name += " frozen" * (conditions.get("edges") == "frozen")
+        name += ", controls keep residuals" * bool(conditions.get("keep_residual"))
         names.append(f"{name} on {bank.altered_column}" if bank.altered_column else name)
     total, n_before = Counter(names), Counter[str]()
     unique = []
@@ -46,6 +50,11 @@ def bank_names(evaluated: Sequence[Evaluated]) -> list[str]:
         n_before[name] += 1
         unique.append(f"{name} ({n_before[name]})" if total[name] > 1 else name)
     return unique
+
+
+def _conditions(bank: Evaluated) -> Mapping[str, Any]:
+    """How a bank of edges was evaluated; empty for others."""
+    return bank.conditions if isinstance(bank, EvaluatedTexts) else {}
 
 
 def measurements(name: str, bank: Evaluated) -> MaskMeasurements:
@@ -78,6 +87,7 @@ def measurements(name: str, bank: Evaluated) -> MaskMeasurements:
         is_answer=[text.position >= text.prompt_length for text in texts.encoded]
         if all(text.position and text.prompt_length for text in texts.encoded)
         else [],
+        conditions=_conditions(bank),
         corpus=Corpus(data.token_counts.total(), len(data.token_counts)),
     )
 

@@ -45,7 +45,7 @@ def text_cost(method: TextMethod, data: MaskData, texts: ScoredTexts, choice: Ch
     costs: dict[Phase, PhaseCost] = {
         "choice": PhaseCost(rows * tokens, seconds * per_first, choice_peak[0]),
         "evaluation": PhaseCost(
-            (1 + n_sizes * len(measurer.kinds)) * tokens, evaluation_seconds * per_first, evaluation_peak[0]
+            (1 + measurer.n_subgraphs) * tokens, evaluation_seconds * per_first, evaluation_peak[0]
         ),
     }
     left = sum(cost.seconds for cost in costs.values())

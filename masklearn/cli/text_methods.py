@@ -82,6 +82,11 @@ class TextMethod(ABC):
         """The memory that learning so many sizes takes, measured on short texts."""
         return TextMemory.probed(self.row_bytes, self.n_units, n_sizes, self.layout.context)
 
+    @property
+    def path_units(self) -> int:
+        """Edges of a path from a token to the output; 0 where units need no others to have an effect."""
+        return 0
+
     @abstractmethod
     def n_units(self, n_tokens: int) -> int:
         """Edges or positions of a text of so many tokens."""
@@ -124,6 +129,11 @@ class EdgeMethod(TextMethod):
         """Such as `12 sequential layers x 12 heads`."""
         kind = "parallel" if self.edge_lm.sites.parallel else "sequential"
         return f"{self.layout.graph.n_layers} {kind} layers x {self.layout.graph.n_heads} heads"
+
+    @property
+    def path_units(self) -> int:
+        """One edge a level."""
+        return (1 if self.edge_lm.sites.parallel else 2) * self.layout.graph.n_layers
 
     def n_units(self, n_tokens: int) -> int:
         """Edges, where the attention reads every earlier token."""

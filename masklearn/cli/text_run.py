@@ -6,7 +6,9 @@ import sys
 import time
 from dataclasses import replace
 from itertools import count
+from math import ceil
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from masklearn import evaluation
@@ -52,7 +54,12 @@ def run_texts(cli: TrainCLI, unit: TextUnit) -> None:
         return
     if not cli.resume:
         cli.folder.claim(cli.requested_yaml)
-    lines = [_introduction(method, data, shares, settings), data.preview, *data.notices]
+    lines = [
+        _introduction(method, data, shares, settings),
+        data.preview,
+        *data.notices,
+        *_short_sizes(method, data, shares),
+    ]
     print("\n".join(lines), flush=True)
     if cli.tracked:
         start_tracking(cli)
@@ -105,6 +112,19 @@ def _texts(data: MaskData) -> ScoredTexts:
     """All texts of the run, up to their scored tokens."""
     ids = [evaluation.scored_text(data, "test", i).input_ids for i in range(len(data.parts["test"]))]
     return ScoredTexts(ids, data.groups.names, data.positions)
+
+
+def _short_sizes(method: TextMethod, data: MaskData, shares: list[float]) -> list[str]:
+    """Say how many sizes are shorter than a path through the edges of a text of median length; none for positions."""
+    n_tokens, path = median_low(map(len, _texts(data).ids)), method.path_units
+    least = path / method.n_units(n_tokens)
+    n_short = sum(share < least for share in shares)
+    if not n_short:
+        return []
+    return [
+        f"{n_short} of {len(shares)} sizes are shorter than a path from a token to the output, {path} edges, in a text "
+        f"of {n_tokens} tokens. The smallest useful share there is {ceil(1e4 * least) / 1e4:g}"
+    ]
 
 
 def _write(cli: TrainCLI, bank: TextBank, description: dict[str, Any]) -> None:

@@ -81,6 +81,8 @@ class MaskMeasurements:
     """Entropy of the language at the scored positions, in nats; empty if the language is unknown."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Duration of each step of the run, in seconds."""
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    """How a bank of edges was evaluated: `edges`, recomputed or frozen, and `keep_residual`; empty for others."""
     corpus: Corpus | None = None
     """Size of the corpus of the unigram distribution."""
     is_answer: Sequence[bool] = ()
@@ -195,6 +197,8 @@ class MaskMeasurements:
             "layers": graph.n_layers,
             "heads a layer": graph.n_heads,
             "ablation": self.mask.ablation.name,
+            "patterns and norms": self.conditions.get("edges", ""),
+            "controls keep residuals": self.conditions.get("keep_residual", ""),
             "scope": self.mask.config.get("model", {}).get("scope", "dataset"),
             "scored": self.mask.positions,
             "texts": self.source,

@@ -7,6 +7,7 @@ from masklearn.edges.graph import EdgeGates, EdgeGraph
 from masklearn.edges.importance import Importance, importance
 from masklearn.edges.liveness import counts_by_part, live, nodes_used, shares_by_kind
 from masklearn.edges.memory import MEMORY_SHARE, require_memory
+from masklearn.edges.refill import refilled
 from masklearn.edges.select import Choose, by_strace, edge_bank
 from masklearn.edges.strace import grow
 from masklearn.edges.streams import longest_prefix, with_streams
@@ -40,6 +41,7 @@ __all__ = [
     "nodes_used",
     "nucleus",
     "random_connected",
+    "refilled",
     "require_memory",
     "require_same_output",
     "shares_by_kind",

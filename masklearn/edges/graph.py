@@ -149,6 +149,20 @@ class EdgeGraph:
         return flat
 
     @cached_property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The source and the target vertex of each place of a flat vector, int64, shape (flat,) each."""
+        source, target = (torch.zeros(1, self.n_places, dtype=torch.long) for _ in range(2))
+        from_, to = self.gates(source), self.gates(target)
+        below, step = torch.arange(self.n_tokens), self.n_tokens
+        for layer in range(self.n_layers):
+            middle, after = below + step, below + self.levels_per_layer * step
+            from_.attention[0, layer], from_.residual_attention[0, layer] = below, below
+            to.attention[0, layer], to.residual_attention[0, layer] = middle[:, None], middle
+            from_.mlp[0, layer] = from_.residual_mlp[0, layer] = below if self.parallel else middle
+            to.mlp[0, layer] = to.residual_mlp[0, layer] = below = after
+        return source[0], target[0]
+
+    @cached_property
     def _ids(self) -> EdgeGates:
         return self.gates(torch.arange(self.n_places)[None])
 

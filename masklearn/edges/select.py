@@ -7,6 +7,7 @@ from torch import Tensor
 
 from masklearn.edges.edge_lm import EdgeLM
 from masklearn.edges.importance import Importance, importance
+from masklearn.edges.refill import refilled
 from masklearn.edges.strace import grow
 from masklearn.mask_file import ModelId
 from masklearn.progress import ProgressBar, no_bar
@@ -18,12 +19,11 @@ Choose = Callable[[Tensor, Importance], Sequence[Tensor]]
 
 
 def by_strace(shares: Sequence[float]) -> Choose:
-    """The choice of s-Trace at some sizes, given as shares of the edges."""
+    """The choice of s-Trace at some sizes, given as shares of the edges: live edges, as far as a size holds a path."""
 
     def choose(_: Tensor, found: Importance) -> Sequence[Tensor]:
-        counts = share_counts(shares, found.graph.n_edges)
-        order = grow(found.graph, found.weights, counts[-1])
-        return [order[:n].sort().values for n in counts]
+        order = grow(found.graph, found.weights, found.graph.n_edges)
+        return refilled(found.graph, order[:0], order, share_counts(shares, found.graph.n_edges))
 
     return choose
 

@@ -15,9 +15,9 @@ from masklearn.edges import (
     EdgeLM,
     FrozenText,
     Importance,
+    by_strace,
     counts_by_part,
     edge_counts,
-    grow,
     importance,
     inverse,
     nodes_used,
@@ -25,14 +25,14 @@ from masklearn.edges import (
     require_same_output,
 )
 from masklearn.evaluation.measure import Row
-from masklearn.evaluation.text_report import STRACE_KIND, TextMeasurer, scored_text
+from masklearn.evaluation.text_report import RANDOM_TEXT_KIND, STRACE_KIND, TextMeasurer, random_seeds, scored_text
 from masklearn.progress import ProgressBar, no_bar
 
 PLACES_PER_FORWARD = 2**26
 """Gates of the subgraphs that share a forward: 256 MB in float32."""
 EdgeMode = Literal["recomputed", "frozen"]
 """Whether attention patterns and norms are those of the masked stream, or the full model's: see `FrozenText`."""
-EDGE_CONTROLS = ("random", "inverse")
+EDGE_CONTROLS = (RANDOM_TEXT_KIND, "inverse")
 """Kinds of subgraphs that every edge bank is compared with: random connected ones, and all other edges."""
 
 
@@ -86,7 +86,7 @@ def evaluate_edges(
         require_same_output(edge_lm, found.hidden, full)
         graph = found.graph
         bank.require_graph(index, graph.n_tokens, graph.exists)
-        kept_of = _subgraphs(bank, index, found, keep_residual)
+        kept_of = _subgraphs(bank, index, input_ids, found, keep_residual)
         hidden = (
             partial(edge_lm.hidden, input_ids) if mode == "recomputed" else FrozenText.of(edge_lm, input_ids).hidden
         )
@@ -96,18 +96,21 @@ def evaluate_edges(
     return measurer, measurer.rows(bank)
 
 
-def _subgraphs(bank: EdgeBank, index: int, found: Importance, keep_residual: bool) -> dict[str, Sequence[Tensor]]:
+def _subgraphs(
+    bank: EdgeBank, index: int, input_ids: Tensor, found: Importance, keep_residual: bool
+) -> dict[str, Sequence[Tensor]]:
     """The subgraphs of one text by kind: the bank's own, and the controls."""
     graph, kept = found.graph, bank.kept[index]
     counts = edge_counts(bank.shares, graph.n_edges)
     kept_of: dict[str, Sequence[Tensor]] = {
         bank.method: kept,
-        "random": [random_connected(graph, n, index, keep_residual) for n in counts],
+        RANDOM_TEXT_KIND: [
+            random_connected(graph, counts[i], seed, keep_residual) for i, seed in random_seeds(index, len(counts))
+        ],
         "inverse": [inverse(graph, ids, keep_residual) for ids in kept],
     }
     if bank.method != STRACE_KIND:
-        order = grow(graph, found.weights, counts[-1])
-        kept_of[STRACE_KIND] = [order[:n] for n in counts]
+        kept_of[STRACE_KIND] = by_strace(bank.shares)(input_ids, found)
     return kept_of
 
 

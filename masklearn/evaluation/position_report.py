@@ -8,7 +8,7 @@ from torch import Tensor
 
 from masklearn.data import MaskData, SplitName
 from masklearn.evaluation.measure import Row
-from masklearn.evaluation.text_report import TextMeasurer, scored_text
+from masklearn.evaluation.text_report import RANDOM_TEXT_KIND, TextMeasurer, random_seeds, scored_text
 from masklearn.positions import SCORE_FUNCTIONS, PositionGraph, PositionLM, best_first
 from masklearn.progress import ProgressBar, no_bar
 from masklearn.shares import share_counts
@@ -50,7 +50,7 @@ def evaluate_positions(
     Raises:
         UserError: If the bank does not fit the texts, or is damaged.
     """
-    kinds = [bank.method, "random", "inverse", *SCORE_FUNCTIONS]
+    kinds = [bank.method, RANDOM_TEXT_KIND, "inverse", *SCORE_FUNCTIONS]
     measurer = PositionMeasurer(position_lm.layout, len(bank.shares), len(bank.groups), data.token_counts, kinds)
     for index in bar(range(len(bank.groups)), "Evaluation"):
         text = scored_text(data, split, index)
@@ -59,11 +59,14 @@ def evaluate_positions(
         bank.require_graph(index, graph.n_tokens, graph.exists)
         counts = share_counts(bank.shares, graph.n_positions)
         scores = {kind: score(position_lm, input_ids) for kind, score in SCORE_FUNCTIONS.items()}
-        scores["random"] = torch.rand(graph.n_places, generator=torch.Generator().manual_seed(index))
         kept_of: dict[str, Sequence[Tensor]] = {
             kind: [best_first(graph, of_kind)[:n] for n in counts] for kind, of_kind in scores.items()
         }
-        kept_of |= {bank.method: kept, "inverse": [graph.inverse(ids) for ids in kept]}
+        drawn = [
+            best_first(graph, torch.rand(graph.n_places, generator=torch.Generator().manual_seed(seed)))[: counts[i]]
+            for i, seed in random_seeds(index, len(counts))
+        ]
+        kept_of |= {bank.method: kept, RANDOM_TEXT_KIND: drawn, "inverse": [graph.inverse(ids) for ids in kept]}
         hidden_of = partial(subgraphs_hidden, position_lm, input_ids, graph)
         measurer.add(index, text, position_lm.full(input_ids), graph, kept_of, hidden_of)
     return measurer, measurer.rows(bank)

@@ -1,7 +1,7 @@
 """Measure subgraphs of single texts: metrics of every size and of controls, as the content of `metrics.json`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -25,6 +25,10 @@ N_TOP_TOKENS = 6
 """Tokens kept of every distribution."""
 STRACE_KIND = "s-trace"
 """Subgraphs of s-Trace, also those that edge banks of another method are compared with."""
+RANDOM_TEXT_KIND = "random"
+"""Random subgraphs of single texts."""
+N_RANDOM_SUBGRAPHS = 4
+"""Independent random subgraphs of every text and size; results are means over them."""
 PART_COUNTS, WHOLE_PART_COUNTS = "part_counts", "whole_part_counts"
 """Results of each text: units by layer and by the parts of its bank, of subgraphs (sizes, texts, layers, parts) and of
 the whole graph (texts, layers, parts)."""
@@ -59,6 +63,17 @@ def scored_text(data: MaskData, split: SplitName, index: int) -> ScoredText:
     return ScoredText(ids[:end], int(ids[end]) if end < len(ids) else -1)
 
 
+def n_draws(kind: str) -> int:
+    """Independent subgraphs of a kind for every text and size."""
+    return N_RANDOM_SUBGRAPHS if kind == RANDOM_TEXT_KIND else 1
+
+
+def random_seeds(text: int, n_sizes: int) -> Iterator[tuple[int, int]]:
+    """Yield the size, by its index, and the seed of every random subgraph of a text, draw by draw; no two are alike."""
+    for i in range(N_RANDOM_SUBGRAPHS * n_sizes):
+        yield i % n_sizes, text * N_RANDOM_SUBGRAPHS * n_sizes + i
+
+
 @dataclass
 class TextMeasurer(ABC, Generic[Graph]):
     """Measures subgraphs of the texts of one bank, kind by kind."""
@@ -75,9 +90,9 @@ class TextMeasurer(ABC, Generic[Graph]):
     """Kinds of subgraphs, the bank's own first."""
     meters: dict[str, tuple[SubgraphMetrics, TextMetrics]] = field(default_factory=dict)
     nodes: dict[str, list[Tensor]] = field(default_factory=dict)
-    """Nodes used, by kind: (sizes, nodes) for every text."""
+    """Nodes used, by kind: (draws x sizes, nodes) for every text."""
     part_counts: dict[str, list[Tensor]] = field(default_factory=dict)
-    """Units by layer and part, by kind: (sizes, layers, parts) for every text."""
+    """Units by layer and part, by kind: (draws x sizes, layers, parts) for every text."""
     whole_part_counts: list[Tensor] = field(default_factory=list)
     """Those of the whole graph: (layers, parts) for every text."""
     top: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
@@ -86,9 +101,15 @@ class TextMeasurer(ABC, Generic[Graph]):
     def __post_init__(self) -> None:
         device = input_device(self.layout.lm)
         for kind in self.kinds:
-            by_text = TextMetrics(self.n_sizes, self.n_texts, self.counts).to(device)
-            self.meters[kind] = SubgraphMetrics(self.n_sizes, self.n_texts).to(device), by_text
+            n_subgraphs = n_draws(kind) * self.n_sizes
+            by_text = TextMetrics(n_subgraphs, self.n_texts, self.counts).to(device)
+            self.meters[kind] = SubgraphMetrics(n_subgraphs, self.n_texts).to(device), by_text
             self.nodes[kind], self.part_counts[kind], self.top[kind] = [], [], []
+
+    @property
+    def n_subgraphs(self) -> int:
+        """Subgraphs of every text."""
+        return self.n_sizes * sum(map(n_draws, self.kinds))
 
     @abstractmethod
     def nodes_used(self, graph: Graph, kept: Sequence[Tensor]) -> Tensor:
@@ -114,7 +135,7 @@ class TextMeasurer(ABC, Generic[Graph]):
             text: The text.
             full_hidden: Last hidden state of the full model, shape (width,).
             graph: The text's graph.
-            kept_of: For every kind the numbers of the units of each size.
+            kept_of: For every kind the numbers of the units of each size; of random ones draw by draw.
             hidden_of: From subgraphs to their last hidden states, shape (subgraphs, width).
         """
         unembed, device = self.layout.unembed, full_hidden.device
@@ -128,7 +149,7 @@ class TextMeasurer(ABC, Generic[Graph]):
             by_text.update(pair, label, where, text.input_ids[-1:].to(device))
             self.nodes[kind].append(self.nodes_used(graph, kept))
             self.part_counts[kind].append(self.counts_by_part(graph, kept))
-            top = torch.cat([pair.masked[:, 0], full]).exp().topk(N_TOP_TOKENS)
+            top = torch.cat([pair.masked[: self.n_sizes, 0], full]).exp().topk(N_TOP_TOKENS)
             self.top[kind].append((top.indices.cpu(), top.values.cpu()))
 
     def rows(self, bank: TextBank) -> list[Row]:
@@ -148,33 +169,36 @@ class TextMeasurer(ABC, Generic[Graph]):
 
     def _columns(self, kind: str) -> dict[str, list[float | None]]:
         found = self.meters[kind][0].compute()
+        shape = n_draws(kind), self.n_sizes
         columns = {
-            name: [nan_to_none(value) for value in values.reshape(-1).tolist()]
+            name: [nan_to_none(value) for value in values.reshape(shape).double().mean(0).tolist()]
             for name, values in found.items()
             if not name.endswith("_by_group")
         }
-        counts = torch.stack(self.part_counts[kind]).sum(-2).double()  # (texts, sizes, parts)
-        shares = (counts / counts.sum(-1, keepdim=True)).mean(0).T
+        counts = torch.stack(self.part_counts[kind]).sum(-2).double()  # (texts, draws x sizes, parts)
+        shares = (counts / counts.sum(-1, keepdim=True)).mean(0).unflatten(0, shape).mean(0).T
         for name, values in zip(self.share_names, shares, strict=True):
             columns[f"{name}_share"] = values.tolist()
-        grid = self.layout.graph.by_layer(torch.stack(self.nodes[kind]).float()).mean(0)
+        nodes = torch.stack(self.nodes[kind]).float().mean(0).unflatten(0, shape).mean(0)
+        grid = self.layout.graph.by_layer(nodes)
         columns["heads"] = grid[..., :-1].sum((-2, -1)).tolist()
         columns["mlps"] = grid[..., -1].sum(-1).tolist()
         return columns
 
     def results(self) -> dict[str, PerTextResults]:
         """The results of each text by kind, as a study takes them; their masks are those of the nodes used."""
-        shape = (1, self.n_sizes, self.n_texts)
         found = {}
         for kind, (_, by_text) in self.meters.items():
+            draws = (n_draws(kind), self.n_sizes)
+            shape = (*draws, self.n_texts)
             shapes: dict[str, tuple[int, ...]] = dict.fromkeys(BY_SUBGRAPH, shape)
             shapes["recovered"] = (*shape, -1)
             texts = {
                 name: value.view(shapes.get(name, (self.n_texts,))).cpu() for name, value in by_text.compute().items()
             }
-            texts[PART_COUNTS] = torch.stack(self.part_counts[kind], dim=1)[None].double()
+            texts[PART_COUNTS] = torch.stack(self.part_counts[kind], dim=1).unflatten(0, draws).double()
             texts[WHOLE_PART_COUNTS] = torch.stack(self.whole_part_counts).double()
-            found[kind] = PerTextResults(torch.stack(self.nodes[kind], dim=1)[None], texts)
+            found[kind] = PerTextResults(torch.stack(self.nodes[kind], dim=1).unflatten(0, draws), texts)
         return found
 
 

@@ -26,7 +26,8 @@ KIND_DEFINITIONS = {
     "inverse": "All nodes except those of the learned mask, plotted at the size of the learned mask.",
     "s-trace": "The edges that s-Trace keeps: grown backward from the output by importance (docs/edges.md).",
     "random": "Nodes drawn uniformly: the mean of 10 draws per size, which are the same for all inputs. Of edges: "
-    "grown backward from the output at random. Of positions: one uniform draw per size and input.",
+    "grown backward from the output at random. Of positions: drawn uniformly. Of both: the mean of 4 independent draws "
+    "per size and input, which are not nested.",
     "random-matched": "Nodes drawn uniformly among subgraphs with as many heads and as many MLPs as the learned one: "
     "the mean of 10 draws per size and input.",
     "norm": "The nodes with the largest share of the L1 norm of all contributions that are added to the residual "

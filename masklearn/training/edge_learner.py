@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from masklearn.edges import EdgeLM, Importance, edge_counts, grow, longest_prefix
+from masklearn.edges import EdgeLM, Importance, edge_counts, grow, longest_prefix, refilled
 from masklearn.objective import chunked_kl
 from masklearn.training.text_learner import LogStep, SubgraphSearch, TextLearnerConfig, learn
 
@@ -47,9 +47,13 @@ class _EdgeSearch(SubgraphSearch):
         return self._kl(self.graph.masks(kept)).cpu()
 
     def subgraph(self, best_first: Tensor, n_units: int) -> tuple[Tensor, int]:
-        """The edges that fit with their streams, filled up with the first missing edges of s-Trace."""
+        """The edges that fit with their streams, filled up with the first edges of s-Trace that are live."""
         kept, length = longest_prefix(self.graph, best_first, n_units)
-        return filled(kept, self.order, n_units), length
+        return refilled(self.graph, kept, self.order, [n_units])[0], length
+
+    def first_subgraphs(self) -> list[Tensor]:
+        """Those of s-Trace."""
+        return refilled(self.graph, self.order[:0], self.order, self.counts)
 
     def _kl(self, flat: Tensor) -> Tensor:
         hidden = self.edge_lm.hidden(self.input_ids, self.graph.gates(flat.to(self.input_ids.device)))
@@ -78,9 +82,3 @@ def learn_edges(
         The numbers of the edges kept, ascending, for every size.
     """
     return learn(_EdgeSearch(edge_lm, input_ids, found, shares), config, log)
-
-
-def filled(kept: Tensor, order: Tensor, n_edges: int) -> Tensor:
-    """A subgraph, filled up to a size with the first edges in an order that it lacks: numbers of edges, ascending."""
-    missing = order[~torch.isin(order, kept)]
-    return torch.cat([kept, missing[: n_edges - len(kept)]]).sort().values

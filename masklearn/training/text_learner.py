@@ -42,16 +42,20 @@ class SubgraphSearch(ABC):
         order: Numbers of all units, best first, to start from.
         shares: Sizes as shares of the units, ascending.
         scored: Numbers of the units that have scores, ascending.
-        learned: Indices of the sizes that are learned; the others keep the first units of the order.
+        learned: Indices of the sizes that are learned; the others keep the first subgraphs.
     """
 
     def __init__(self, order: Tensor, shares: Sequence[float], scored: Tensor, learned: Sequence[int]) -> None:
         self.order, self.shares, self.scored, self.learned = order, shares, scored, learned
-        self.counts = counts = share_counts(shares, len(order))
-        self.kept = [order[:n].sort().values for n in counts]
+        self.counts = share_counts(shares, len(order))
+        self.kept = self.first_subgraphs()
         self.best = self.kl_of(self.kept)
         self.n_open = torch.empty(0)
         """For each learned size, how many of the scored units are kept, shape (learned,)."""
+
+    def first_subgraphs(self) -> list[Tensor]:
+        """The subgraphs to start from, size by size: the first units of the order."""
+        return [self.order[:n].sort().values for n in self.counts]
 
     @abstractmethod
     def kl(self, gates: Tensor) -> Tensor:
@@ -96,8 +100,8 @@ def learn(search: SubgraphSearch, config: TextLearnerConfig, log: LogStep | None
     Gates are mean-field: each at its probability of being open, under a budget that holds at every step (`Projected`).
     Every `CHECK_EVERY` steps the units of the highest scores make the discrete subgraph of each size, and their number
     is the target of the budget, to which it shrinks from all units. The loss is the sum over sizes of the log of
-    KL(full || masked). For each size the discrete subgraph of the lowest KL on the way is kept; that of the first order
-    is the first.
+    KL(full || masked). For each size the discrete subgraph of the lowest KL on the way is kept, from `first_subgraphs`
+    on.
 
     Args:
         search: The text and its subgraphs; changed in place.
