@@ -82,8 +82,10 @@ def measure_scoring(lm: PreTrainedModel, data: ml.MaskData, n_masks: int, repeat
         for part in rows.repeat(n_masks, 1).split(rows_at_once):
             lm(part, use_cache=False).logits.log_softmax(-1)
 
-    scoring, forwards = zip(*((seconds(lambda: scorer(masks)), seconds(bare)) for _ in range(repeats)), strict=True)
-    return {"masks": n_masks, "rows": len(rows), "tokens": rows.shape[1]} | ratio(scoring[1:], forwards[1:])
+    times = [(seconds(lambda: scorer(masks)), seconds(bare)) for _ in range(repeats)][1:]
+    return {"masks": n_masks, "rows": len(rows), "tokens": rows.shape[1]} | ratio(
+        [scoring for scoring, _ in times], [forward for _, forward in times]
+    )
 
 
 def main(
