@@ -83,9 +83,8 @@ def measure_scoring(lm: PreTrainedModel, data: ml.MaskData, n_masks: int, repeat
             lm(part, use_cache=False).logits.log_softmax(-1)
 
     times = [(seconds(lambda: scorer(masks)), seconds(bare)) for _ in range(repeats)][1:]
-    return {"masks": n_masks, "rows": len(rows), "tokens": rows.shape[1]} | ratio(
-        [scoring for scoring, _ in times], [forward for _, forward in times]
-    )
+    found = ratio([scoring for scoring, _ in times], [forward for _, forward in times])
+    return {"masks": n_masks, "rows": len(rows), "tokens": rows.shape[1]} | found
 
 
 def main(
