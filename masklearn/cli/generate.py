@@ -49,8 +49,13 @@ def generate(
     if tokens < 1:
         raise UserError(f"tokens is {tokens}; it must be at least 1")
     data = MaskData(path=path, lm=lm, text_column=text_column, limit=limit, max_length=max_length, scope="input")
-    data.prepare_data()
-    data.setup()
+    try:
+        data.prepare_data()
+        data.setup()
+    except UserError as error:
+        raise UserError(
+            str(error).replace("--data.", "--")
+        ) from error  # this command has the flags without their group
     model, tokenizer = load_lm(lm, device="cuda" if torch.cuda.is_available() else "cpu"), data.load_tokenizer()
     torch.manual_seed(seed)
     found = [continuation(model, tokenizer, ids, tokens, top_p) for ids in data.parts["all"].ids]
