@@ -15,9 +15,8 @@ from unittest.mock import patch
 import psutil
 import pytest
 from conftest import ROOT
-from faults.processes import Process, end, wait_for
-from forked import PER_INPUT, SHARED_MASK, run_ranks, same_masks, same_nodes, start_ranks, start_task
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from faults.processes import end, wait_for
+from forked import PER_INPUT, SHARED_MASK, run_ranks, same_masks, same_nodes, start_ranks
 
 from masklearn import ranks
 from masklearn.cli import rank_watch, train_cli, train_command
@@ -64,29 +63,6 @@ def test_a_rank_that_dies_stops_the_run_and_fewer_go_on(one_process: Path, tmp_p
     assert f"--config {folder / 'config.yaml'} --run.resume true" in first.err
     assert second.code == 2 and "error" not in second.err
     go_on(folder, 2)
-    assert same_masks(one_process, folder)
-
-
-def test_a_slurm_job_is_requeued_and_goes_on(one_process: Path, tmp_path: Path) -> None:
-    """Two tasks of a fake scheduler, whose `scontrol` writes down what it is calls."""
-    scontrol, calls, folder = tmp_path / "bin" / "scontrol", tmp_path / "calls", tmp_path / "run"
-    scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
-    scontrol.chmod(0o755)
-    job = {"PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": str(find_free_network_port())}
-    flags = [*PER_INPUT, "--run.dir", str(folder)]
-
-    def start_job(**changes: str) -> list[Process]:
-        return [start_task(rank, 2, flags, **job, **changes) for rank in range(2)]
-
-    tasks = start_job()
-    assert wait_for(lambda: any(folder.glob("checkpoints/blocks/block-*")), tasks[0])
-    for task in tasks:
-        task.send_signal(signal.SIGUSR1)
-    assert [end(task).code for task in tasks] == [2, 2] and not (folder / "mask.safetensors").exists()
-    assert calls.read_text().split() == ["requeue", job["SLURM_JOB_ID"]]
-    tasks = start_job(SLURM_RESTART_COUNT="1")
-    assert [end(task).code for task in tasks] == [0, 0]
     assert same_masks(one_process, folder)
 
 
