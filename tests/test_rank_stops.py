@@ -23,6 +23,7 @@ from masklearn.cli import rank_watch, train_cli, train_command
 from masklearn.cli.checkpoints import checkpoint_step
 from masklearn.training.block_store import BlockStore
 from masklearn.training.blocks import BlockFinisher
+from masklearn.training.learner import MaskLearner
 
 
 @pytest.fixture
@@ -99,6 +100,47 @@ def test_a_rank_that_is_killed_in_a_phase_is_named_and_others_go_on(
     assert same_masks(one_process, folder)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_without_rank_0_all_stop_and_rank_1_says_so(
+    signum: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1 learns, and rank 2 waits for the others, in a call that no signal interrupts."""
+    for name, seconds in {"SILENCE_SECONDS": 3.0, "GRACE_SECONDS": 3.0, "LEAVE_SECONDS": 1.0}.items():
+        monkeypatch.setattr(rank_watch, name, seconds)
+    folder, flag, fit = tmp_path / "run", tmp_path / "flag", train_command._fit
+
+    def fit_or_wait(cli: Any) -> None:
+        if ranks.rank() == 2:
+            flag.touch()
+            ranks.gathered(None)
+        fit(cli)
+
+    monkeypatch.setattr(train_command, "_fit", fit_or_wait)
+    first, *others = start_ranks(3, [*PER_INPUT, "--model.steps", "100000", "--run.dir", str(folder)])
+    assert wait_for(flag.exists, first)
+    first.send_signal(signum)
+    second, third = map(end, others)
+    first.kill()
+    end(first)
+    problem = "died" if signum == signal.SIGKILL else "has shown no sign of life for 3 s"
+    assert second.one_line and "error: rank 0 (" in second.err and f"{problem}. What was finished is kept" in second.err
+    assert f"--config {folder / 'config.yaml'} --run.resume true" in second.err
+    assert third.code == 2 and "error" not in third.err
+
+
+def test_a_rank_whose_device_fails_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure\nCompile with TORCH_USE_CUDA_DSA")
+
+    step = on_rank_1(tmp_path / "flag", MaskLearner.training_step, fail)
+    monkeypatch.setattr(MaskLearner, "training_step", step)
+    folder = tmp_path / "run"
+    first, second = map(end, start_ranks(2, [*PER_INPUT, "--run.dir", str(folder)]))
+    assert first.one_line and "error: rank 1 (" in first.err and "the device failed (CUDA error: " in first.err
+    assert f"Go on with: python train.py --config {folder / 'config.yaml'} --run.resume true" in first.err
+    assert second.code == 2 and "error" not in second.err.lower()
+
+
 def test_a_rank_whose_disk_is_full_is_named_and_no_block_is_lost(
     one_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +156,7 @@ def test_a_rank_whose_disk_is_full_is_named_and_no_block_is_lost(
         context.setattr(BlockStore, "put", on_rank_1(tmp_path / "flag", put, full))
         first, second = map(end, start_ranks(2, [*PER_INPUT, "--run.dir", str(folder)]))
     assert first.one_line and "error: rank 1 (" in first.err and "No space left on device" in first.err
-    assert "make room on this disk" in first.err
+    assert "make room on this disk" in first.err and "--run.resume true" in first.err
     assert second.code == 2 and "Traceback" not in second.err
     store = BlockStore(folder / "checkpoints" / "blocks")
     n_stored = sum(len(store.get(block)["groups"]) for block in range(4) if block in store)
