@@ -9,10 +9,10 @@ import datasets
 from transformers.utils import logging as transformers_logging
 
 from masklearn.cli.evaluate_command import run_evaluation
-from masklearn.cli.explained import explained
 from masklearn.cli.export_command import run_export
 from masklearn.cli.stopping import interruptible
 from masklearn.cli.train_command import run_training
+from masklearn.cli.user_messages import user_message
 from masklearn.training.trainer import quiet_lightning
 
 MAX_MESSAGE_LENGTH = 1000
@@ -51,7 +51,7 @@ def exit_code(command: Callable[[list[str] | None], None], args: list[str] | Non
         try:
             command(args)
         except (Exception, KeyboardInterrupt) as error:
-            if not (message := explained(error)):
+            if not (message := user_message(error)):
                 raise
         else:
             return 0

@@ -12,8 +12,8 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 from masklearn import ranks
-from masklearn.cli.explained import explained
 from masklearn.cli.stopping import is_interrupted
+from masklearn.cli.user_messages import user_message
 from masklearn.errors import UserError, one_line
 
 LOOK_SECONDS = 1.0
@@ -112,7 +112,7 @@ class RankWatch(threading.Thread):
         if ranks.is_peer_failure(error):
             self.noticed.wait(SILENCE_SECONDS + 2 * LOOK_SECONDS)
         if not self.failure:
-            message = explained(error) or one_line(error)
+            message = user_message(error) or one_line(error)
             if GO_ON not in message:
                 message = f"{message}. {self.go_on()}"
             with suppress(RuntimeError):
@@ -177,10 +177,10 @@ def stopped_together(
             ranks.gathered(None)  # until the last one is done, this one must not seem dead
         except BaseException as error:
             watch.report(error)
-            is_follow_up = watch.has_interrupted or ranks.is_peer_failure(error) or not explained(error)
+            is_follow_up = watch.has_interrupted or ranks.is_peer_failure(error) or not user_message(error)
             if watch.failure and watch.speaks and is_follow_up:
                 raise UserError(watch.failure) from error
-            if ranks.rank() and (watch.failure or explained(error)):
+            if ranks.rank() and (watch.failure or user_message(error)):
                 raise SystemExit(2) from error
             raise
         finally:

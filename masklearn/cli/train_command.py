@@ -10,7 +10,6 @@ from lightning import Callback
 from masklearn import evaluation, ranks
 from masklearn.cli.checkpoints import LAST_CHECKPOINT, AtomicCheckpointIO, newest_intact
 from masklearn.cli.cost_table import actual_costs, compared_costs
-from masklearn.cli.explained import explained
 from masklearn.cli.run_parts import (
     all_ranks,
     claim_folder,
@@ -25,6 +24,7 @@ from masklearn.cli.run_results import evaluated_texts, mask_config, print_locati
 from masklearn.cli.text_run import run_texts
 from masklearn.cli.train_cli import TrainCLI, start_tracking
 from masklearn.cli.trainer_flags import check_validation_interval, flags_without, limiting_flags, name_limits
+from masklearn.cli.user_messages import user_message
 from masklearn.data import MaskData
 from masklearn.errors import NonFiniteLoss, UserError
 from masklearn.mask_file import Mask
@@ -49,7 +49,7 @@ def run_training(args: list[str] | None) -> None:
         with all_ranks(cli):
             _run(cli)
     except (KeyboardInterrupt, RuntimeError) as error:
-        if not (message := explained(error)):
+        if not (message := user_message(error)):
             raise
         raise UserError(f"{message}. {next_step(cli)}") from error
     finally:

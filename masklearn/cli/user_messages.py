@@ -10,7 +10,7 @@ QUOTED_LENGTH = 200
 """Characters of a device's error that are quoted."""
 
 
-def explained(error: BaseException) -> str:
+def user_message(error: BaseException) -> str:
     """What a user reads about an error instead of its traceback; empty if only the traceback helps."""
     if isinstance(error, UserError):
         return str(error)
