@@ -133,12 +133,12 @@ def test_machines_without_a_cluster_meet_and_say_what_they_wait_for(
     monkeypatch.setattr(strategy, "NOTICE_SECONDS", 0.1)
     flags = [*PER_INPUT, "--data.limit", "2", "--model.polish", "0", "--model.block", "1", "--trainer.num_nodes", "2"]
     flags += ["--trainer.devices", "1", "--trainer.accelerator", "cpu", "--run.dir", str(tmp_path / "run")]
-    place = rank_environment(0, 2, find_free_network_port())
-    first = start(flags, train, **place)
+    environment = rank_environment(0, 2, find_free_network_port())
+    first = start(flags, train, **environment)
     assert wait_for(lambda: "Waiting" in first.output(), first)
-    second = start(flags, train, **place | {"NODE_RANK": "1"})
+    second = start(flags, train, **environment | {"NODE_RANK": "1"})
     out = end(first).out
-    where = f"Waiting for 2 processes at 127.0.0.1:{place['MASTER_PORT']}, each machine with its NODE_RANK and the same"
+    where = f"Waiting for 2 processes at 127.0.0.1:{environment['MASTER_PORT']}, each machine with its NODE_RANK and the same"
     assert where in out and "Results on 2 texts" in out and end(second).code == 0
 
 

@@ -76,9 +76,9 @@ class RankStrategy(DDPStrategy):
     def _say_waiting(self, n_processes: int) -> None:
         """Say, once for each machine, whom this process waits for."""
         if self.local_rank == 0:
-            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             how = ", each machine with its NODE_RANK and the same MASTER_ADDR and MASTER_PORT"
-            print(f"Waiting for {n_processes} processes at {place}{how if self.num_nodes > 1 else ''}", flush=True)
+            print(f"Waiting for {n_processes} processes at {address}{how if self.num_nodes > 1 else ''}", flush=True)
 
     def _start_others(self, node: int, n_processes: int) -> None:
         """Start this command again for every other device of this machine."""
