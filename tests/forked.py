@@ -55,12 +55,12 @@ def start_ranks(n_ranks: int, args: list[str]) -> list[Process]:
     return [Process([*args, *flags], train, rank_environment(rank, n_ranks, port)) for rank in range(n_ranks)]
 
 
-def start_task(rank: int, n_tasks: int, args: list[str], **environment: str) -> Process:
-    """Start one task of a SLURM job on this machine."""
-    names = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": 0, "SLURM_NNODES": 1, "SLURM_NTASKS": n_tasks}
-    names |= {"SLURM_NTASKS_PER_NODE": n_tasks, "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "masks"}
-    flags = ["--trainer.strategy", "ddp", "--trainer.devices", str(n_tasks), "--trainer.accelerator", "cpu"]
-    return Process([*args, *flags], train, {name: str(value) for name, value in names.items()} | environment)
+def slurm_task(rank: int = 0, n_tasks: int = 1, n_nodes: int = 1) -> dict[str, str]:
+    """What SLURM sets for one task of a job on this machine; tasks are dealt to so many nodes."""
+    per_node = n_tasks // n_nodes
+    names = {"PROCID": rank, "LOCALID": rank % per_node, "NODEID": rank // per_node, "NNODES": n_nodes}
+    names |= {"NTASKS": n_tasks, "NTASKS_PER_NODE": per_node, "NODELIST": "127.0.0.1", "JOB_NAME": "masks"}
+    return {f"SLURM_{name}": str(value) for name, value in names.items()}
 
 
 def run_ranks(n_ranks: int, args: list[str]) -> list[str]:

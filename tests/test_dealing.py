@@ -92,6 +92,8 @@ def test_smaller_blocks_are_recommended_where_ranks_would_wait(monkeypatch: pyte
     monkeypatch.setattr(ranks, "count", lambda: 3)
     assert idle_notice(learner, data).startswith("16 groups make 2 blocks, with which 3 processes will work 67% of")
     assert "With smaller ones it is 89%, and masks are others: --model.block 2" in idle_notice(learner, data)
+    learner.plan = data.block_plan(groups_per_block=16, steps=3)
+    assert idle_notice(learner, data).startswith("16 groups make 1 block, with which 3 processes will work 33% of")
 
 
 def test_blocks_that_help_nothing_are_not_recommended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,15 +15,15 @@ from unittest.mock import patch
 import psutil
 import pytest
 from conftest import ROOT
-from faults.processes import Process, end, wait_for
-from forked import PER_INPUT, SHARED_MASK, run_ranks, same_masks, same_nodes, start_ranks, start_task
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from faults.processes import end, wait_for
+from forked import PER_INPUT, SHARED_MASK, run_ranks, same_masks, same_nodes, start_ranks
 
 from masklearn import ranks
 from masklearn.cli import rank_watch, train_cli, train_command
 from masklearn.cli.checkpoints import checkpoint_step
 from masklearn.training.block_store import BlockStore
 from masklearn.training.blocks import BlockFinisher
+from masklearn.training.learner import MaskLearner
 
 
 @pytest.fixture
@@ -67,29 +67,6 @@ def test_a_rank_that_dies_stops_the_run_and_fewer_go_on(one_process: Path, tmp_p
     assert same_masks(one_process, folder)
 
 
-def test_a_slurm_job_is_requeued_and_goes_on(one_process: Path, tmp_path: Path) -> None:
-    """Two tasks of a fake scheduler, whose `scontrol` writes down what it is calls."""
-    scontrol, calls, folder = tmp_path / "bin" / "scontrol", tmp_path / "calls", tmp_path / "run"
-    scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
-    scontrol.chmod(0o755)
-    job = {"PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": str(find_free_network_port())}
-    flags = [*PER_INPUT, "--run.dir", str(folder)]
-
-    def start_job(**changes: str) -> list[Process]:
-        return [start_task(rank, 2, flags, **job, **changes) for rank in range(2)]
-
-    tasks = start_job()
-    assert wait_for(lambda: any(folder.glob("checkpoints/blocks/block-*")), tasks[0])
-    for task in tasks:
-        task.send_signal(signal.SIGUSR1)
-    assert [end(task).code for task in tasks] == [2, 2] and not (folder / "mask.safetensors").exists()
-    assert calls.read_text().split() == ["requeue", job["SLURM_JOB_ID"]]
-    tasks = start_job(SLURM_RESTART_COUNT="1")
-    assert [end(task).code for task in tasks] == [0, 0]
-    assert same_masks(one_process, folder)
-
-
 def test_a_killed_process_of_the_command_is_named_within_a_minute(tmp_path: Path) -> None:
     """The command itself starts the second process."""
     folder = tmp_path / "run"
@@ -123,6 +100,49 @@ def test_a_rank_that_is_killed_in_a_phase_is_named_and_others_go_on(
     assert same_masks(one_process, folder)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP, 0], ids=["killed", "stopped", "stuck"])
+def test_without_rank_0_all_stop_and_rank_1_says_so(
+    signum: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1 learns, and rank 2 waits for the others, in a call that no signal interrupts."""
+    for name, seconds in {"SILENCE_SECONDS": 3.0, "GRACE_SECONDS": 3.0, "LEAVE_SECONDS": 1.0}.items():
+        monkeypatch.setattr(rank_watch, name, seconds)
+    folder, flag, fit, look = tmp_path / "run", tmp_path / "flag", train_command._fit, rank_watch.RankWatch._look
+    if not signum:  # no thread of rank 0 runs, but its store answers
+        monkeypatch.setattr(rank_watch.RankWatch, "_look", lambda watch: look(watch) if ranks.rank() else None)
+
+    def fit_or_wait(cli: Any) -> None:
+        if ranks.rank() == 2:
+            flag.touch()
+            ranks.gathered(None)
+        fit(cli)
+
+    monkeypatch.setattr(train_command, "_fit", fit_or_wait)
+    first, *others = start_ranks(3, [*PER_INPUT, "--model.steps", "100000", "--run.dir", str(folder)])
+    assert wait_for(flag.exists, first)
+    first.send_signal(signum)
+    second, third = map(end, others)
+    first.kill()
+    end(first)
+    problem = "died" if signum == signal.SIGKILL else "has shown no sign of life for 3 s"
+    assert second.one_line and "error: rank 0 (" in second.err and f"{problem}. What was finished is kept" in second.err
+    assert f"--config {folder / 'config.yaml'} --run.resume true" in second.err
+    assert third.code == 2 and "error" not in third.err
+
+
+def test_a_rank_whose_device_fails_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure\nCompile with TORCH_USE_CUDA_DSA")
+
+    step = on_rank_1(tmp_path / "flag", MaskLearner.training_step, fail)
+    monkeypatch.setattr(MaskLearner, "training_step", step)
+    folder = tmp_path / "run"
+    first, second = map(end, start_ranks(2, [*PER_INPUT, "--run.dir", str(folder)]))
+    assert first.one_line and "error: rank 1 (" in first.err and "the device failed (CUDA error: " in first.err
+    assert f"Go on with: python train.py --config {folder / 'config.yaml'} --run.resume true" in first.err
+    assert second.code == 2 and "error" not in second.err.lower()
+
+
 def test_a_rank_whose_disk_is_full_is_named_and_no_block_is_lost(
     one_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +158,7 @@ def test_a_rank_whose_disk_is_full_is_named_and_no_block_is_lost(
         context.setattr(BlockStore, "put", on_rank_1(tmp_path / "flag", put, full))
         first, second = map(end, start_ranks(2, [*PER_INPUT, "--run.dir", str(folder)]))
     assert first.one_line and "error: rank 1 (" in first.err and "No space left on device" in first.err
-    assert "make room on this disk" in first.err
+    assert "make room on this disk" in first.err and "--run.resume true" in first.err
     assert second.code == 2 and "Traceback" not in second.err
     store = BlockStore(folder / "checkpoints" / "blocks")
     n_stored = sum(len(store.get(block)["groups"]) for block in range(4) if block in store)

@@ -12,9 +12,21 @@ from unittest.mock import patch
 import pytest
 import torch
 from conftest import one_line, refused, tiny_llama
-from faults.processes import end, run_to_end
-from forked import PER_INPUT, SHARED_MASK, on_ranks, run_ranks, same_masks, same_nodes, start_ranks, train
+from faults.processes import end, run_to_end, start, wait_for
+from forked import (
+    PER_INPUT,
+    SHARED_MASK,
+    on_ranks,
+    rank_environment,
+    run_ranks,
+    same_masks,
+    same_nodes,
+    start_ranks,
+    train,
+)
 from lightning import Callback, Trainer
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from text_files import TEXTS
 from torch import Tensor
 from wandb_file import OfflineRun
 
@@ -22,10 +34,11 @@ from masklearn import cli, ranks
 from masklearn.cli.run_parts import require_shared
 from masklearn.cli.stopping import StopBetweenSteps, Stopped
 from masklearn.data import Batch, MaskData
+from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
 from masklearn.selection import scorer
 from masklearn.selection.scorer import MaskScorer
-from masklearn.training import learned_ablation
+from masklearn.training import learned_ablation, strategy
 from masklearn.training.block_store import BlockStore
 from masklearn.training.learned_ablation import LearnedConstants
 from masklearn.training.learner import MaskLearner
@@ -51,6 +64,20 @@ def test_masks_of_single_texts_do_not_depend_on_the_number_of_processes(one_proc
     assert "Results on 10 texts" in first and not any(others)  # messages once
     factor = re.search(r"4 processes: up to (\S+) times as fast as one", first)
     assert factor and 1 < float(factor[1]) <= 4
+
+
+def test_masks_of_a_column_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    """Four groups of three texts, in two blocks."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text, "noun": text.split()[1]}) + "\n" for text in TEXTS))
+    flags = [*PER_INPUT, "--data.task", "null", "--data.path", str(texts), "--data.limit", "null"]
+    flags += ["--model.scope", "column:noun", "--model.block", "2", "--run.dir"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run_to_end([*flags, str(one), "--trainer.accelerator", "cpu"], train).code == 0
+    run_ranks(2, [*flags, str(two)])
+    assert Mask.load(two / "mask.safetensors").groups == ("dog", "cat", "bird", "king") and same_masks(one, two)
+    learned = json.loads((two / "metrics.json").read_text())["ranks"]
+    assert len(learned) == 2 and sum(each["groups"] for each in learned) == 4
 
 
 def test_shards_in_one_folder_make_the_masks_of_one_process(
@@ -99,8 +126,25 @@ def test_a_folder_that_one_rank_cannot_write_is_refused_at_the_start(tmp_path: P
     assert first == second and "rank 1 on" in first and f"cannot write {tmp_path / 'file'}" in first
 
 
-def test_more_processes_than_groups_are_refused(tmp_path: Path) -> None:
-    flags = [*PER_INPUT, "--data.limit", "2", "--run.dir", str(tmp_path / "run")]
+def test_machines_without_a_cluster_meet_and_say_what_they_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines of one device each, the second of which starts late."""
+    monkeypatch.setattr(strategy, "NOTICE_SECONDS", 0.1)
+    flags = [*PER_INPUT, "--data.limit", "2", "--model.polish", "0", "--model.block", "1", "--trainer.num_nodes", "2"]
+    flags += ["--trainer.devices", "1", "--trainer.accelerator", "cpu", "--run.dir", str(tmp_path / "run")]
+    environment = rank_environment(0, 2, find_free_network_port())
+    first = start(flags, train, **environment)
+    assert wait_for(lambda: "Waiting" in first.output(), first)
+    second = start(flags, train, **environment | {"NODE_RANK": "1"})
+    out = end(first).out
+    where = f"Waiting for 2 processes at 127.0.0.1:{environment['MASTER_PORT']}, each machine with its NODE_RANK"
+    assert where in out and "Results on 2 texts" in out and end(second).code == 0
+
+
+@pytest.mark.parametrize("estimate", ["false", "true"])
+def test_more_processes_than_groups_are_refused(estimate: str, tmp_path: Path) -> None:
+    flags = [*PER_INPUT, "--data.limit", "2", "--run.dir", str(tmp_path / "run"), "--run.estimate", estimate]
     first, *others = map(end, start_ranks(3, flags))
     assert first.one_line and "3 processes, but only 2 groups" in first.err and not (tmp_path / "run").exists()
     assert [each.code for each in others] == [2, 2] and not any("error" in each.err for each in others)

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from io import TextIOWrapper
 
 import datasets
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
 from masklearn.cli.evaluate_command import run_evaluation
 from masklearn.cli.export_command import run_export
 from masklearn.cli.stopping import interruptible
 from masklearn.cli.train_command import run_training
-from masklearn.errors import UserError, one_line
+from masklearn.cli.user_messages import user_message
 from masklearn.training.trainer import quiet_lightning
 
 MAX_MESSAGE_LENGTH = 1000
@@ -49,20 +47,17 @@ def exit_code(command: Callable[[list[str] | None], None], args: list[str] | Non
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack characters of tables and texts
     _silence_libraries()
-    try:
-        with quiet_lightning(), interruptible():
+    with quiet_lightning(), interruptible() as requeue:
+        try:
             command(args)
-    except UserError as error:
-        message = str(error)
-    except MisconfigurationException as error:
-        message = f"trainer: {one_line(error)}"
-    except torch.OutOfMemoryError as error:
-        message = f"out of memory ({one_line(error)}). Try a smaller --data.batch_size, or --model.dtype bfloat16"
-    except KeyboardInterrupt:
-        message = "stopped"
-    else:
-        return 0
-    print(f"error: {printable(message)}", file=sys.stderr)
+        except (Exception, KeyboardInterrupt) as error:
+            if not (message := user_message(error)):
+                raise
+        else:
+            return 0
+        print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+        if notice := requeue.finish():
+            print(notice, flush=True)
     return 2
 
 

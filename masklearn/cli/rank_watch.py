@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 from masklearn import ranks
+from masklearn.cli.stopping import is_interrupted
+from masklearn.cli.user_messages import user_message
 from masklearn.errors import UserError, one_line
 
 LOOK_SECONDS = 1.0
@@ -23,6 +25,8 @@ GRACE_SECONDS = 15.0
 LEAVE_SECONDS = 5.0
 """How long rank 0 waits until the others have stopped."""
 FAILURE_KEY, ENDED_KEY = "failure", "ended"
+GO_ON = "Go on with: "
+"""How messages name the command that goes on."""
 
 
 class RankWatch(threading.Thread):
@@ -30,11 +34,13 @@ class RankWatch(threading.Thread):
 
     Args:
         store: The store of the process group; rank 0 holds it.
-        started: The processes that this one has started, for ranks 1, 2, ... of this machine.
-        go_on: What the user should do after a rank has died.
+        started: The processes that this one has started, for the next ranks.
+        go_on: Says what the user should do after a rank has failed.
     """
 
-    def __init__(self, store: ranks.Store, started: Sequence["subprocess.Popen[bytes]"], go_on: str) -> None:
+    def __init__(
+        self, store: ranks.Store, started: Sequence["subprocess.Popen[bytes]"], go_on: Callable[[], str]
+    ) -> None:
         super().__init__(daemon=True, name="rank-watch")
         self.store: ranks.Store = store.clone()  # pyright: ignore[reportAttributeAccessIssue]  (torch's stubs lack it)
         self.started, self.go_on = started, go_on
@@ -51,42 +57,43 @@ class RankWatch(threading.Thread):
     def run(self) -> None:
         """Look at the other ranks until this one ends."""
         while not self.closed.wait(LOOK_SECONDS):
-            try:
-                self.failure = self._look()
-            except RuntimeError:  # of any kind: rank 0 no longer answers
-                self.failure = f"{self.rank_names[0]} died. {self.go_on}"
+            if not _returns(self._look, SILENCE_SECONDS):
+                self.failure = f"{_silent(self.rank_names[0])}. {self.go_on()}"  # it holds the store
             if self.failure:
                 self.noticed.set()
                 self._stop_process()
                 return
 
-    def _look(self) -> str:
-        """Show a sign of life, and return which rank has failed, if any."""
-        self.store.set(_alive_key(ranks.rank()), str(time.monotonic()))
-        if self.store.check([FAILURE_KEY]):
-            return self.store.get(FAILURE_KEY).decode()
-        failure = self._dead_rank() if ranks.rank() == 0 else ""
-        if failure:
-            failure = f"{failure}. {self.go_on}"
-            self.store.set(FAILURE_KEY, failure)
-        return failure
+    def _look(self) -> None:
+        """Show a sign of life, and find out which rank has failed, if any."""
+        try:
+            self.store.set(_alive_key(ranks.rank()), str(time.monotonic()))
+            if self.store.check([FAILURE_KEY]):
+                self.failure = self.store.get(FAILURE_KEY).decode()
+            elif failure := self._dead_rank():
+                failure = f"{failure}. {self.go_on()}"
+                self.store.set(FAILURE_KEY, failure)
+                self.failure = failure
+        except RuntimeError:  # of any kind: rank 0 no longer answers
+            self.failure = f"{self.rank_names[0]} died. {self.go_on()}"
 
     def _dead_rank(self) -> str:
-        for process, name in zip(self.started, self.rank_names[1:], strict=False):
+        """Which rank is dead; rank 0 watches all, and the others rank 0."""
+        for process, name in zip(self.started, self.rank_names[ranks.rank() + 1 :], strict=False):
             if process.poll():
                 return f"{name} died with exit code {process.returncode}"
-        for other in range(1, ranks.count()):
+        for other in [0] if ranks.rank() else range(1, ranks.count()):
             key = _alive_key(other)
             beat = self.store.get(key).decode() if self.store.check([key]) else ""
             if beat != self._beats[other]:
                 self._beats[other], self._seen[other] = beat, time.monotonic()
             elif time.monotonic() - self._seen[other] > SILENCE_SECONDS:
-                return f"{self.rank_names[other]} has shown no sign of life for {SILENCE_SECONDS:.0f} s"
+                return _silent(self.rank_names[other])
         return ""
 
     def _stop_process(self) -> None:
         """Stop this process as a scheduler would, unless it is stopping already; end it if that takes too long."""
-        if not self.stopping.is_set():
+        if not self.stopping.is_set() and not is_interrupted():
             self.has_interrupted = True
             os.kill(os.getpid(), signal.SIGTERM)
         if not self.closed.wait(GRACE_SECONDS):
@@ -96,8 +103,8 @@ class RankWatch(threading.Thread):
 
     @property
     def speaks(self) -> bool:
-        """Whether this process tells the user what happened: rank 0 does, and rank 1 if rank 0 is dead."""
-        return ranks.rank() == (1 if self.failure.startswith(f"{self.rank_names[0]} died") else 0)
+        """Whether this process tells the user what happened: rank 0 does, and rank 1 if rank 0 is dead or silent."""
+        return ranks.rank() == (1 if self.failure.startswith(f"{self.rank_names[0]} ") else 0)
 
     def report(self, error: BaseException) -> None:
         """Tell the other ranks that this one has failed, unless it has stopped because another one did."""
@@ -105,22 +112,40 @@ class RankWatch(threading.Thread):
         if ranks.is_peer_failure(error):
             self.noticed.wait(SILENCE_SECONDS + 2 * LOOK_SECONDS)
         if not self.failure:
+            message = user_message(error) or one_line(error)
+            if GO_ON not in message:
+                message = f"{message}. {self.go_on()}"
             with suppress(RuntimeError):
-                self.store.set(FAILURE_KEY, f"{self.rank_name}: {one_line(error)}")
+                self.store.set(FAILURE_KEY, f"{self.rank_name}: {message}")
 
     def close(self) -> None:
         """Stop watching, and wait until other ranks have stopped, as they look into the store that rank 0 holds."""
         self.closed.set()
-        with suppress(RuntimeError):
-            n_ended, until = self.store.add(ENDED_KEY, 1), time.monotonic() + LEAVE_SECONDS
-            while ranks.rank() == 0 and n_ended < ranks.count() and time.monotonic() < until:
-                time.sleep(LOOK_SECONDS / 10)
-                n_ended = self.store.add(ENDED_KEY, 0)
+        _returns(self._leave, LEAVE_SECONDS)
         for process in self.started:
             try:
                 process.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+    def _leave(self) -> None:
+        with suppress(RuntimeError):
+            n_ended = self.store.add(ENDED_KEY, 1)
+            while ranks.rank() == 0 and n_ended < ranks.count():
+                time.sleep(LOOK_SECONDS / 10)
+                n_ended = self.store.add(ENDED_KEY, 0)
+
+
+def _returns(function: Callable[[], None], seconds: float) -> bool:
+    """Whether a function returns within a time; the store waits for ever if rank 0 is stopped, but not dead."""
+    call = threading.Thread(target=function, daemon=True)
+    call.start()
+    call.join(seconds)
+    return not call.is_alive()
+
+
+def _silent(rank_name: str) -> str:
+    return f"{rank_name} has shown no sign of life for {SILENCE_SECONDS:.0f} s"
 
 
 def _alive_key(rank: int) -> str:
@@ -128,7 +153,9 @@ def _alive_key(rank: int) -> str:
 
 
 @contextmanager
-def stopped_together(store: ranks.Store, started: Sequence["subprocess.Popen[bytes]"], go_on: str) -> Iterator[None]:
+def stopped_together(
+    store: ranks.Store, started: Sequence["subprocess.Popen[bytes]"], go_on: Callable[[], str]
+) -> Iterator[None]:
     """Run as one of several ranks, of which only rank 0 prints; if one fails, all stop.
 
     Args:
@@ -150,10 +177,10 @@ def stopped_together(store: ranks.Store, started: Sequence["subprocess.Popen[byt
             ranks.gathered(None)  # until the last one is done, this one must not seem dead
         except BaseException as error:
             watch.report(error)
-            is_follow_up = watch.has_interrupted or not isinstance(error, UserError)
+            is_follow_up = watch.has_interrupted or ranks.is_peer_failure(error) or not user_message(error)
             if watch.failure and watch.speaks and is_follow_up:
                 raise UserError(watch.failure) from error
-            if ranks.rank() and (watch.failure or isinstance(error, UserError | KeyboardInterrupt)):
+            if ranks.rank() and (watch.failure or user_message(error)):
                 raise SystemExit(2) from error
             raise
         finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 from masklearn import ranks
 from masklearn.cli.checkpoints import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, REQUEUE_PATTERN
-from masklearn.cli.rank_watch import stopped_together
+from masklearn.cli.rank_watch import GO_ON, stopped_together
 from masklearn.cli.run_folder import BLOCKS_FOLDER, CONFIG_FILE, RunFolder
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.data import MaskData
@@ -45,19 +45,24 @@ def all_ranks(cli: TrainCLI) -> Iterator[None]:
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"the processes of the devices did not find each other: {one_line(error)}") from error
     cli.folder = RunFolder(ranks.from_first(cli.folder.path), cli.folder.shard)  # its name may hold the time
-    go_on = f"What was finished is kept. Go on with: {cli.folder.resume_command}"
-    with stopped_together(strategy.store, strategy.started, go_on):
+    with stopped_together(strategy.store, strategy.started, partial(next_step, cli)):
         yield
+
+
+def next_step(cli: TrainCLI) -> str:
+    """How the user goes on after the run has stopped."""
+    if not (cli.folder / CONFIG_FILE).is_file():
+        return "Nothing has been written"
+    return f"What was finished is kept. {GO_ON}{cli.folder.resume_command}"
 
 
 def claim_folder(cli: TrainCLI) -> None:
     """Claim the run's folder, agree there on which groups make a block, and take this process's share of the blocks.
 
     Raises:
-        UserError: If the folder holds something else, if a rank cannot write it, or if there are too many ranks.
+        UserError: If the folder holds something else, or if a rank cannot write it.
     """
     learner, data = cli.model, cli.datamodule
-    _require_work(cli)
     store = learner.store = BlockStore(cli.folder / BLOCKS_FOLDER)
     if ranks.rank() == 0:
         if cli.is_shard:
@@ -80,7 +85,7 @@ def claim_folder(cli: TrainCLI) -> None:
     learner.deal_blocks(data, cli.shard)
 
 
-def _require_work(cli: TrainCLI) -> None:
+def require_work(cli: TrainCLI) -> None:
     """Refuse more processes than groups, and constants that are learned from block to block."""
     plan, n_ranks = cli.model.plan, ranks.count()
     if 1 < plan.n_groups < n_ranks:
@@ -190,7 +195,8 @@ def idle_notice(learner: MaskLearner, data: MaskData) -> str:
     best = max(smaller, key=lambda n: min(busy(n), BUSY_ENOUGH))  # the largest of those that are enough
     if busy(best) < now + WORTH_MENTION:
         return ""
+    blocks = f"{len(plan.blocks)} block{'s' * (len(plan.blocks) > 1)}"
     return (
-        f"{plan.n_groups} groups make {len(plan.blocks)} blocks, with which {n_ranks} processes will work {now:.0%} of "
+        f"{plan.n_groups} groups make {blocks}, with which {n_ranks} processes will work {now:.0%} of "
         f"the time. With smaller ones it is {busy(best):.0%}, and masks are others: --model.block {best}"
     )

@@ -10,16 +10,24 @@ from lightning import Callback
 from masklearn import evaluation, ranks
 from masklearn.cli.checkpoints import LAST_CHECKPOINT, AtomicCheckpointIO, newest_intact
 from masklearn.cli.cost_table import actual_costs, compared_costs
-from masklearn.cli.run_folder import CONFIG_FILE
-from masklearn.cli.run_parts import all_ranks, claim_folder, finish_shard, idle_notice, rank_metrics, throughput
+from masklearn.cli.run_parts import (
+    all_ranks,
+    claim_folder,
+    finish_shard,
+    idle_notice,
+    next_step,
+    rank_metrics,
+    require_work,
+    throughput,
+)
 from masklearn.cli.run_results import evaluated_texts, mask_config, print_location, print_results, write_results
 from masklearn.cli.text_run import run_texts
 from masklearn.cli.train_cli import TrainCLI, start_tracking
 from masklearn.cli.trainer_flags import check_validation_interval, flags_without, limiting_flags, name_limits
+from masklearn.cli.user_messages import user_message
 from masklearn.data import MaskData
-from masklearn.errors import NonFiniteLoss, UserError, one_line
+from masklearn.errors import NonFiniteLoss, UserError
 from masklearn.mask_file import Mask
-from masklearn.masking import is_device_failure
 from masklearn.models import describe_placement
 from masklearn.training.learner import MaskLearner
 from masklearn.training.probe import what_fits
@@ -40,17 +48,10 @@ def run_training(args: list[str] | None) -> None:
     try:
         with all_ranks(cli):
             _run(cli)
-    except KeyboardInterrupt:
-        has_started = (cli.folder / CONFIG_FILE).is_file()
-        next_step = f"Go on with: {cli.folder.resume_command}" if has_started else "Nothing has been written"
-        raise UserError(f"stopped. {next_step}") from None
-    except RuntimeError as error:
-        if not is_device_failure(error):
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if not (message := user_message(error)):
             raise
-        raise UserError(
-            f"the device failed ({one_line(error)[:200]}). The run is kept as it was last saved. "
-            f"Once the device works again, go on with: {cli.folder.resume_command}"
-        ) from error
+        raise UserError(f"{message}. {next_step(cli)}") from error
     finally:
         if cli.tracker:
             cli.tracker.finish()
@@ -116,6 +117,7 @@ def _prepare(cli: TrainCLI) -> None:
         raise UserError(f"the run does not fit into memory: {lacking}")
     notice = learner.plan_blocks(data)
     check_validation_interval(cli.trainer, learner.plan.steps)
+    require_work(cli)
     if cli.trainer.progress_bar_callback and ranks.rank() == 0:
         learner.bar = phase_bars(sys.stdout)
     if cli.estimate:

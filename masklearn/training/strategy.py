@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ WAIT = timedelta(days=7)
 
 JOIN_TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others to start."""
+NOTICE_SECONDS = 15.0
+"""How long it waits before it says so."""
 
 
 class RankStrategy(DDPStrategy):
@@ -59,10 +62,23 @@ class RankStrategy(DDPStrategy):
             self._start_others(environment.node_rank(), n_processes)
         self.set_world_ranks()
         rank = environment.global_rank()
-        self.store, *_ = next(rendezvous("env://", rank, n_processes, timeout=JOIN_TIMEOUT))
-        backend = self._get_process_group_backend()
-        dist.init_process_group(backend, store=self.store, rank=rank, world_size=n_processes, timeout=WAIT)
+        notice = threading.Timer(NOTICE_SECONDS, self._say_waiting, [n_processes])
+        notice.daemon = True
+        notice.start()
+        try:
+            self.store, *_ = next(rendezvous("env://", rank, n_processes, timeout=JOIN_TIMEOUT))
+            backend = self._get_process_group_backend()
+            dist.init_process_group(backend, store=self.store, rank=rank, world_size=n_processes, timeout=WAIT)
+        finally:
+            notice.cancel()
         self.setup_environment()
+
+    def _say_waiting(self, n_processes: int) -> None:
+        """Say, once for each machine, whom this process waits for."""
+        if self.local_rank == 0:
+            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            how = ", each machine with its NODE_RANK and the same MASTER_ADDR and MASTER_PORT"
+            print(f"Waiting for {n_processes} processes at {address}{how if self.num_nodes > 1 else ''}", flush=True)
 
     def _start_others(self, node: int, n_processes: int) -> None:
         """Start this command again for every other device of this machine."""

@@ -1,0 +1,25 @@
+"""Errors that a user can do something about, among them those of other libraries, in one line."""
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from masklearn.errors import UserError, one_line
+from masklearn.masking import is_device_failure
+
+QUOTED_LENGTH = 200
+"""Characters of a device's error that are quoted."""
+
+
+def user_message(error: BaseException) -> str:
+    """What a user reads about an error instead of its traceback; empty if only the traceback helps."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MisconfigurationException):
+        return f"trainer: {one_line(error)}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of memory ({one_line(error)}). Try a smaller --data.batch_size, or --model.dtype bfloat16"
+    if isinstance(error, RuntimeError) and is_device_failure(error):
+        return f"the device failed ({one_line(error)[:QUOTED_LENGTH]}). Start again once it works"
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    return ""
