@@ -62,11 +62,7 @@ def evaluate_text_bank(
         UserError: If model, texts or bank are not valid or do not fit together.
     """
     start = time.monotonic()
-    if requested or flags.altered_column or flags.ablations not in (None, ["zero"]):
-        raise UserError(
-            f"{path} holds {bank.unit} of single texts, which are evaluated on these texts, with what is closed at "
-            "zero. Leave out --data.*, --altered_column and --ablation"
-        )
+    _require_own_texts(path, bank, flags, requested)
     lm, model = model_of_bank(path, bank, flags)
     settings: dict[str, Any] = {"positions": bank.positions} | settings_learned_on(path, bank)
     data = MaskData(
@@ -95,3 +91,12 @@ def evaluate_text_bank(
             seconds, start = time.monotonic() - start, time.monotonic()
             evaluated.append(EvaluatedTexts(Path(path), bank, data, recorder, seconds, measurer, conditions))
     return descriptions, evaluated
+
+
+def _require_own_texts(path: str, bank: TextBank, flags: EvaluateFlags, requested: dict[str, Any]) -> None:
+    """Refuse flags that ask for other texts, or for something else than zero where edges or positions are closed."""
+    if requested or flags.altered_column or flags.ablations not in (None, ["zero"]):
+        raise UserError(
+            f"{path} holds {bank.unit} of single texts, which are evaluated on these texts, with what is closed at "
+            "zero. Leave out --data.*, --altered_column and --ablation"
+        )

@@ -62,11 +62,11 @@ def evaluate_positions(
         kept_of: dict[str, Sequence[Tensor]] = {
             kind: [best_first(graph, of_kind)[:n] for n in counts] for kind, of_kind in scores.items()
         }
-        drawn = [
+        by_chance = [
             best_first(graph, torch.rand(graph.n_places, generator=torch.Generator().manual_seed(seed)))[: counts[i]]
             for i, seed in random_seeds(index, len(counts))
         ]
-        kept_of |= {bank.method: kept, RANDOM_TEXT_KIND: drawn, "inverse": [graph.inverse(ids) for ids in kept]}
+        kept_of |= {bank.method: kept, RANDOM_TEXT_KIND: by_chance, "inverse": [graph.inverse(ids) for ids in kept]}
         hidden_of = partial(subgraphs_hidden, position_lm, input_ids, graph)
         measurer.add(index, text, position_lm.full(input_ids), graph, kept_of, hidden_of)
     return measurer, measurer.rows(bank)
