@@ -52,10 +52,8 @@ def generate(
     try:
         data.prepare_data()
         data.setup()
-    except UserError as error:
-        raise UserError(
-            str(error).replace("--data.", "--")
-        ) from error  # this command has the flags without their group
+    except UserError as error:  # here the flags of the data have no group
+        raise UserError(str(error).replace("--data.", "--")) from error
     model, tokenizer = load_lm(lm, device="cuda" if torch.cuda.is_available() else "cpu"), data.load_tokenizer()
     torch.manual_seed(seed)
     found = [continuation(model, tokenizer, ids, tokens, top_p) for ids in data.parts["all"].ids]
