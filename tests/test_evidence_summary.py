@@ -14,7 +14,14 @@ from masklearn.evidence.summary import paragraph
 def evidence_tables() -> dict[str, list[dict[str, Any]]]:
     """Two sizes of one group, with a control, bootstraps and an adversary at the first."""
     cell = {"group": "dataset", "s": 4}
-    control = cell | {"control": "x", "run_kl": 1.234, "difference": 0.5, "low": 0.25, "high": 0.75}
+    control = cell | {
+        "control": "x",
+        "run_kl": 1.234,
+        "difference": 0.5,
+        "low": 0.25,
+        "high": 0.75,
+        "verdict": "beaten",
+    }
     verdicts = [
         cell | {"claim": "beats controls", "verdict": "yes", "measured": "m"},
         cell | {"claim": "stable", "verdict": "no", "measured": "m"},
@@ -30,6 +37,15 @@ def evidence_tables() -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def lost_at_equal_search() -> dict[str, list[dict[str, Any]]]:
+    """The same, but masks learned again with the search of the second control do no better than it does."""
+    tables = evidence_tables()
+    tables["verdicts"][0]["verdict"] = "no"
+    again = {"again_difference": 0.1, "again_low": -0.2, "again_high": 0.4}
+    tables["controls"][1] |= again | {"verdict": "not beaten"}
+    return tables
+
+
 def test_the_paragraph_has_numbers_and_intervals() -> None:
     facts: dict[str, Any] = {"model": "m", "texts": "t", "ablation": "zero"}
     facts |= {"n_texts": 12, "draws": 103, "rediscoveries": 3, "steps": 40}
@@ -39,6 +55,7 @@ def test_the_paragraph_has_numbers_and_intervals() -> None:
         "Beats controls (nearest control, KL minus the mask's): yes at s = 4 (+0.5, 95 % interval 0.25 to 0.75)" in text
     )
     assert "; not tested at s = 7." in text
+    assert "no at s = 4 (+0.1 at equal search, 95 % interval -0.2 to 0.4)" in paragraph(lost_at_equal_search(), facts)
     assert "Stable (Jaccard index over bootstraps): no at s = 4 (0.30, by chance 0.04)." in text
     assert "Complete (KL that closing adds): no at s = 4 (+2, 95 % interval 1 to 3)." in text
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from masklearn.evidence.control_tables import BEATEN
 from masklearn.evidence.rediscovery import BOOTSTRAP
 from masklearn.evidence.transfer import OWN
 from masklearn.evidence.verdicts import CLAIMS, LEFT_OUT, NO, PART_OF, UNKNOWN, YES, Table
@@ -65,8 +66,7 @@ def _number(tables: Mapping[str, Table], verdict: Mapping[str, Any]) -> str:
     if verdict["verdict"] == UNKNOWN:
         return ""
     if verdict["claim"] == "beats controls":
-        row = min(_rows(tables["controls"], verdict), key=lambda row: row["difference"])
-        return f" ({row['difference']:+.3g}, 95 % interval {row['low']:.3g} to {row['high']:.3g})"
+        return _of_controls(_rows(tables["controls"], verdict))
     if verdict["claim"] == "complete":
         (row,) = _rows(tables["completeness"], verdict)
         return f" ({row['excess']:+.3g}, 95 % interval {row['low']:.3g} to {row['high']:.3g})"
@@ -74,6 +74,15 @@ def _number(tables: Mapping[str, Table], verdict: Mapping[str, Any]) -> str:
         rows = [row for row in _rows(tables["stability"], verdict) if row["source"] == BOOTSTRAP]
         return f" ({rows[0]['jaccard']:.2f}, by chance {rows[0]['chance']:.2f})" if rows else ""
     return ""
+
+
+def _of_controls(controls: Table) -> str:
+    """The nearest control, of those that are not beaten if there are any; at equal search if only there it is not."""
+    lost = [row for row in controls if row["verdict"] != BEATEN]
+    row = min(lost or controls, key=lambda row: row["difference"])
+    prefix, where = ("again_", " at equal search") if lost and row["low"] > 0 else ("", "")
+    low, high = row[f"{prefix}low"], row[f"{prefix}high"]
+    return f" ({row[f'{prefix}difference']:+.3g}{where}, 95 % interval {low:.3g} to {high:.3g})"
 
 
 def _rows(table: Table, cell: Mapping[str, Any]) -> Table:
