@@ -17,7 +17,7 @@ from masklearn.cli.evidence_sources import OtherRun, masks_of_runs
 from masklearn.data import MaskData
 from masklearn.evidence import circuit_tests as tests
 from masklearn.evidence.circuit_tests import Circuit, run_tests
-from masklearn.evidence.control_tables import control_table
+from masklearn.evidence.control_tables import Control, control_row, control_table
 from masklearn.evidence.controls import search_shares
 from masklearn.evidence.hypotheses import fewest_paired_texts, independence_p
 from masklearn.evidence.intervals import mean_interval, too_few_texts
@@ -78,7 +78,7 @@ def found_controls(
     masked_lm, plant, (batch,) = planted()
     batches, bank = [batch.select(torch.arange(40) < n_texts)], bank_of(masked_lm, plant)
     kept = KeptParts(folder, {"texts": n_texts})
-    bench = HandBench(masked_lm, bank, MaskData(), EvidencePlan(seeds=2), kept=kept, batches=batches)
+    bench = HandBench(masked_lm, bank, MaskData(), EvidencePlan(seeds=3), kept=kept, batches=batches)
     again: Any = Learned(bank, masks)
     other_runs = {name: {int(mask.sum()): mask[None]} for name, mask in (others or {}).items()}
     rows, missing = control_table(bench, again, Sources([], other_runs=other_runs))
@@ -105,17 +105,26 @@ def test_controls_say_of_a_plant_what_is_true(tmp_path: Path) -> None:
 def test_learned_controls_must_lose_to_masks_of_the_same_budget_too(tmp_path: Path) -> None:
     """Masks that are learned again find none of the plant here, and the control of an untrained model half of it."""
     masks = {"shuffled-1": elsewhere(0), "untrained-1": elsewhere(2)}
-    masks |= {f"seed-{i}": elsewhere(0) for i in (1, 2)}
+    masks |= {f"seed-{i}": elsewhere(0) for i in (1, 2, 3)}
     rows, verdict, _ = found_controls(tmp_path, masks)
     row = rows["untrained model"]
     assert row["low"] > 0 > row["again_high"]  # the mask of the run, whose search was longer, beats it
-    assert (row["verdict"], row["again"]) == ("not beaten", 2)
+    assert (row["verdict"], row["again"]) == ("not beaten", 3)
     assert rows["shuffled texts"]["again_difference"] == 0
     assert row["again_kl"] == pytest.approx(rows["shuffled texts"]["kl"])
     assert rows["random-matched"]["verdict"] == "beaten"
     assert rows["random-matched"]["again_kl"] is None
     assert row["search"] == pytest.approx(100 / 300 * 1.3 / 3)
-    assert "14% of the run's search for learned controls, over 2 masks learned again" in verdict["measured"]
+    assert "14% of the run's search for learned controls, over 3 masks learned again" in verdict["measured"]
+
+
+def test_a_control_differs_from_equal_masks_by_nothing() -> None:
+    """The mean of three equal numbers is off by rounding."""
+    masked_lm, plant, batches = planted()
+    bench = HandBench(masked_lm, bank_of(masked_lm, plant), MaskData(), EvidencePlan(), batches=batches)
+    same = Control("x", {4: {"kl": [0.1] * 12, "same": True}}, is_learned=True)
+    row = control_row(bench, 0, 4, same, same, [same.by_size] * 3)
+    assert [row[f"again_{name}"] for name in ("difference", "low", "high")] == [0, 0, 0]
 
 
 def test_a_search_that_is_a_third_as_long_and_polishes_less_has_a_seventh_of_the_budget() -> None:

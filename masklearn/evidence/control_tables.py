@@ -95,8 +95,9 @@ def control_row(
     }  # fmt: skip
     if control.is_learned and rivals:
         again_kl = torch.tensor([rival[s]["kl"] for rival in rivals], dtype=torch.float64).mean(0)
+        difference = (kl - again_kl).round(decimals=12)  # a mean of equal numbers is not quite that number
         names = ("again_difference", "again_low", "again_high")
-        row |= dict(zip(names, mean_interval(kl - again_kl, bench.plan.seed), strict=True))
+        row |= dict(zip(names, mean_interval(difference, bench.plan.seed), strict=True))
         row |= {"again": len(rivals), "again_kl": float(again_kl.mean())}
         row["verdict"] = row["verdict"] if row["again_low"] > 0 else NOT_BEATEN
     return row | ({"verdict": NOT_TESTED} if too_few_texts(len(kl)) else {})
