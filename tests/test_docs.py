@@ -22,18 +22,7 @@ OTHER_COMMANDS = [
     for document in PAGES
     for command in commands(document, ("-m", "benchmarks/"))
 ]
-FEW_PARTS = (
-    "--plan.steps",
-    "2",
-    "--plan.polish_budget",
-    "0.01",
-    "--plan.pairs",
-    "3",
-    "--plan.bootstraps",
-    "2",
-    "--plan.draws",
-    "60",
-)
+FEW_PARTS = ("--plan.steps=2", "--plan.polish_budget=0.01", "--plan.bootstraps=2", "--plan.halves=0", "--plan.draws=60")
 """Flags that keep evidence short."""
 WITH_PYTHON = [document for document in DOCUMENTS if blocks(document, "python")]
 
