@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from learned_bank import LearnedBank, Rows, learn_bank
@@ -27,9 +28,10 @@ class LlmSettings:
     Args:
         tokens: Tokens of a text, at most.
         ablation: Ablation of closed nodes.
-        steps: Steps of learning shared masks; by default those of a run.
-        batch_size: Texts of these steps.
-        rivals: Rivals of shared masks; masks of single texts meet all.
+        steps: Steps of learning; by default those of a run.
+        polish_budget: Most tokens of polish, as a multiple of those of learning.
+        batch_size: Texts of the steps of shared masks.
+        rivals: Which rivals to meet; by default all for masks of single texts, and four for shared masks.
         with_greedy: Whether greedy elimination runs, which takes longer than all rivals.
         with_swap: Whether swap search from greedy's masks follows, until no exchange of two nodes gains.
     """
@@ -37,10 +39,16 @@ class LlmSettings:
     tokens: int = 64
     ablation: AblationName = "zero"
     steps: int | None = None
+    polish_budget: float = 2.0
     batch_size: int = 16
-    rivals: tuple[str, ...] = ("mattr, uniform sizes", "integrated gradients", "single ablation", "random")
+    rivals: tuple[str, ...] | None = None
     with_greedy: bool = True
     with_swap: bool = False
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Settings of the learner."""
+        return {"ablation": self.ablation, "steps": self.steps, "polish_budget": self.polish_budget}
 
 
 def llm(
@@ -54,7 +62,7 @@ def llm(
     Every rival scores as many tokens as the learned bank: its scores alone, or its scores and then the same polish.
     """
     length = {"max_length": settings.tokens, "truncation": "left"}
-    model = {"sizes": sizes, "scope": "input", "ablation": settings.ablation}
+    model = {"sizes": sizes, "scope": "input"} | settings.model
     bank = learn_bank(setting, model, limit=texts, positions="last", **length)
     scorer, learner = bank.scorer("all"), bank.learner
     n_nodes, n_steps = learner.graph.n_nodes, learner.schedule.steps
@@ -68,7 +76,7 @@ def llm(
     )
     table.add("learned, polished", bank.masks, learning * (1 + budget), bank.seconds)
     fixed_cost = {"integrated gradients": 10 * GRADIENT_TOKENS, "single ablation": n_nodes, "random": 1}
-    for name, find in rivals(scorer, scorer, n_nodes).items():
+    for name, find in rivals(scorer, scorer, n_nodes, settings.rivals).items():
         for with_polish in (False, True):
             start = now()
             cost = fixed_cost.get(name) or learning * (1 if with_polish else 1 + budget)

@@ -15,6 +15,9 @@ from masklearn.selection.polish import polish
 from masklearn.selection.scorer import MaskScorer
 from masklearn.training.cost import learning_tokens
 
+SHARED_RIVALS = "mattr, uniform sizes", "integrated gradients", "single ablation", "random"
+"""The rivals by default."""
+
 
 def llm_shared(
     setting: Setting,
@@ -27,7 +30,7 @@ def llm_shared(
     Rivals that descend take the same batches of training texts; scores that need no steps, and polish, take the texts
     that select masks. Each row is the scores alone, or a third of the tokens for scores and the rest for polish.
     """
-    model = {"sizes": sizes, "steps": settings.steps, "ablation": settings.ablation}
+    model = {"sizes": sizes} | settings.model
     data: dict[str, Any] = {"max_length": settings.tokens, "batch_size": settings.batch_size}
     bank = learn_bank(setting, model, limit=texts, positions="all", **data)
     selection, test, learner = bank.scorer("selection"), bank.scorer("test"), bank.learner
@@ -44,16 +47,16 @@ def llm_shared(
     add("learned, cut", top(bank.mask.scores[:, 0], counts), learning, bank.learning)
     add("learned, polished", bank.masks, total, bank.seconds)
     batches = MiniBatches([MaskScorer(learner.masked_lm, [batch]) for batch in bank.data.loader("train")])
-    for name, find in rivals(selection, batches, learner.graph.n_nodes).items():
-        if name in settings.rivals:
-            start = now()
-            add(name, top(find(batches.steps(total)), counts), total, now() - start)
-            before, start = batches.spent + selection.tokens.spent, now()
-            scores = find(batches.steps(learning))
-            left = total - (batches.spent + selection.tokens.spent - before)
-            masks = top(scores, counts)
-            masks = polish(selection, masks, scores.expand_as(masks), learner.settings.polish, budget=left)[0]
-            add(f"{name}, polished", masks, total, now() - start)
+    names = SHARED_RIVALS if settings.rivals is None else settings.rivals
+    for name, find in rivals(selection, batches, learner.graph.n_nodes, names).items():
+        start = now()
+        add(name, top(find(batches.steps(total)), counts), total, now() - start)
+        before, start = batches.spent + selection.tokens.spent, now()
+        scores = find(batches.steps(learning))
+        left = total - (batches.spent + selection.tokens.spent - before)
+        masks = top(scores, counts)
+        masks = polish(selection, masks, scores.expand_as(masks), learner.settings.polish, budget=left)[0]
+        add(f"{name}, polished", masks, total, now() - start)
     for name, masks, tokens, seconds in searches(selection, learner.sizes, learner.graph.n_nodes, settings):
         add(name, masks, tokens, seconds)
     for row in rows:

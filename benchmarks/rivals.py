@@ -1,6 +1,6 @@
 """Rivals that learn node scores by gradient descent, as published, on the same texts and for the same scored tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import cycle
 from typing import Literal, Protocol
@@ -62,16 +62,19 @@ class MiniBatches:
         return next(self._next).gradient(masks)
 
 
-def rivals(scorer: MaskScorer, gradients: Gradients, n_nodes: int) -> dict[str, Callable[[int], Tensor]]:
+def rivals(
+    scorer: MaskScorer, gradients: Gradients, n_nodes: int, names: Collection[str] | None = None
+) -> dict[str, Callable[[int], Tensor]]:
     """Scores of all nodes after a number of steps, shape (groups, nodes), by name; the last three need no steps.
 
     Args:
         scorer: Scores the groups' masks.
         gradients: What the rivals that descend take their gradients from.
         n_nodes: Nodes of the model.
+        names: Which of them; all by default.
     """
     generator = torch.Generator().manual_seed(0)
-    return {
+    found: dict[str, Callable[[int], Tensor]] = {
         "mattr, uniform sizes": lambda n: mattr(gradients, n_nodes, n, "uniform"),
         "mattr, log sizes": lambda n: mattr(gradients, n_nodes, n, "log"),
         "mattr, uniform sizes, SGD": lambda n: mattr(gradients, n_nodes, n, "uniform", adam=False),
@@ -81,6 +84,7 @@ def rivals(scorer: MaskScorer, gradients: Gradients, n_nodes: int) -> dict[str, 
         "single ablation": lambda n: single_ablation(scorer, n_nodes),
         "random": lambda n: torch.rand(scorer.n_groups, n_nodes, generator=generator),
     }
+    return found if names is None else {name: found[name] for name in found if name in names}
 
 
 def mattr(scorer: Gradients, n_nodes: int, n_steps: int, sizes: Literal["uniform", "log"], adam: bool = True) -> Tensor:
