@@ -193,12 +193,19 @@ def _fit(cli: TrainCLI) -> None:
 def _discretize(cli: TrainCLI) -> Mask:
     """Discrete masks from the trained gates, with the settings they depend on."""
     learner = cli.model
-    polish = ", then polishing them (node swaps that lower the KL)" if learner.settings.polish else ""
-    print(f"Discretising masks{polish}", flush=True)
+    print(_what_is_discretized(learner), flush=True)
     mask = replace(learner.discretize(), config=mask_config(cli.requested))
     for notice in learner.notices:
         print(notice, flush=True)
     return mask
+
+
+def _what_is_discretized(learner: MaskLearner) -> str:
+    """What is left to do from gates to masks; nothing if shards are merged, or if an earlier process did it."""
+    n_blocks = len(learner.plan.blocks)
+    if learner.constants is None and all(block in learner.store for block in range(n_blocks)):
+        return f"Gathering the masks of {n_blocks} block{'s' * (n_blocks > 1)} of groups, which are finished"
+    return "Discretising masks" + ", then polishing them (node swaps that lower the KL)" * bool(learner.settings.polish)
 
 
 def _evaluate(cli: TrainCLI, mask: Mask) -> dict[str, Any]:
