@@ -4,7 +4,7 @@ They are those of the default process group of `torch.distributed`. Without one 
 every function returns what it is given.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -37,12 +37,31 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
     return items[rank() :: count()]
 
 
+def section(items: Sequence[Item]) -> Sequence[Item]:
+    """The items of this process: each process gets neighbours, and as many as the others or one more."""
+    begin, end = (len(items) * number // count() for number in (rank(), rank() + 1))
+    return items[begin:end]
+
+
+def collected(own: Sequence[Item]) -> list[Item]:
+    """All items, in the order from which `share` took those of each process; every process must call this."""
+    parts = gathered(list(own))
+    return [parts[i % count()][i // count()] for i in range(sum(map(len, parts)))]
+
+
 def from_first(value: Value) -> Value:
     """The value that rank 0 has; every process must call this."""
     values: list[Any] = [value]
     if is_distributed():
         dist.broadcast_object_list(values)
     return values[0]
+
+
+def first_alone(action: Callable[[], object]) -> None:
+    """Act on rank 0 alone, and wait until it is done; every process must call this."""
+    if rank() == 0:
+        action()
+    gathered(None)
 
 
 def gathered(value: Value) -> list[Value]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from faults.processes import Process, end
+from faults.processes import EntryPoint, Process, end
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from masklearn import cli
@@ -41,18 +41,28 @@ def rank_environment(rank: int, n_ranks: int, port: int) -> dict[str, str]:
 
 def train(args: list[str]) -> int:
     """Run `train.py`, and print to the files of a forked process, not to those of the test."""
+    return _printing_to_own_files(cli.train, args)
+
+
+def evaluate(args: list[str]) -> int:
+    """Run `evaluate.py` likewise."""
+    return _printing_to_own_files(cli.evaluate, args)
+
+
+def _printing_to_own_files(entry_point: EntryPoint, args: list[str]) -> int:
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     try:
-        return cli.train(args)
+        return entry_point(args)
     except SystemExit as error:
         return int(error.code or 0)
 
 
-def start_ranks(n_ranks: int, args: list[str]) -> list[Process]:
-    """Start `train.py` on several devices."""
+def start_ranks(n_ranks: int, args: list[str], entry_point: EntryPoint = train) -> list[Process]:
+    """Start `train.py` on several devices, or `evaluate.py`."""
     port = find_free_network_port()
     flags = ["--trainer.strategy", "ddp", "--trainer.devices", str(n_ranks), "--trainer.accelerator", "cpu"]
-    return [Process([*args, *flags], train, rank_environment(rank, n_ranks, port)) for rank in range(n_ranks)]
+    args = [*args, *(flags if entry_point is train else ["--devices", str(n_ranks)])]
+    return [Process(args, entry_point, rank_environment(rank, n_ranks, port)) for rank in range(n_ranks)]
 
 
 def slurm_task(rank: int = 0, n_tasks: int = 1, n_nodes: int = 1) -> dict[str, str]:
@@ -63,9 +73,9 @@ def slurm_task(rank: int = 0, n_tasks: int = 1, n_nodes: int = 1) -> dict[str, s
     return {f"SLURM_{name}": str(value) for name, value in names.items()}
 
 
-def run_ranks(n_ranks: int, args: list[str]) -> list[str]:
-    """Run `train.py` on several devices, and return what each rank printed."""
-    ended = [end(process) for process in start_ranks(n_ranks, args)]
+def run_ranks(n_ranks: int, args: list[str], entry_point: EntryPoint = train) -> list[str]:
+    """Run `train.py` on several devices, or `evaluate.py`, and return what each rank printed."""
+    ended = [end(process) for process in start_ranks(n_ranks, args, entry_point)]
     assert [each.code for each in ended] == [0] * n_ranks, "\n".join(each.out + each.err for each in ended)
     return [each.out for each in ended]
 

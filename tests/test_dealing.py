@@ -111,7 +111,7 @@ def test_python_without_a_command_is_told_to_use_one(
     monkeypatch.setattr("sys.argv", ["python"])
     flags = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--run.dir", str(tmp_path / "run")]
     assert cli.train(flags) == 2
-    assert "cannot be done from Python. Run python train.py in a terminal" in capsys.readouterr().err
+    assert "cannot be done from Python. Run it in a terminal" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert "devices: learn uses one device" in refused(lambda: ml.learn(devices=2))
 

@@ -13,6 +13,7 @@ import masklearn as ml
 from masklearn.cli import evaluate, train
 from masklearn.cli.evaluation_texts import choose_settings
 from masklearn.cli.parsing import explain
+from masklearn.cli.train_cli import TrainCLI
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +152,13 @@ def test_a_mistyped_evaluation_flag_is_one_line(capsys: pytest.CaptureFixture[st
     assert "no flag or key data.pth. Did you mean data.path?" in one_line(capsys)
     assert evaluate([]) == 2
     assert "mask" in one_line(capsys)
+
+
+@pytest.mark.parametrize(("steps", "interval"), [([], 0.167), (["--model.steps", "40"], 40)])
+def test_epochs_between_validations_may_be_null(steps: list[str], interval: float) -> None:
+    """Lightning refuses null with an interval that is a share, which is the default; a run is a single epoch."""
+    trainer = TrainCLI(["--trainer.check_val_every_n_epoch", "null", *steps]).trainer
+    assert trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == interval
 
 
 def test_other_messages_of_the_parser_are_passed_on_in_one_line() -> None:

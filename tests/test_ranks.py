@@ -92,7 +92,8 @@ def test_shards_in_one_folder_make_the_masks_of_one_process(
     other = one_line_of([*flags, str(folder), "--run.shard", "2/2", "--model.steps", "7"])
     assert f"run.shard: the run in {folder} was started with model.steps 6, not 7" in other
     assert run_to_end([*flags, str(elsewhere), "--run.shard", "2/2"], train).code == 0
-    assert run_to_end([*merge, f"[{elsewhere}]"], train).code == 0
+    merged = run_to_end([*merge, f"[{elsewhere}]"], train)
+    assert merged.code == 0 and "Gathering the masks of 4 blocks" in merged.out and "Discretising" not in merged.out
     assert same_masks(one_process, folder)
 
 

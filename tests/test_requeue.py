@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from masklearn import cli
 from masklearn.cli import evaluate_command, train_command
 from masklearn.cli.stopping import Requeue, interruptible
+from masklearn.selection.polish import Step, StepTracker, polish
+from masklearn.training import blocks
 from masklearn.training.learner import MaskLearner
 
 
@@ -120,6 +123,36 @@ def test_a_signal_after_learning_requeues_the_job(
     tasks = cluster.start(args, n_tasks, SLURM_RESTART_COUNT="1")
     assert [end(task).code for task in tasks] == [0] * n_tasks
     assert same_masks(one_process, folder)
+
+
+def test_a_signal_stops_the_polish_of_a_block_after_its_step(
+    cluster: Cluster, one_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, began, sent = tmp_path / "run", tmp_path / "began", tmp_path / "sent"
+
+    def noted(steps: Iterable[Step]) -> Iterator[Step]:
+        for step in steps:
+            with began.open("a") as file:
+                file.write(f"{step.kind.name} ")
+            while not sent.exists():
+                time.sleep(0.01)
+            yield step
+
+    def noted_polish(*args: Any, tracker: StepTracker, **kwargs: Any) -> Any:
+        return polish(*args, tracker=lambda *state: noted(tracker(*state)), **kwargs)
+
+    args = [*PER_INPUT, "--trainer.accelerator", "cpu", "--run.dir", str(folder)]
+    with monkeypatch.context() as context:
+        context.setattr(blocks, "polish", noted_polish)
+        (task,) = cluster.start(args)
+        assert wait_for(began.exists, task)
+        task.send_signal(signal.SIGUSR1)
+        sent.touch()
+        ended = end(task)
+    assert ended.one_line and "stopped at step 6. Go on with: " in ended.err and cluster.was_asked_once
+    assert began.read_text() == "SWAP " and not any(folder.glob("checkpoints/blocks/block-*"))
+    (task,) = cluster.start(args, SLURM_RESTART_COUNT="1")
+    assert end(task).code == 0 and same_masks(one_process, folder)
 
 
 def test_a_signal_requeues_an_evaluation(

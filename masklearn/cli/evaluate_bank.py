@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 from transformers import PreTrainedModel
 
-from masklearn import evaluation
+from masklearn import evaluation, ranks
 from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, load_texts
@@ -22,7 +22,7 @@ from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
 from masklearn.models import DTypeName, describe_placement, input_device, load_lm
 from masklearn.progress import ProgressBar
-from masklearn.selection.baselines import UNGUIDED
+from masklearn.selection.baselines import UNGUIDED, rank_scorer
 from masklearn.selection.scorer import MaskScorer
 from masklearn.text_bank import TextBank
 from masklearn.training.learned_ablation import fit_ablation
@@ -89,7 +89,8 @@ def evaluate_bank(
             n_texts = len(data.parts[texts.split])
             recorder = evaluation.PerTextRecorder(n_texts, data.token_counts) if flags.study else None
             batches = data.loader(texts.split, by_length=True)
-            rows, by_group = evaluation.evaluate(masked_lm, mask, batches, flags.baselines, scorer, recorder, bar)
+            kinds = flags.baselines, scorer, recorder, bar
+            rows, by_group = evaluation.evaluate(masked_lm, mask, batches, *kinds, on_ranks=True)
             description = evaluation.describe(mask, rows, by_group, settings)
             results.append(description | {"ablation": name, "text": _describe_texts(data, texts.split, name, column)})
             if recorder:
@@ -200,21 +201,23 @@ def _training_data(
         raise UserError(f"{path}: {what} are computed on the texts that it was learned on: {error}") from error
 
 
-def _baseline_scorer(masked_lm: MaskedLM, mask: Mask, learned_on: MaskData, flags: EvaluateFlags) -> MaskScorer:
-    """The scorer by which baselines choose their subgraphs, on training texts of the mask's run."""
+def _baseline_scorer(masked_lm: MaskedLM, mask: Mask, learned_on: MaskData, flags: EvaluateFlags) -> MaskScorer | None:
+    """The scorer by which baselines choose their subgraphs, on training texts of the mask's run; see `rank_scorer`."""
     index = {name: i for i, name in enumerate(learned_on.groups.names)}
     groups = [index[name] for name in mask.groups]
     names = ", ".join(flags.baselines)
     print(f"Computing the baselines' subgraphs on up to {flags.baseline_texts} training texts of each group: {names}")
     objective = mask.config.get("model", {}).get("objective", "kl")
-    return MaskScorer(masked_lm, learned_on.loader("train", groups, max_texts=flags.baseline_texts), groups, objective)
+    texts = partial(learned_on.loader, "train", max_texts=flags.baseline_texts)
+    return rank_scorer(masked_lm, texts, groups, objective)
 
 
 def _ablation(name: AblationName, bank: Mask, masked_lm: MaskedLM, learned_on: MaskData, bar: ProgressBar) -> Ablation:
     """An ablation with its values: the mask file's, or computed on the texts that the masks were learned on."""
     if name == bank.ablation.name:
         return bank.ablation.to(masked_lm.device)
-    return fit_ablation(name, masked_lm, bank.of(learned_on.groups.names).mask, learned_on, bar)
+    fitted = fit_ablation(name, masked_lm, bank.of(learned_on.groups.names).mask, learned_on, bar)
+    return ranks.from_first(fitted.to(torch.device("cpu"))).to(masked_lm.device)  # devices round differently
 
 
 def _describe_texts(data: MaskData, split: SplitName, ablation: str, column: str | None) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from masklearn import evaluation
+from masklearn import evaluation, ranks
 from masklearn.cli.evaluate_bank import evaluate_bank
+from masklearn.cli.evaluate_devices import on_ranks, require_divisible
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluate_texts import evaluate_text_bank
 from masklearn.cli.evaluation_texts import MODEL_KEYS
@@ -28,7 +29,8 @@ from masklearn.mask_file import Mask
 from masklearn.text_bank import TextBank, load_bank
 
 USED_BY_EVIDENCE = {
-    "mask", "evidence", "lm", "dtype", "device_map", "track", "out", "allow_pickle", "trust_remote_code",
+    "mask", "evidence", "lm", "dtype", "device_map", "devices", "num_nodes", "track", "out", "allow_pickle",
+    "trust_remote_code",
 }  # fmt: skip
 """Flags of `evaluate.py` that `--evidence` uses, besides those of its plan."""
 
@@ -44,6 +46,7 @@ def run_evaluation(args: list[str] | None) -> None:
     """
     flags, plan, requested, given = _parse(sys.argv[1:] if args is None else args)
     masks = [load_bank(path) for path in flags.mask]
+    require_divisible(flags, masks)
     if flags.evidence:
         run_evidence(
             flags, plan, [_node_mask(path, mask) for path, mask in zip(flags.mask, masks, strict=True)], requested
@@ -51,7 +54,7 @@ def run_evaluation(args: list[str] | None) -> None:
         return
     flags.require_banks(masks, given)
     flags.fill_defaults(masks)
-    with locked_output(flags.out) as file:
+    with on_ranks(flags, is_command=args is None), locked_output(flags.out) as file:
         _evaluate_all(flags, masks, requested, file)
 
 
@@ -105,7 +108,7 @@ def _each_mask_appended(args: Sequence[str]) -> list[str]:
 
 @contextmanager
 def locked_output(out: str | None) -> Iterator[Path | None]:
-    """Lock the output folder during an evaluation.
+    """Lock the output folder during an evaluation; of several ranks the first alone does, and writes.
 
     Args:
         out: The folder; None to write nothing.
@@ -116,7 +119,7 @@ def locked_output(out: str | None) -> Iterator[Path | None]:
     Raises:
         UserError: If the file exists, or if another run is using the folder.
     """
-    if out is None:
+    if out is None or ranks.rank():
         yield None
         return
     folder, file = RunFolder(Path(out)), Path(out) / METRICS_FILE
@@ -154,7 +157,7 @@ def _evaluate_all(
     if flags.ablations and len(flags.ablations) > 1:
         learned_under = {path: mask.ablation.name for path, mask in zip(flags.mask, masks, strict=True)}
         print(f"KL under each ablation, in nats per scored token:\n\n{_ablation_table(results, learned_under)}\n")
-    if flags.study:
+    if flags.study and ranks.rank() == 0:
         write_study(banks, flags)
     if file:  # last: it marks an evaluation as finished
         atomic_write(file, json.dumps(results[0] if len(results) == 1 else results, indent=2).encode())

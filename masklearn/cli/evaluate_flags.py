@@ -29,6 +29,8 @@ class EvaluateFlags:
         dtype: Precision of the weights; that of the mask's run by default.
         device_map: Spreads the layers over devices, see train.py --help; as in the mask's run by default. Weights that
             the run has quantised are quantised here, too.
+        devices: Devices that share the work, each with the whole model and a process of its own; on a CPU, processes.
+        num_nodes: Machines with as many devices each, see docs/devices.md.
         part: Split to evaluate on: test, validation, train or all. By default the test split of the mask's own data,
             and all texts of other data.
         ablation: What closed nodes emit: zero, mean, mean-positional, resample or learned; or a list of them, for one
@@ -58,7 +60,7 @@ class EvaluateFlags:
         trust_remote_code: Run the Python files that come with the model. Never taken from a mask file.
 
     Raises:
-        UserError: If `baseline_texts` is below 1.
+        UserError: If `baseline_texts`, `devices` or `num_nodes` is below 1.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class EvaluateFlags:
         lm: str | None = None,
         dtype: DTypeName | None = None,
         device_map: str | None = None,
+        devices: int = 1,
+        num_nodes: int = 1,
         part: SplitName | None = None,
         ablation: AblationName | list[AblationName] | None = None,
         baselines: list[Baseline] | None = None,
@@ -95,7 +99,15 @@ class EvaluateFlags:
             raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")
         self.dtype: DTypeName | None = dtype
         self.part: SplitName | None = part
-        self.device_map = device_map
+        self.device_map, self.devices, self.num_nodes = device_map, devices, num_nodes
+        for flag, value in {"devices": devices, "num_nodes": num_nodes}.items():
+            if value < 1:
+                raise UserError(f"{flag} is {value}; it must be at least 1: --{flag} 1")
+
+    @property
+    def n_ranks(self) -> int:
+        """Processes that share the work."""
+        return self.devices * self.num_nodes
 
     def map_of(self, bank: Mask) -> str | None:
         """The device map to evaluate a bank with: the one given, or that of its run."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from masklearn import evaluation
+from masklearn import evaluation, ranks
 from masklearn.ablation import Ablation
 from masklearn.cli.evaluate_bank import model_of_bank
 from masklearn.cli.evaluate_flags import EvaluateFlags
@@ -69,7 +69,7 @@ def evaluate_text_bank(
         **settings, lm=model.lm, revision=model.revision,
         scope="input", max_groups=len(bank.groups), trust_remote_code=flags.trusted["trust_remote_code"],
     )  # fmt: skip
-    data.prepare_data()
+    ranks.first_alone(data.prepare_data)
     data.setup()
     method = TEXT_METHODS[bank.unit].load(lm, data.longest_text)
     bank.require(ModelId(model.lm, model.revision, method.layout.fingerprint))

@@ -6,6 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from masklearn import ranks
 from masklearn.cli.parsing import as_user_errors
 from masklearn.data import MaskData, SplitName, require_readable
 from masklearn.errors import UserError
@@ -149,7 +150,7 @@ def load_texts(
     settings = {"positions": bank.positions, "trust_remote_code": trust_remote_code} | settings
     max_groups = len(bank.groups) if scope == bank.config.get("model", {}).get("scope", "dataset") else None
     data = MaskData(**settings, lm=model.lm, revision=model.revision, scope=scope, max_groups=max_groups)
-    data.prepare_data()
+    ranks.first_alone(data.prepare_data)
     data.setup()
     require_readable(data, masked_lm.layout)
     return data

@@ -24,8 +24,8 @@ CLASS_PROBLEM = re.compile(
 """The parser's message about a class that cannot be created, among those about types that were not given."""
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 """A string that may name code."""
-WITHOUT_LIMIT = ("model.polish_budget",)
-"""Settings for which null means no limit."""
+NULLABLE = ("model.polish_budget", "trainer.check_val_every_n_epoch")
+"""Settings whose default is not null, and for which null means something: no limit, or one count over all epochs."""
 
 
 @contextmanager
@@ -170,7 +170,7 @@ def _require_known_code(path: Path, node: yaml.Node) -> None:
 def require_complete(given: object, default: object, name: str = "") -> None:
     """Refuse null for a setting whose default is not null: it would mean no value, rather than the default.
 
-    Only for `WITHOUT_LIMIT` null means something.
+    Only for those that are `NULLABLE` null means something.
 
     Args:
         given: The settings as given, nested.
@@ -185,5 +185,5 @@ def require_complete(given: object, default: object, name: str = "") -> None:
             raise UserError(f"{name} is {given!r}, but it must be a section of settings. See --print_config")
         for key, value in default.items():
             require_complete(given.get(key), value, f"{name}.{key}" if name else key)
-    elif given is None and default is not None and name not in WITHOUT_LIMIT:
+    elif given is None and default is not None and name not in NULLABLE:
         raise UserError(f"{name} is null. Give it a value, or leave it out to use the default, {default}")

@@ -15,6 +15,7 @@ from masklearn import ranks
 from masklearn.cli.stopping import is_interrupted
 from masklearn.cli.user_messages import user_message
 from masklearn.errors import UserError, one_line
+from masklearn.training.strategy import RankStrategy
 
 LOOK_SECONDS = 1.0
 """Time between two looks at the other ranks."""
@@ -153,20 +154,21 @@ def _alive_key(rank: int) -> str:
 
 
 @contextmanager
-def stopped_together(
-    store: ranks.Store, started: Sequence["subprocess.Popen[bytes]"], go_on: Callable[[], str]
-) -> Iterator[None]:
-    """Run as one of several ranks, of which only rank 0 prints; if one fails, all stop.
+def stopped_together(strategy: RankStrategy, go_on: Callable[[], str]) -> Iterator[None]:
+    """Join the ranks of a run, starting them if need be; only rank 0 prints, and if one fails, all stop.
 
     Args:
-        store: See `RankWatch`.
-        started: See `RankWatch`.
+        strategy: Starts and joins them.
         go_on: See `RankWatch`.
 
     Raises:
-        UserError: On rank 0, if another rank has failed; names it.
+        UserError: If they cannot be started; or on rank 0, if another rank has failed, which it names.
     """
-    watch = RankWatch(store, started, go_on)
+    try:
+        strategy.join()
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"the processes of the devices did not find each other: {one_line(error)}") from error
+    watch = RankWatch(strategy.store, strategy.started, go_on)
     watch.start()
     with (
         Path(os.devnull).open("w", encoding="utf-8") as nowhere,

@@ -15,7 +15,7 @@ from masklearn.cli.rank_watch import GO_ON, stopped_together
 from masklearn.cli.run_folder import BLOCKS_FOLDER, CONFIG_FILE, RunFolder
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.data import MaskData
-from masklearn.errors import UserError, one_line
+from masklearn.errors import UserError
 from masklearn.files import atomic_write
 from masklearn.training.block_store import BlockStore
 from masklearn.training.cost import learning_tokens, memory_so_far, tokens_by_block
@@ -40,12 +40,8 @@ def all_ranks(cli: TrainCLI) -> Iterator[None]:
     if not isinstance(strategy, RankStrategy):
         yield
         return
-    try:
-        strategy.join()
-    except (ValueError, RuntimeError, OSError) as error:
-        raise UserError(f"the processes of the devices did not find each other: {one_line(error)}") from error
-    cli.folder = RunFolder(ranks.from_first(cli.folder.path), cli.folder.shard)  # its name may hold the time
-    with stopped_together(strategy.store, strategy.started, partial(next_step, cli)):
+    with stopped_together(strategy, partial(next_step, cli)):
+        cli.folder = RunFolder(ranks.from_first(cli.folder.path), cli.folder.shard)  # its name may hold the time
         yield
 
 

@@ -5,8 +5,9 @@ import signal
 import subprocess
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from masklearn import ranks
 from masklearn.errors import one_line
+from masklearn.progress import Item, ProgressBar
 from masklearn.training.block_learner import BlockLearner
 
 REQUEUE_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)
@@ -98,7 +100,7 @@ class Stopped(SystemExit):
 class StopBetweenSteps(Callback):
     """Stops a run only between two steps, so that the saved state is one that an uninterrupted run passes through.
 
-    A second Ctrl-C quits at once.
+    Steps are those of learning, and those of the polish of a block in between. A second Ctrl-C quits at once.
     """
 
     def __init__(self) -> None:
@@ -109,6 +111,8 @@ class StopBetweenSteps(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers; Lightning has kept those that were there before, and restores them after the run."""
+        if isinstance(pl_module, BlockLearner) and pl_module.n_sharing == 1:
+            pl_module.bar = partial(self._until_stopped, pl_module.bar)
         if threading.current_thread() is not threading.main_thread():
             return
         signal.signal(signal.SIGINT, self._request_stop)
@@ -117,6 +121,17 @@ class StopBetweenSteps(Callback):
         if REQUEUE_SIGNAL and isinstance(handler, Requeue):
             self.requeue = handler
             signal.signal(REQUEUE_SIGNAL, self._request_stop)
+
+    def _until_stopped(self, bar: ProgressBar, items: Iterable[Item], phase: str, /, **kwargs: Any) -> Iterator[Item]:
+        """Pass on the items of a learner's bar, such as the steps of a polish, and stop here if a signal asks for it.
+
+        Raises:
+            Stopped: If so.
+        """
+        for item in bar(items, phase, **kwargs):
+            if self.stop_signal:
+                raise Stopped
+            yield item
 
     def _request_stop(self, signum: int, frame: FrameType | None) -> None:
         is_first = self.stop_signal is None

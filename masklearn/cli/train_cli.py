@@ -201,6 +201,8 @@ class TrainCLI(LightningCLI):
         if self.tracked:
             trainer.logger = False  # created later, when all settings have proved valid
         trainer.default_root_dir = str(self.folder.path)
+        if trainer.check_val_every_n_epoch is None:  # steps are counted over all epochs, and a run is a single one
+            trainer.check_val_every_n_epoch = 1
         if model.scope != "dataset":
             trainer.limit_val_batches = 0  # every block would need a validation split of its own
         elif trainer.val_check_interval is None:

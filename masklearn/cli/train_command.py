@@ -107,9 +107,7 @@ def _report_finished(cli: TrainCLI) -> bool:
 def _prepare(cli: TrainCLI) -> None:
     """Load the data and the model, plan the blocks, claim the folder of a new run, and start tracking."""
     learner, data = cli.model, cli.datamodule
-    if ranks.rank() == 0:
-        data.prepare_data()
-    ranks.gathered(None)
+    ranks.first_alone(data.prepare_data)
     data.setup("fit")
     learner.load()
     learner.masked_lm.move(cli.trainer.strategy.root_device)
@@ -118,7 +116,7 @@ def _prepare(cli: TrainCLI) -> None:
     notice = learner.plan_blocks(data)
     check_validation_interval(cli.trainer, learner.plan.steps)
     require_work(cli)
-    if cli.trainer.progress_bar_callback and ranks.rank() == 0:
+    if cli.trainer.progress_bar_callback:
         learner.bar = phase_bars(sys.stdout)
     if cli.estimate:
         learner.deal_blocks(data)
@@ -193,19 +191,26 @@ def _fit(cli: TrainCLI) -> None:
 def _discretize(cli: TrainCLI) -> Mask:
     """Discrete masks from the trained gates, with the settings they depend on."""
     learner = cli.model
-    polish = ", then polishing them (node swaps that lower the KL)" if learner.settings.polish else ""
-    print(f"Discretising masks{polish}", flush=True)
+    print(_what_is_discretized(learner), flush=True)
     mask = replace(learner.discretize(), config=mask_config(cli.requested))
     for notice in learner.notices:
         print(notice, flush=True)
     return mask
 
 
+def _what_is_discretized(learner: MaskLearner) -> str:
+    """What is left to do from gates to masks; nothing if shards are merged, or if an earlier process did it."""
+    n_blocks = len(learner.plan.blocks)
+    if learner.constants is None and all(block in learner.store for block in range(n_blocks)):
+        return f"Gathering the masks of {n_blocks} block{'s' * (n_blocks > 1)} of groups, which are finished"
+    return "Discretising masks" + ", then polishing them (node swaps that lower the KL)" * bool(learner.settings.polish)
+
+
 def _evaluate(cli: TrainCLI, mask: Mask) -> dict[str, Any]:
     """The content of `metrics.json` but for the seconds: the masks' metrics on the test split."""
     learner, data = cli.model, cli.datamodule
     print(f"Evaluating on {evaluated_texts(data)}", flush=True)
-    batches = data.loader("test", by_length=True, shared=True)
+    batches = data.loader("test", by_length=True)
     with learner.clock.time("evaluation"):
         rows, by_group = evaluation.evaluate(learner.masked_lm, mask, batches, bar=learner.bar, on_ranks=True)
     description = evaluation.describe(mask, rows, by_group, mask.config["data"])

@@ -125,8 +125,7 @@ def check_validation_interval(trainer: Trainer, steps: int) -> None:
         UserError: The largest interval that would do.
     """
     interval = trainer.val_check_interval
-    validates = trainer.limit_val_batches and trainer.check_val_every_n_epoch is not None
-    if validates and isinstance(interval, int) and interval > steps:
+    if trainer.limit_val_batches and isinstance(interval, int) and interval > steps:
         raise UserError(
             f"trainer.val_check_interval is {interval}, but the run has {steps} steps. Choose at most {steps}"
         )

@@ -11,7 +11,6 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
-from masklearn import ranks
 from masklearn.data.answer_tokens import AnswerIds
 from masklearn.data.batching import (
     Batch,
@@ -251,7 +250,6 @@ class MaskData(LightningDataModule):
         batch_size: int | None = None,
         max_texts: int | None = None,
         by_length: bool = False,
-        shared: bool = False,
     ) -> DataLoader[Any]:
         """The texts of a split, in order.
 
@@ -261,7 +259,6 @@ class MaskData(LightningDataModule):
             batch_size: Texts in a batch; by default `batch_size` of this module.
             max_texts: Texts of each group, at most; evenly spread over the group, since files are often sorted.
             by_length: Sort the texts by length, shortest first, to save padding.
-            shared: Only this rank's share of the texts.
 
         Raises:
             UserError: If the split has no texts.
@@ -275,7 +272,6 @@ class MaskData(LightningDataModule):
         if by_length:
             lengths = [len(ids) for ids in texts.ids]
             indices.sort(key=lengths.__getitem__)
-        indices = ranks.share(indices) if shared else indices
         return DataLoader(Subset(texts, indices), batch_size=batch_size or self.batch_size, collate_fn=self.collate)
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -15,7 +15,7 @@ from masklearn.evaluation.per_text import PerTextRecorder
 from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
 from masklearn.progress import ProgressBar, no_bar
-from masklearn.selection.baselines import CONTROLS, N_RANDOM_MASKS, Baseline, subgraphs
+from masklearn.selection.baselines import CONTROLS, N_RANDOM_MASKS, Baseline, subgraphs, subgraphs_of_ranks
 from masklearn.selection.scorer import MaskScorer
 
 LEARNED_MASKS = "learned"
@@ -42,10 +42,10 @@ def evaluate(
         batches: The text to report on.
         baselines: Names of the baselines, see `selection.baselines`.
         scorer: Scores candidate masks on the text that the bank was learned on, for baselines that choose by it;
-            random and inverse subgraphs need none.
+            random and inverse subgraphs need none. With `on_ranks` that of `rank_scorer`.
         recorder: Collects the results of each text, if given.
         bar: Shows the progress of searches for baselines and of the evaluation.
-        on_ranks: See `measure`.
+        on_ranks: Whether ranks share the work, see `measure` and `subgraphs_of_ranks`.
 
     Returns:
         One row for each size, averaged over the texts of all groups, each under its own group's masks; and the KL and
@@ -53,7 +53,8 @@ def evaluate(
     """
     mask.check()
     masks_of = {LEARNED_MASKS: mask.mask.transpose(0, 1)[None]}
-    masks_of |= {name: subgraphs(name, mask, scorer, bar) for name in baselines}
+    choose = subgraphs_of_ranks if on_ranks else subgraphs
+    masks_of |= {name: choose(name, mask, scorer, bar) for name in baselines}
     rows_of, by_group = _measure_all(masked_lm, masks_of, batches, recorder, bar, on_ranks)
     measured = rows_of[LEARNED_MASKS]
     heads, mlps = (count.float().mean(0) for count in mask.graph.count(mask.mask))

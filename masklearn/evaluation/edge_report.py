@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from masklearn import ranks
 from masklearn.data import MaskData, SplitName
 from masklearn.edges import (
     EdgeBank,
@@ -61,6 +62,8 @@ def evaluate_edges(
 ) -> tuple[EdgeMeasurer, list[Row]]:
     """Evaluate an edge bank: every text under its own subgraphs and under controls of the same sizes.
 
+    Ranks share the texts, and each gets the results of all.
+
     Args:
         edge_lm: The model.
         bank: The bank.
@@ -78,7 +81,7 @@ def evaluate_edges(
     """
     kinds = [bank.method, *EDGE_CONTROLS] + [STRACE_KIND] * (bank.method != STRACE_KIND)
     measurer = EdgeMeasurer(edge_lm.layout, len(bank.shares), len(bank.groups), data.token_counts, kinds)
-    for index in bar(range(len(bank.groups)), "Evaluation"):
+    for index in bar(ranks.share(range(len(bank.groups))), "Evaluation"):
         text = scored_text(data, split, index)
         input_ids = text.input_ids.to(edge_lm.device)
         found = importance(edge_lm, input_ids)
@@ -93,6 +96,7 @@ def evaluate_edges(
         hidden_of = partial(subgraphs_hidden, hidden, graph, device=edge_lm.device)
         require_same_output(edge_lm, hidden_of([graph.exists.nonzero()[:, 0]])[0], full)
         measurer.add(index, text, full, graph, kept_of, hidden_of)
+    measurer.gather()
     return measurer, measurer.rows(bank)
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from masklearn import ranks
 from masklearn.data.batching import Batch
@@ -70,7 +71,7 @@ def measure(
         batches: The text.
         by_text: Updated with the results of each text, if given.
         bar: Shows the progress.
-        on_ranks: Whether the text is only this rank's share; the results are those of all ranks.
+        on_ranks: Whether ranks share the forwards. All must then measure the same, and each gets the results of all.
 
     Returns:
         One row of metrics for each subgraph, averaged over all texts: see `SubgraphMetrics`, and `AnswerMetrics` if
@@ -82,24 +83,28 @@ def measure(
     n_masks, n_groups = sum(map(len, kinds)), kinds[0].shape[1]
     meter = SubgraphMetrics(n_masks, n_groups, sync_on_compute=False).to(masked_lm.device)
     answer_meter = AnswerMetrics(n_masks, sync_on_compute=False).to(masked_lm.device)
-    batch = full = gates = None
-    completions = list[int]()
+    batches = list(batches)
+    read = batch = full = gates = None
     forwards = [(batch, part) for batch in batches for part in forward_parts(n_masks, batch, masked_lm.device)]
-    for texts, part in bar(forwards, "Evaluation"):
-        if batch is None or full is None or gates is None or not part.start:
-            batch = texts.to(masked_lm.device)
-            completions += [] if batch.completion_lengths is None else batch.completion_lengths.tolist()
+    for texts, part in bar(ranks.section(forwards) if on_ranks else forwards, "Evaluation"):
+        if batch is None or full is None or gates is None or texts is not read:
+            read, batch = texts, texts.to(masked_lm.device)
             group = batch.group if n_groups > 1 else torch.zeros_like(batch.group)
             full, gates = ScoredPositions.of(masked_lm, batch, group), torch.cat([kind[:, group] for kind in kinds])
         masked = masked_lm(batch.input_ids, batch.scored, gates[part].float(), batch.corrupted)
         _update_meters(masked_lm, full, masked, meter, by_text, part)
         _update_answers(masked_lm, batch, full.hidden, masked, answer_meter, part)
     if on_ranks:
-        meter.sync()
-        answer_meter.sync()
-        completions = [length for lengths in ranks.gathered(completions) for length in lengths]
+        sum_over_ranks(meter, answer_meter, *([by_text] if by_text else []))
     rows, by_group = _tabulate(meter, answer_meter, n_groups)
-    return (_with_completions(rows, completions) if completions else rows), by_group
+    completions = [batch.completion_lengths for batch in batches if batch.completion_lengths is not None]
+    return (_with_completions(rows, torch.cat(completions).tolist()) if completions else rows), by_group
+
+
+def sum_over_ranks(*meters: Metric) -> None:
+    """Let meters hold the sums of all ranks; unlike torchmetrics by itself, without a copy of every rank's."""
+    for meter in meters:
+        meter.sync(lambda state, group: [ranks.summed(state)])
 
 
 def _with_completions(rows: list[Row], lengths: list[int]) -> list[Row]:

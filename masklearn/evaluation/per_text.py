@@ -32,7 +32,7 @@ class PerTextRecorder:
 
     def meter(self, masked_lm: MaskedLM, n_masks: int) -> TextMetrics:
         """A fresh meter for some subgraphs, on the model's device."""
-        return TextMetrics(n_masks, self.n_texts, self.counts).to(masked_lm.device)
+        return TextMetrics(n_masks, self.n_texts, self.counts, sync_on_compute=False).to(masked_lm.device)
 
     def record(self, masks_of: Mapping[str, Tensor], meter: TextMetrics) -> None:
         """Keep the results of a meter.

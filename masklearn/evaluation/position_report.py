@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from masklearn import ranks
 from masklearn.data import MaskData, SplitName
 from masklearn.evaluation.measure import Row
 from masklearn.evaluation.text_report import RANDOM_TEXT_KIND, TextMeasurer, random_seeds, scored_text
@@ -35,7 +36,7 @@ def evaluate_positions(
     """Evaluate a bank of positions: every text under its own subgraphs and under others of the same sizes.
 
     The others are drawn uniformly (`random`), or keep the highest scores of each kind in `SCORE_FUNCTIONS`; `inverse`
-    is all other positions.
+    is all other positions. Ranks share the texts, and each gets the results of all.
 
     Args:
         position_lm: The model.
@@ -52,7 +53,7 @@ def evaluate_positions(
     """
     kinds = [bank.method, RANDOM_TEXT_KIND, "inverse", *SCORE_FUNCTIONS]
     measurer = PositionMeasurer(position_lm.layout, len(bank.shares), len(bank.groups), data.token_counts, kinds)
-    for index in bar(range(len(bank.groups)), "Evaluation"):
+    for index in bar(ranks.share(range(len(bank.groups))), "Evaluation"):
         text = scored_text(data, split, index)
         input_ids = text.input_ids.to(position_lm.device)
         graph, kept = position_lm.graph(input_ids), bank.kept[index]
@@ -69,6 +70,7 @@ def evaluate_positions(
         kept_of |= {bank.method: kept, RANDOM_TEXT_KIND: by_chance, "inverse": [graph.inverse(ids) for ids in kept]}
         hidden_of = partial(subgraphs_hidden, position_lm, input_ids, graph)
         measurer.add(index, text, position_lm.full(input_ids), graph, kept_of, hidden_of)
+    measurer.gather()
     return measurer, measurer.rows(bank)
 
 

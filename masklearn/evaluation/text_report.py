@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from masklearn import ranks
 from masklearn.data import MaskData, SplitName
 from masklearn.edges import EdgeGraph
 from masklearn.errors import UserError
 from masklearn.evaluation.bank_report import CONTROL_METRICS
-from masklearn.evaluation.measure import Row, nan_to_none
+from masklearn.evaluation.measure import Row, nan_to_none, sum_over_ranks
 from masklearn.evaluation.metrics import BY_SUBGRAPH, DistributionPair, SubgraphMetrics, TextMetrics
 from masklearn.evaluation.per_text import PerTextResults
 from masklearn.models import Layout, input_device
@@ -102,8 +103,8 @@ class TextMeasurer(ABC, Generic[Graph]):
         device = input_device(self.layout.lm)
         for kind in self.kinds:
             n_subgraphs = n_draws(kind) * self.n_sizes
-            by_text = TextMetrics(n_subgraphs, self.n_texts, self.counts).to(device)
-            self.meters[kind] = SubgraphMetrics(n_subgraphs, self.n_texts).to(device), by_text
+            by_text = TextMetrics(n_subgraphs, self.n_texts, self.counts, sync_on_compute=False).to(device)
+            self.meters[kind] = SubgraphMetrics(n_subgraphs, self.n_texts, sync_on_compute=False).to(device), by_text
             self.nodes[kind], self.part_counts[kind], self.top[kind] = [], [], []
 
     @property
@@ -151,6 +152,15 @@ class TextMeasurer(ABC, Generic[Graph]):
             self.part_counts[kind].append(self.counts_by_part(graph, kept))
             top = torch.cat([pair.masked[: self.n_sizes, 0], full]).exp().topk(N_TOP_TOKENS)
             self.top[kind].append((top.indices.cpu(), top.values.cpu()))
+
+    def gather(self) -> None:
+        """Take over what other ranks have measured of their share of the texts; every rank must call this."""
+        self.whole_part_counts = ranks.collected(self.whole_part_counts)
+        for kind in self.kinds:
+            sum_over_ranks(*self.meters[kind])
+            for of_kind in (self.nodes, self.part_counts):
+                of_kind[kind] = ranks.collected(of_kind[kind])
+            self.top[kind] = ranks.collected(self.top[kind])
 
     def rows(self, bank: TextBank) -> list[Row]:
         """One row for each size: means over the texts."""

@@ -24,12 +24,12 @@ def norm(scorer: MaskScorer) -> Tensor:
     """
     total = torch.zeros(scorer.n_groups, scorer.masked_lm.graph.n_nodes, device=scorer.device)
     n_tokens = torch.zeros(scorer.n_groups, 1, device=scorer.device)
-    for scored in scorer.batches:
+    for scored in scorer.own_batches:
         attended = scored.batch.scored.flip(-1).cumsum(-1).flip(-1) > 0  # up to the last scored position
         share = node_contributions(scorer.masked_lm, scored.batch.input_ids) * attended[..., None]
-        total.index_add_(0, scored.group_index, share.sum(1))
-        n_tokens.index_add_(0, scored.group_index, attended.sum(1, keepdim=True).float())
-    return total / n_tokens
+        total.index_add_(0, scored.group_index, scored.weight * share.sum(1))
+        n_tokens.index_add_(0, scored.group_index, scored.weight * attended.sum(1, keepdim=True))
+    return scorer.of_all_ranks(total) / scorer.of_all_ranks(n_tokens)
 
 
 def attribution(scorer: MaskScorer) -> Tensor:

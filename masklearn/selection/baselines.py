@@ -1,14 +1,18 @@
 """Baselines: other ways to choose subgraphs, for comparison with learned masks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from masklearn import ranks
+from masklearn.data import Batch
 from masklearn.gates import top
 from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask
+from masklearn.masking import MaskedLM
+from masklearn.objective import ObjectiveName
 from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.attribution import attribution, integrated_gradients, norm, single_ablation
 from masklearn.selection.scorer import MaskScorer
@@ -69,6 +73,42 @@ def subgraphs(name: Baseline, mask: Mask, scorer: MaskScorer | None = None, bar:
         "exhaustive": lambda: exhaustive(scorer, sizes, n_nodes, bar),
     }
     return searches[name]()[None]
+
+
+def rank_scorer(
+    masked_lm: MaskedLM,
+    texts: Callable[[Sequence[int]], Iterable[Batch]],
+    groups: Sequence[int],
+    objective: ObjectiveName,
+) -> MaskScorer | None:
+    """A scorer for this rank's share of the groups or, if there is a single one, for its share of the texts.
+
+    Args:
+        masked_lm: The model, under the ablation that closed nodes get.
+        texts: The texts of some groups.
+        groups: Ids of all groups of a bank.
+        objective: What masks are scored by.
+
+    Returns:
+        The scorer; None if there are fewer groups than ranks, and none is left for this one.
+    """
+    own = groups if len(groups) == 1 else ranks.share(groups)
+    return MaskScorer(masked_lm, texts(own), own, objective, shared=len(groups) == 1) if own else None
+
+
+def subgraphs_of_ranks(
+    name: Baseline, mask: Mask, scorer: MaskScorer | None = None, bar: ProgressBar = no_bar
+) -> Tensor:
+    """As `subgraphs`, with the work divided among ranks; every rank must call this, with its `rank_scorer`."""
+    if name in UNGUIDED or len(mask.groups) == 1 or ranks.count() == 1:
+        return subgraphs(name, mask, scorer, bar)
+    parts = ranks.gathered(subgraphs(name, mask, scorer, bar).cpu() if scorer else None)
+    n_groups, n_sizes, n_nodes = mask.mask.shape
+    found = torch.empty(1, n_sizes, n_groups, n_nodes, dtype=torch.bool)
+    for rank, part in enumerate(parts):
+        if part is not None:
+            found[:, :, rank :: ranks.count()] = part
+    return found
 
 
 def random_masks(n: int, sizes: Tensor, n_nodes: int, seed: int = 0) -> Tensor:

@@ -119,7 +119,8 @@ class MaskScorer:
 
     def _set_batches(self, batches: Sequence[ScoredBatch]) -> None:
         self.batches = batches
-        self._own_batches = [scored.own() for scored in batches] if self.shared else batches
+        self.own_batches = [scored.own() for scored in batches] if self.shared else batches
+        """The texts that this rank scores."""
         self.n_losses = torch.zeros(self.n_groups, device=self.device)
         for scored in batches:
             n_losses = losses_per_input(self.objective, scored.batch)
@@ -160,7 +161,7 @@ class MaskScorer:
         total = torch.zeros(masks.shape[:-1], device=masks.device)
         for scored in self._batches_of(groups):
             total += self._kl_of_all(scored, masks)
-        return self._of_all_ranks(total) / self.n_losses[groups]
+        return self.of_all_ranks(total) / self.n_losses[groups]
 
     def gradient(self, masks: Tensor, groups: Tensor | None = None, inverse_temperature: float = 1.0) -> Tensor:
         """The gradient of the KL with respect to every gate.
@@ -178,9 +179,10 @@ class MaskScorer:
         for scored in self._batches_of(groups):
             self.tokens.charge(3 * scored.n_tokens)  # once, even if it takes another try
             gradient += self.masked_lm.row_limit.retry(partial(self._gradient, scored, gates, inverse_temperature))
-        return self._of_all_ranks(gradient) / self.n_losses[groups][:, None]
+        return self.of_all_ranks(gradient) / self.n_losses[groups][:, None]
 
-    def _of_all_ranks(self, total: Tensor) -> Tensor:
+    def of_all_ranks(self, total: Tensor) -> Tensor:
+        """A sum over the texts of all ranks, from that over `own_batches`, each times its weight."""
         return ranks.summed(total) if self.shared else total
 
     def _agreed(self, value: int) -> int:
@@ -200,7 +202,7 @@ class MaskScorer:
         """The texts of some groups; `group_index` counts among these groups."""
         index_among = torch.full((self.n_groups,), -1, device=groups.device)
         index_among[groups] = torch.arange(len(groups), device=groups.device)
-        for scored in self._own_batches:
+        for scored in self.own_batches:
             group_index = index_among[scored.group_index]
             kept = group_index >= 0
             if kept.any():

@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from masklearn import ranks
 from masklearn.progress import Item, ProgressBar
 from masklearn.training.learner import MaskLearner
 
@@ -18,13 +19,13 @@ BRIEF_DELAY = 2.0
 
 
 def phase_bars(file: TextIO, disable: bool | None = False) -> ProgressBar:
-    """Bars as the trainer's, on a stream.
+    """Bars as the trainer's, on a stream; of several ranks the first alone shows them.
 
     Args:
         file: The stream.
         disable: Whether to show none; None shows them in a terminal only.
     """
-    return partial(_phase_bar, file=file, disable=disable)
+    return partial(_phase_bar, file=file, disable=ranks.rank() > 0 or disable)
 
 
 def _phase_bar(

@@ -85,7 +85,7 @@ class RankStrategy(DDPStrategy):
         if not self.is_command:
             raise UserError(
                 "a run on several devices starts its own command again for each of them, which cannot be done from "
-                "Python. Run python train.py in a terminal, or !python train.py in a notebook, or use one device"
+                "Python. Run it in a terminal (in a notebook: !python train.py or evaluate.py), or use one device"
             )
         os.environ |= {"NODE_RANK": str(node), "WORLD_SIZE": str(n_processes), "LOCAL_RANK": "0"}
         quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # a lost connection is reported in one line, not by torch

@@ -20,6 +20,7 @@ SILENCED_WARNINGS = (
     ".*smaller than the logging interval.*",
     ".*across ranks is zero.*",
     ".*sync_dist=True.*",
+    ".*was called before the ``update`` method.*",  # a process may have nothing to measure
 )
 """Patterns of warnings of other libraries that users can do nothing about."""
 LIGHTNING_LOGGERS = ("lightning.pytorch", "lightning.fabric")
