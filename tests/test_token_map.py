@@ -48,8 +48,11 @@ def test_numbers_are_packed_as_worked_out_by_hand() -> None:
 
 
 def test_edges_of_two_layers_are_counted_as_worked_out_by_hand() -> None:
-    """Two layers of one head and two tokens; a layer has 4 places for the attention (targets x sources), then 2 each for
-    the MLP, the residual past the attention and the residual past the MLP."""
+    """Two layers of one head and two tokens.
+
+    A layer has 4 places for the attention (targets x sources), then 2 each for the MLP, the residual past the attention
+    and the residual past the MLP.
+    """
     kept = [2, 5, 9, 13, 17, 19]
     names = ["a0.h0 reads 0 at 1", "m0 at 1", "past m0 at 1", "a1.h0 reads 1 at 1", "past the attention", "past m1"]
     assert len(kept) == len(names)
@@ -125,25 +128,30 @@ addEventListener('load', () => {
   const svg = map.querySelector('svg'), frame = map.querySelector('.frame'), details = map.querySelector('details');
   details.open = true;
   details.dispatchEvent(new Event('toggle'));
-  const cells = () => [...map.querySelectorAll('tbody tr')].map((row) => [...row.cells].map((cell) => cell.textContent));
+  const texts = (elements) => [...elements].map((element) => element.textContent);
+  const cells = () => [...map.querySelectorAll('tbody tr')].map((row) => texts(row.cells));
   const info = () => map.querySelector('.picked-pair').textContent;
   const key = (name) => { frame.dispatchEvent(new KeyboardEvent('keydown', { key: name })); return info(); };
-  const boxes = (kind) => [...svg.querySelectorAll(`path.${kind}`)].map((path) => path.getAttribute('d').match(/M/g).length).reduce((a, b) => a + b, 0);
+  const ofPath = (path) => path.getAttribute('d').match(/M/g).length;
+  const marks = (kind) => [...svg.querySelectorAll(`path.${kind}`)].map(ofPath).reduce((a, b) => a + b, 0);
   const pick = (bank, size) => {
     form.elements.bank.value = bank;
     form.elements.bank.dispatchEvent(new Event('change'));
     form.elements.size.value = size;
     form.elements.size.dispatchEvent(new Event('input'));
-    return { hidden: map.hidden, rows: cells(), table: !details.hidden, note: map.querySelector('.picked-note').textContent,
-      marks: ['attention', 'mlp', 'residual'].map(boxes), bold: svg.querySelectorAll('b').length, hint: info(),
+    return { hidden: map.hidden, rows: cells(), table: !details.hidden,
+      note: map.querySelector('.picked-note').textContent,
+      marks: ['attention', 'mlp', 'residual'].map(marks), bold: svg.querySelectorAll('b').length, hint: info(),
       keys: [key('ArrowRight'), key('ArrowRight'), key('ArrowLeft'), key('ArrowLeft')] };
   };
   const picked = [...form.elements.bank.options].map((_, bank) => [0, 1, 2, 3, 4].map((size) => pick(bank, size)));
   pick(1, 0);
   const lines = [...svg.querySelectorAll('path.mlp, path.residual, path.attention')];
   const box = lines[0].getBoundingClientRect();
-  svg.dispatchEvent(new PointerEvent('pointermove', { clientX: box.left + box.width / 2, clientY: box.top + 2, bubbles: true }));
-  parent.postMessage(JSON.stringify({ picked, pointed: info(), wide: document.documentElement.scrollWidth - innerWidth }), '*');
+  const at = { clientX: box.left + box.width / 2, clientY: box.top + 2, bubbles: true };
+  svg.dispatchEvent(new PointerEvent('pointermove', at));
+  const wide = document.documentElement.scrollWidth - innerWidth;
+  parent.postMessage(JSON.stringify({ picked, pointed: info(), wide }), '*');
 });"""
 
 

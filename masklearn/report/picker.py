@@ -34,7 +34,8 @@ def _bank(measured: MaskMeasurements, shown: list[TopTokens]) -> dict[str, Any]:
     number: dict[str, int] = {}
     density, tv = normalized_densities(measured), measured.values(kind, "tv")
     masks = measured.results[kind].masks[0].numpy()  # (sizes, groups, nodes)
-    of_text = _of_texts(measured, shown, index, number) if isinstance(measured.mask, TextBank) else [{}] * len(shown)
+    bank = measured.mask if isinstance(measured.mask, TextBank) else None
+    of_text = _of_texts(measured, bank, shown, index, number) if bank else [{}] * len(shown)
     inputs = []
     for one, more in zip(shown, of_text, strict=True):
         i = index[one.name]
@@ -62,20 +63,25 @@ def _bank(measured: MaskMeasurements, shown: list[TopTokens]) -> dict[str, Any]:
         "heads": graph.n_heads,
         "fractions": [float(f"{fraction:.3g}") for fraction in measured.fractions],
         "sizes": measured.sizes,
-        "parts": measured.mask.parts if isinstance(measured.mask, TextBank) else (),
-        "parallel": isinstance(measured.mask, EdgeBank) and measured.mask.parallel,
+        "parts": bank.parts if bank else (),
+        "parallel": isinstance(bank, EdgeBank) and bank.parallel,
         "tokens": list(number),
         "inputs": inputs,
     }
 
 
 def _of_texts(
-    measured: MaskMeasurements, shown: list[TopTokens], index: dict[str, int], number: dict[str, int]
+    measured: MaskMeasurements,
+    bank: TextBank,
+    shown: list[TopTokens],
+    index: dict[str, int],
+    number: dict[str, int],
 ) -> list[dict[str, Any]]:
     """What the inputs of a bank of single texts have besides: units by part, the text's tokens, and what is kept there.
 
     Args:
-        measured: The bank of edges or positions.
+        measured: What was measured of the bank.
+        bank: Its edges or positions.
         shown: The inputs.
         index: Number of every input by its name.
         number: Number of every token, extended here.
@@ -87,5 +93,5 @@ def _of_texts(
         found.append({"units": units[:, i].tolist()})
         if one.text_tokens:
             found[-1]["words"] = [number.setdefault(token, len(number)) for token in one.text_tokens]
-            found[-1]["maps"] = token_maps(measured.mask, measured.group_index[i], MAX_NUMBERS // len(shown))
+            found[-1]["maps"] = token_maps(bank, measured.group_index[i], MAX_NUMBERS // len(shown))
     return found

@@ -31,7 +31,7 @@ const unitAt = (bank, n, id) => { // layer, head or bit, source and target of an
 // What is kept, by layer, source and target, from the output downwards. Heads are listed, or counted over all sources.
 const keptPairs = (bank, n, [name, packed]) => {
   if (name === "counted") {
-    return unpackNumbers(packed).map((number, i) => ({ layer: Math.floor(i / n), source: i % n, target: i % n, heads: [], count: number >> 3, bits: number & 7 })).reverse();
+    return unpackNumbers(packed).map((number, i) => ({ layer: Math.floor(i / n), source: i % n, target: i % n, heads: [], count: number >> 3, bits: number & 7 })).filter(({ count, bits }) => count || bits).reverse();
   }
   const pairs = new Map();
   let id = 0;
@@ -45,16 +45,16 @@ const keptPairs = (bank, n, [name, packed]) => {
   }
   return [...pairs].sort((a, b) => b[0] - a[0]).map(([, pair]) => pair);
 };
-const wholePairs = (bank, n) => Array.from({ length: bank.layers * n }, (_, i) => {
-  const layer = Math.floor(i / n), token = i % n, reaches = layer < bank.layers - 1 || token === n - 1;
+const wholePairs = (bank, n) => Array.from({ length: (bank.layers - 1) * n + 1 }, (_, i) => {
+  const layer = Math.floor(i / n), token = layer === bank.layers - 1 ? n - 1 : i % n; // the last layer's last token alone
   const bits = bank.unit === "positions" ? MLP : bank.parallel ? MLP | RESIDUAL_ATTENTION : 7;
-  return { layer, source: token, target: token, heads: [], count: reaches ? mostHeads(bank, token) : 0, bits: reaches ? bits : 0 };
-});
+  return { layer, source: token, target: token, heads: [], count: mostHeads(bank, token), bits };
+}).reverse();
 const mostHeads = (bank, token) => bank.heads * (bank.unit === "positions" ? 1 : token + 1);
 const createTokenMap = (figure) => {
   const [svg, frame, info, body] = ["svg", ".frame", ".picked-pair", "tbody"].map((part) => figure.querySelector(part));
   const details = figure.querySelector("details");
-  const left = 62, top = 24, foot = 78;
+  const left = 62, top = 24;
   let bank, input, tokens, drawn, at;
   let pairs = [];
   let x, y, column, middle;
@@ -71,24 +71,27 @@ const createTokenMap = (figure) => {
     ? `M${x(target)} ${y(layer)}q${-column / 3} ${(y(layer + middle) - y(layer)) / 2} 0 ${y(layer + middle) - y(layer)}`
     : `M${x(source)} ${y(layer)}L${x(target)} ${y(layer + middle)}`;
   const grid = (n) => {
-    column = n > 32 ? 28 : 42;
+    const ofPositions = bank.unit === "positions";
+    const labels = tokens.map(word).map((text) => (text.length > 11 ? `${text.slice(0, 10)}\u2026` : text));
+    const foot = 24 + 5 * Math.max(...labels.map((text) => text.length), 0);
+    column = ofPositions ? Math.max(42, 4 * (bank.heads + 1)) : n > 32 ? 28 : 42;
     const row = Math.min(56, Math.max(20, 760 / bank.layers));
     middle = bank.parallel ? 1 : 0.6;
     [x, y] = [(token) => left + column * (token + 0.5), (level) => top + row * (bank.layers - level)];
-    const [width, height] = [left + column * n + 12, top + row * bank.layers + foot];
+    const [width, height] = [left + column * n + 30, top + row * bank.layers + foot];
     const size = { viewBox: `0 0 ${width} ${height}`, width, height };
     Object.entries(size).forEach(([key, value]) => svg.setAttribute(key, value));
     svg.replaceChildren();
-    path("guide", tokens.map((_, token) => `M${x(token)} ${y(0)}V${y(bank.layers)}`));
+    path("guide", tokens.map((_, token) => `M${x(ofPositions ? token - 0.5 : token)} ${y(0)}V${y(bank.layers)}`));
     path("guide", Array.from({ length: bank.layers + 1 }, (_, level) => `M${left} ${y(level)}H${left + column * n}`));
     const every = Math.ceil(14 / row);
-    for (let layer = 0; layer < bank.layers; layer += every) add("text", { x: left - 8, y: y(layer + 0.5) + 4, class: "end" }, layer);
+    for (let layer = 0; layer < bank.layers; layer += every) {
+      add("text", { x: left - 8, y: y(layer + 0.5) + 4, class: "end" }, layer);
+      add("text", { x: left + column * n + 8, y: y(layer + 0.5) + 4 }, layer);
+    }
     add("text", { transform: `translate(12 ${y(bank.layers / 2)}) rotate(-90)`, class: "middle" }, "layer");
     add("text", { x: x(n - 1), y: top - 9, class: "middle" }, "output");
-    tokens.forEach((token, i) => {
-      const text = word(token);
-      add("text", { transform: `translate(${x(i) + 4} ${y(0) + 14}) rotate(-45)`, class: "end" }, text.length > 11 ? `${text.slice(0, 10)}\u2026` : text);
-    });
+    labels.forEach((text, i) => add("text", { transform: `translate(${x(i) + 4} ${y(0) + 14}) rotate(-45)`, class: "end" }, text));
   };
   const drawEdges = () => {
     const direct = (bit) => pairs.filter(({ bits }) => bits & bit);
@@ -170,7 +173,7 @@ const createTokenMap = (figure) => {
     figure.dataset.unit = bank.unit;
     if (figure.hidden) return;
     const n = tokens.length, isListed = map?.[0] === "listed";
-    pairs = !drawn ? [] : whole ? wholePairs(bank, n).reverse() : keptPairs(bank, n, map);
+    pairs = !drawn ? [] : whole ? wholePairs(bank, n) : keptPairs(bank, n, map);
     grid(n);
     if (drawn && !isListed) drawShades();
     if (bank.unit === "edges" || !isListed) drawEdges(); else drawPositions();
@@ -180,6 +183,7 @@ const createTokenMap = (figure) => {
       : `The page holds no drawing of ${count}: those of smaller sizes took its room.`;
     figure.querySelector(".picked-meaning").textContent = bank.unit === "positions" ? "In every cell: heads, and the MLP last."
       : isListed ? "A line runs from the token that is read, and is thicker where more heads keep it." : "";
+    figure.querySelector(".key.attention").textContent = bank.unit === "positions" ? "head" : "attention";
     details.hidden = !isListed;
     show();
     list();
