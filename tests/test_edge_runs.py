@@ -20,6 +20,8 @@ from masklearn.density import Study
 from masklearn.edges import EdgeBank, EdgeLM, edge_counts, load_bank
 from masklearn.models import Layout
 from masklearn.report import curves
+from masklearn.report.picker import picker_json
+from masklearn.text_bank import TextBank
 from masklearn.training.edge_learner import learn_edges
 
 QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
@@ -153,6 +155,21 @@ def test_a_study_draws_all_graphs_on_one_relative_axis_and_says_so(finished: Edg
     assert of_positions[of_positions["part"].isin(["heads", "MLPs"])].groupby("s")["share"].sum().tolist() == (
         pytest.approx([1] * len(SHARES))
     )
+
+
+def test_the_picker_has_the_tokens_of_edges_and_positions(finished: EdgeStudy) -> None:
+    shown = finished.study.pickable
+    for measured in finished.study.measurements[:2]:
+        assert isinstance(measured.mask, TextBank)
+        assert [len(one.text_tokens) for one in shown[measured.name]] == list(measured.mask.n_tokens)
+        for one in shown[measured.name]:
+            assert "".join(one.text_tokens).endswith(one.text.strip())
+    assert not any(one.text_tokens for one in shown["nodes"])
+    edges, positions, nodes = json.loads(picker_json(finished.study))
+    for bank in (edges, positions):
+        for one in bank["inputs"]:
+            assert len(one["maps"]) == len(SHARES) and one["maps"][0][0] == "listed"
+    assert "maps" not in nodes["inputs"][0]
 
 
 def test_densities_of_both_graphs_are_areas_over_their_own_shares(finished: EdgeStudy) -> None:

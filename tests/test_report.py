@@ -175,7 +175,7 @@ def test_every_svg_uses_the_text_colour_of_the_page(written: Path) -> None:
 
 PROBE = """
 addEventListener('load', () => {
-  const figures = [...document.querySelectorAll('figure svg:not(.picked-map)')];
+  const figures = [...document.querySelectorAll('figure svg:not(.picked-map, .token-map svg)')];
   const drawn = (svg) => [...svg.querySelectorAll('path, use, text, image')].filter((mark) => {
     const box = mark.getBoundingClientRect();
     return box.width > 0 || box.height > 0;

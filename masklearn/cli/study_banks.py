@@ -17,7 +17,7 @@ from masklearn.cli.evaluate_texts import EvaluatedTexts
 from masklearn.cli.run_folder import METRICS_FILE
 from masklearn.data import MaskData
 from masklearn.data.batching import Item, evenly_spaced
-from masklearn.data.preview import token_text
+from masklearn.data.preview import token_text, token_texts
 from masklearn.density import MaskMeasurements, TopTokens
 from masklearn.density.curves import densities
 from masklearn.density.measurements import Corpus, mean_true_entropy
@@ -143,7 +143,11 @@ def top_tokens(measured: MaskMeasurements, bank: Evaluated, index: int, kinds: S
     }
     has_full_model = measured.sizes[-1] == measured.full_size
     sizes = [*measured.sizes, *([] if has_full_model else [measured.full_size])]
-    return TopTokens(measured.names[index], measured.contexts[index], sizes, tokens)
+    words = ()
+    if isinstance(bank, EvaluatedTexts):
+        ids = evaluation.scored_text(data, bank.split, index).input_ids
+        words = token_texts(tokenizer, ids.tolist())
+    return TopTokens(measured.names[index], measured.contexts[index], sizes, tokens, words)
 
 
 def _of_nodes(

@@ -54,6 +54,8 @@ class TopTokens:
     """Sizes, ascending, the last that of the full model: nodes kept, or shares of the edges or positions."""
     tokens: Mapping[str, Sequence[Sequence[tuple[str, float]]]]
     """By kind of subgraph and size: tokens with their probabilities, most probable first."""
+    text_tokens: Sequence[str] = ()
+    """The tokens of the input, as text; only those of banks of single texts are shown."""
 
 
 @dataclass(frozen=True)

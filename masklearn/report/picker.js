@@ -5,6 +5,7 @@ if (source) {
   const { bank: bankSelect, input: inputSelect, size: slider } = form.elements;
   const put = (selector, text) => { document.querySelector(selector).textContent = text; };
   const options = (select, labels) => select.replaceChildren(...labels.map((label, i) => new Option(label, i)));
+  const drawTokenMap = createTokenMap(document.querySelector(".token-map"));
   const drawMap = (bank, kept) => {
     const map = document.querySelector(".picked-map");
     const columns = bank.heads + 1;
@@ -21,7 +22,6 @@ if (source) {
       return rect;
     }));
   };
-  const visible = (token) => token.replaceAll("\n", "\u21b5").replaceAll("\t", "\u21e5").replace(/^ +$/, (spaces) => "\u2423".repeat(spaces.length));
   const drawTokens = (bank, one, size) => {
     const full = one.top[one.top.length - 1];
     const rows = [];
@@ -56,7 +56,10 @@ if (source) {
     const mlps = kept.filter(Boolean).length - heads;
     const density = one.density === null ? "" : `Density ${one.density}. `;
     put(".picked-numbers", `${density}${bank.kind}, ${count} ${bank.unit}${parts}: ${heads} heads, ${mlps} MLPs; TV from the full model ${whole ? 0 : one.tv[size]}.`);
+    put(".picked-name", `${bank.name}, input ${one.name}`);
+    put(".picked-nodes", { nodes: "Nodes kept", edges: "Nodes with an edge on a path to the output", positions: "Nodes kept at some token" }[bank.unit]);
     drawMap(bank, kept);
+    drawTokenMap(bank, one, size, whole, `${count} ${bank.unit}`);
     drawTokens(bank, one, size);
   };
   const pickBank = () => {

@@ -9,7 +9,8 @@ import numpy as np
 from masklearn.density import MaskMeasurements, Study, TopTokens
 from masklearn.density.curves import normalized_densities
 from masklearn.evaluation.text_report import PART_COUNTS
-from masklearn.text_bank import TextBank
+from masklearn.report.token_map import MAX_NUMBERS, token_maps
+from masklearn.text_bank import EdgeBank, TextBank
 
 
 def picker_json(study: Study) -> str:
@@ -33,10 +34,10 @@ def _bank(measured: MaskMeasurements, shown: list[TopTokens]) -> dict[str, Any]:
     number: dict[str, int] = {}
     density, tv = normalized_densities(measured), measured.values(kind, "tv")
     masks = measured.results[kind].masks[0].numpy()  # (sizes, groups, nodes)
-    is_of_text = isinstance(measured.mask, TextBank)
-    units = measured.values(kind, PART_COUNTS).sum(-2) if is_of_text else None  # (sizes, inputs, parts)
+    bank = measured.mask if isinstance(measured.mask, TextBank) else None
+    of_text = _of_texts(measured, bank, shown, index, number) if bank else [{}] * len(shown)
     inputs = []
-    for one in shown:
+    for one, more in zip(shown, of_text, strict=True):
         i = index[one.name]
         kept = masks[:, measured.group_index[i] if masks.shape[1] > 1 else 0]
         top = [
@@ -51,7 +52,7 @@ def _bank(measured: MaskMeasurements, shown: list[TopTokens]) -> dict[str, Any]:
                 "tv": [round(float(value), 3) for value in tv[:, i]],
                 "kept": base64.b64encode(np.packbits(kept).tobytes()).decode(),
                 "top": top,
-                **({} if units is None else {"units": units[:, i].astype(int).tolist()}),
+                **more,
             }
         )
     return {
@@ -62,7 +63,35 @@ def _bank(measured: MaskMeasurements, shown: list[TopTokens]) -> dict[str, Any]:
         "heads": graph.n_heads,
         "fractions": [float(f"{fraction:.3g}") for fraction in measured.fractions],
         "sizes": measured.sizes,
-        "parts": measured.mask.parts if isinstance(measured.mask, TextBank) else (),
+        "parts": bank.parts if bank else (),
+        "parallel": isinstance(bank, EdgeBank) and bank.parallel,
         "tokens": list(number),
         "inputs": inputs,
     }
+
+
+def _of_texts(
+    measured: MaskMeasurements,
+    bank: TextBank,
+    shown: list[TopTokens],
+    index: dict[str, int],
+    number: dict[str, int],
+) -> list[dict[str, Any]]:
+    """What the inputs of a bank of single texts have besides: units by part, the text's tokens, and what is kept there.
+
+    Args:
+        measured: What was measured of the bank.
+        bank: Its edges or positions.
+        shown: The inputs.
+        index: Number of every input by its name.
+        number: Number of every token, extended here.
+    """
+    units = measured.values(measured.own_kind, PART_COUNTS).sum(-2).astype(int)  # (sizes, inputs, parts)
+    found = []
+    for one in shown:
+        i = index[one.name]
+        found.append({"units": units[:, i].tolist()})
+        if one.text_tokens:
+            found[-1]["words"] = [number.setdefault(token, len(number)) for token in one.text_tokens]
+            found[-1]["maps"] = token_maps(bank, measured.group_index[i], MAX_NUMBERS // len(shown))
+    return found
