@@ -16,7 +16,7 @@ from faults.processes import Ended, Process, end, start, wait_for
 from forked import PER_INPUT, same_masks, slurm_task, train
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
-from masklearn import cli
+from masklearn import cli, ranks
 from masklearn.cli import evaluate_command, train_command
 from masklearn.cli.stopping import Requeue, interruptible
 from masklearn.selection.polish import Step, StepTracker, polish
@@ -61,10 +61,11 @@ def signalled(tasks: list[Process], ready: Path) -> list[Ended]:
 
 
 def waiting(flag: Path) -> Any:
-    """A function that waits for the signal."""
+    """A function that waits for the signal, and says so once rank 0 does: other ranks may come here first."""
 
     def wait(*args: Any, **kwargs: Any) -> None:
-        flag.touch()
+        if ranks.rank() == 0:
+            flag.touch()
         time.sleep(60)
 
     return wait
