@@ -72,3 +72,8 @@ def test_a_diagnostic_costs_one_scoring_of_the_masks_unless_more_draws_are_reque
     scored.clear()
     discretize(bank, log_odds, sizes, scorer, 1, 0.5, n_samples=16)
     assert scored == [2] * 18
+    scored.clear()
+    found = discretize(bank, log_odds, sizes, scorer, 1, 0.5, partial(polish, rounds=1, budget=0), n_samples=0)
+    assert scored == [2]  # cut, from which polish starts
+    assert found.kl[..., :2].isnan().all()
+    assert found.kl[..., 2].equal(found.kl[..., 3])

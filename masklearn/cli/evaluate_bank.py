@@ -130,14 +130,18 @@ def _altered(path: str, texts: EvaluationTexts, load: LoadTexts, flags: Evaluate
 
 
 def load_model(
-    path: str, bank: Mask, flags: EvaluateFlags | ExportFlags, device_map: str | None = None
+    path: str,
+    bank: Mask,
+    flags: EvaluateFlags | ExportFlags,
+    device_map: str | None = None,
+    load: Callable[..., PreTrainedModel] = load_lm,
 ) -> tuple[MaskedLM, ModelId]:
     """Load the model of a mask file, or the one given in its place if that is the same; over devices if there is a map.
 
     Raises:
         UserError: If it is another model or another precision, or if the masks do not fit it.
     """
-    lm, model = model_of_bank(path, bank, flags, device_map)
+    lm, model = model_of_bank(path, bank, flags, device_map, load)
     bank.check()
     masked_lm = MaskedLM(lm, bank.ablation.to(input_device(lm)))
     model = replace(model, fingerprint=masked_lm.layout.fingerprint)
@@ -146,9 +150,15 @@ def load_model(
 
 
 def model_of_bank(
-    path: str, bank: Mask | TextBank, flags: EvaluateFlags | ExportFlags, device_map: str | None = None
+    path: str,
+    bank: Mask | TextBank,
+    flags: EvaluateFlags | ExportFlags,
+    device_map: str | None = None,
+    load: Callable[..., PreTrainedModel] = load_lm,
 ) -> tuple[PreTrainedModel, ModelId]:
     """Load the model that a bank names, or the one given in its place, with the precision of the bank's run.
+
+    `load` takes the arguments of `load_lm`, and may return a model that is loaded already.
 
     Raises:
         UserError: If the model cannot be loaded, or another precision is asked for.
@@ -162,7 +172,7 @@ def model_of_bank(
         raise UserError(f"{path} was learned in {learned_in}; the weights differ in {dtype}. Leave --dtype out")
     device = None if device_map else "cuda" if torch.cuda.is_available() else "cpu"
     quantization = bank.config.get("model", {}).get("quantization")
-    lm = load_lm(name, revision, dtype, device, **flags.trusted, device_map=device_map, quantization=quantization)
+    lm = load(name, revision, dtype, device, **flags.trusted, device_map=device_map, quantization=quantization)
     if placement := describe_placement(lm):
         print(placement, file=sys.stderr, flush=True)
     return lm, ModelId(name, revision, bank.model.fingerprint)

@@ -12,6 +12,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from masklearn.cli.cost_table import duration
 from masklearn.cli.drawing import draw_evidence, draw_matrix
 from masklearn.cli.evaluate_bank import load_model
@@ -34,6 +36,7 @@ from masklearn.evidence.transfer import Table, transfer_matrix
 from masklearn.evidence.verdicts import CLAIMS
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
+from masklearn.models import load_lm
 from masklearn.training.progress import phase_bars
 
 EVIDENCE_FOLDER, EVIDENCE_FILE = "evidence", "evidence.json"
@@ -66,14 +69,15 @@ def run_evidence(flags: EvaluateFlags, plan: EvidencePlan, masks: Sequence[Mask]
         OtherRun(name, mask, settings_learned_on(path, mask))
         for path, name, mask in zip(flags.mask, names, masks, strict=True)
     ]
+    load = LastModel()
     others_of = {run.name: [other for other in runs if other is not run] for run in runs}
     for path, run in list(zip(flags.mask, runs, strict=True))[1:]:  # their faults show before the first takes its time
-        _load_one(path, run.bank, flags, plan, _folder(path, run.name, flags), others_of[run.name])
+        _load_one(path, run.bank, flags, plan, _folder(path, run.name, flags), others_of[run.name], load)
     for path, run in zip(flags.mask, runs, strict=True):
         folder, others = RunFolder(_folder(path, run.name, flags)), others_of[run.name]
         folder.acquire("--out")
         try:
-            evidence = _gather_one(path, run.bank, flags, plan, folder.path, others)
+            evidence = _gather_one(path, run.bank, flags, plan, folder.path, others, load)
         except KeyboardInterrupt:
             raise UserError(f"stopped. Finished parts are kept in {folder.path}. Go on with the same command") from None
         finally:
@@ -122,12 +126,32 @@ def _folder(path: str, name: str, flags: EvaluateFlags) -> Path:
     return Path(flags.out) / name if len(flags.mask) > 1 else Path(flags.out)
 
 
+class LastModel:
+    """Loads models as `load_lm` does, but that which it has loaded last only once: runs are often on one model."""
+
+    def __init__(self) -> None:
+        self._key, self._lm = "", None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> PreTrainedModel:
+        """The model, frozen; whoever runs it leaves it as it is."""
+        if self._lm is None or self._key != repr((args, kwargs)):
+            self._lm = None  # memory for the next one
+            self._lm, self._key = load_lm(*args, **kwargs), repr((args, kwargs))
+        return self._lm
+
+
 def _load_one(
-    path: str, bank: Mask, flags: EvaluateFlags, plan: EvidencePlan, folder: Path, others: Sequence[OtherRun]
+    path: str,
+    bank: Mask,
+    flags: EvaluateFlags,
+    plan: EvidencePlan,
+    folder: Path,
+    others: Sequence[OtherRun],
+    load_model_of: LastModel,
 ) -> tuple[Bench, Rediscoverer, Sources]:
     """Load all that the evidence on one mask file needs."""
     bar, texts = phase_bars(sys.stderr, disable=None), evaluation_texts(path, bank, {}, None)
-    masked_lm, model = load_model(path, bank, flags, flags.map_of(bank))
+    masked_lm, model = load_model(path, bank, flags, flags.map_of(bank), load_model_of)
     load = partial(
         load_texts, bank=bank, masked_lm=masked_lm, model=model, scope=texts.scope,
         trust_remote_code=flags.trusted["trust_remote_code"],
@@ -146,11 +170,17 @@ def _load_one(
 
 
 def _gather_one(
-    path: str, bank: Mask, flags: EvaluateFlags, plan: EvidencePlan, folder: Path, others: Sequence[OtherRun]
+    path: str,
+    bank: Mask,
+    flags: EvaluateFlags,
+    plan: EvidencePlan,
+    folder: Path,
+    others: Sequence[OtherRun],
+    load_model_of: LastModel,
 ) -> Evidence | None:
     """Gather and write the evidence on one mask file; None if only its cost is asked for."""
     start = time.monotonic()
-    loaded = _load_one(path, bank, flags, plan, folder, others)
+    loaded = _load_one(path, bank, flags, plan, folder, others, load_model_of)
     print(cost_lines(expected_cost(*loaded)), flush=True)
     if plan.estimate:
         return None

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from masklearn.data import Batch, MaskData
+from masklearn.data import Batch, MaskData, SplitName
 from masklearn.evidence.kept_parts import KeptParts
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.text_scores import TextScores, score_texts
@@ -18,6 +18,8 @@ from masklearn.selection.scorer import MaskScorer
 
 MAX_SELECTION_TEXTS = 128
 """Most texts of a group on which controls are searched."""
+TEXTS_PER_BATCH = 4
+"""Texts that are padded to one length: few, as many subgraphs make up for it."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ class Bench:
 
     def texts(self, group: int) -> Sequence[Batch]:
         """Held-out texts of a group, shortest first."""
-        index = self.data.groups.names.index(self.mask.groups[group])
-        return list(self.data.loader("test", [index], max_texts=self.plan.texts, by_length=True))
+        return self._batches("test", group, self.plan.texts)
 
     def scores(self, group: int, masks: Sequence[Tensor], phase: str) -> list[TextScores]:
         """Run subgraphs on the held-out texts of a group.
@@ -69,12 +70,20 @@ class Bench:
 
     def selection_texts(self, group: int, n: int) -> Sequence[Batch]:
         """Some of the texts of a group that masks are selected on."""
+        return self._batches("selection", group, n)
+
+    def _batches(self, split: SplitName, group: int, n: int) -> list[Batch]:
+        """Some of the texts of a group, shortest first."""
         index = self.data.groups.names.index(self.mask.groups[group])
-        return list(self.data.loader("selection", [index], max_texts=n, by_length=True))
+        return list(self.data.loader(split, [index], TEXTS_PER_BATCH, n, by_length=True))
 
     def held_out_tokens(self, group: int) -> int:
         """Tokens of the held-out texts of a group that are used, padding included."""
         return sum(batch.input_ids.numel() for batch in self.texts(group))
+
+    def selection_tokens(self, group: int, n: int) -> int:
+        """Tokens of some of the texts of a group that masks are selected on, padding included."""
+        return sum(batch.input_ids.numel() for batch in self.selection_texts(group, n))
 
     @property
     def cells(self) -> list[tuple[int, int]]:

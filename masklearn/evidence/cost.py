@@ -2,18 +2,21 @@
 
 import time
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 
 from masklearn.errors import UserError
 from masklearn.evidence.bench import Bench
+from masklearn.evidence.circuit_tests import Circuit
 from masklearn.evidence.completeness import ADVERSARY_TEXTS, n_adversary_masks
 from masklearn.evidence.rediscovery import Rediscoverer, shuffled_variant
 from masklearn.evidence.sources import Sources
 from masklearn.evidence.text_scores import score_texts
+from masklearn.masking import shared_forwards
 
-N_PROBED = 8
-"""Subgraphs by which the time is estimated."""
+PROBED_TOKENS = 4096
+"""Tokens of the subgraphs by which the time is estimated, if two have no more."""
 N_LEARNED_CONTROLS = 2
 """Controls that are learned, besides those of other tasks: on shuffled texts, and on an untrained model."""
 
@@ -40,8 +43,7 @@ def expected_cost(bench: Bench, again: Rediscoverer, sources: Sources) -> Eviden
         again: Learns its masks again.
         sources: What is learned and evaluated.
     """
-    n_sizes, n_nodes, plan = len(bench.mask.sizes), bench.mask.graph.n_nodes, bench.plan
-    groups, n_selection = range(len(bench.mask.groups)), ADVERSARY_TEXTS * bench.data.longest_text
+    n_sizes, plan, groups = len(bench.mask.sizes), bench.plan, range(len(bench.mask.groups))
     of_texts = [bench.held_out_tokens(group) for group in groups]
     one = again.learning_tokens * (1 + plan.polish_budget)
     n_new = sum(not again.is_kept(variant) for variant in sources.variants)
@@ -53,21 +55,29 @@ def expected_cost(bench: Bench, again: Rediscoverer, sources: Sources) -> Eviden
     n_transfers = sum(not bench.kept.has(name) for name in transfers)
     n_within = sum(3 * (not bench.kept.has(f"transfer-{g}")) for g in groups)
     tokens = {
-        "tests": sum(of_texts[g] * (2 + 2 * plan.draws + n_nodes) for g, _ in _left(bench, "tests")),
+        "tests": sum(of_texts[g] * _test_forwards(bench, g, s) for g, s in _left(bench, "tests")),
         "stability": one * n_new,
         "controls": one * (n_controls + plan.polish_budget * len(controls) / len(groups))
         + sum(of_texts[g] * n_sizes * 20 for g in controls),
-        "completeness": sum(2 * n_selection * n_adversary_masks(s) for _, s in _left(bench, "completeness"))
-        + sum(of_texts[g] * _n_pair_masks(s, plan.pairs) for g, s in _left(bench, "pairs")),
+        "completeness": sum(_adversary_tokens(bench, g, s) for g, s in _left(bench, "completeness"))
+        + sum(of_texts[g] * _pair_forwards(bench, g, s) for g, s in _left(bench, "pairs")),
         "transfer": sum(of_texts) / len(groups) * n_sizes * 11 * (n_transfers + n_within),
     }
-    batch, masks = bench.texts(0)[0], torch.rand(N_PROBED, n_nodes) < 0.5
-    score_texts(bench.masked_lm, masks, [batch])  # warms up
+    tokens = {kind: n for kind, n in tokens.items() if kind in plan.parts}
+    return EvidenceCost(tokens, _seconds_per_token(bench))
+
+
+def _seconds_per_token(bench: Bench) -> float:
+    """The time of a token in subgraphs on some texts of middling length."""
+    batches, generator = bench.texts(0), torch.Generator().manual_seed(0)
+    batch = batches[len(batches) // 2]
+    n_masks = max(2, PROBED_TOKENS // batch.input_ids.numel())
+    masks = torch.rand(n_masks, bench.mask.graph.n_nodes, generator=generator) < 0.5
+    score_texts(bench.masked_lm, masks[:2], [batch])  # warms up
     start = time.monotonic()
     score_texts(bench.masked_lm, masks, [batch])
     seconds = time.monotonic() - start
-    tokens = {kind: n for kind, n in tokens.items() if kind in plan.parts}
-    return EvidenceCost(tokens, seconds / (batch.input_ids.numel() * (N_PROBED + 1)))
+    return seconds / (batch.input_ids.numel() * (shared_forwards(bench.masked_lm, masks) + 1))
 
 
 def _shuffled_is_kept(bench: Bench, again: Rediscoverer) -> bool:
@@ -83,7 +93,24 @@ def _left(bench: Bench, part: str) -> list[tuple[int, int]]:
     return [(group, s) for group, s in bench.cells if not bench.kept.has(f"{part}-{group}-{s}")]
 
 
-def _n_pair_masks(s: int, n_strongest: int) -> float:
-    """Subgraphs that are run for the pairs of a circuit of `s` nodes."""
-    n = min(s, n_strongest)
-    return n * (n - 1) / 2 + s
+def _test_forwards(bench: Bench, group: int, s: int) -> float:
+    """Forwards of every text for the tests of a mask."""
+    circuit = Circuit(bench.mask_of(group, s), bench.mask.graph, bench.plan.draws, bench.plan.seed)
+    return shared_forwards(bench.masked_lm, torch.cat(circuit.subgraphs()))
+
+
+def _adversary_tokens(bench: Bench, group: int, s: int) -> float:
+    """Tokens that are scored for the adversary of a mask, as if its every round took as long as the first."""
+    mask, n_tokens = bench.mask_of(group, s), bench.selection_tokens(group, ADVERSARY_TEXTS)
+    tried = torch.eye(len(mask), dtype=torch.bool)[mask]
+    return n_tokens * shared_forwards(bench.masked_lm, torch.cat([~tried, mask & ~tried])) * n_adversary_masks(s) / s
+
+
+def _pair_forwards(bench: Bench, group: int, s: int) -> float:
+    """Forwards of every text for the pairs of a mask, as if nodes were equally strong."""
+    mask, eye = bench.mask_of(group, s), torch.eye(bench.mask.graph.n_nodes, dtype=torch.bool)
+    nodes = mask.nonzero()[:, 0]
+    chosen = nodes[torch.linspace(0, s - 1, min(s, bench.plan.pairs)).long()].tolist()
+    pairs = [mask & ~eye[i] & ~eye[j] for i, j in combinations(chosen, 2)]
+    singles = shared_forwards(bench.masked_lm, torch.cat([mask[None], mask & ~eye[nodes]]))
+    return singles + (shared_forwards(bench.masked_lm, torch.stack(pairs)) if pairs else 0)

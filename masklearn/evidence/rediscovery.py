@@ -157,6 +157,7 @@ class Rediscoverer:
 
     def _learn(self, settings: dict[str, Any], data: MaskData, masked_lm: MaskedLM) -> Mask:
         learner = MaskLearner(**settings)
+        learner.measures_gates = False  # nobody reads its stages
         ablation = Ablation("resample") if settings.get("ablation") == "resample" else Ablation()
         learner.use(MaskedLM(masked_lm.lm, ablation))
         learner.plan_blocks(data)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from masklearn.data import Batch
 from masklearn.evaluation.measure import ScoredPositions, forward_parts
-from masklearn.masking import MaskedLM
+from masklearn.masking import MaskedLM, hidden_of_subgraphs, subgraph_groups
 from masklearn.objective import chunks, kl_divergence, log_probabilities
 from masklearn.progress import ProgressBar, no_bar
 
@@ -54,24 +54,23 @@ def score_texts(
         bar: Shows the progress.
         phase: What the progress is called.
     """
-    gates, batches = masks.float().to(masked_lm.device), list(batches)
-    results = list[tuple[Tensor, Tensor]]()
-    work = [(batch, part) for batch in batches for part in forward_parts(len(gates), batch, masked_lm.device)]
+    batches, found = list(batches), list[tuple[Tensor, Tensor, Tensor]]()
     kind = score_name(batches)
-    full, on_device, of_batch = None, None, list[tuple[Tensor, Tensor]]()
-    for batch, part in bar(work, phase):
-        if full is None or on_device is None or not part.start:
-            on_device = batch.to(masked_lm.device)
+    work = [(batch, group) for batch in batches for group in subgraph_groups(masked_lm, masks, batch.input_ids.numel())]
+    of_batch, full, on_device = None, None, None
+    for batch, group in bar(work, phase):
+        if batch is not of_batch or full is None or on_device is None:
+            of_batch, on_device = batch, batch.to(masked_lm.device)
             full = ScoredPositions.of(masked_lm, on_device, torch.zeros_like(on_device.group))
-            of_batch = [_score(masked_lm, on_device, full, full.hidden[None], kind)]
-        rows = gates[part, None].expand(-1, len(on_device.input_ids), -1)
-        masked = masked_lm(on_device.input_ids, on_device.scored, rows, on_device.corrupted)
-        of_batch.append(_score(masked_lm, on_device, full, masked, kind))
-        if part.stop == len(gates):
-            kl, score = (torch.cat(column) for column in zip(*of_batch, strict=True))
-            results.append((kl[1:], score))
-    kl, score = (torch.cat(column, -1) for column in zip(*results, strict=True))
-    return TextScores(kl, score[1:], score[0], kind)
+            full_score = _score(masked_lm, on_device, full, full.hidden[None], kind)[1][0]
+            kl, score = (torch.empty(len(masks), len(full_score), dtype=torch.float64) for _ in range(2))
+            found.append((kl, score, full_score))
+        inputs = on_device.input_ids, on_device.scored, on_device.corrupted
+        masked, (kl, score, _) = hidden_of_subgraphs(masked_lm, masks[group], *inputs), found[-1]
+        for part in forward_parts(len(group), batch, masked_lm.device):
+            kl[group[part]], score[group[part]] = _score(masked_lm, on_device, full, masked[part], kind)
+    kl, score, full_score = (torch.cat(column, -1) for column in zip(*found, strict=True))
+    return TextScores(kl, score, full_score, kind)
 
 
 @torch.no_grad()
@@ -89,13 +88,12 @@ def kl_between(masked_lm: MaskedLM, masks: Tensor, others: Tensor, batches: Iter
     """
     found = list[Tensor]()
     for batch in (batch.to(masked_lm.device) for batch in batches):
-        kl, n_texts = list[Tensor](), len(batch.input_ids)
-        for part in forward_parts(len(masks), batch, masked_lm.device):
-            gates = torch.stack([masks[part], others[part]]).flatten(0, 1).float().to(masked_lm.device)
-            rows = gates[:, None].expand(-1, n_texts, -1)
-            hidden = masked_lm(batch.input_ids, batch.scored, rows, batch.corrupted).unflatten(0, (2, -1))
-            kl.append(_kl_of_pairs(masked_lm, hidden))
-        found.append(_mean_by_text(torch.cat(kl), batch.input_of_positions, n_texts))
+        kl = torch.empty(len(masks), len(batch.input_of_positions), device=masked_lm.device)
+        for pairs in subgraph_groups(masked_lm, others, 2 * batch.input_ids.numel()):
+            both, inputs = torch.cat([masks[pairs], others[pairs]]), (batch.input_ids, batch.scored, batch.corrupted)
+            hidden = hidden_of_subgraphs(masked_lm, both, *inputs).unflatten(0, (2, -1))
+            kl[pairs] = _kl_of_pairs(masked_lm, hidden)
+        found.append(_mean_by_text(kl, batch.input_of_positions, len(batch.input_ids)))
     return torch.cat(found, -1)
 
 

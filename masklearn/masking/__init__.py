@@ -7,6 +7,7 @@ from masklearn.masking.gating import gated, verified_layout
 from masklearn.masking.masked_lm import MaskedLM
 from masklearn.masking.memory import free_bytes, free_everywhere, scored_together
 from masklearn.masking.row_parts import is_device_failure
+from masklearn.masking.shared_layers import hidden_of_subgraphs, shared_forwards, subgraph_groups
 
 __all__ = [
     "ActivationStats",
@@ -19,8 +20,11 @@ __all__ = [
     "free_bytes",
     "free_everywhere",
     "gated",
+    "hidden_of_subgraphs",
     "is_device_failure",
     "node_contributions",
     "scored_together",
+    "shared_forwards",
+    "subgraph_groups",
     "verified_layout",
 ]

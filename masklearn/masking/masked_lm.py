@@ -30,6 +30,7 @@ from masklearn.models import (
     recording,
     require_finite_outputs,
     starting_at,
+    stopped_before,
 )
 
 
@@ -163,6 +164,29 @@ class MaskedLM(nn.Module):
     def _run_full(self, rows: Rows) -> Tensor:
         """As `_run`, of the full model."""
         return at_scored(self.layout.hidden(rows.input_ids)[None], rows.scored)
+
+    @torch.no_grad()
+    def stream(
+        self, input_ids: Tensor, gates: Tensor, layer: int, prefix: Prefix | None = None, first_layer: int = 0
+    ) -> Tensor:
+        """Run every input under one gate vector, up to a layer, see `forward`.
+
+        Returns:
+            The residual stream that enters this layer, shape (inputs, tokens, width).
+        """
+
+        def run(rows: Rows) -> Tensor:
+            with stopped_before(self.layout, layer) as found:
+                self._run(rows)
+            return found[0][None]
+
+        rows = Rows(input_ids, torch.ones_like(input_ids, dtype=torch.bool), gates[None], None, prefix, first_layer)
+        return self.row_limit.run(run, rows)[0]
+
+    @property
+    def shares_layers(self) -> bool:
+        """Whether a forward can stop after a layer, and another one go on from there, for every input by itself."""
+        return self.ablation.name != "resample" and not is_offloaded(self.lm) and self._shares_prefixes
 
     @torch.no_grad()
     def prefix(self, input_ids: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Prefix | None:

@@ -23,7 +23,7 @@ from masklearn.models.placement import (
     move_model,
     require_plain,
 )
-from masklearn.models.prefix import Prefix, can_share_prefixes, prefix_of, recording, starting_at
+from masklearn.models.prefix import Prefix, can_share_prefixes, prefix_of, recording, starting_at, stopped_before
 from masklearn.models.sources import EMBEDDED, has_revisions, model_source, why_hub_unreachable
 from masklearn.models.unwrapping import name_of, running_eagerly, unwrapped
 from masklearn.models.verification import require_finite_outputs, verify_gates
@@ -61,6 +61,7 @@ __all__ = [
     "require_plain",
     "running_eagerly",
     "starting_at",
+    "stopped_before",
     "text_config",
     "unwrapped",
     "verify_gates",

@@ -1,7 +1,7 @@
 """Shared prefixes: forwards that agree in their first layers start from the residual stream of one of them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,31 @@ def starting_at(layout: Layout, prefix: Prefix, layer: int, repeats: int) -> Ite
         for site, output in zip(layout.sites[:layer], prefix.outputs, strict=False):
             stack.enter_context(override_forward(site.layer, skip(output)))
         yield
+
+
+class _Stopped(Exception):
+    """A forward has run all layers that are needed."""
+
+
+@contextmanager
+def stopped_before(layout: Layout, layer: int) -> Iterator[list[Tensor]]:
+    """Stop the forward in the context before a layer, and collect the residual stream that enters it.
+
+    Args:
+        layout: The model's layout.
+        layer: The first layer that is not run; not the first of the model.
+    """
+    streams: list[Tensor] = []
+
+    def stop(forward: Forward) -> Forward:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            streams.append(first_output(forward(*args, **kwargs)))
+            raise _Stopped
+
+        return run
+
+    with override_forward(layout.sites[layer - 1].layer, stop), suppress(_Stopped):
+        yield streams
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Discretisation: from learned gates to masks of exactly `s` nodes, with the KL before and after each stage."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +14,16 @@ STAGES = ("soft", "sampled", "cut", "polished")
 """Every gate at its probability of being open; gates sampled; only the top `s` nodes open; the masks after polish."""
 MIN_KL = 1e-9
 """KL in nats below which restarts count as equally good."""
-Polish = Callable[[MaskScorer, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From masks and the scores of their nodes to better masks and their KL: `polish.polish` with its settings."""
+
+
+class Polish(Protocol):
+    """`polish.polish` with its settings."""
+
+    def __call__(
+        self, scorer: MaskScorer, masks: Tensor, scores: Tensor, *, kl: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """From masks, the scores of their nodes and, if it is known, their KL to better masks and theirs."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ def discretize(
         temperature: Temperature of the gates at the end of training (dimensionless).
         polish: Improves the masks; None for no polish.
         bar: Shows the progress before polish.
-        n_samples: Gate vectors sampled of every mask for the `sampled` stage.
+        n_samples: Gate vectors sampled of every mask for the `sampled` stage; 0 leaves it and `soft` out, as NaN.
     """
     nested = bank.log_odds.shape[1] == 1
     scores = bank.log_odds.detach().expand(-1, len(sizes), -1)
@@ -62,10 +70,14 @@ def discretize(
     )  # (restarts, sizes, groups, nodes); a last block may have fewer groups than the bank
     best = _best_restart(scorer, masks, nested)[None, ..., None].expand(1, *masks.shape[1:])
     masks, scores, log_odds = (t.gather(0, best)[0] for t in (masks, scores, log_odds))
-    sampled = _sampled_kl(scorer, log_odds, temperature, n_samples, bar)
-    kl = [scorer(open_probability(log_odds)), sampled, scorer(masks)]
+    cut = scorer(masks)
+    kl = [torch.full_like(cut, torch.nan)] * 2
+    if n_samples:
+        sampled = _sampled_kl(scorer, log_odds, temperature, n_samples, bar)
+        kl = [scorer(open_probability(log_odds)), sampled]
+    kl.append(cut)
     if polish:
-        masks, polished = polish(scorer, masks, scores)
+        masks, polished = polish(scorer, masks, scores, kl=cut)
         kl.append(polished)
     else:
         kl.append(kl[-1])
@@ -76,9 +88,9 @@ def discretize(
 def masks_scored(n_samples: int, restarts: int, n_sizes: int) -> int:
     """How many masks of every group `discretize` scores besides those that polish tries.
 
-    They are those of each stage, and those of every restart if one of several is chosen.
+    They are those of each stage but the last, and those of every restart if one of several is chosen.
     """
-    return n_sizes * (len(STAGES) - 1 + n_samples + (restarts if restarts > 1 else 0))
+    return n_sizes * (len(STAGES) - 2 + n_samples + (restarts if restarts > 1 else 0))
 
 
 def repolish(found: DiscretizedMasks, scorer: MaskScorer, polish: Polish) -> DiscretizedMasks:

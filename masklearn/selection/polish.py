@@ -86,6 +86,7 @@ def polish(
     widths: SearchWidths = SHARED,
     tracker: StepTracker = all_steps,
     budget: float = math.inf,
+    kl: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Lower the KL of every mask by swaps of nodes; every mask keeps its size.
 
@@ -100,11 +101,12 @@ def polish(
         tracker: Follows the steps, see `StepTracker`.
         budget: Tokens to score at most, see `TokenBudget`. The polish stops when they are spent and keeps the masks it
             has found; `scorer.tokens` says how many steps were left.
+        kl: KL of the masks, shape (sizes, groups), if it is known.
 
     Returns:
         The polished masks and their KL, shapes (sizes, groups, nodes) and (sizes, groups).
     """
-    masks, kl = masks.clone(), scorer(masks)
+    masks, kl = masks.clone(), scorer(masks) if kl is None else kl.clone()
     n_nodes = masks.shape[-1]
     divisor = LARGE_GRAPH_RESIZE_DIVISOR if n_nodes >= LARGE_GRAPH_NODES else n_nodes
     state = _Polish(scorer, masks, kl, scores, rounds, widths, divisor)

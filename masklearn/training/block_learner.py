@@ -61,6 +61,7 @@ class BlockLearner(LightningModule):
         """Steps for which the budget of each polish of this process left no tokens."""
         self.stages: list[dict[str, float]] = []
         """For every size the KL at each of the `STAGES`: in nats, mean over groups, on the texts that select masks."""
+        self.measures_gates = True  # otherwise the KL of gates that are not yet discrete is NaN in `stages`
         self._loaded = False
         self._plan: BlockPlan | None = None
         self._prepared_block: int | None = None
@@ -100,9 +101,8 @@ class BlockLearner(LightningModule):
         Raises:
             UserError: If the model cannot be loaded or masked, or a size does not fit it.
         """
-        settings = self.settings
-        lm = load_lm(settings.lm, settings.revision, settings.dtype, **settings.loading)
-        self.use(MaskedLM(lm, Ablation("resample") if settings.ablation == "resample" else Ablation()))
+        lm = load_lm(self.settings.lm, self.settings.revision, self.settings.dtype, **self.settings.loading)
+        self.use(MaskedLM(lm, Ablation("resample") if self.settings.ablation == "resample" else Ablation()))
 
     def use(self, masked_lm: MaskedLM) -> None:
         """Learn masks of this model instead of loading the one that the settings name; resolves the sizes.
@@ -212,8 +212,7 @@ class BlockLearner(LightningModule):
     def _finish_learned_block(self) -> None:
         """Store the masks of the block learned last, whose gates the bank still holds, unless they are stored.
 
-        Without a queue the first step of the next block calls this, or `discretize`: the block's checkpoint is saved
-        before, so a run killed during the polish loses no step. It resumes with the same gates and comes here again.
+        The block's checkpoint is saved before, so that a run killed during the polish resumes with the same gates here.
         """
         n_learned = self.global_step // self.plan.steps
         if n_learned and (block := self.plan.own[n_learned - 1]) not in self.store:
@@ -225,7 +224,8 @@ class BlockLearner(LightningModule):
     @property
     def finisher(self) -> BlockFinisher:
         """Makes discrete masks of the gates of this run's blocks."""
-        return BlockFinisher(self.masked_lm, self._data, self.plan, self.store, self.settings, self.untried_steps)
+        how = self.settings, self.untried_steps, self.measures_gates
+        return BlockFinisher(self.masked_lm, self._data, self.plan, self.store, *how)
 
     def _adjusted(self, sizes: Tensor) -> Tensor:
         """The bank's log-odds, adjusted to expect these sizes, shape (groups x restarts, sizes, nodes)."""

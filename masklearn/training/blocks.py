@@ -87,6 +87,8 @@ class BlockFinisher:
     settings: LearnerSettings
     untried_steps: list[int]
     """For every polish, how many of its steps the budget left no tokens for."""
+    measures_gates: bool = True
+    """Whether the KL of gates that are not yet discrete, a diagnostic, is measured."""
 
     def finish(self, block: int, bank: GateBank, log_odds: Tensor, sizes: Tensor, bar: ProgressBar) -> None:
         """Discretise and polish the masks of a block, and store them.
@@ -101,7 +103,7 @@ class BlockFinisher:
         groups = self.plan.blocks[block]
         restarts, temperature, scorer = self.settings.restarts, self.settings.temperature[1], self._scorer(groups)
         polish_masks = self._polish(f"polish-{block}", groups, bar) if self.settings.polish else None
-        draws = self.settings.sampled_kl_draws
+        draws = self.settings.sampled_kl_draws if self.measures_gates else 0
         found = discretize(bank, log_odds, sizes, scorer, restarts, temperature, polish_masks, bar, draws)
         untried = torch.full((len(groups),), scorer.tokens.untried_steps)
         self.store.put(block, groups, vars(found) | {UNTRIED: untried})
