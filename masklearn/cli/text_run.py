@@ -96,7 +96,8 @@ def _choice(cli: TrainCLI, method: TextMethod, shares: list[float]) -> Choice:
     """How the run chooses subgraphs."""
     settings, layout = cli.model.settings, method.layout
     model = ModelId(name_of(layout.lm), settings.revision, layout.fingerprint)
-    config = TextLearnerConfig(settings.steps or TEXT_STEPS, settings.lr or TEXT_LR, settings.temperature)
+    steps = settings.steps or TEXT_STEPS[settings.graph]
+    config = TextLearnerConfig(steps, settings.lr or TEXT_LR, settings.temperature)
     return Choice(settings.method, shares, model, config, BlockStore(cli.folder / BLOCKS_FOLDER))
 
 
