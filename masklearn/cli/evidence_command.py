@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -69,15 +69,20 @@ def run_evidence(flags: EvaluateFlags, plan: EvidencePlan, masks: Sequence[Mask]
         OtherRun(name, mask, settings_learned_on(path, mask))
         for path, name, mask in zip(flags.mask, names, masks, strict=True)
     ]
-    load = LastModel()
-    others_of = {run.name: [other for other in runs if other is not run] for run in runs}
-    for path, run in list(zip(flags.mask, runs, strict=True))[1:]:  # their faults show before the first takes its time
-        _load_one(path, run.bank, flags, plan, _folder(path, run.name, flags), others_of[run.name], load)
-    for path, run in zip(flags.mask, runs, strict=True):
-        folder, others = RunFolder(_folder(path, run.name, flags)), others_of[run.name]
+    folders = [_folder(path, name, flags) for path, name in zip(flags.mask, names, strict=True)]
+    load_model_of = LastModel()
+
+    def load(i: int) -> tuple[Bench, Rediscoverer, Sources]:
+        others = [*runs[:i], *runs[i + 1 :]]
+        return _load_one(flags.mask[i], runs[i].bank, flags, plan, folders[i], others, load_model_of)
+
+    for i in range(1, len(runs)):  # their faults show before the first takes its time
+        load(i)
+    for i, run in enumerate(runs):
+        folder = RunFolder(folders[i])
         folder.acquire("--out")
         try:
-            evidence = _gather_one(path, run.bank, flags, plan, folder.path, others, load)
+            evidence = _gather_one(flags.mask[i], flags, plan, folder.path, partial(load, i))
         except KeyboardInterrupt:
             raise UserError(f"stopped. Finished parts are kept in {folder.path}. Go on with the same command") from None
         finally:
@@ -171,16 +176,14 @@ def _load_one(
 
 def _gather_one(
     path: str,
-    bank: Mask,
     flags: EvaluateFlags,
     plan: EvidencePlan,
     folder: Path,
-    others: Sequence[OtherRun],
-    load_model_of: LastModel,
+    load: Callable[[], tuple[Bench, Rediscoverer, Sources]],
 ) -> Evidence | None:
     """Gather and write the evidence on one mask file; None if only its cost is asked for."""
     start = time.monotonic()
-    loaded = _load_one(path, bank, flags, plan, folder, others, load_model_of)
+    loaded = load()
     print(cost_lines(expected_cost(*loaded)), flush=True)
     if plan.estimate:
         return None
