@@ -20,6 +20,7 @@ from masklearn.models import Layout, load_lm
 from masklearn.objective import log_probabilities
 from masklearn.report.style import ShownFigure, line_style, size_axis, styled
 from masklearn.training.edge_learner import EdgeLearnerConfig, learn_edges
+from masklearn.training.text_learner import TEXT_STEPS
 
 MIN_TV = 1e-6
 """TV that ratios take as the least."""
@@ -77,7 +78,7 @@ def main(
     inputs: int = 8,
     tokens: int = 40,
     shares: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5),
-    steps: int = 60,
+    steps: int = TEXT_STEPS["edges"],
     beside: list[Path] | None = None,
     figure: Path | None = None,
     out: Path | None = None,

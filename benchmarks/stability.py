@@ -40,18 +40,27 @@ def minibatches(masked_lm: MaskedLM, data: MaskData, batch_size: int) -> MiniBat
 class Comparison:
     """The masks of every method on every bootstrap, and their KL on the same held-out texts."""
 
-    def __init__(self, masked_lm: MaskedLM, data: MaskData, sizes: list[int], bootstraps: int, steps: int) -> None:
-        self.masked_lm, self.sizes, self.steps = masked_lm, sizes, steps
+    def __init__(
+        self,
+        masked_lm: MaskedLM,
+        data: MaskData,
+        sizes: list[int],
+        bootstraps: int,
+        steps: int,
+        polish_budget: float,
+    ) -> None:
+        self.masked_lm, self.sizes, self.steps, self.polish_budget = masked_lm, sizes, steps, polish_budget
         self.graph = masked_lm.graph
         self.texts = [bootstrapped(data, seed) for seed in range(bootstraps)]
         self.held_out = MaskScorer(masked_lm, data.loader("test"))
         self.rows: list[dict[str, Any]] = []
 
     def learned(self) -> tuple[Tensor, Tensor]:
-        """Masks (bootstraps, sizes, nodes) and scores (bootstraps, nodes) of this package at default settings."""
+        """Masks (bootstraps, sizes, nodes) and scores (bootstraps, nodes) of this package."""
         masks, scores = [], []
         for data in self.texts:
-            learner = ml.MaskLearner(self.masked_lm.lm, sizes=self.sizes, steps=self.steps)
+            settings: dict[str, Any] = {"steps": self.steps, "polish_budget": self.polish_budget}
+            learner = ml.MaskLearner(self.masked_lm.lm, sizes=self.sizes, **settings)
             quiet_trainer().fit(learner, datamodule=data)
             bank = learner.discretize()
             masks.append(bank.mask[0])
@@ -108,6 +117,8 @@ def main(
     bootstraps: int = 5,
     sizes: list[int | float] = [0.1, 0.2, 0.35, 0.5, 0.75],  # noqa: B006
     steps: int = 300,
+    polish_budget: float = 2.0,
+    batch_size: int = 16,
     max_length: int = 64,
     out: Path | None = None,
 ) -> None:
@@ -120,16 +131,18 @@ def main(
         bootstraps: Bootstraps of the training texts.
         sizes: Nodes to keep: counts, or fractions below 1.
         steps: Steps of learning, and of MAttr.
+        polish_budget: Most tokens of polish, as a multiple of those of learning.
+        batch_size: Texts of a step.
         max_length: Longest text, in tokens.
         out: JSON file to write after every method.
     """
     print(machine())
-    data = Setting(lm, path).data(limit=texts, max_length=max_length, positions="all")
+    data = Setting(lm, path).data(limit=texts, max_length=max_length, positions="all", batch_size=batch_size)
     data.setup("fit")
     masked_lm = MaskedLM(ml.load_lm(lm, device="cuda" if torch.cuda.is_available() else None))
     n_nodes = masked_lm.graph.n_nodes
     counts = sorted({max(1, round(s * n_nodes)) if s < 1 else int(s) for s in sizes})
-    compared = Comparison(masked_lm, data, counts, bootstraps, steps)
+    compared = Comparison(masked_lm, data, counts, bootstraps, steps, polish_budget)
     print(f"{n_nodes} nodes, {len(data.parts['train'])} training texts, {len(data.parts['test'])} held out")
     print(table_line(COLUMNS), flush=True)
     start = now()

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import torch
 from edge_reference import text
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from masklearn.edges import (
@@ -42,7 +42,8 @@ def test_the_first_path_and_the_edges_beside_it_take_the_places_of_dead_edges_by
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.integers(1, 3), st.integers(2, 3), st.integers(2, 5), st.booleans(), st.integers(0, 10**6))
+@example(3, 3, 4, False, 6842)  # at 30 edges the next path is too long, and nothing beside the kept ones is left
+@given(st.integers(1, 3), st.integers(3, 4), st.integers(2, 5), st.booleans(), st.integers(0, 10**6))
 def test_refilled_subgraphs_have_their_sizes_live_edges_alone_and_are_those_of_growth_where_it_has_as_many(
     layers: int, heads: int, tokens: int, parallel: bool, seed: int
 ) -> None:

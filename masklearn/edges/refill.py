@@ -18,7 +18,8 @@ def refilled(graph: EdgeGraph, kept: Tensor, order: Tensor, counts: Sequence[int
 
     The edges of the order come as if growth went on: an edge whose source nothing reaches waits until something does.
     Where the next path does not fit any more, edges between vertices that are on a path take the places left, and stay
-    at the larger sizes. Where they do not suffice, as below the length of a path, the first edges of the order do.
+    at the larger sizes. Where they do not suffice, that path takes the places of edges that no other one needs; and
+    where these do not suffice either, as below the length of a path, the first edges of the order fill the size.
 
     Args:
         graph: The text's graph.
@@ -34,6 +35,7 @@ def refilled(graph: EdgeGraph, kept: Tensor, order: Tensor, counts: Sequence[int
     taken, path, found = set(ids), list[int](), list[Tensor]()
     paths = _paths(graph, taken, order)
     for n in counts:
+        n_smaller = len(ids)
         while len(ids) < n:
             path = path or next(paths, [])
             if not path or len(ids) + len(path) > n:
@@ -44,10 +46,24 @@ def refilled(graph: EdgeGraph, kept: Tensor, order: Tensor, counts: Sequence[int
         fill = _beside(graph, is_kept, order)[: n - len(ids)].tolist()
         taken.update(fill)
         ids += fill
-        is_kept[fill] = True
+        exchanged = _cut_back(graph, ids + path, n_smaller, n) if 0 < len(ids) < n else []
+        if len(exchanged) == n:
+            ids, path = exchanged, []
+        is_kept.fill_(False)[ids] = True
         dead = order[~is_kept[order]][: n - len(ids)]
         found.append(torch.cat([torch.tensor(ids, dtype=torch.long), dead]).sort().values)
     return found
+
+
+def _cut_back(graph: EdgeGraph, ids: list[int], first: int, n: int) -> list[int]:
+    """The live edges without the last ones, from index `first` on, that no other one needs, until n are left."""
+    for edge in reversed(ids[first:]):
+        if len(ids) == n:
+            break
+        rest = [other for other in ids if other != edge]
+        if int(live(graph, [torch.tensor(rest)]).sum()) == len(rest):
+            ids = rest
+    return ids
 
 
 def _beside(graph: EdgeGraph, is_kept: Tensor, order: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def learn_edges(
     config: EdgeLearnerConfig,
     log: LogStep | None = None,
 ) -> list[Tensor]:
-    """Learn the subgraphs of one text for all sizes, with one score for every attention and MLP edge: see `learn`.
+    """Learn the subgraphs of one text for all sizes, with scores for every attention and MLP edge: see `learn`.
 
     Args:
         edge_lm: The frozen model.

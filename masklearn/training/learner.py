@@ -78,7 +78,7 @@ class MaskLearner(BlockLearner):
             difference between right and wrong answers); or cross-entropy (of right answers). The last two need answers.
         method: How subgraphs are found: learned, or with graph edges s-trace (grown backward from the output, the edge
             of largest norm first). Learned edges start from s-trace, positions from attribution or norm; of the
-            flags of learning both follow steps (by default 60, positions 180), lr (0.4) and temperature.
+            flags of learning both follow steps (by default 120, positions 180), lr (0.4) and temperature.
         device_map: Spreads a model that does not fit on one GPU: auto (over GPUs, then main memory, then the disk),
             balanced (as much on each GPU), or a JSON file from module names to GPU numbers, cpu or disk. Weights in
             main memory or on the disk are read in every pass, which is slow.

@@ -1,0 +1,74 @@
+"""The learner of single texts on subgraphs whose best units are known."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from masklearn.training.text_learner import SubgraphSearch, TextLearnerConfig, learn
+
+N_UNITS = 12
+
+
+class KnownOptima(SubgraphSearch):
+    """Twelve units. Every size has its own best subgraph, and its KL is the squared distance of the gates from it.
+
+    The best subgraphs of one and of three units have nothing in common: no single order of the units gives both.
+    """
+
+    best_units = ([7], [2, 4, 9])
+
+    def __init__(self) -> None:
+        units = torch.arange(N_UNITS)
+        self.wanted = torch.zeros(2, N_UNITS)
+        for row, best in zip(self.wanted, self.best_units, strict=True):
+            row[best] = 1
+        self.rows_considered = list[Tensor]()
+        super().__init__(units, [1 / N_UNITS, 3 / N_UNITS], units, [0, 1])
+
+    def kl(self, gates: Tensor) -> Tensor:
+        return (gates - self.wanted).square().sum(1)
+
+    def kl_of(self, kept: list[Tensor]) -> Tensor:
+        gates = torch.stack([torch.zeros(N_UNITS).index_fill(0, ids, 1.0) for ids in kept])
+        return self.kl(gates)
+
+    def subgraph(self, best_first: Tensor, n_units: int) -> tuple[Tensor, int]:
+        return best_first[:n_units].sort().values, n_units
+
+    def consider(self, scores: Tensor) -> None:
+        self.rows_considered.append(scores.clone())
+        super().consider(scores)
+
+
+def units(kept: Sequence[Tensor]) -> list[list[int]]:
+    return [ids.tolist() for ids in kept]
+
+
+def test_every_size_takes_its_subgraph_from_its_own_scores() -> None:
+    search = KnownOptima()
+    search.consider(search.wanted)
+    assert units(search.kept) == [[7], [2, 4, 9]] and search.best.tolist() == [0, 0]
+    assert search.n_open.tolist() == [1, 3]
+    search.consider(search.wanted.flip(0))  # worse subgraphs change nothing
+    assert units(search.kept) == [[7], [2, 4, 9]]
+
+
+def test_nested_best_subgraphs_are_found() -> None:
+    search = KnownOptima()
+    search.wanted = torch.zeros(2, N_UNITS)
+    search.wanted[0, 7] = search.wanted[1, [7, 9, 11]] = 1  # far from the first of the order
+    assert units(learn(search, TextLearnerConfig(steps=60))) == [[7], [7, 9, 11]]
+
+
+def test_sizes_share_their_scores_in_the_first_half_and_only_there() -> None:
+    search = KnownOptima()
+    learn(search, TextLearnerConfig(steps=60))
+    is_shared = [bool((rows[0] == rows[1]).all()) for rows in search.rows_considered]  # at steps 0, 10, ..., 60
+    assert is_shared == [True, True, True, True, False, False, False]
+
+
+def test_a_text_without_a_size_to_learn_keeps_its_first_subgraphs() -> None:
+    search = KnownOptima()
+    search.learned = []
+    assert units(learn(search, TextLearnerConfig(steps=3))) == [[0], [0, 1, 2]]
