@@ -144,6 +144,7 @@ def main(
     smollm: str | None = None,
     texts: str | None = None,
     minutes: float = 8.0,
+    only: list[str] | None = None,
     out: Path | None = None,
 ) -> None:
     """Measure every row for which there is time.
@@ -153,6 +154,7 @@ def main(
         smollm: Folder of SmolLM2-135M; random weights by default.
         texts: Text file; by default texts of the embedded language.
         minutes: No row begins after this time.
+        only: Rows to measure, by the beginnings of their names; by default all.
         out: JSON file to write after every row.
     """
     print(machine(), flush=True)
@@ -160,6 +162,8 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         start = now()
         for name, measure_row in rows(Benchmark(dry, smollm, texts, Path(folder))).items():
+            if only and not name.startswith(tuple(only)):
+                continue
             results[name] = _measured(measure_row) if now() - start < 60 * minutes else {"skipped": "no time left"}
             print(f"{name}: {results[name]}", flush=True)
             write_results(results, out)
