@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ class KnownOptima(SubgraphSearch):
     """
 
     best_units = ([7], [2, 4, 9])
+    shared = 0.5
 
     def __init__(self) -> None:
         units = torch.arange(N_UNITS)
@@ -61,11 +63,13 @@ def test_nested_best_subgraphs_are_found() -> None:
     assert units(learn(search, TextLearnerConfig(steps=60))) == [[7], [7, 9, 11]]
 
 
-def test_sizes_share_their_scores_in_the_first_half_and_only_there() -> None:
+@pytest.mark.parametrize(("shared", "n_equal"), [(0.5, 4), (1.0, 7)])
+def test_sizes_have_the_same_scores_as_long_as_they_share_them(shared: float, n_equal: int) -> None:
     search = KnownOptima()
+    search.shared = shared
     learn(search, TextLearnerConfig(steps=60))
     is_shared = [bool((rows[0] == rows[1]).all()) for rows in search.rows_considered]  # at steps 0, 10, ..., 60
-    assert is_shared == [True, True, True, True, False, False, False]
+    assert is_shared == [True] * n_equal + [False] * (7 - n_equal)
 
 
 def test_a_text_without_a_size_to_learn_keeps_its_first_subgraphs() -> None:

@@ -27,6 +27,8 @@ class _EdgeSearch(SubgraphSearch):
         shares: Sizes as shares of the edges, ascending.
     """
 
+    shared = 0.5
+
     def __init__(self, edge_lm: EdgeLM, input_ids: Tensor, found: Importance, shares: Sequence[float]) -> None:
         self.edge_lm, self.input_ids, self.graph = edge_lm, input_ids, found.graph
         self.full = edge_lm.full(input_ids)[None]
@@ -68,7 +70,7 @@ def learn_edges(
     config: EdgeLearnerConfig,
     log: LogStep | None = None,
 ) -> list[Tensor]:
-    """Learn the subgraphs of one text for all sizes, with scores for every attention and MLP edge: see `learn`.
+    """Learn the subgraphs of one text for all sizes, with scores of every attention and MLP edge: see `learn`.
 
     Args:
         edge_lm: The frozen model.

@@ -63,7 +63,7 @@ def learn_positions(
     config: TextLearnerConfig,
     log: LogStep | None = None,
 ) -> list[Tensor]:
-    """Learn the subgraphs of one text for all sizes, with scores for every position: see `learn`.
+    """Learn the subgraphs of one text for all sizes, with one score for every position: see `learn`.
 
     Args:
         position_lm: The frozen model.

@@ -16,8 +16,6 @@ CHECK_EVERY = 10
 """Steps between two evaluations of the discrete subgraphs."""
 SHRINKING = 0.4
 """Share of the steps in which the sizes shrink from all units to their targets, by a constant factor a step."""
-SHARED = 0.5
-"""Share of the steps in which all sizes have the same scores; then each size goes on with its own."""
 TEXT_STEPS = {"edges": 120, "positions": 180}
 """Optimiser steps by default. On two real models 60 left several times the KL at 1 to 10 % of the edges and at 3 to
 30 % of the positions, which start from worse orders."""
@@ -49,6 +47,9 @@ class SubgraphSearch(ABC):
         scored: Numbers of the units that have scores, ascending.
         learned: Indices of the sizes that are learned; the others keep the first subgraphs.
     """
+
+    shared = 1.0
+    """Share of the steps in which all sizes have the same scores; then each size goes on with its own."""
 
     def __init__(self, order: Tensor, shares: Sequence[float], scored: Tensor, learned: Sequence[int]) -> None:
         self.order, self.shares, self.scored, self.learned = order, shares, scored, learned
@@ -104,14 +105,13 @@ class SubgraphSearch(ABC):
 
 @torch.enable_grad()
 def learn(search: SubgraphSearch, config: TextLearnerConfig, log: LogStep | None = None) -> list[Tensor]:
-    """Learn the subgraphs of one text for all sizes, with scores that the sizes share at first.
+    """Learn the subgraphs of one text for all sizes, with scores that the sizes share, all the way or at first.
 
-    Larger sizes lead the smaller ones, whose gradients say little as long as no path is open; in the second half of
-    the steps every size goes on with scores of its own. Gates are mean-field: each at its probability of being open,
-    under a budget that holds at every step (`Projected`). Every `CHECK_EVERY` steps the units of the highest scores
-    make the discrete subgraph of each size, and their number is the target of the budget, to which it shrinks from all
-    units. The loss is the sum over sizes of the log of KL(full || masked). For each size the discrete subgraph of the
-    lowest KL on the way is kept, from `first_subgraphs` on.
+    So larger sizes lead the smaller ones, whose gradients say little as long as no path is open. Gates are mean-field:
+    each at its probability of being open, under a budget that holds at every step (`Projected`). Every `CHECK_EVERY`
+    steps the units of the highest scores make the discrete subgraph of each size, and their number is the target of the
+    budget, to which it shrinks from all units. The loss is the sum over sizes of the log of KL(full || masked). For
+    each size the discrete subgraph of the lowest KL on the way is kept, from `first_subgraphs` on.
 
     Args:
         search: The text and its subgraphs; changed in place.
@@ -136,7 +136,7 @@ def learn(search: SubgraphSearch, config: TextLearnerConfig, log: LogStep | None
         log_odds = [budget.adjust_log_odds(row[None], n[None]) for row, n in pairs]
         kl = search.kl(open_probability(torch.cat(log_odds)))
         gradient = torch.autograd.grad((kl + LOG_KL_EPS).log().sum(), scores)[0]
-        scores.grad = gradient.sum(0).repeat(len(gradient), 1) if progress < SHARED else gradient
+        scores.grad = gradient.sum(0).repeat(len(gradient), 1) if progress < search.shared else gradient
         optimizer.step()
         if step % CHECK_EVERY == 0 or step == config.steps:
             search.consider(scores.detach())
