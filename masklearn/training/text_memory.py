@@ -17,8 +17,9 @@ PROBED_TOKENS = 32
 """Length of the longest of the texts whose memory is measured; the others have a half and a quarter of it."""
 SEARCH_BYTES = 3 * 4 * GRID
 """Of every unit while the budget of one size is searched for: three arrays of its log-odds under many shifts."""
-STEP_BYTES = 40
-"""Of every unit and size in a step: log-odds before and after the shift, gates, their gradients, flat copies."""
+STEP_BYTES = 64
+"""Of every unit and size in a step: scores, their gradients and Adam's two moments of them, log-odds before and after
+the shift, gates, their gradients, flat copies."""
 
 
 @dataclass(frozen=True)
