@@ -22,14 +22,14 @@ class KnownOptima(SubgraphSearch):
 
     def __init__(self) -> None:
         units = torch.arange(N_UNITS)
-        self.wanted = torch.zeros(2, N_UNITS)
-        for row, best in zip(self.wanted, self.best_units, strict=True):
+        self.target = torch.zeros(2, N_UNITS)
+        for row, best in zip(self.target, self.best_units, strict=True):
             row[best] = 1
         self.rows_considered = list[Tensor]()
         super().__init__(units, [1 / N_UNITS, 3 / N_UNITS], units, [0, 1])
 
     def kl(self, gates: Tensor) -> Tensor:
-        return (gates - self.wanted).square().sum(1)
+        return (gates - self.target).square().sum(1)
 
     def kl_of(self, kept: list[Tensor]) -> Tensor:
         gates = torch.stack([torch.zeros(N_UNITS).index_fill(0, ids, 1.0) for ids in kept])
@@ -49,17 +49,17 @@ def units(kept: Sequence[Tensor]) -> list[list[int]]:
 
 def test_every_size_takes_its_subgraph_from_its_own_scores() -> None:
     search = KnownOptima()
-    search.consider(search.wanted)
+    search.consider(search.target)
     assert units(search.kept) == [[7], [2, 4, 9]] and search.best.tolist() == [0, 0]
     assert search.n_open.tolist() == [1, 3]
-    search.consider(search.wanted.flip(0))  # worse subgraphs change nothing
+    search.consider(search.target.flip(0))  # worse subgraphs change nothing
     assert units(search.kept) == [[7], [2, 4, 9]]
 
 
 def test_nested_best_subgraphs_are_found() -> None:
     search = KnownOptima()
-    search.wanted = torch.zeros(2, N_UNITS)
-    search.wanted[0, 7] = search.wanted[1, [7, 9, 11]] = 1  # far from the first of the order
+    search.target = torch.zeros(2, N_UNITS)
+    search.target[0, 7] = search.target[1, [7, 9, 11]] = 1  # far from the first of the order
     assert units(learn(search, TextLearnerConfig(steps=60))) == [[7], [7, 9, 11]]
 
 
