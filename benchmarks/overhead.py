@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 import masklearn as ml
-from masklearn.masking import MaskedLM
+from masklearn.masking import CompileMode, MaskedLM
 from masklearn.masking.row_parts import CPU_FORWARD_TOKENS
 from masklearn.selection.scorer import MaskScorer
 
@@ -55,9 +55,11 @@ class AlternatingTimes(Callback):
         self.bare_seconds.append(seconds(lambda: bare_pass(pl_module.masked_lm.lm, rows)))
 
 
-def measure(lm: PreTrainedModel, data: ml.MaskData, draws: int, steps: int) -> dict[str, Any]:
+def measure(
+    lm: PreTrainedModel, data: ml.MaskData, draws: int, steps: int, compiled: CompileMode = False
+) -> dict[str, Any]:
     """Return the ratio of the times of a step and of a bare pass, and both times, on the GPU if there is one."""
-    learner = ml.MaskLearner(sizes="log:12", steps=steps, draws=draws, polish=0, compile=False)
+    learner = ml.MaskLearner(sizes="log:12", steps=steps, draws=draws, polish=0, compile=compiled)
     learner.use(MaskedLM(lm))
     times = AlternatingTimes(draws)
     quiet_trainer(max_steps=steps, callbacks=[times]).fit(learner, datamodule=data)

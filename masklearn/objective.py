@@ -18,11 +18,16 @@ ObjectiveName = Literal["kl", "logit-diff", "cross-entropy"]
 Unembed = Callable[[Tensor], Tensor]
 """Last hidden states (..., width) to logits (..., vocabulary)."""
 CHUNK_LOGITS = 2**24
-"""Logits of a chunk: 64 MB in float32. Like the two constants below, it changes memory and time, never the result."""
+"""Logits of a chunk: 64 MB in float32. Like the constants below, it changes memory and time, never the result."""
 MIN_POSITIONS = 64
 """Positions of a chunk, if `MAX_CHUNK_LOGITS` allows: a matrix product of fewer positions takes as long."""
 MAX_CHUNK_LOGITS = 2**25
 """Logits of a chunk that is enlarged to `MIN_POSITIONS`, at most."""
+BYTES_PER_LOGIT = 24
+"""Memory for each logit of a chunk: the full model's and the masked model's logits, log-probabilities and their
+gradient, in float32 and in the model's dtype."""
+GPU_SHARE = 1 / 16
+"""Share of a GPU's memory that a chunk may take. Every chunk reads the unembedding three times, so few are better."""
 
 
 def kl_divergence(full: Tensor, masked: Tensor) -> Tensor:
@@ -38,6 +43,18 @@ def log_probabilities(hidden: Tensor, unembed: Unembed) -> Tensor:
     return unembed(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:-1], -1).float().log_softmax(-1)
 
 
+def max_chunk_logits(device: torch.device) -> int:
+    """The most logits of a chunk on a device."""
+    return max(MAX_CHUNK_LOGITS, _chunk_logits(device))
+
+
+def _chunk_logits(device: torch.device) -> int:
+    if device.type != "cuda":
+        return CHUNK_LOGITS
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(CHUNK_LOGITS, int(GPU_SHARE * memory) // BYTES_PER_LOGIT)
+
+
 def chunks(full: Tensor, n_masks: int, unembed: Unembed) -> Iterator[slice]:
     """Slices of the positions of `full` (positions, width) that bound the logits of `n_masks` models at once."""
     if not len(full):
@@ -46,8 +63,8 @@ def chunks(full: Tensor, n_masks: int, unembed: Unembed) -> Iterator[slice]:
     if not vocabulary:
         with torch.no_grad():
             vocabulary = unembed(full[:1]).shape[-1]
-    logits_per_position = n_masks * vocabulary
-    step = max(1, CHUNK_LOGITS // logits_per_position, min(MIN_POSITIONS, MAX_CHUNK_LOGITS // logits_per_position))
+    chunk, largest = (limit // (n_masks * vocabulary) for limit in (_chunk_logits(full.device), MAX_CHUNK_LOGITS))
+    step = max(1, chunk, min(MIN_POSITIONS, largest))
     for begin in range(0, len(full), step):
         yield slice(begin, begin + step)
 
@@ -77,8 +94,8 @@ class _ChunkedKL(torch.autograd.Function):
             log_ratio = torch.sub(target, logp, out=logits) if logits.dtype == logp.dtype else target - logp
             kl[:, chunk] = torch.einsum("pv,kpv->kp", probability, log_ratio).clamp_min(0)
             if needs_gradient:
-                logits_gradient = logp.exp_().sub_(probability).flatten(0, 1).to(flat_logits.dtype)
-                (hidden_gradient,) = torch.autograd.grad(flat_logits, hidden, logits_gradient)
+                torch.sub(logp.exp_(), probability, out=logits)
+                (hidden_gradient,) = torch.autograd.grad(flat_logits, hidden, logits.flatten(0, 1))
                 gradient[:, chunk] = hidden_gradient.unflatten(0, (len(masked), -1))
         ctx.gradient = gradient
         return kl

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import masklearn as ml
 from masklearn.ablation import Ablation
 from masklearn.masking import CompiledSteps, MaskedLM, compiled, compiling_pays
-from masklearn.masking.compiled import padded_length
+from masklearn.masking.compiled import CompiledScoring, padded_length
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +89,37 @@ def test_a_compiled_run_learns_the_masks_of_an_eager_one() -> None:
 
 def test_auto_compiles_nothing_on_a_cpu() -> None:
     assert not compiling_pays(MaskedLM(tiny_llama()), 1)
+
+
+def test_scored_masks_run_in_few_shapes_with_and_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "compiling_pays", lambda masked_lm, n_tokens: n_tokens <= 1024)
+    monkeypatch.setattr(compiled, "MIN_SCORED_TOKENS", 512)
+    masked_lm = MaskedLM(tiny_llama())
+    scoring, generator = CompiledScoring(masked_lm), torch.Generator().manual_seed(0)
+    for k, n_inputs, n_tokens in ((3, 2, 7), (5, 2, 8), (1, 3, 6), (50, 2, 8), (90, 2, 8)):
+        ids = torch.randint(3, 40, (n_inputs, n_tokens), generator=generator)
+        gates = torch.rand(k, n_inputs, masked_lm.graph.n_nodes, generator=generator).round()
+        with torch.no_grad():
+            scored = torch.ones_like(ids, dtype=torch.bool)
+            assert_close(scoring(ids, scored, gates), masked_lm(ids, scored, gates), atol=1e-4, rtol=1e-4)
+        if k < 50:
+            for found, expected in zip(outcome(scoring, ids, gates), outcome(masked_lm, ids, gates), strict=True):
+                assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    rows = sorted((grad, shapes[0][0]) for grad, shapes in scoring._passes)
+    assert not scoring.failed and rows == [(False, 64), (False, 128), (True, 64)]  # 180 rows are not launch-bound
+
+
+def test_what_cannot_be_compiled_is_scored_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "compiling_pays", lambda *_: True)
+    masked_lm = MaskedLM(tiny_llama())
+    scoring, ids = CompiledScoring(masked_lm), torch.arange(3, 17).view(2, 7)
+    scored, gates = torch.ones_like(ids, dtype=torch.bool), torch.ones(2, 2, masked_lm.graph.n_nodes)
+    gates[1, :, -5:] = 0  # a node of the last layer
+    with torch.no_grad():
+        prefix, expected = masked_lm.prefix(ids, gates[0]), masked_lm(ids, scored, gates)
+        assert_close(scoring(ids, scored, gates, None, prefix, 1), expected)
+        masked_lm.row_limit.max_tokens[False] = 28
+        assert_close(scoring(ids, scored, gates), expected)
+        masked_lm.ablation = Ablation("resample")
+        assert_close(scoring(ids, scored, gates, ids.flip(0)), masked_lm(ids, scored, gates, ids.flip(0)))
+    assert not scoring._passes

@@ -28,7 +28,7 @@ pytestmark = [
 ]
 RUN = [
     *("--trainer.accelerator", ACCELERATOR, "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"),
-    *("--model.sizes", "[4, 18]", "--model.steps", "6", "--model.polish", "1", "--model.polish_budget", "0.5"),
+    *("--model.sizes", "[4, 34]", "--model.steps", "6", "--model.polish", "1", "--model.polish_budget", "0.5"),
 ]
 NAMES = ["--data.task", "names", "--data.limit", "24", "--data.positions", "last"]
 
@@ -42,12 +42,12 @@ def metrics(folder: str) -> list[dict[str, float]]:
     return json.loads(Path(folder, "metrics.json").read_text())["sizes"]
 
 
-def require_sound(folder: str, sizes: tuple[int, ...] = (4, 18)) -> ml.Mask:
+def require_sound(folder: str, sizes: tuple[int, ...] = (4, 34)) -> ml.Mask:
     """Masks of exactly these sizes, with finite metrics; the larger one is closer to the full model."""
     bank, found = ml.Mask.load(folder), metrics(folder)
     assert bank.mask.sum(-1).unique(dim=0).tolist() == [list(sizes)]
     assert all(0 <= row["tv"] <= 1 and row["kl"] >= 0 for row in found)
-    assert found[0]["tv"] > found[1]["tv"]  # after so few steps the KL of few texts may be the other way round
+    assert found[0]["tv"] > found[1]["tv"]  # the larger one lacks two nodes, so this holds after few steps
     return bank
 
 

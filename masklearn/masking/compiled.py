@@ -1,7 +1,8 @@
-"""Training steps of few fixed shapes, compiled: on a GPU as CUDA graphs, which launch a whole pass at once.
+"""Training steps, and the scoring of masks, in few fixed shapes: on a GPU as CUDA graphs, which launch a whole pass.
 
-A model whose layers are small spends a step launching operations. A graph records those of one forward and backward
-and replays them. Inputs are padded on the right to few lengths, so that few shapes occur; padding changes no result.
+A model whose layers are small spends a pass launching operations. A graph records those of one forward and backward,
+or of one forward, and replays them. Inputs are padded to few lengths, and the rows of scored masks to few numbers, so
+that few shapes occur; padding changes no result.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from masklearn.ablation import Ablation
 from masklearn.errors import one_line
 from masklearn.masking.gating import gated
 from masklearn.masking.masked_lm import MaskedLM, at_scored
-from masklearn.models import is_placed
+from masklearn.models import Prefix, is_placed
 
 CompileMode = bool | Literal["auto"]
 """Whether steps are compiled; auto: on a GPU, if the model is launch-bound."""
@@ -25,10 +26,10 @@ LAUNCH_BOUND_FLOPS = 4e11
 in which a hundred operations are launched."""
 BACKEND = "inductor"
 """Backend of `torch.compile`, which compiles steps where there are no CUDA graphs."""
-MAX_SHAPES = 8
-"""Shapes that are compiled; further ones run eagerly, as each keeps memory."""
 MIN_LENGTH = 8
 """Shortest length to which inputs are padded."""
+MIN_SCORED_TOKENS = 1024
+"""Fewest tokens to which the rows of scored masks are padded: a graph of fewer takes as long."""
 
 Pass = Callable[..., Tensor]
 """Maps input ids (rows, tokens), gates (rows, nodes) and values of closed nodes to hidden states, the last dimension of
@@ -50,6 +51,12 @@ def step_forward(masked_lm: MaskedLM, compiled: CompileMode, tokens_per_step: in
     return CompiledSteps(masked_lm) if compiled else masked_lm.forward
 
 
+def scoring_forward(masked_lm: MaskedLM, compiled: CompileMode) -> Callable[..., Tensor]:
+    """What runs scored masks, as `MaskedLM.forward` does: on a GPU compiled where that pays, or that itself."""
+    on_cpu = masked_lm.device.type == "cpu"
+    return masked_lm.forward if on_cpu or not compiled or is_placed(masked_lm.lm) else CompiledScoring(masked_lm)
+
+
 def padded_length(n_tokens: int, context: int | None) -> int:
     """The length to which inputs are padded: a power of two, or one and a half of it, within the model's context."""
     length = MIN_LENGTH
@@ -59,43 +66,68 @@ def padded_length(n_tokens: int, context: int | None) -> int:
 
 
 class CompiledSteps:
-    """Stands in for a `MaskedLM` in training steps. The first step of every shape is compared with an eager one.
+    """Stands in for a `MaskedLM` in training steps. The first pass of every shape is compared with an eager one.
 
     What cannot be compiled runs eagerly; the first failure says so in one line.
     """
 
+    max_shapes = 8
+    """Shapes that are compiled; further ones run eagerly, as each keeps memory."""
+
     def __init__(self, masked_lm: MaskedLM) -> None:
         self.masked_lm, self.failed = masked_lm, False
-        self._passes: dict[tuple[torch.Size, ...], Pass] = {}
+        self._passes: dict[tuple[bool, tuple[torch.Size, ...]], Pass] = {}
         self._pool = torch.cuda.graph_pool_handle() if masked_lm.device.type == "cuda" else None
 
-    def __call__(self, input_ids: Tensor, scored: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Tensor:
-        """As `MaskedLM.forward`."""
+    def __call__(
+        self,
+        input_ids: Tensor,
+        scored: Tensor,
+        gates: Tensor,
+        corrupted: Tensor | None = None,
+        prefix: Prefix | None = None,
+        first_layer: int = 0,
+    ) -> Tensor:
+        """As `MaskedLM.forward`; only whole forwards are compiled."""
         k, n_tokens = len(gates), input_ids.shape[1]
         length = padded_length(n_tokens, self.masked_lm.layout.context)
-        padding = (0, length - n_tokens)
-        ablation = self.masked_lm.ablation_on(None if corrupted is None else pad(corrupted, padding))
-        args = pad(input_ids, padding).repeat(k, 1), gates.flatten(0, 1), *ablation.heads, *ablation.mlps
+        n_rows = k * len(input_ids)
+        more_rows, more_tokens = self.padded_rows(n_rows, length) - n_rows, (0, length - n_tokens)
         run = None
-        if k * input_ids.numel() <= self.masked_lm.row_limit.max_tokens[True]:
+        if prefix is None and self.takes(n_rows + more_rows, length, torch.is_grad_enabled()):
+            ablation = self.masked_lm.ablation_on(None if corrupted is None else pad(corrupted, more_tokens))
+            rows = pad(pad(input_ids, more_tokens).repeat(k, 1), (0, 0, 0, more_rows))
+            args = rows, pad(gates.flatten(0, 1), (0, 0, 0, more_rows)), *ablation.heads, *ablation.mlps
             run = self._pass_for(ablation, args)
         if run is None:
-            return self.masked_lm(input_ids, scored, gates, corrupted)
-        return at_scored(run(*args)[:, :n_tokens].unflatten(0, (k, -1)), scored)
+            return self.masked_lm(input_ids, scored, gates, corrupted, prefix, first_layer)
+        return at_scored(run(*args)[:n_rows, :n_tokens].unflatten(0, (k, -1)), scored)
+
+    def padded_rows(self, n_rows: int, length: int) -> int:
+        """The number of rows to which so many rows of a length are padded: steps always have the same."""
+        del length
+        return n_rows
+
+    def takes(self, n_rows: int, length: int, grad: bool) -> bool:
+        """Whether passes of this shape are compiled: if they fit into memory in one part."""
+        return n_rows * length <= self.masked_lm.row_limit.max_tokens[grad]
 
     def _pass_for(self, ablation: Ablation, args: tuple[Tensor, ...]) -> Pass | None:
         """The compiled pass for arguments of these shapes; None if there is none."""
-        shapes = tuple(arg.shape for arg in args)
-        if self.failed or shapes in self._passes or len(self._passes) == MAX_SHAPES:
-            return self._passes.get(shapes)
+        key = args[1].requires_grad, tuple(arg.shape for arg in args)
+        if self.failed or key in self._passes or len(self._passes) == self.max_shapes:
+            return self._passes.get(key)
         try:
-            self._passes[shapes] = self._compile(ablation, args)
+            self._passes[key] = self._compile(ablation, args)
         except Exception as error:  # compilers raise errors of many kinds
             self.failed = True
             self._passes.clear()
-            print(f"Steps run without --model.compile: {type(self.masked_lm.lm).__name__} cannot be compiled "
+            print(f"{self.what} without --model.compile: {type(self.masked_lm.lm).__name__} cannot be compiled "
                   f"({one_line(error)[:200]})", flush=True)  # fmt: skip
-        return self._passes.get(shapes)
+        return self._passes.get(key)
+
+    what = "Steps run"
+    """What the line says that runs without compilation."""
 
     def _compile(self, ablation: Ablation, args: tuple[Tensor, ...]) -> Pass:
         """Compile the pass for arguments of these shapes, and compare it with the eager pass.
@@ -110,22 +142,50 @@ class CompiledSteps:
             with gated(masked_lm.lm, gates, given, masked_lm.layout):
                 return masked_lm.layout.hidden(input_ids)
 
-        sample = tuple(arg.detach().requires_grad_(arg.requires_grad) for arg in args)
+        # ids and gates are copied: a graph reads its arguments where these samples are
+        sample = tuple(arg.detach().clone().requires_grad_(arg.requires_grad) for arg in args[:2])
+        sample += tuple(arg.detach().requires_grad_(arg.requires_grad) for arg in args[2:])
         if self._pool is None:
             traced = make_fx(eager, tracing_mode="fake", _allow_non_fake_inputs=True)(*sample)
             compiled: Pass = torch.compile(traced, backend=BACKEND, dynamic=False)
         else:
-            compiled = torch.cuda.make_graphed_callables(eager, sample, pool=self._pool)  # pyright: ignore
+            compiled = self._recorded(eager, sample)
         for found, expected in zip(_outcome(compiled, sample), _outcome(eager, sample), strict=True):
             tolerance = torch.finfo(masked_lm.lm.dtype).eps ** 0.5  # half of the digits
             if not (found - expected).norm() <= tolerance * expected.norm():
-                raise ValueError("the compiled step gives other results")
+                raise ValueError("the compiled pass gives other results")
         return compiled
+
+    def _recorded(self, eager: Pass, sample: tuple[Tensor, ...]) -> Pass:
+        """The CUDA graphs of a pass, after a run that lets libraries settle."""
+        return torch.cuda.make_graphed_callables(eager, sample, num_warmup_iters=1, pool=self._pool)  # pyright: ignore
+
+
+class CompiledScoring(CompiledSteps):
+    """Stands in for a `MaskedLM` where masks are scored: any number of rows, with and without gradients.
+
+    Rows are padded to a power of two. Forwards that keep the device busy by themselves run eagerly, as do those under
+    resample ablation, whose values belong to single rows.
+    """
+
+    max_shapes = 32
+    what = "Masks are scored"
+
+    def padded_rows(self, n_rows: int, length: int) -> int:
+        """A power of two, with at least `MIN_SCORED_TOKENS` tokens."""
+        return 1 << (max(n_rows, MIN_SCORED_TOKENS // length) - 1).bit_length()
+
+    def takes(self, n_rows: int, length: int, grad: bool) -> bool:
+        """Whether such a forward is launch-bound, and fits into memory."""
+        pays = self.masked_lm.ablation.name != "resample" and compiling_pays(self.masked_lm, n_rows * length)
+        return pays and super().takes(n_rows, length, grad)
 
 
 def _outcome(run: Pass, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Hidden states of a pass, and the gradients of a weighted sum of them, in float32."""
+    """Hidden states of a pass, and the gradients of a weighted sum of them if there are any, in float32."""
     hidden = run(*args).float()
+    if not hidden.requires_grad:
+        return (hidden.clone(),)
     weights = torch.linspace(-1, 1, hidden.shape[-1], device=hidden.device)
     inputs = [arg for arg in args if arg.requires_grad]
     return (hidden.detach().clone(), *(g.float() for g in torch.autograd.grad((hidden * weights).sum(), inputs)))

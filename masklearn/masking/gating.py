@@ -100,15 +100,21 @@ class GateEdits:
     def of(cls, layout: Layout, gates: Tensor, ablation: Ablation) -> "GateEdits":
         """The edits for gates of shape (rows or 1, nodes), or (rows or 1, tokens, nodes)."""
         gates = gates if gates.dim() > 2 else gates[:, None]
+        has_norm = [site.attention_norm is not None and not ablation.known for site in layout.sites]
+        # of all layers at once: on a GPU every operation on gates costs a launch, and another in the backward pass
+        of_heads, of_mlps = layout.graph.by_layer(gates).split([layout.graph.n_heads, 1], -1)
+        before_norm, of_attention = attention_gate(of_heads) if any(has_norm) else (of_heads, of_mlps)
+        of_heads, before_norm, of_mlps = (
+            part.to(layout.lm.dtype).unbind(-2) for part in (of_heads, before_norm, of_mlps)
+        )
         heads, mlps, attentions = list[ActivationEdit](), list[ActivationEdit](), dict[int, ActivationEdit]()
-        for layer, (site, gate) in enumerate(zip(layout.sites, layout.graph.by_layer(gates).unbind(-2), strict=True)):
-            of_heads, of_mlp = gate[..., :-1], gate[..., -1:]
+        for layer, attention in enumerate(of_attention.unbind(-2)):
             closed = (ablation.heads[layer], ablation.mlps[layer]) if ablation.known else (None, None)
-            if site.attention_norm and not ablation.known:
-                of_heads, of_attention = attention_gate(of_heads)
-                attentions[layer] = partial(_apply_attention_gate, gate=of_attention)
-            heads.append(partial(_apply_gates, gate=of_heads, closed=closed[0]))
-            mlps.append(partial(_apply_gates, gate=of_mlp, closed=closed[1]))
+            if has_norm[layer]:
+                attentions[layer] = partial(_apply_attention_gate, gate=attention)
+            gate = (before_norm if has_norm[layer] else of_heads)[layer]
+            heads.append(partial(_apply_gates, gate=gate, closed=closed[0]))
+            mlps.append(partial(_apply_gates, gate=of_mlps[layer], closed=closed[1]))
         return cls(layout, tuple(heads), tuple(mlps), attentions)
 
     def applied(self) -> AbstractContextManager[None]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -86,6 +86,7 @@ class MaskScorer:
         objective: What masks are scored by; losses of answers take the place of the KL everywhere.
         shared: Whether every rank scores its share of the texts, which are those of a single group. All must then score
             the same masks at the same time.
+        forward: Runs rows as `MaskedLM.forward` does, which runs them by default.
 
     Raises:
         ValueError: If a group is given twice.
@@ -98,8 +99,10 @@ class MaskScorer:
         groups: Iterable[int] = (0,),
         objective: ObjectiveName = "kl",
         shared: bool = False,
+        forward: Callable[..., Tensor] | None = None,
     ) -> None:
         self.masked_lm, self.shared = masked_lm, shared and ranks.count() > 1
+        self.forward = forward or masked_lm
         self.objective: ObjectiveName = objective
         groups = list(groups)
         index_of = {group: i for i, group in enumerate(groups)}
@@ -254,7 +257,7 @@ class MaskScorer:
             share = 1 - first_layer / self.masked_lm.graph.n_layers
             self.tokens.charge(share * len(gates) * scored.n_tokens)
         gates = gates[:, scored.group_index]
-        return self.masked_lm(batch.input_ids, batch.scored, gates, batch.corrupted, prefix, first_layer)
+        return self.forward(batch.input_ids, batch.scored, gates, batch.corrupted, prefix, first_layer)
 
     def _kl(self, scored: ScoredBatch, masked: Tensor, n_groups: int, inverse_temperature: float = 1.0) -> Tensor:
         """KL of last hidden states (K, positions, width), summed over the positions of every group: (K, groups)."""

@@ -15,7 +15,7 @@ from masklearn.errors import UserError
 from masklearn.gates import GateBank
 from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask
-from masklearn.masking import MaskedLM, step_forward
+from masklearn.masking import MaskedLM, scoring_forward, step_forward
 from masklearn.models import load_lm
 from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.discretization import STAGES
@@ -57,8 +57,7 @@ class BlockLearner(LightningModule):
         """Times polish; whoever calls the trainer times learning."""
         self.notices: list[str] = []
         """What the user should know about the masks, once they are discrete."""
-        self.untried_steps: list[int] = []
-        """Steps for which the budget of each polish of this process left no tokens."""
+        self.untried_steps: list[int] = []  # for which the budget of each polish of this process left no tokens
         self.stages: list[dict[str, float]] = []
         """For every size the KL at each of the `STAGES`: in nats, mean over groups, on the texts that select masks."""
         self.measures_gates = True  # otherwise the KL of gates that are not yet discrete is NaN in `stages`
@@ -67,11 +66,11 @@ class BlockLearner(LightningModule):
         self._prepared_block: int | None = None
         self._full_targets: FullTargets | None = None
         """The full targets of the prepared block, if they are kept."""
-        self._index_in_block: Tensor
-        """Index in the prepared block of every group of the run, on the device; shape (groups,)."""
+        self._index_in_block: Tensor  # of every group of the run, on the device; shape (groups,)
         self.guard = StepGuard()
         self.run_rows: Callable[..., Tensor]
         """Runs the rows of a step as `MaskedLM.forward` does, compiled or not; set when training starts."""
+        self.score_rows: Callable[..., Tensor] | None = None  # likewise for masks that are scored
 
     # --- before training ----------------------------------------------------------------------------------------------
 
@@ -190,6 +189,7 @@ class BlockLearner(LightningModule):
         self._detach_ablation()
         rows = self.plan.groups_per_block * self._data.texts_per_group * self.settings.rows_per_text
         self.run_rows = step_forward(self.masked_lm, self.settings.compile, rows * self._data.longest_text)
+        self.score_rows = scoring_forward(self.masked_lm, self.settings.compile)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Finish the previous block at the first step of a block, and prepare the block of this step."""
@@ -224,7 +224,7 @@ class BlockLearner(LightningModule):
     @property
     def finisher(self) -> BlockFinisher:
         """Makes discrete masks of the gates of this run's blocks."""
-        how = self.settings, self.untried_steps, self.measures_gates
+        how = self.settings, self.untried_steps, self.measures_gates, self.score_rows
         return BlockFinisher(self.masked_lm, self._data, self.plan, self.store, *how)
 
     def _adjusted(self, sizes: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Blocks of groups: how many groups share a step, what is computed once for a block, and how its masks are finished."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -89,6 +89,8 @@ class BlockFinisher:
     """For every polish, how many of its steps the budget left no tokens for."""
     measures_gates: bool = True
     """Whether the KL of gates that are not yet discrete, a diagnostic, is measured."""
+    score_rows: Callable[..., Tensor] | None = None
+    """Runs the rows of masks that are scored, as `MaskedLM.forward` does; that itself by default."""
 
     def finish(self, block: int, bank: GateBank, log_odds: Tensor, sizes: Tensor, bar: ProgressBar) -> None:
         """Discretise and polish the masks of a block, and store them.
@@ -173,7 +175,8 @@ class BlockFinisher:
     def _scorer(self, groups: Sequence[int]) -> MaskScorer:
         """Scores masks of some groups on their selection texts, which ranks share if they share the rows of steps."""
         shared = self.plan.n_groups == 1
-        return MaskScorer(self.masked_lm, self.selection_loader(groups), groups, self.settings.objective, shared)
+        texts, objective = self.selection_loader(groups), self.settings.objective
+        return MaskScorer(self.masked_lm, texts, groups, objective, shared, self.score_rows)
 
     def selection_loader(self, groups: Sequence[int]) -> Iterable[Batch]:
         """The selection texts of some groups, as many texts at a time as a training step has rows."""

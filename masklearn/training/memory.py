@@ -8,14 +8,11 @@ from torch import Tensor, nn
 
 from masklearn.masking import MaskedLM, free_everywhere
 from masklearn.models import Layout, is_offloaded
-from masklearn.objective import MAX_CHUNK_LOGITS
+from masklearn.objective import BYTES_PER_LOGIT, max_chunk_logits
 
 ACTIVATION_SHARE = 0.6
 """Share of the free memory that the activations of a step may take; gradients, other processes, and the gaps that texts
 of many lengths leave in a GPU's memory need the rest."""
-HEAD_BYTES = 24 * MAX_CHUNK_LOGITS
-"""Memory for the logits of the output head on a GPU: of the largest chunk of positions the full model's and the masked
-model's logits, log-probabilities and their gradient, in float32 and in the model's dtype."""
 
 
 def fit_to_memory(
@@ -38,7 +35,7 @@ def fit_to_memory(
     """
     free = free_everywhere(masked_lm)
     if masked_lm.device.type == "cuda":
-        free = max(1, free - HEAD_BYTES)
+        free = max(1, free - BYTES_PER_LOGIT * max_chunk_logits(masked_lm.device))  # for the output head
     needed = rows_per_text * bytes_per_row(masked_lm, n_tokens)
     fitting_texts = int(ACTIVATION_SHARE * free / needed)
     if fitting_texts >= requested_groups * texts_per_group:
