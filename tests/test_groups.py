@@ -24,7 +24,7 @@ from masklearn.training import memory
 
 INPUTS = [
     *("--data.task", "names", "--data.positions", "last", "--data.limit", "12", "--model.scope", "input"),
-    *("--model.sizes", "log:5", "--model.block", "5", "--model.polish", "1"),
+    *("--model.sizes", "log:5", "--model.block", "5", "--model.polish", "1", "--model.steps", "20"),
     *("--trainer.logger", "false"),
 ]
 

@@ -66,9 +66,9 @@ class MaskLearner(BlockLearner):
             noise); by default hard-concrete, and mean-field with scope input.
         lr: Learning rate: how far log-odds move in a step, at most; by default 0.4, and 0.8 with gates mean-field.
         temperature: Softness of the gates at the first and at the last step (dimensionless).
-        compile: Whether training steps are compiled, on a GPU as CUDA graphs: auto (on a GPU, if the model is so small
-            that a step spends its time on launching operations), true (also on a CPU, where it gains little), or false.
-            Results change by rounding only. A model that cannot be compiled runs as it is, and a line says so.
+        compile: Whether training steps, and on a GPU the masks that polish scores, are compiled: auto (on a GPU, as
+            CUDA graphs, if the model is so small that it spends its time on launching operations), true (steps also on
+            a CPU), or false. Results change by rounding only. A model that cannot be compiled runs as it is.
         seed: Seed of the gates' noise.
         sampled_kl_draws: Gate vectors drawn of every mask for the sampled KL in the table of stages, a diagnostic that
             no mask depends on; every draw costs as much as scoring the masks once.
