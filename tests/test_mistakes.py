@@ -6,14 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import Run, contents, one_line
+from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import masklearn as ml
 from masklearn.cli import evaluate, train
 from masklearn.cli.evaluation_texts import choose_settings
 from masklearn.cli.parsing import explain
 from masklearn.cli.train_cli import TrainCLI
+from masklearn.cli.user_messages import user_message
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +97,15 @@ def test_a_mistake_is_one_line_and_loses_nothing(
     assert train(args) == 2
     assert message in one_line(capsys)
     assert contents(tmp_path) == before
+
+
+def test_a_message_of_the_trainer_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"is_available": True, "device_count": 1}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    with pytest.raises(MisconfigurationException) as raised:
+        Trainer(accelerator="gpu", devices=4, logger=False)
+    message = user_message(raised.value)
+    assert "You requested gpu: [0, 1, 2, 3]" in message and "only has: [0]" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "text"])

@@ -15,7 +15,7 @@ def user_message(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MisconfigurationException):
-        return f"trainer: {one_line(error)}"
+        return f"trainer: {' '.join(str(error).split())}"  # what there is often stands in the second line
     if isinstance(error, torch.OutOfMemoryError):
         return f"out of memory ({one_line(error)}). Try a smaller --data.batch_size, or --model.dtype bfloat16"
     if isinstance(error, RuntimeError) and is_device_failure(error):
