@@ -31,6 +31,7 @@ from masklearn.edges import (
     shares_by_kind,
     threshold,
     verified_edge_lm,
+    with_expected_streams,
     with_streams,
 )
 from masklearn.mask_file import ModelId
@@ -274,3 +275,17 @@ def test_every_edge_beside_its_streams_is_live_and_more_edges_need_no_fewer(
     flags = torch.zeros(graph.n_places, dtype=torch.bool)
     flags[order[: length + 1]] = True
     assert length == len(order) or with_streams(graph, flags).sum() > n_edges
+    certain = with_expected_streams(graph, (more & ~graph.is_residual).float()[None])
+    torch.testing.assert_close(certain[0], more.float(), atol=1e-5, rtol=0)
+
+
+def test_the_probability_of_a_stream_is_that_of_an_open_reader_by_hand() -> None:
+    """Token 1's stream: its MLP in layer 0 reads level 1, and the last token's attention in layer 1 reads level 2."""
+    graph = EdgeGraph.causal(2, 1, 3)
+    flat = torch.zeros(1, graph.n_places)
+    gates = graph.gates(flat)
+    gates.mlp[0, 0, 1], gates.attention[0, 1, 0, 2, 1] = 0.25, 0.5
+    found = graph.gates(with_expected_streams(graph, flat))
+    torch.testing.assert_close(found.residual_attention[0], torch.tensor([[0, 1 - 0.75 * 0.5, 1], [0, 0, 1]]))
+    torch.testing.assert_close(found.residual_mlp[0], torch.tensor([[0, 0.5, 1], [0, 0, 1]]))
+    assert torch.equal(found.mlp, gates.mlp) and torch.equal(found.attention, gates.attention)

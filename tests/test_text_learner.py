@@ -56,6 +56,30 @@ def test_every_size_takes_its_subgraph_from_its_own_scores() -> None:
     assert units(search.kept) == [[7], [2, 4, 9]]
 
 
+class WithCompanions(KnownOptima):
+    """Units 0 and 1 are equally good for a size of one unit, but the first brings two others with it."""
+
+    shared = 0.0
+
+    def kl_with_others(self, gates: Tensor) -> tuple[Tensor, Tensor]:
+        return 3 - gates[:, :2].sum(1), 2 * gates[:, 0]
+
+    def kl_of(self, kept: list[Tensor]) -> Tensor:
+        return torch.stack([3.0 - torch.isin(ids, torch.tensor([0, 1])).sum() for ids in kept])
+
+    def subgraph(self, best_first: Tensor, n_units: int) -> tuple[Tensor, int]:
+        self.first = best_first[0].item()
+        return super().subgraph(best_first, n_units)
+
+
+def test_units_that_bring_others_with_them_cost_more() -> None:
+    search = WithCompanions()
+    search.learned = [0]
+    assert search.order[0] == 0  # what it starts from
+    learn(search, TextLearnerConfig(steps=40))
+    assert search.first == 1
+
+
 def test_nested_best_subgraphs_are_found() -> None:
     search = KnownOptima()
     search.target = torch.zeros(2, N_UNITS)

@@ -10,7 +10,7 @@ from masklearn.edges.memory import MEMORY_SHARE, require_memory
 from masklearn.edges.refill import refilled
 from masklearn.edges.select import Choose, by_strace, edge_bank
 from masklearn.edges.strace import grow
-from masklearn.edges.streams import longest_prefix, with_streams
+from masklearn.edges.streams import longest_prefix, with_expected_streams, with_streams
 from masklearn.edges.verification import require_same_output, verified_edge_lm
 from masklearn.shares import DEFAULT_SHARES
 from masklearn.shares import resolve_shares as edge_shares
@@ -47,5 +47,6 @@ __all__ = [
     "shares_by_kind",
     "threshold",
     "verified_edge_lm",
+    "with_expected_streams",
     "with_streams",
 ]

@@ -6,6 +6,7 @@ output, are open. Whoever chooses among such edges has to pay for these residual
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from masklearn.edges.graph import EdgeGraph
 from masklearn.edges.liveness import reaching
@@ -25,6 +26,31 @@ def with_streams(graph: EdgeGraph, chosen: Tensor) -> Tensor:
     gates = graph.gates(is_open & reaching(graph, is_open))
     height = _heights_read(graph, gates.attention[0], gates.mlp[0])
     return _within(graph, height)[0] & (chosen | graph.is_residual)
+
+
+def with_expected_streams(graph: EdgeGraph, gates: Tensor) -> Tensor:
+    """Gates of attention and MLP edges, with those of the streams that they need if they are open independently.
+
+    A residual edge is open with the probability that an edge which reads its stream at its end or above is; the last
+    token's are all open. Gates of 0 and 1 whose open edges all reach the output get the streams of `with_streams`.
+
+    Args:
+        graph: The text's graph.
+        gates: Probabilities of being open, shape (rows, flat); 0 at residual edges and where there is no edge.
+
+    Returns:
+        Probabilities of the same shape, differentiable.
+    """
+    closed = graph.gates(gates.clamp(max=1 - 1e-6).neg().log1p())  # log-probabilities
+    readers = [closed.attention.sum((2, 3)), closed.mlp]  # (rows, layers, tokens)
+    by_level = sum(readers) if graph.parallel else torch.stack(readers, 2).flatten(1, 2)
+    assert isinstance(by_level, Tensor)
+    unread = by_level.flip(1).cumsum(1).flip(1)[:, 1:, :-1]  # at a level and above it, from level 1 on
+    read = pad(-unread.expm1(), (0, 0, 0, 1))
+    by_layer = pad(read, (0, 1), value=1.0).unflatten(1, (graph.n_layers, -1))  # (rows, layers, 1 or 2, tokens)
+    by_layer = by_layer if by_layer.shape[2] == 2 else pad(by_layer, (0, 0, 0, 1))
+    chosen = gates.unflatten(-1, (graph.n_layers, -1))[..., : -2 * graph.n_tokens]
+    return torch.cat([chosen, by_layer.flatten(2)], -1).flatten(1) * graph.exists
 
 
 def longest_prefix(graph: EdgeGraph, order: Tensor, n_edges: int) -> tuple[Tensor, int]:

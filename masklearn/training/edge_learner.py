@@ -1,7 +1,9 @@
 """Learn which edges of one text to keep, by gradient descent on gates that start from s-Trace's order.
 
 Attention and MLP edges have scores; the residual edges that they need come with them. Were residual edges gated like
-the others, a stream at half-open gates would vanish over the layers, and its edges would get no gradient.
+the others, a stream at half-open gates would vanish over the layers, and its edges would get no gradient. An unread
+stream matters: while attention patterns are recomputed, its keys take part in them. So the second half of the steps
+closes the streams that are read no more, as the discrete subgraph does.
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from masklearn.edges import EdgeLM, Importance, edge_counts, grow, longest_prefix, refilled
+from masklearn.edges import EdgeLM, Importance, edge_counts, grow, longest_prefix, refilled, with_expected_streams
 from masklearn.objective import chunked_kl
 from masklearn.training.text_learner import LogStep, SubgraphSearch, TextLearnerConfig, learn
 
@@ -27,7 +29,7 @@ class _EdgeSearch(SubgraphSearch):
         shares: Sizes as shares of the edges, ascending.
     """
 
-    shared = 0.5
+    shared = 0.5  # until then all streams are open
 
     def __init__(self, edge_lm: EdgeLM, input_ids: Tensor, found: Importance, shares: Sequence[float]) -> None:
         self.edge_lm, self.input_ids, self.graph = edge_lm, input_ids, found.graph
@@ -40,8 +42,13 @@ class _EdgeSearch(SubgraphSearch):
     def kl(self, gates: Tensor) -> Tensor:
         """KL under gates of the scored edges; residual edges are open."""
         residual = (self.graph.is_residual & self.graph.exists).float()
-        flat = residual.repeat(len(gates), 1).index_copy(1, self.scored, gates)
-        return self._kl(flat).cpu()
+        return self._kl(residual.repeat(len(gates), 1).index_copy(1, self.scored, gates)).cpu()
+
+    def kl_with_others(self, gates: Tensor) -> tuple[Tensor, Tensor]:
+        """KL under gates of the scored edges and of the streams that they need, and the residual edges of these."""
+        flat = torch.zeros(len(gates), self.graph.n_places).index_copy(1, self.scored, gates)
+        flat = with_expected_streams(self.graph, flat)
+        return self._kl(flat).cpu(), flat[:, self.graph.is_residual].sum(1)
 
     @torch.no_grad()
     def kl_of(self, kept: list[Tensor]) -> Tensor:

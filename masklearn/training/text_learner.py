@@ -49,7 +49,8 @@ class SubgraphSearch(ABC):
     """
 
     shared: float = 1.0
-    """Share of the steps in which all sizes have the same scores; then each size goes on with its own."""
+    """Share of the steps in which all sizes have the same scores; then each size goes on with its own, and with the
+    units that the scored ones bring with them, see `kl_with_others`."""
 
     def __init__(self, order: Tensor, shares: Sequence[float], scored: Tensor, learned: Sequence[int]) -> None:
         self.order, self.shares, self.scored, self.learned = order, shares, scored, learned
@@ -66,6 +67,14 @@ class SubgraphSearch(ABC):
     @abstractmethod
     def kl(self, gates: Tensor) -> Tensor:
         """KL(full || masked) in nats, shape (learned,), under gates of the scored units, shape (learned, scored)."""
+
+    def kl_with_others(self, gates: Tensor) -> tuple[Tensor, Tensor]:
+        """KL as of `kl`, but with those units without scores that the scored ones need, and their expected number.
+
+        Returns:
+            Both of shape (learned,). By default the KL of `kl`, and no others.
+        """
+        return self.kl(gates), torch.zeros(len(gates))
 
     @abstractmethod
     def kl_of(self, kept: list[Tensor]) -> Tensor:
@@ -111,7 +120,9 @@ def learn(search: SubgraphSearch, config: TextLearnerConfig, log: LogStep | None
     each at its probability of being open, under a budget that holds at every step (`Projected`). Every `CHECK_EVERY`
     steps the units of the highest scores make the discrete subgraph of each size, and their number is the target of the
     budget, to which it shrinks from all units. The loss is the sum over sizes of the log of KL(full || masked). For
-    each size the discrete subgraph of the lowest KL on the way is kept, from `first_subgraphs` on.
+    each size the discrete subgraph of the lowest KL on the way is kept, from `first_subgraphs` on. Once sizes have
+    their own scores, the loss has a price on the units that the scored ones bring with them: what a scored unit is
+    worth, as both take the places of one size.
 
     Args:
         search: The text and its subgraphs; changed in place.
@@ -134,15 +145,32 @@ def learn(search: SubgraphSearch, config: TextLearnerConfig, log: LogStep | None
         sizes = _shrunk(search.n_open, len(search.scored), progress)
         pairs = zip(scores / temperature, sizes, strict=True)
         log_odds = [budget.adjust_log_odds(row[None], n[None]) for row, n in pairs]
-        kl = search.kl(open_probability(torch.cat(log_odds)))
-        gradient = torch.autograd.grad((kl + LOG_KL_EPS).log().sum(), scores)[0]
-        scores.grad = gradient.sum(0).repeat(len(gradient), 1) if progress < search.shared else gradient
+        gates, is_shared = open_probability(torch.cat(log_odds)), progress < search.shared
+        kl, of_gates = _loss_gradient(search, gates.detach().requires_grad_(), is_shared)
+        gradient = torch.autograd.grad(gates, scores, of_gates)[0]
+        scores.grad = gradient.sum(0).repeat(len(gradient), 1) if is_shared else gradient
         optimizer.step()
         if step % CHECK_EVERY == 0 or step == config.steps:
             search.consider(scores.detach())
         if log:
             log({"temperature": temperature} | search.by_size("kl", kl.tolist()))
     return search.kept
+
+
+def _loss_gradient(search: SubgraphSearch, gates: Tensor, is_shared: bool) -> tuple[Tensor, Tensor]:
+    """KL of every size, shape (learned,), and the gradient of the loss with respect to the gates (learned, scored)."""
+    if is_shared:
+        kl, n_others = search.kl(gates), None
+    else:
+        kl, n_others = search.kl_with_others(gates)
+    gradient = torch.autograd.grad((kl + LOG_KL_EPS).log().sum(), gates, retain_graph=n_others is not None)[0]
+    if n_others is None or not n_others.requires_grad:
+        return kl.detach(), gradient
+    # by how much the loss falls for each gate that opens, if all log-odds rise alike, as a larger size would let them
+    rise = (gates * (1 - gates)).detach()
+    price = -(gradient * rise).sum(1) / rise.sum(1).clamp_min(1e-9)
+    priced = (price.clamp_min(0) * n_others).sum()
+    return kl.detach(), gradient + torch.autograd.grad(priced, gates)[0]
 
 
 def _shrunk(n_open: Tensor, n_scored: int, progress: float) -> Tensor:
