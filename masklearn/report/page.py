@@ -91,7 +91,7 @@ def page(study: Study, study_figures: Sequence[StudyFigure], config: dict[str, d
             "sections": [_section(result, study, shown) for result in PAGE_SECTIONS],
             "settings": settings,
         },
-        scripts=("page.js", "token_map.js", "picker.js"),
+        scripts=("page.js", "token_map_data.js", "token_map.js", "picker.js"),
     )
 
 

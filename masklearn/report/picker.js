@@ -5,7 +5,7 @@ if (source) {
   const { bank: bankSelect, input: inputSelect, size: slider } = form.elements;
   const put = (selector, text) => { document.querySelector(selector).textContent = text; };
   const options = (select, labels) => select.replaceChildren(...labels.map((label, i) => new Option(label, i)));
-  const drawTokenMap = createTokenMap(document.querySelector(".token-map"));
+  const tokenMap = new TokenMap(document.querySelector(".token-map"));
   const drawMap = (bank, kept) => {
     const map = document.querySelector(".picked-map");
     const columns = bank.heads + 1;
@@ -59,7 +59,7 @@ if (source) {
     put(".picked-name", `${bank.name}, input ${one.name}`);
     put(".picked-nodes", { nodes: "Nodes kept", edges: "Nodes with an edge on a path to the output", positions: "Nodes kept at some token" }[bank.unit]);
     drawMap(bank, kept);
-    drawTokenMap(bank, one, size, whole, `${count} ${bank.unit}`);
+    tokenMap.draw(bank, one, size, whole, `${count} ${bank.unit}`);
     drawTokens(bank, one, size);
   };
   const pickBank = () => {

@@ -17,9 +17,10 @@ PROBED_TOKENS = 32
 """Length of the longest of the texts whose memory is measured; the others have a half and a quarter of it."""
 SEARCH_BYTES = 3 * 4 * GRID
 """Of every unit while the budget of one size is searched for: three arrays of its log-odds under many shifts."""
-STEP_BYTES = 64
+STEP_BYTES = 104
 """Of every unit and size in a step: scores, their gradients and Adam's two moments of them, log-odds before and after
-the shift, gates, their gradients, flat copies."""
+the shift, gates, their gradients, flat copies, and the probabilities that an edge is closed, from which those of the
+streams follow."""
 
 
 @dataclass(frozen=True)
