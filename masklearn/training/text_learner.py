@@ -168,8 +168,8 @@ def _loss_gradient(search: SubgraphSearch, gates: Tensor, is_shared: bool) -> tu
         return kl.detach(), gradient
     # by how much the loss falls for each gate that opens, if all log-odds rise alike, as a larger size would let them
     rise = (gates * (1 - gates)).detach()
-    worth = -(gradient * rise).sum(1) / rise.sum(1).clamp_min(1e-9)
-    priced = (worth.clamp_min(0) * n_others).sum()
+    gain = -(gradient * rise).sum(1) / rise.sum(1).clamp_min(1e-9)
+    priced = (gain.clamp_min(0) * n_others).sum()
     return kl.detach(), gradient + torch.autograd.grad(priced, gates)[0]
 
 
