@@ -11,6 +11,7 @@ import torch
 from conftest import GROUPS, SMALL, Run, texts, tiny_llama
 from counting import counted_rows
 from families import FAMILIES, Family
+from lightning import Callback, Trainer
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -25,6 +26,7 @@ from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM, masked_lm, skipping
 from masklearn.training import cost, memory
 from masklearn.training.cost import PhaseClock, learning_tokens, peak_memory
+from masklearn.training.probe import seconds_per_scored_token
 
 SHORT = [*SMALL, "--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--model.steps", "6"]
 SHORT += ["--model.sizes", "[18]"]
@@ -206,6 +208,29 @@ def test_a_process_expects_to_make_the_masks_of_its_own_blocks(
 
     shards = [tokens("--run.dir", "shards", "--run.shard", f"{i}/2") for i in (1, 2)]
     assert sum(shards) == pytest.approx(tokens("--run.dir", "whole"), rel=0.02)
+
+
+def test_forwards_that_are_compiled_run_once_before_they_are_timed() -> None:
+    """Recording a CUDA graph takes longer than all that is timed."""
+    shapes: list[torch.Size] = []
+
+    class Probe(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+            def compiled(input_ids: Tensor, scored: Tensor, gates: Tensor, *others: Any) -> Tensor:
+                shapes.append(gates.shape)
+                return pl_module.masked_lm(input_ids, scored, gates, *others)
+
+            pl_module.score_rows = compiled
+            assert all(seconds > 0 for seconds in seconds_per_scored_token(pl_module, 500))
+
+    trainer = Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, callbacks=[Probe()],
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    data = ml.MaskData(task="names", positions="last", limit=20, batch_size=4)
+    trainer.fit(ml.MaskLearner(sizes=[4, 18], steps=1, polish=1), datamodule=data)
+    once = len(shapes) // 2
+    assert once > 2 and shapes[:once] == shapes[once:]
 
 
 def test_the_probe_leaves_no_trace_in_the_masks(in_an_empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

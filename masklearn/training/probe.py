@@ -1,8 +1,10 @@
 """Tried before it is spent: what memory a step needs, and how long polish takes for a token."""
 
 import time
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from masklearn.data import MaskData
 from masklearn.masking import MaskedLM, free_everywhere
@@ -57,12 +59,19 @@ def seconds_per_scored_token(learner: BlockLearner, limit: float) -> tuple[float
     index = min(range(len(learner.sizes)), key=lambda i: abs(learner.sizes[i] - mean))
     masks = learner.bank.discretize(learner.size_counts)[rows, index]
     scores = learner.bank.log_odds.detach()[rows, min(index, learner.bank.log_odds.shape[1] - 1)]
-    scorer = MaskScorer(learner.masked_lm, [batch], present, settings.objective)
+    scorer = MaskScorer(learner.masked_lm, [batch], present, settings.objective, forward=learner.score_rows)
     soft = torch.full((min(len(learner.sizes), SOFT_MASKS), *masks.shape), 0.5, device=scorer.device)
-    start = time.monotonic()
-    scorer(soft).sum().item()  # a GPU is done only now
-    seconds_per_soft_token = (time.monotonic() - start) / scorer.tokens.spent
-    start = time.monotonic()
-    kl = polish(scorer, masks[None], scores[None], settings.polish, settings.search_widths, budget=limit)[1]
-    kl.sum().item()
-    return seconds_per_soft_token, (time.monotonic() - start) / (scorer.tokens.spent + batch.input_ids.numel())
+
+    def seconds_per_token(work: Callable[[], Tensor], uncounted: int = 0) -> float:
+        scorer.tokens.spent, start = 0.0, time.monotonic()
+        work().sum().item()  # a GPU is done only now
+        return (time.monotonic() - start) / (scorer.tokens.spent + uncounted)
+
+    def short_polish() -> Tensor:
+        return polish(scorer, masks[None], scores[None], settings.polish, settings.search_widths, budget=limit)[1]
+
+    if learner.score_rows != learner.masked_lm.forward:  # compiled: the first forward of every shape compiles it
+        scorer(soft)
+        short_polish()
+    first_masks = batch.input_ids.numel()  # which polish scores before it counts
+    return seconds_per_token(lambda: scorer(soft)), seconds_per_token(short_polish, first_masks)
