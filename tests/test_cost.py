@@ -215,7 +215,9 @@ def test_forwards_that_are_compiled_run_once_before_they_are_timed() -> None:
     shapes: list[torch.Size] = []
 
     class Probe(Callback):
-        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        def on_train_batch_end(
+            self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             def compiled(input_ids: Tensor, scored: Tensor, gates: Tensor, *others: Any) -> Tensor:
                 shapes.append(gates.shape)
                 return pl_module.masked_lm(input_ids, scored, gates, *others)

@@ -89,19 +89,24 @@ class CompiledSteps:
         first_layer: int = 0,
     ) -> Tensor:
         """As `MaskedLM.forward`; only whole forwards are compiled."""
+        hidden = self._compiled_hidden(input_ids, gates, corrupted) if prefix is None else None
+        if hidden is None:
+            return self.masked_lm(input_ids, scored, gates, corrupted, prefix, first_layer)
+        return at_scored(hidden.unflatten(0, (len(gates), -1)), scored)
+
+    def _compiled_hidden(self, input_ids: Tensor, gates: Tensor, corrupted: Tensor | None) -> Tensor | None:
+        """Last hidden states of all rows, shape (rows, tokens, width); None if they cannot be or are not compiled."""
         k, n_tokens = len(gates), input_ids.shape[1]
         length = padded_length(n_tokens, self.masked_lm.layout.context)
         n_rows = k * len(input_ids)
         more_rows, more_tokens = self.padded_rows(n_rows, length) - n_rows, (0, length - n_tokens)
-        run = None
-        if prefix is None and self.takes(n_rows + more_rows, length, torch.is_grad_enabled()):
-            ablation = self.masked_lm.ablation_on(None if corrupted is None else pad(corrupted, more_tokens))
-            rows = pad(pad(input_ids, more_tokens).repeat(k, 1), (0, 0, 0, more_rows))
-            args = rows, pad(gates.flatten(0, 1), (0, 0, 0, more_rows)), *ablation.heads, *ablation.mlps
-            run = self._pass_for(ablation, args)
-        if run is None:
-            return self.masked_lm(input_ids, scored, gates, corrupted, prefix, first_layer)
-        return at_scored(run(*args)[:n_rows, :n_tokens].unflatten(0, (k, -1)), scored)
+        if not self.takes(n_rows + more_rows, length, torch.is_grad_enabled()):
+            return None
+        ablation = self.masked_lm.ablation_on(None if corrupted is None else pad(corrupted, more_tokens))
+        rows = pad(pad(input_ids, more_tokens).repeat(k, 1), (0, 0, 0, more_rows))
+        args = rows, pad(gates.flatten(0, 1), (0, 0, 0, more_rows)), *ablation.heads, *ablation.mlps
+        run = self._pass_for(ablation, args)
+        return None if run is None else run(*args)[:n_rows, :n_tokens]
 
     def padded_rows(self, n_rows: int, length: int) -> int:
         """The number of rows to which so many rows of a length are padded: steps always have the same."""
