@@ -2,8 +2,8 @@
 
 The bare pass computes logits at every position, their cross-entropy, and its gradient at the input of layer 0. The
 training step is a whole Lightning step, with gates, KL, budget, optimiser and logging. Scoring masks is compared with
-bare forwards of as many rows, which compute logits at every position; half of the heads are closed, and no MLP, since
-a closed MLP is not run.
+bare forwards of as many rows, which compute logits at every position, as many rows at once as scoring does; half of the
+heads are closed, and no MLP, since a closed MLP is not run.
 """
 
 import tempfile
@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 import masklearn as ml
-from masklearn.masking import CompileMode, MaskedLM
+from masklearn.masking import CompileMode, MaskedLM, scored_together
 from masklearn.masking.row_parts import CPU_FORWARD_TOKENS
 from masklearn.selection.scorer import MaskScorer
 
@@ -78,7 +78,8 @@ def measure_scoring(lm: PreTrainedModel, data: ml.MaskData, n_masks: int, repeat
     masks = torch.rand(n_masks, 1, graph.n_nodes) > 0.5
     graph.by_layer(masks)[..., -1] = True
     rows, masks = rows.to(masked_lm.device), masks.to(masked_lm.device)
-    rows_at_once = max(1, CPU_FORWARD_TOKENS // rows.shape[1])
+    together = CPU_FORWARD_TOKENS if masked_lm.device.type == "cpu" else scored_together(masked_lm)
+    rows_at_once = max(1, together // rows.shape[1])
 
     def bare() -> None:
         for part in rows.repeat(n_masks, 1).split(rows_at_once):

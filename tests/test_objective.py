@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,6 +63,16 @@ def test_no_chunk_has_more_logits_than_allowed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(objective, "MAX_CHUNK_LOGITS", 1000)
     chunked_kl(torch.randn(64, 4), torch.randn(3, 64, 4), unembed)
     assert max(sizes) <= 1000
+
+
+@pytest.mark.parametrize(("gib", "expected"), [(1, objective.CHUNK_LOGITS), (80, 80 * 2**30 // 16 // 24)])
+def test_a_chunk_on_a_gpu_takes_a_sixteenth_of_its_memory(
+    gib: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    properties = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert objective.max_chunk_logits(torch.device("cuda")) == max(expected, objective.MAX_CHUNK_LOGITS)
+    assert objective.max_chunk_logits(torch.device("cpu")) == objective.MAX_CHUNK_LOGITS
 
 
 def test_hidden_states_of_different_shapes_are_refused() -> None:

@@ -17,7 +17,7 @@ from masklearn.ablation import Ablation
 from masklearn.errors import one_line
 from masklearn.masking.gating import gated
 from masklearn.masking.masked_lm import MaskedLM, at_scored
-from masklearn.models import Prefix, is_placed
+from masklearn.models import is_placed
 
 CompileMode = bool | Literal["auto"]
 """Whether steps are compiled; auto: on a GPU, if the model is launch-bound."""
@@ -79,19 +79,11 @@ class CompiledSteps:
         self._passes: dict[tuple[bool, tuple[torch.Size, ...]], Pass] = {}
         self._pool = torch.cuda.graph_pool_handle() if masked_lm.device.type == "cuda" else None
 
-    def __call__(
-        self,
-        input_ids: Tensor,
-        scored: Tensor,
-        gates: Tensor,
-        corrupted: Tensor | None = None,
-        prefix: Prefix | None = None,
-        first_layer: int = 0,
-    ) -> Tensor:
-        """As `MaskedLM.forward`; only whole forwards are compiled."""
-        hidden = self._compiled_hidden(input_ids, gates, corrupted) if prefix is None else None
+    def __call__(self, input_ids: Tensor, scored: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Tensor:
+        """As `MaskedLM.forward`, without prefixes."""
+        hidden = self._compiled_hidden(input_ids, gates, corrupted)
         if hidden is None:
-            return self.masked_lm(input_ids, scored, gates, corrupted, prefix, first_layer)
+            return self.masked_lm(input_ids, scored, gates, corrupted)
         return at_scored(hidden.unflatten(0, (len(gates), -1)), scored)
 
     def _compiled_hidden(self, input_ids: Tensor, gates: Tensor, corrupted: Tensor | None) -> Tensor | None:

@@ -86,7 +86,7 @@ class MaskScorer:
         objective: What masks are scored by; losses of answers take the place of the KL everywhere.
         shared: Whether every rank scores its share of the texts, which are those of a single group. All must then score
             the same masks at the same time.
-        forward: Runs rows as `MaskedLM.forward` does, which runs them by default.
+        forward: Runs rows that share no prefix, as `MaskedLM.forward` does; that itself by default.
 
     Raises:
         ValueError: If a group is given twice.
@@ -257,7 +257,8 @@ class MaskScorer:
             share = 1 - first_layer / self.masked_lm.graph.n_layers
             self.tokens.charge(share * len(gates) * scored.n_tokens)
         gates = gates[:, scored.group_index]
-        return self.forward(batch.input_ids, batch.scored, gates, batch.corrupted, prefix, first_layer)
+        rows = batch.input_ids, batch.scored, gates, batch.corrupted
+        return self.masked_lm(*rows, prefix, first_layer) if prefix else self.forward(*rows)
 
     def _kl(self, scored: ScoredBatch, masked: Tensor, n_groups: int, inverse_temperature: float = 1.0) -> Tensor:
         """KL of last hidden states (K, positions, width), summed over the positions of every group: (K, groups)."""

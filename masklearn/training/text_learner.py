@@ -68,13 +68,13 @@ class SubgraphSearch(ABC):
     def kl(self, gates: Tensor) -> Tensor:
         """KL(full || masked) in nats, shape (learned,), under gates of the scored units, shape (learned, scored)."""
 
-    def kl_with_others(self, gates: Tensor) -> tuple[Tensor, Tensor]:
+    def kl_with_others(self, gates: Tensor) -> tuple[Tensor, Tensor | None]:
         """KL as of `kl`, but with those units without scores that the scored ones need, and their expected number.
 
         Returns:
-            Both of shape (learned,). By default the KL of `kl`, and no others.
+            Both of shape (learned,). By default the KL of `kl`, and None: there are no others.
         """
-        return self.kl(gates), torch.zeros(len(gates))
+        return self.kl(gates), None
 
     @abstractmethod
     def kl_of(self, kept: list[Tensor]) -> Tensor:
@@ -159,12 +159,9 @@ def learn(search: SubgraphSearch, config: TextLearnerConfig, log: LogStep | None
 
 def _loss_gradient(search: SubgraphSearch, gates: Tensor, is_shared: bool) -> tuple[Tensor, Tensor]:
     """KL of every size, shape (learned,), and the gradient of the loss with respect to the gates (learned, scored)."""
-    if is_shared:
-        kl, n_others = search.kl(gates), None
-    else:
-        kl, n_others = search.kl_with_others(gates)
+    kl, n_others = (search.kl(gates), None) if is_shared else search.kl_with_others(gates)
     gradient = torch.autograd.grad((kl + LOG_KL_EPS).log().sum(), gates, retain_graph=n_others is not None)[0]
-    if n_others is None or not n_others.requires_grad:
+    if n_others is None:
         return kl.detach(), gradient
     # by how much the loss falls for each gate that opens, if all log-odds rise alike, as a larger size would let them
     rise = (gates * (1 - gates)).detach()
