@@ -64,7 +64,9 @@ def test_a_stopped_run_goes_on_with_the_next_text(
     )
     assert not (tmp_path / "run" / "checkpoints" / "blocks").exists()
     _require_results(tmp_path / "whole", whole)
-    capsys.readouterr()
+    printed = capsys.readouterr().out
+    for written in ("mask.safetensors", "metrics.json", "figures/curve.png", "report.html"):
+        assert str(tmp_path / "whole" / written) in printed
     assert evaluate(["--mask", str(tmp_path / "whole"), "--study", "false"]) == 0
     table = capsys.readouterr().out
     for row in json.loads((tmp_path / "whole" / "metrics.json").read_text())["sizes"]:

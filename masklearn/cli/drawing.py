@@ -1,15 +1,13 @@
 """Figures, if matplotlib is installed. It takes a second to import, so it is imported only to draw."""
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from masklearn.cli.run_folder import RunFolder
 from masklearn.density import Study
 from masklearn.density.study_folder import REPORT_FILE
-from masklearn.evaluation import Row
 from masklearn.evidence.gather import Evidence
-from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
 from masklearn.text_bank import TextBank
 
@@ -22,41 +20,26 @@ def can_draw() -> bool:
     return False
 
 
-def draw_run(folder: Path, mask: Mask, rows: Sequence[Row]) -> list[Path]:
-    """Draw a run's figures into a folder.
+def draw_run(
+    folder: RunFolder, bank: Mask | TextBank, described: dict[str, Any], description: str
+) -> tuple[list[Path], list[Path]]:
+    """Draw a run's figures and its page into its folder, if the libraries are there.
 
     Args:
-        folder: Where the figures go.
-        mask: The masks learned.
-        rows: One per size, as in `metrics.json`.
-
-    Returns:
-        The PNG files.
-    """
-    from masklearn import report
-
-    return report.write_figures(folder, mask, rows)
-
-
-def draw_curve(folder: Path, rows: Sequence[Row], own: str) -> Path:
-    """Draw the curves of a run into a folder; `own` is the kind of the bank's subgraphs. Returns the PNG file."""
-    from masklearn import report
-
-    return report.write_curve(folder, rows, own)
-
-
-def draw_run_page(file: Path, mask: Mask | TextBank, described: dict[str, Any], description: str) -> None:
-    """Write the page of a run.
-
-    Args:
-        file: The page.
-        mask: The bank.
+        folder: The run's folder.
+        bank: What was learned.
         described: The content of `metrics.json`.
         description: The bank and the texts in a sentence.
+
+    Returns:
+        The PNG files, and the page; both empty without the libraries.
     """
+    if not can_draw():
+        return [], []
     from masklearn import report
 
-    atomic_write(file, report.bank_page(mask, described, description).encode())
+    figures, page = report.write_run(folder.path, bank, described, description)
+    return figures, [page]
 
 
 def node_maps(mask: Mask) -> dict[str, str]:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from masklearn import evaluation
 from masklearn.cli.checkpoints import REQUEUE_PATTERN
-from masklearn.cli.drawing import can_draw, draw_run, draw_run_page, node_maps
-from masklearn.cli.run_folder import BLOCKS_FOLDER, FIGURES_FOLDER, METRICS_FILE, RunFolder
+from masklearn.cli.drawing import draw_run, node_maps
+from masklearn.cli.run_folder import BLOCKS_FOLDER, METRICS_FILE, RunFolder
 from masklearn.data import MaskData
-from masklearn.density.study_folder import REPORT_FILE
 from masklearn.files import atomic_write
 from masklearn.mask_file import MASK_FILE, Mask
 from masklearn.training.learner import MaskLearner
@@ -47,8 +46,7 @@ def write_results(folder: RunFolder, mask: Mask, description: dict[str, Any], tr
     rows = description["sizes"]
     mask = mask.with_metrics(rows)
     mask_file, metrics_file = folder / MASK_FILE, folder / METRICS_FILE
-    figures = draw_run(folder / FIGURES_FOLDER, mask, rows) if can_draw() else []
-    pages = [_write_page(folder / REPORT_FILE, mask, description)] if figures else []
+    figures, pages = draw_run(folder, mask, description, _sentence(mask))
     mask.save(mask_file)
     if tracker:
         from masklearn import tracking  # imports wandb, which takes a second
@@ -60,16 +58,19 @@ def write_results(folder: RunFolder, mask: Mask, description: dict[str, Any], tr
     shutil.rmtree(folder / BLOCKS_FOLDER, ignore_errors=True)  # the mask file holds all of them
     for checkpoint in folder.path.glob(REQUEUE_PATTERN):
         checkpoint.unlink()
-    written = ", ".join(str(path) for path in (mask_file, metrics_file, *figures, *pages))
-    print(f"\nWritten after {description['seconds']:.0f} s: {written}")
+    print_written(description, mask_file, metrics_file, *figures, *pages)
 
 
-def _write_page(file: Path, mask: Mask, description: dict[str, Any]) -> Path:
-    """Write the page of a run."""
+def print_written(description: dict[str, Any], *files: Path) -> None:
+    """Print when and where the results were written; `description` is the content of `metrics.json`."""
+    print(f"\nWritten after {description['seconds']:.0f} s: {', '.join(map(str, files))}")
+
+
+def _sentence(mask: Mask) -> str:
+    """The masks in a sentence."""
     groups = f"for each of {len(mask.groups)} groups" if len(mask.groups) > 1 else "shared by all texts"
     sizes = f"Masks of {', '.join(map(str, mask.sizes.tolist()))} of {mask.graph.n_nodes} nodes"
-    draw_run_page(file, mask, description, f"{sizes}, {groups}, {mask.ablation.name} ablation")
-    return file
+    return f"{sizes}, {groups}, {mask.ablation.name} ablation"
 
 
 def print_results(learner: MaskLearner, data: MaskData, description: dict[str, Any]) -> None:

@@ -7,19 +7,17 @@ import time
 from dataclasses import replace
 from itertools import count
 from math import ceil
-from pathlib import Path
 from statistics import median_low
 from typing import Any
 
 from masklearn import evaluation
-from masklearn.cli.drawing import can_draw, draw_curve, draw_run_page
-from masklearn.cli.run_folder import BLOCKS_FOLDER, FIGURES_FOLDER, METRICS_FILE
-from masklearn.cli.run_results import mask_config, print_location
+from masklearn.cli.drawing import draw_run
+from masklearn.cli.run_folder import BLOCKS_FOLDER, METRICS_FILE
+from masklearn.cli.run_results import mask_config, print_location, print_written
 from masklearn.cli.text_cost import text_cost
 from masklearn.cli.text_methods import TEXT_METHODS, Choice, ScoredTexts, TextMethod
 from masklearn.cli.train_cli import TrainCLI, start_tracking
 from masklearn.data import MaskData, require_readable
-from masklearn.density.study_folder import REPORT_FILE
 from masklearn.edges import MEMORY_SHARE
 from masklearn.files import atomic_write
 from masklearn.mask_file import MASK_FILE, ModelId
@@ -131,10 +129,8 @@ def _short_sizes(method: TextMethod, data: MaskData, shares: list[float]) -> lis
 def _write(cli: TrainCLI, bank: TextBank, description: dict[str, Any]) -> None:
     """Write and print the results of a run, and remove what was kept to resume it."""
     bank.save(cli.folder / MASK_FILE)
-    figures, rows = list[Path](), description["sizes"]
-    if can_draw():
-        draw_run_page(cli.folder / REPORT_FILE, bank, description, _sentence(bank))
-        figures.append(draw_curve(cli.folder / FIGURES_FOLDER, rows, bank.method))
+    rows = description["sizes"]
+    figures, pages = draw_run(cli.folder, bank, description, _sentence(bank))
     if cli.tracker:
         from masklearn import tracking  # imports wandb, which takes a second
 
@@ -145,7 +141,7 @@ def _write(cli: TrainCLI, bank: TextBank, description: dict[str, Any]) -> None:
     shutil.rmtree(cli.folder / BLOCKS_FOLDER, ignore_errors=True)  # the bank holds all of them
     report = evaluation.format_report(description)
     print(f"\nResults on {len(bank.groups)} texts, each under its own {bank.unit}.\n\n{report}")
-    print(f"\nWritten after {description['seconds']:.0f} s: {cli.folder / MASK_FILE}, {metrics_file}")
+    print_written(description, cli.folder / MASK_FILE, metrics_file, *figures, *pages)
 
 
 def _sentence(bank: TextBank) -> str:

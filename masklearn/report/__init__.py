@@ -1,9 +1,8 @@
 """Figures of a run, and figures and page of a study. Needs the `report` extra (matplotlib, jinja2)."""
 
-from masklearn.report.bank_page import bank_page, png_element, run_overview
+from masklearn.report.bank_page import bank_page, png_element, run_overview, write_run
 from masklearn.report.evidence import write_evidence, write_matrix
 from masklearn.report.node_map import node_map_svg
-from masklearn.report.run import write_curve, write_figures
 from masklearn.report.study import write_study
 
 __all__ = [
@@ -11,9 +10,8 @@ __all__ = [
     "node_map_svg",
     "png_element",
     "run_overview",
-    "write_curve",
     "write_evidence",
-    "write_figures",
     "write_matrix",
+    "write_run",
     "write_study",
 ]

@@ -1,16 +1,19 @@
 """A page about one bank: curves, masks, metrics, controls, stages from gates to masks, and settings."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 from markupsafe import Markup
 
+from masklearn.density.study_folder import FIGURES_FOLDER, REPORT_FILE
+from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
 from masklearn.report.page import PageFigure, TableView, render_page, table_view
-from masklearn.report.run import curve_figure, mask_figure, overview
+from masklearn.report.run import overview, run_figures
 from masklearn.report.study_figure import StudyFigure, inline_svg
 from masklearn.report.style import SCREEN_DPI, ShownFigure, styled
 from masklearn.text_bank import TextBank
@@ -32,42 +35,71 @@ def png_element(figure: ShownFigure) -> str:
     return f'<img alt="{alt}" width="{width}" style="max-width:100%" src="data:image/png;base64,{content}">'
 
 
-def bank_page(mask: Mask | TextBank, described: dict[str, Any], description: str) -> str:
+def write_run(
+    folder: Path, bank: Mask | TextBank, described: dict[str, Any], description: str
+) -> tuple[list[Path], Path]:
+    """Draw a run into its folder: every figure as `figures/NAME.png`, and `report.html`.
+
+    Args:
+        folder: The run's folder.
+        bank: What was learned.
+        described: The content of `metrics.json`.
+        description: The bank and the texts in a sentence.
+
+    Returns:
+        The PNG files, and the page.
+    """
+    figures = run_figures(bank, described["sizes"])
+    files = [folder / FIGURES_FOLDER / f"{name}.png" for name in figures]
+    for file, figure in zip(files, figures.values(), strict=True):
+        with styled():
+            atomic_write(file, figure.png())
+    atomic_write(folder / REPORT_FILE, bank_page(bank, described, description, figures).encode())
+    return files, folder / REPORT_FILE
+
+
+def bank_page(
+    bank: Mask | TextBank,
+    described: dict[str, Any],
+    description: str,
+    figures: Mapping[str, ShownFigure] | None = None,
+) -> str:
     """Return the page as HTML. All strings from texts, models and settings are escaped.
 
     Args:
-        mask: The bank.
+        bank: The bank.
         described: The content of `metrics.json`.
         description: The bank and the texts in a sentence.
+        figures: What `run_figures` draws, if it is there already.
     """
+    figures = figures or run_figures(bank, described["sizes"])
     return render_page(
         "run.html",
         {
-            "title": f"{'Masks' if isinstance(mask, Mask) else mask.unit.capitalize()} of {mask.model.lm}",
+            "title": f"{'Masks' if isinstance(bank, Mask) else bank.unit.capitalize()} of {bank.model.lm}",
             "description": description,
-            "figures": _figures(mask, described["sizes"]),
-            "tables": _tables(mask, described),
-            "nodes": _node_lists(mask),
-            "settings": yaml.safe_dump(mask.config, sort_keys=False, allow_unicode=True),
+            "figures": _figures(bank, figures),
+            "tables": _tables(bank, described),
+            "nodes": _node_lists(bank),
+            "settings": yaml.safe_dump(bank.config, sort_keys=False, allow_unicode=True),
         },
     )
 
 
-def _figures(mask: Mask | TextBank, rows: Sequence[dict[str, Any]]) -> list[PageFigure]:
-    own, unit = ("learned", "nodes") if isinstance(mask, Mask) else (mask.method, mask.unit)
-    alt = f"KL and TV from the full model of {own} subgraphs and of controls, against the share of {unit} kept"
-    with styled():
-        found = [StudyFigure("curve", "curve", "all", alt, curve_figure(rows, own))]
-        if isinstance(mask, Mask):
-            many = "share of groups whose mask keeps each node" if len(mask.groups) > 1 else "nodes kept"
-            masks = mask_figure(mask)
-            found.append(StudyFigure("masks", "masks", "all", f"The {many}, by layer and head, at each size", masks))
-        return [PageFigure(one, one.name, Markup(inline_svg(one, one.name))) for one in found]
+def _figures(bank: Mask | TextBank, figures: Mapping[str, ShownFigure]) -> list[PageFigure]:
+    own, unit = ("learned", "nodes") if isinstance(bank, Mask) else (bank.method, bank.unit)
+    many = "share of groups whose mask keeps each node" if len(bank.groups) > 1 else "nodes kept"
+    shown = {
+        "curve": f"KL and TV from the full model of {own} subgraphs and of controls, against the share of {unit} kept",
+        "masks": f"The {many}, by layer and head, at each size",
+    }
+    found = [StudyFigure(name, name, "all", alt, figures[name]) for name, alt in shown.items() if name in figures]
+    return [PageFigure(one, one.name, Markup(inline_svg(one, one.name))) for one in found]
 
 
-def _tables(mask: Mask | TextBank, described: dict[str, Any]) -> list[tuple[str, str, TableView]]:
+def _tables(bank: Mask | TextBank, described: dict[str, Any]) -> list[tuple[str, str, TableView]]:
     """Title, explanation and table of every result."""
-    objective = mask.config.get("model", {}).get("objective", "kl")
+    objective = bank.config.get("model", {}).get("objective", "kl")
     loss = "KL" if objective == "kl" else f"Loss ({objective})"
     rows, costs = described["sizes"], [{"phase": phase} | cost for phase, cost in described.get("cost", {}).items()]
     scalars = [{key: value for key, value in row.items() if not isinstance(value, dict)} for row in rows]
@@ -100,11 +132,11 @@ def _tables(mask: Mask | TextBank, described: dict[str, Any]) -> list[tuple[str,
     ]
 
 
-def _node_lists(mask: Mask | TextBank) -> dict[str, str]:
+def _node_lists(bank: Mask | TextBank) -> dict[str, str]:
     """The nodes of every mask by size, in words; empty for many groups, and for banks of single texts."""
-    if not isinstance(mask, Mask) or len(mask.groups) > MAX_NODE_LISTS:
+    if not isinstance(bank, Mask) or len(bank.groups) > MAX_NODE_LISTS:
         return {}
     return {
-        f"{size} nodes": ", ".join(name for name, keep in zip(mask.graph.names, kept, strict=True) if keep)
-        for size, kept in zip(mask.sizes.tolist(), mask.mask[0].tolist(), strict=True)
+        f"{size} nodes": ", ".join(name for name, keep in zip(bank.graph.names, kept, strict=True) if keep)
+        for size, kept in zip(bank.sizes.tolist(), bank.mask[0].tolist(), strict=True)
     }

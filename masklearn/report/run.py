@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 
-from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
 from masklearn.report.node_map import draw_node_map, map_height, share_bar
 from masklearn.report.style import (
@@ -16,12 +14,14 @@ from masklearn.report.style import (
     MIN_PLOTTED_KL,
     ShownFigure,
     empty_figure,
+    lay_out_once,
     legend_below,
     line_style,
     nats_axis,
     size_axis,
     styled,
 )
+from masklearn.text_bank import TextBank
 
 RUN_WIDTH = 2 * COLUMN
 """Width of a run's figures, in inches."""
@@ -35,31 +35,21 @@ MAX_COLUMNS = 6
 """Masks side by side."""
 
 
-def write_figures(folder: Path, mask: Mask, rows: Sequence[dict[str, Any]]) -> list[Path]:
-    """Draw a run's figures into a folder as overview.png, masks.png and curve.png.
+def run_figures(bank: Mask | TextBank, rows: Sequence[dict[str, Any]]) -> dict[str, ShownFigure]:
+    """Draw a run: its curves as `curve`, and where nodes are kept also its `masks` and an `overview` of both.
 
     Args:
-        folder: The folder; it is created if it does not exist.
-        mask: The masks of the run.
+        bank: The masks of the run, or its subgraphs of texts.
         rows: Results of every size, as in `metrics.json`.
-
-    Returns:
-        The files.
     """
-    paths = []
     with styled():
-        figures = {"overview": overview(mask, rows), "masks": mask_figure(mask), "curve": curve_figure(rows)}
-        for name, figure in figures.items():
-            paths.append(folder / f"{name}.png")
-            atomic_write(paths[-1], figure.png())
-    return paths
-
-
-def write_curve(folder: Path, rows: Sequence[dict[str, Any]], own: str) -> Path:
-    """Draw the curves alone into a folder as curve.png; `own` is the kind of the bank's subgraphs. Returns the file."""
-    with styled():
-        atomic_write(folder / "curve.png", curve_figure(rows, own).png())
-    return folder / "curve.png"
+        if isinstance(bank, Mask):
+            figures = {"overview": overview(bank, rows), "masks": mask_figure(bank), "curve": curve_figure(rows)}
+        else:
+            figures = {"curve": curve_figure(rows, bank.method)}
+        for figure in figures.values():
+            lay_out_once(figure)
+    return figures
 
 
 def overview(mask: Mask, rows: Sequence[dict[str, Any]]) -> ShownFigure:

@@ -11,7 +11,7 @@ from masklearn.files import atomic_write
 from masklearn.report import comparison, composition, correlations, curves
 from masklearn.report.page import page
 from masklearn.report.study_figure import StudyFigure, file_stems, render
-from masklearn.report.style import styled
+from masklearn.report.style import lay_out_once, styled
 from masklearn.report.top_tokens import top_tokens
 
 
@@ -49,9 +49,8 @@ def write_study(out: Path, study: Study, config: dict[str, dict[str, Any]]) -> l
     """
     with styled():
         study_figures = list(draw(study))
-        for one in study_figures:  # the layout is computed once, not for every format
-            one.figure.draw_without_rendering()
-            one.figure.set_layout_engine("none")
+        for one in study_figures:
+            lay_out_once(one.figure)
     stems = file_stems([measured.name for measured in study.measurements])
     paths = []
     for one in study_figures:

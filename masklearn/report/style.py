@@ -93,6 +93,12 @@ def empty_figure(width: float = COLUMN, height: float = HEIGHT) -> ShownFigure:
     return ShownFigure(figsize=(width, height), layout="constrained")
 
 
+def lay_out_once(figure: Figure) -> None:
+    """Compute the layout of a figure for good, and not again for every format."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
 def single_axes(width: float = COLUMN, height: float = HEIGHT) -> tuple[Figure, Axes]:
     """Create a figure with one pair of axes; width and height in inches."""
     figure = empty_figure(width, height)
