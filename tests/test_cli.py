@@ -26,6 +26,8 @@ def in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+FIGURES = ("overview", "masks", "curve")
+
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
@@ -33,6 +35,8 @@ def test_a_run_writes_every_file_of_the_contract(run: Run) -> None:
     for name in ("config.yaml", "mask.safetensors", "metrics.json", "checkpoints/last.ckpt", "figures/masks.png"):
         assert (run.folder / name).stat().st_size > 0
     assert (run.folder / "checkpoints/last.ckpt").stat().st_size < 200_000
+    for name in ("mask.safetensors", "metrics.json", "report.html", *(f"figures/{f}.png" for f in FIGURES)):
+        assert str(run.folder / name) in run.output
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert config["run"]["dir"] == str(run.folder)
     assert config["data"]["limit"] == 24

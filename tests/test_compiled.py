@@ -115,9 +115,7 @@ def test_what_cannot_be_compiled_is_scored_eagerly(monkeypatch: pytest.MonkeyPat
     scoring, ids = CompiledScoring(masked_lm), torch.arange(3, 17).view(2, 7)
     scored, gates = torch.ones_like(ids, dtype=torch.bool), torch.ones(2, 2, masked_lm.graph.n_nodes)
     with torch.no_grad():
-        expected = masked_lm(ids, scored, gates)
-        masked_lm.row_limit.max_tokens[False] = 28
-        assert_close(scoring(ids, scored, gates), expected)
-        masked_lm.ablation = Ablation("resample")
-        assert_close(scoring(ids, scored, gates, ids.flip(0)), masked_lm(ids, scored, gates, ids.flip(0)))
-    assert not scoring._passes
+        for ablation, corrupted, n_tokens in (("resample", ids.flip(0), 1 << 20), ("zero", None, 28)):
+            masked_lm.ablation, masked_lm.row_limit.max_tokens[False] = Ablation(ablation), n_tokens
+            assert_close(scoring(ids, scored, gates, corrupted), masked_lm(ids, scored, gates, corrupted))
+    assert not scoring._passes and not scoring.failed

@@ -19,7 +19,7 @@ EdgeLearnerConfig = TextLearnerConfig
 """Settings of the learner."""
 
 
-class _EdgeSearch(SubgraphSearch):
+class EdgeSearch(SubgraphSearch):
     """The subgraphs of the edges of one text. Sizes too small for a path cannot depend on the text: they are s-Trace's.
 
     Args:
@@ -90,4 +90,4 @@ def learn_edges(
     Returns:
         The numbers of the edges kept, ascending, for every size.
     """
-    return learn(_EdgeSearch(edge_lm, input_ids, found, shares), config, log)
+    return learn(EdgeSearch(edge_lm, input_ids, found, shares), config, log)

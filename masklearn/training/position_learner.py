@@ -12,7 +12,7 @@ from masklearn.training.learned_ablation import LOG_KL_EPS
 from masklearn.training.text_learner import LogStep, SubgraphSearch, TextLearnerConfig, learn
 
 
-class _PositionSearch(SubgraphSearch):
+class PositionSearch(SubgraphSearch):
     """The subgraphs of the positions of one text. All positions have scores, and each subgraph keeps the highest.
 
     The first order is that of `SCORE_FUNCTIONS` with the lowest mean log KL, and the first subgraph of every size the
@@ -76,4 +76,4 @@ def learn_positions(
     Returns:
         The numbers of the positions kept, ascending, for every size.
     """
-    return learn(_PositionSearch(position_lm, input_ids, graph, shares), config, log)
+    return learn(PositionSearch(position_lm, input_ids, graph, shares), config, log)
