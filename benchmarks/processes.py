@@ -76,10 +76,10 @@ def processor_times(pid: int) -> dict[int, float]:
 def learn(setting: Setting, scope: str, texts: int, steps: int, n_processes: int, folder: Path) -> Cost:
     """Learn the masks of one scope in some processes; the run is written to the folder."""
     source = ("--data.path", setting.path) if setting.path else ("--data.task", "mixed")
-    positions = "last" if scope == "input" else "all"
     return run(
         "train.py", "--model.lm", setting.lm, *source, "--data.limit", str(texts), "--data.max_length", "48",
-        "--data.positions", positions, "--model.scope", scope, "--model.sizes", "[5, 15, 30]", "--model.block", "4",
+        "--data.truncation", "left", "--data.positions", "last" if scope == "input" else "all",
+        "--model.scope", scope, "--model.sizes", "[5, 15, 30]", "--model.block", "4",
         "--model.steps", str(steps), "--model.polish", "1", "--trainer.logger", "false", "--trainer.accelerator", "cpu",
         "--trainer.devices", str(n_processes), "--trainer.strategy", "ddp" if n_processes > 1 else "auto",
         "--run.estimate", "false", "--run.dir", str(folder),
@@ -109,10 +109,9 @@ def table(what: str, costs: dict[int, Cost], agreed: dict[int, str]) -> list[dic
     for n, cost in costs.items():
         row = {"what": what, "processes": n, "clock": cost.clock, "slowest": cost.slowest, "agreement": agreed.get(n)}
         rows.append(row)
+        speed_up = f"speed-up {first.slowest / cost.slowest:.2f}, {cost.clock:.1f} s on the clock"
         print(
-            f"{what}: {n} processes, {cost.slowest:.1f} s of the slowest, {first.slowest / cost.slowest:.2f} times "
-            f"less; {cost.clock:.1f} s on the clock. {agreed.get(n, '')}",
-            flush=True,
+            f"{what}; processes: {n}; {cost.slowest:.1f} s of the slowest, {speed_up}. {agreed.get(n, '')}", flush=True
         )
     return rows
 
