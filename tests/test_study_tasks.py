@@ -39,7 +39,7 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> list[Study]:
         return [], out
 
     monkeypatch.setattr("masklearn.cli.study_command.draw_study", keep)
-    monkeypatch.setattr("masklearn.cli.run_results.can_draw", lambda: False)
+    monkeypatch.setattr("masklearn.cli.drawing.can_draw", lambda: False)
     for name in ("N_RESAMPLES", "N_PERMUTATIONS"):
         monkeypatch.setattr(f"masklearn.density.statistics.{name}", 99)
     return made
