@@ -23,17 +23,7 @@ def can_draw() -> bool:
 def draw_run(
     folder: RunFolder, bank: Mask | TextBank, described: dict[str, Any], description: str
 ) -> tuple[list[Path], list[Path]]:
-    """Draw a run's figures and its page into its folder, if the libraries are there.
-
-    Args:
-        folder: The run's folder.
-        bank: What was learned.
-        described: The content of `metrics.json`.
-        description: The bank and the texts in a sentence.
-
-    Returns:
-        The PNG files, and the page; both empty without the libraries.
-    """
+    """Draw as `masklearn.report.write_run`, if its libraries are there. Returns the PNG files and the page, or none."""
     if not can_draw():
         return [], []
     from masklearn import report
