@@ -2,8 +2,8 @@
 
 The bare pass computes logits at every position, their cross-entropy, and its gradient at the input of layer 0. The
 training step is a whole Lightning step, with gates, KL, budget, optimiser and logging. Scoring masks is compared with
-bare forwards of as many rows, which compute logits at every position, as many rows at once as scoring does; half of the
-heads are closed, and no MLP, since a closed MLP is not run.
+bare forwards of as many rows, which compute logits at every position, as many rows at once as scoring does if a GPU has
+the memory; half of the heads are closed, and no MLP, since a closed MLP is not run.
 """
 
 import tempfile
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 import masklearn as ml
 from masklearn.masking import CompileMode, MaskedLM, scored_together
 from masklearn.masking.row_parts import CPU_FORWARD_TOKENS
+from masklearn.objective import max_chunk_logits
 from masklearn.selection.scorer import MaskScorer
 
 SHAPES = {"GPT-2 small": (GPT2_SMALL, None), "Llama 1B, 4 layers": (LLAMA_1B, 4)}
@@ -67,6 +68,13 @@ def measure(
     return {"rows": data.batch_size * draws, "tokens": data.longest_text} | found
 
 
+def bare_tokens(masked_lm: MaskedLM) -> int:
+    """The tokens that bare forwards run at once: as many as scoring, if their logits fit into the chunk of a GPU."""
+    if masked_lm.device.type == "cpu":
+        return CPU_FORWARD_TOKENS
+    return min(scored_together(masked_lm), max_chunk_logits(masked_lm.device) // masked_lm.lm.config.vocab_size)
+
+
 @torch.no_grad()
 def measure_scoring(lm: PreTrainedModel, data: ml.MaskData, n_masks: int, repeats: int) -> dict[str, Any]:
     """Return the ratio of the times of scoring masks and of bare forwards of as many rows, and both times."""
@@ -78,8 +86,7 @@ def measure_scoring(lm: PreTrainedModel, data: ml.MaskData, n_masks: int, repeat
     masks = torch.rand(n_masks, 1, graph.n_nodes) > 0.5
     graph.by_layer(masks)[..., -1] = True
     rows, masks = rows.to(masked_lm.device), masks.to(masked_lm.device)
-    together = CPU_FORWARD_TOKENS if masked_lm.device.type == "cpu" else scored_together(masked_lm)
-    rows_at_once = max(1, together // rows.shape[1])
+    rows_at_once = max(1, bare_tokens(masked_lm) // rows.shape[1])
 
     def bare() -> None:
         for part in rows.repeat(n_masks, 1).split(rows_at_once):

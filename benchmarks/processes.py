@@ -26,6 +26,8 @@ import masklearn as ml
 ROOT = Path(__file__).resolve().parents[1]
 LOOK_SECONDS = 0.1
 """How often the processor time of the processes is read."""
+MIN_WORK_SECONDS = 3.0
+"""Least processor time beside the start for which a speed-up is told: the start varies by a second."""
 SCOPES = {"input": "masks of single texts", "dataset": "shared masks"}
 """What is learned, by `--model.scope`."""
 
@@ -57,7 +59,7 @@ def run(script: str, *flags: str) -> Cost:
         if process.returncode:
             errors.seek(0)
             raise RuntimeError(f"{' '.join(command)} failed:\n{errors.read()[-2000:]}")
-    return Cost(time.perf_counter() - start, max(used.values()))
+    return Cost(time.perf_counter() - start, max(used.values(), default=0.0))
 
 
 def processor_times(pid: int) -> dict[int, float]:
@@ -109,9 +111,10 @@ def table(what: str, start: float, costs: dict[int, Cost], agreed: dict[int, str
     for n, cost in costs.items():
         row = {"what": what, "processes": n, "clock": cost.clock, "slowest": cost.slowest, "agreement": agreed.get(n)}
         rows.append(row)
-        speed_up = (first.slowest - start) / (cost.slowest - start)
+        work = [one.slowest - start for one in (first, cost)]
+        speed_up = f"speed-up {work[0] / work[1]:.2f}, " if min(work) > MIN_WORK_SECONDS else ""
         times = f"{cost.slowest:.1f} s of the slowest, {cost.clock:.1f} s on the clock"
-        print(f"{what}; processes: {n}; speed-up {speed_up:.2f}, {times}. {agreed.get(n, '')}", flush=True)
+        print(f"{what}; processes: {n}; {speed_up}{times}. {agreed.get(n, '')}", flush=True)
     return rows
 
 

@@ -36,7 +36,7 @@ from masklearn.edges import (
 )
 from masklearn.mask_file import ModelId
 from masklearn.models import Layout
-from masklearn.training.edge_learner import EdgeLearnerConfig, EdgeSearch, learn_edges
+from masklearn.training.edge_learner import EdgeLearnerConfig, learn_edges
 
 # --- importance -------------------------------------------------------------------------------------------------------
 
@@ -289,20 +289,3 @@ def test_the_probability_of_a_stream_is_that_of_an_open_reader_by_hand() -> None
     torch.testing.assert_close(found.residual_attention[0], torch.tensor([[0, 1 - 0.75 * 0.5, 1], [0, 0, 1]]))
     torch.testing.assert_close(found.residual_mlp[0], torch.tensor([[0, 0.5, 1], [0, 0, 1]]))
     assert torch.equal(found.mlp, gates.mlp) and torch.equal(found.attention, gates.attention)
-
-
-def test_gates_that_are_certain_give_the_kl_and_the_streams_of_their_subgraph(llama: EdgeLM) -> None:
-    found = importance(llama, text(6))
-    search = EdgeSearch(llama, text(6), found, [0.3, 0.6])
-    gates = (torch.rand(2, len(search.scored), generator=torch.Generator().manual_seed(0)) < 0.15).float()
-    subgraphs = []
-    for row in gates:
-        chosen = torch.zeros(found.graph.n_places, dtype=torch.bool)
-        chosen[search.scored[row > 0]] = True
-        subgraphs.append(with_streams(found.graph, chosen).nonzero()[:, 0])
-    kl, n_streams = search.kl_with_others(gates)
-    torch.testing.assert_close(kl, search.kl_of(subgraphs), atol=1e-4, rtol=1e-4)
-    residual = [int(found.graph.is_residual[ids].sum()) for ids in subgraphs]
-    torch.testing.assert_close(n_streams, torch.tensor(residual).float(), atol=1e-2, rtol=0)
-    assert min(residual) < found.graph.is_residual.sum()  # some streams are closed
-    assert not torch.allclose(search.kl(gates), kl, rtol=1e-3)  # which all open streams are not

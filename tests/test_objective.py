@@ -65,13 +65,12 @@ def test_no_chunk_has_more_logits_than_allowed(monkeypatch: pytest.MonkeyPatch) 
     assert max(sizes) <= 1000
 
 
-@pytest.mark.parametrize(("gib", "expected"), [(1, objective.CHUNK_LOGITS), (80, 80 * 2**30 // 16 // 24)])
-def test_a_chunk_on_a_gpu_takes_a_sixteenth_of_its_memory(
-    gib: int, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    properties = SimpleNamespace(total_memory=gib * 2**30)
+def test_a_chunk_on_a_gpu_takes_a_sixteenth_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(total_memory=80 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    assert objective.max_chunk_logits(torch.device("cuda")) == max(expected, objective.MAX_CHUNK_LOGITS)
+    assert objective.max_chunk_logits(torch.device("cuda")) == 80 * 2**30 // 16 // 24
+    properties.total_memory = 2**30  # a small card has chunks as large as those of a CPU
+    assert objective._chunk_logits(torch.device("cuda")) == objective.CHUNK_LOGITS
     assert objective.max_chunk_logits(torch.device("cpu")) == objective.MAX_CHUNK_LOGITS
 
 

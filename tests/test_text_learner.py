@@ -1,11 +1,14 @@
-"""The learner of single texts on subgraphs whose best units are known."""
+"""The learner of single texts on subgraphs whose best units are known, and on gates that are certain."""
 
 from collections.abc import Sequence
 
 import pytest
 import torch
+from edge_reference import text
 from torch import Tensor
 
+from masklearn.edges import EdgeLM, importance, with_streams
+from masklearn.training.edge_learner import EdgeSearch
 from masklearn.training.text_learner import SubgraphSearch, TextLearnerConfig, learn
 
 N_UNITS = 12
@@ -100,3 +103,20 @@ def test_a_text_without_a_size_to_learn_keeps_its_first_subgraphs() -> None:
     search = KnownOptima()
     search.learned = []
     assert units(learn(search, TextLearnerConfig(steps=3))) == [[0], [0, 1, 2]]
+
+
+def test_gates_that_are_certain_give_the_kl_and_the_streams_of_their_subgraph(llama: EdgeLM) -> None:
+    found = importance(llama, text(6))
+    search = EdgeSearch(llama, text(6), found, [0.3, 0.6])
+    gates = (torch.rand(2, len(search.scored), generator=torch.Generator().manual_seed(0)) < 0.15).float()
+    subgraphs = []
+    for row in gates:
+        chosen = torch.zeros(found.graph.n_places, dtype=torch.bool)
+        chosen[search.scored[row > 0]] = True
+        subgraphs.append(with_streams(found.graph, chosen).nonzero()[:, 0])
+    kl, n_streams = search.kl_with_others(gates)
+    torch.testing.assert_close(kl, search.kl_of(subgraphs), atol=1e-4, rtol=1e-4)
+    residual = [int(found.graph.is_residual[ids].sum()) for ids in subgraphs]
+    torch.testing.assert_close(n_streams, torch.tensor(residual).float(), atol=1e-2, rtol=0)
+    assert min(residual) < found.graph.is_residual.sum()  # some streams are closed
+    assert not torch.allclose(search.kl(gates), kl, rtol=1e-3)  # which all open streams are not

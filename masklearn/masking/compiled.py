@@ -43,7 +43,7 @@ def compiling_pays(masked_lm: MaskedLM, tokens_per_step: int) -> bool:
 
 
 def step_forward(masked_lm: MaskedLM, compiled: CompileMode, tokens_per_step: int) -> Callable[..., Tensor]:
-    """What runs the rows of training steps of so many tokens, as `MaskedLM.forward` does: compiled, or that itself."""
+    """What runs the rows of training steps of so many tokens, without prefixes: compiled, or `MaskedLM.forward`."""
     if is_placed(masked_lm.lm):  # hooks that bring activations and weights from device to device cannot be recorded
         compiled = False
     if compiled == "auto":
@@ -52,7 +52,7 @@ def step_forward(masked_lm: MaskedLM, compiled: CompileMode, tokens_per_step: in
 
 
 def scoring_forward(masked_lm: MaskedLM, compiled: CompileMode) -> Callable[..., Tensor]:
-    """What runs scored masks, as `MaskedLM.forward` does: on a GPU compiled where that pays, or that itself."""
+    """What runs scored masks that share no prefix: on a GPU compiled where that pays, or `MaskedLM.forward` itself."""
     on_cpu = masked_lm.device.type == "cpu"
     return masked_lm.forward if on_cpu or not compiled or is_placed(masked_lm.lm) else CompiledScoring(masked_lm)
 

@@ -1,4 +1,4 @@
-"""Figures of a run, and figures and page of a study. Needs the `report` extra (matplotlib, jinja2)."""
+"""Figures and page of a run, of evidence and of a study. Needs the `report` extra (matplotlib, jinja2)."""
 
 from masklearn.report.bank_page import bank_page, png_element, run_overview, write_run
 from masklearn.report.evidence import write_evidence, write_matrix

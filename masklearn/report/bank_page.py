@@ -1,4 +1,4 @@
-"""A page about one bank: curves, masks, metrics, controls, stages from gates to masks, and settings."""
+"""One bank as figures and as a page: curves, masks, metrics, controls, stages from gates to masks, and settings."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -49,10 +49,12 @@ def write_run(
     Returns:
         The PNG files, and the page.
     """
-    figures = run_figures(bank, described["sizes"])
-    files = [folder / FIGURES_FOLDER / f"{name}.png" for name in figures]
-    for file, figure in zip(files, figures.values(), strict=True):
-        with styled():
+    rows = described["sizes"]
+    figures = run_figures(bank, rows)
+    pictures = {"overview": run_overview(bank, rows)} | figures if isinstance(bank, Mask) else figures
+    files = [folder / FIGURES_FOLDER / f"{name}.png" for name in pictures]
+    with styled():
+        for file, figure in zip(files, pictures.values(), strict=True):
             atomic_write(file, figure.png())
     atomic_write(folder / REPORT_FILE, bank_page(bank, described, description, figures).encode())
     return files, folder / REPORT_FILE
@@ -72,7 +74,8 @@ def bank_page(
         description: The bank and the texts in a sentence.
         figures: What `run_figures` draws, if it is there already.
     """
-    figures = figures or run_figures(bank, described["sizes"])
+    if figures is None:
+        figures = run_figures(bank, described["sizes"])
     return render_page(
         "run.html",
         {

@@ -36,7 +36,7 @@ MAX_COLUMNS = 6
 
 
 def run_figures(bank: Mask | TextBank, rows: Sequence[dict[str, Any]]) -> dict[str, ShownFigure]:
-    """Draw a run: its curves as `curve`, and where nodes are kept also its `masks` and an `overview` of both.
+    """Draw a run: its curves as `curve`, and where nodes are kept also its `masks`.
 
     Args:
         bank: The masks of the run, or its subgraphs of texts.
@@ -44,7 +44,7 @@ def run_figures(bank: Mask | TextBank, rows: Sequence[dict[str, Any]]) -> dict[s
     """
     with styled():
         if isinstance(bank, Mask):
-            figures = {"overview": overview(bank, rows), "masks": mask_figure(bank), "curve": curve_figure(rows)}
+            figures = {"masks": mask_figure(bank), "curve": curve_figure(rows)}
         else:
             figures = {"curve": curve_figure(rows, bank.method)}
         for figure in figures.values():

@@ -90,7 +90,7 @@ class BlockFinisher:
     measures_gates: bool = True
     """Whether the KL of gates that are not yet discrete, a diagnostic, is measured."""
     score_rows: Callable[..., Tensor] | None = None
-    """Runs the rows of masks that are scored, as `MaskedLM.forward` does; that itself by default."""
+    """Runs rows of scored masks that share no prefix, as `MaskedLM.forward` does; that itself by default."""
 
     def finish(self, block: int, bank: GateBank, log_odds: Tensor, sizes: Tensor, bar: ProgressBar) -> None:
         """Discretise and polish the masks of a block, and store them.

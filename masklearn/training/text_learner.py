@@ -72,7 +72,8 @@ class SubgraphSearch(ABC):
         """KL as of `kl`, but with those units without scores that the scored ones need, and their expected number.
 
         Returns:
-            Both of shape (learned,). By default the KL of `kl`, and None: there are no others.
+            The KL, and the number, both of shape (learned,) and differentiable. By default, without others, the KL of `kl`
+            and None.
         """
         return self.kl(gates), None
 
