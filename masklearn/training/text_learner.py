@@ -72,8 +72,8 @@ class SubgraphSearch(ABC):
         """KL as of `kl`, but with those units without scores that the scored ones need, and their expected number.
 
         Returns:
-            The KL, and the number, both of shape (learned,) and differentiable. By default, without others, the KL of `kl`
-            and None.
+            The KL, and the number, both of shape (learned,) and differentiable. By default there are no others: the
+            KL is that of `kl`, and the number None.
         """
         return self.kl(gates), None
 
