@@ -17,6 +17,8 @@ ObjectiveName = Literal["kl", "logit-diff", "cross-entropy"]
 `cross-entropy`: negative log-probability of the right answers."""
 Unembed = Callable[[Tensor], Tensor]
 """Last hidden states (..., width) to logits (..., vocabulary)."""
+Comparison = Callable[[Tensor, Tensor, float, bool], tuple[Tensor, Tensor | None]]
+"""Maps logits to their KL and its gradient, as `compared` does."""
 CHUNK_LOGITS = 2**24
 """Logits of a chunk: 64 MB in float32. Like the constants below, it changes memory and time, never the result."""
 MIN_POSITIONS = 64
@@ -69,6 +71,37 @@ def chunks(full: Tensor, n_masks: int, unembed: Unembed) -> Iterator[slice]:
         yield slice(begin, begin + step)
 
 
+def compared(
+    full: Tensor, masked: Tensor, inverse_temperature: float, needs_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """KL(full || masked) of logits, and its gradient with respect to the masked ones, in closed form.
+
+    Few passes over the largest tensors of a training step, which are overwritten.
+
+    Args:
+        full: The full model's logits, shape (positions, vocabulary).
+        masked: Those of K masked models, shape (K, positions, vocabulary); overwritten.
+        inverse_temperature: As in `chunked_kl`.
+        needs_gradient: Whether to compute the gradient.
+
+    Returns:
+        Nats, float32, shape (K, positions); and the gradient of each position's KL, of the shape of `masked`.
+    """
+    target = full.float().log_softmax(-1)
+    target = target if inverse_temperature == 1 else (target * inverse_temperature).log_softmax(-1)
+    logp, probability = masked.float().log_softmax(-1), target.exp()
+    log_ratio = torch.sub(target, logp, out=masked) if masked.dtype == logp.dtype else target - logp
+    kl = torch.einsum("pv,kpv->kp", probability, log_ratio).clamp_min(0)
+    return kl, torch.sub(logp.exp_(), probability, out=masked) if needs_gradient else None
+
+
+def kl_and_gradient(full: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+    """What `compared` returns, without changing its arguments: for a compiler, which fuses the passes."""
+    target, logp = full.float().log_softmax(-1), masked.float().log_softmax(-1)
+    kl = (target.exp() * (target - logp)).sum(-1).clamp_min(0)
+    return kl, (logp.exp() - target.exp()).to(masked.dtype)
+
+
 class _ChunkedKL(torch.autograd.Function):
     """KL per position. Its gradient depends on that position's hidden state alone, so `forward` computes it as well."""
 
@@ -78,24 +111,17 @@ class _ChunkedKL(torch.autograd.Function):
         needs_gradient = ctx.needs_input_grad[0]
         kl = torch.empty(masked.shape[:-1], dtype=torch.float32, device=masked.device)
         gradient = torch.empty_like(masked) if needs_gradient else torch.empty(0)
+        compare = getattr(unembed, "compare", compared)  # a model may have a compiled one
         for chunk in chunks(full, len(masked), unembed):
-            target = log_probabilities(full[chunk], unembed)
-            target = target if inverse_temperature == 1 else (target * inverse_temperature).log_softmax(-1)
             # Masks and positions are flattened: one matrix product reads the unembedding once, a batch once per mask
             with torch.set_grad_enabled(needs_gradient):
                 hidden = masked[:, chunk].detach().flatten(0, 1).requires_grad_(needs_gradient)
                 flat_logits = unembed(hidden)
             logits = flat_logits.detach().unflatten(0, (len(masked), -1))
-            logp = logits.float().log_softmax(-1)
-            probability = target.exp()
-            # The KL and its gradient with respect to the logits in closed form: few passes over the largest tensor of a
-            # training step. Autograd only differentiates `unembed`, which does not need the logits: their memory is
-            # reused here.
-            log_ratio = torch.sub(target, logp, out=logits) if logits.dtype == logp.dtype else target - logp
-            kl[:, chunk] = torch.einsum("pv,kpv->kp", probability, log_ratio).clamp_min(0)
-            if needs_gradient:
-                torch.sub(logp.exp_(), probability, out=logits)
-                (hidden_gradient,) = torch.autograd.grad(flat_logits, hidden, logits.flatten(0, 1))
+            kl[:, chunk], of_logits = compare(unembed(full[chunk]), logits, inverse_temperature, needs_gradient)
+            if of_logits is not None:
+                # autograd only differentiates `unembed`, which does not need the logits: their memory is reused
+                (hidden_gradient,) = torch.autograd.grad(flat_logits, hidden, of_logits.flatten(0, 1))
                 gradient[:, chunk] = hidden_gradient.unflatten(0, (len(masked), -1))
         ctx.gradient = gradient
         return kl

@@ -1,19 +1,24 @@
 """Compiled steps give the results of eager ones, on few shapes, and a model that cannot be compiled runs eagerly."""
 
+import gc
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import tiny_llama
 from families import FAMILIES
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lightning import Trainer
 from torch import Tensor
 from torch.testing import assert_close
 
 import masklearn as ml
 from masklearn.ablation import Ablation
-from masklearn.masking import CompiledSteps, MaskedLM, compiled, compiling_pays
-from masklearn.masking.compiled import CompiledScoring, padded_length
+from masklearn.masking import CompiledSteps, MaskedLM, compiled, compiling_pays, kl_comparison
+from masklearn.masking.compiled import CompiledKL, CompiledScoring, padded_length
+from masklearn.objective import chunked_kl, compared, kl_and_gradient
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +124,88 @@ def test_what_cannot_be_compiled_is_scored_eagerly(monkeypatch: pytest.MonkeyPat
             masked_lm.ablation, masked_lm.row_limit.max_tokens[False] = Ablation(ablation), n_tokens
             assert_close(scoring(ids, scored, gates, corrupted), masked_lm(ids, scored, gates, corrupted))
     assert not scoring._passes and not scoring.failed
+
+
+@settings(deadline=None, max_examples=20)
+@given(k=st.integers(1, 3), positions=st.integers(1, 4), half=st.booleans(), seed=st.integers(0, 99))
+def test_the_fused_kl_and_its_gradient_are_those_of_the_eager_one(
+    k: int, positions: int, half: bool, seed: int
+) -> None:
+    generator, dtype = torch.Generator().manual_seed(seed), torch.bfloat16 if half else torch.float32
+    full, masked = (3 * torch.randn(shape, generator=generator) for shape in ((positions, 17), (k, positions, 17)))
+    full, masked = full.to(dtype), masked.to(dtype)
+    kl, gradient = kl_and_gradient(full, masked)
+    expected_kl, expected = compared(full, masked.clone(), 1.0, True)
+    assert expected is not None and gradient.dtype == expected.dtype == dtype
+    assert_close(kl, expected_kl, atol=1e-6, rtol=1e-5)
+    assert_close(gradient, expected, atol=1e-6, rtol=1e-2 if half else 1e-5)
+
+
+def test_a_compiled_kl_takes_the_place_of_an_eager_one_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "MIN_FUSED_LOGITS", 3 * 4 * 17)
+    comparison, runs = CompiledKL("Model"), list[int]()
+    fused = comparison._fused
+    monkeypatch.setattr(comparison, "_fused", lambda *logits: runs.append(len(logits[1])) or fused(*logits))
+    unembed: Any = torch.nn.Linear(5, 17).requires_grad_(False)
+    full, masked = torch.randn(4, 5), torch.randn(3, 4, 5)
+    expected = kl_with_gradient(full, masked, unembed)
+    unembed.compare = comparison
+    for found, one in zip(kl_with_gradient(full, masked, unembed), expected, strict=True):
+        assert_close(found, one, atol=1e-6, rtol=1e-5)
+    kl_with_gradient(full, masked[:2], unembed)  # too few logits
+    kl_with_gradient(full, masked, unembed, 2.0)  # of other probabilities
+    chunked_kl(full, masked, unembed)  # without a gradient
+    assert runs == [3]
+
+
+def kl_with_gradient(
+    full: Tensor, masked: Tensor, unembed: Any, inverse_temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    leaf = masked.clone().requires_grad_()
+    kl = chunked_kl(full, leaf, unembed, inverse_temperature)
+    return kl.detach(), torch.autograd.grad(kl.sum(), leaf)[0]
+
+
+def test_a_kl_that_cannot_be_compiled_is_computed_eagerly_after_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compiled, "MIN_FUSED_LOGITS", 1)
+    comparison, full, masked = CompiledKL("Model"), torch.randn(4, 17), torch.randn(3, 4, 17)
+    errors: list[Exception] = [RuntimeError("CUDA out of memory"), ModuleNotFoundError("no triton")]
+
+    def fails(*_: Tensor) -> tuple[Tensor, Tensor]:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(comparison, "_fused", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):  # which is mended by fewer tokens at a time
+        comparison(full, masked.clone(), 1.0, True)
+    for _ in range(2):
+        for found, expected in zip(
+            comparison(full, masked.clone(), 1.0, True), compared(full, masked.clone(), 1.0, True), strict=True
+        ):
+            assert found is not None and expected is not None and torch.equal(found, expected)
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "Model cannot be compiled (no triton)" in printed
+
+
+def test_the_kl_is_compiled_on_a_gpu_only_and_not_if_compiling_is_off() -> None:
+    on_gpu: Any = SimpleNamespace(device=torch.device("cuda"), lm=None)
+    assert isinstance(kl_comparison(on_gpu, "auto"), CompiledKL) and kl_comparison(on_gpu, False) is compared
+    assert kl_comparison(MaskedLM(tiny_llama()), "auto") is compared
+
+
+def test_no_garbage_is_collected_while_a_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked_lm = MaskedLM(tiny_llama())
+    steps, ids, collects = CompiledSteps(masked_lm), torch.arange(3, 17).view(2, 7), list[bool]()
+
+    def recorded(eager: Any, sample: Any, **_: Any) -> Any:
+        collects.append(gc.isenabled())
+        if len(collects) > 1:
+            raise RuntimeError("cannot be recorded")
+        return eager
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", recorded)
+    steps._pool = (0, 0)  # as on a GPU
+    for n_masks in (2, 3):
+        outcome(steps, ids, torch.rand(n_masks, 2, masked_lm.graph.n_nodes))
+    assert collects == [False, False] and gc.isenabled() and steps.failed

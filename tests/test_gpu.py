@@ -5,6 +5,7 @@
 Without a GPU they are skipped. `MASKLEARN_TEST_ACCELERATOR=cpu` runs the same tests on the CPU.
 """
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -18,6 +19,7 @@ from masklearn.ablation import ABLATIONS
 from masklearn.cli import train_cli
 from masklearn.cli.checkpoints import checkpoint_step
 from masklearn.cli.entry_points import evaluate, train
+from masklearn.masking import compiled
 
 ACCELERATOR = os.environ.get("MASKLEARN_TEST_ACCELERATOR", "gpu")
 DTYPES = ("float32", "bfloat16")
@@ -96,11 +98,48 @@ def test_a_stopped_run_goes_on(dtype: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_compiled_steps_learn_like_eager_ones(dtype: str) -> None:
     if ACCELERATOR == "cpu":
         pytest.skip("compiling on a CPU takes minutes")
-    for compiled in ("true", "false"):
-        flags = ["--model.compile", compiled, "--model.dtype", dtype, "--run.dir", compiled]
+    for how in ("true", "false"):
+        flags = ["--model.compile", how, "--model.dtype", dtype, "--run.dir", how]
         assert train([*RUN, *NAMES, *flags]) == 0
     eager, graphs = require_sound("false"), require_sound("true")
     assert (eager.mask != graphs.mask).float().mean() <= 0.2
+
+
+def test_graphs_are_recorded_while_older_ones_are_garbage() -> None:
+    if ACCELERATOR == "cpu":
+        pytest.skip("there are no CUDA graphs on a CPU")
+    threshold = gc.get_threshold()
+    gc.set_threshold(20, 2, 2)  # collects so often that every recording would meet a collection
+    try:
+        for folder in ("first", "second"):
+            assert train([*RUN, *NAMES, "--model.compile", "true", "--run.dir", folder]) == 0
+    finally:
+        gc.set_threshold(*threshold)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_compiled_kl_learns_like_an_eager_one(
+    dtype: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if ACCELERATOR == "cpu":
+        pytest.skip("the KL is compiled on a GPU only")
+    monkeypatch.setattr(compiled, "MIN_FUSED_LOGITS", 1)
+    for how in ("auto", "false"):
+        assert train([*RUN, *NAMES, "--model.compile", how, "--model.dtype", dtype, "--run.dir", how]) == 0
+    assert "cannot be compiled" not in capsys.readouterr().out
+    eager, fused = require_sound("false"), require_sound("auto")
+    assert (eager.mask != fused.mask).float().mean() <= 0.2
+
+
+@pytest.mark.parametrize("graph", ["edges", "positions"])
+def test_edges_and_positions_of_single_texts(graph: str) -> None:
+    flags = [*RUN[:6], *NAMES, "--data.limit", "2", "--model.graph", graph, "--model.steps", "10"]
+    assert train([*flags, "--model.sizes", "[0.02, 0.9]", "--run.dir", "run"]) == 0
+    found = metrics("run")
+    assert found[0]["kl"] > found[1]["kl"] >= 0
+    assert evaluate(["--mask", "run", "--study", "false", "--out", "out"]) == 0
+    for again, learned in zip(metrics("out"), found, strict=True):
+        assert again["kl"] == pytest.approx(learned["kl"], rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("device_map", ["auto", "balanced"])

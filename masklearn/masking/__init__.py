@@ -1,7 +1,14 @@
 """The frozen model under gates: the only folder that applies gates and registers hooks."""
 
 from masklearn.masking.activation_stats import ActivationStats, ablation_from_means
-from masklearn.masking.compiled import CompiledSteps, CompileMode, compiling_pays, scoring_forward, step_forward
+from masklearn.masking.compiled import (
+    CompiledSteps,
+    CompileMode,
+    compiling_pays,
+    kl_comparison,
+    scoring_forward,
+    step_forward,
+)
 from masklearn.masking.contributions import node_contributions
 from masklearn.masking.gating import gated, verified_layout
 from masklearn.masking.masked_lm import MaskedLM
@@ -16,6 +23,7 @@ __all__ = [
     "MaskedLM",
     "ablation_from_means",
     "compiling_pays",
+    "kl_comparison",
     "scoring_forward",
     "step_forward",
     "free_bytes",

@@ -2,10 +2,14 @@
 
 A model whose layers are small spends a pass launching operations. A graph records those of one forward and backward,
 or of one forward, and replays them. Inputs are padded to few lengths, and the rows of scored masks to few numbers, so
-that few shapes occur; padding changes no result.
+that few shapes occur; padding changes no result. A model whose vocabulary is large spends a pass reading and writing
+logits; the compiler fuses what the KL does with them.
 """
 
-from collections.abc import Callable
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -17,7 +21,9 @@ from masklearn.ablation import Ablation
 from masklearn.errors import one_line
 from masklearn.masking.gating import gated
 from masklearn.masking.masked_lm import MaskedLM, at_scored
+from masklearn.masking.row_parts import is_device_failure, is_out_of_memory
 from masklearn.models import is_placed
+from masklearn.objective import Comparison, compared, kl_and_gradient
 
 CompileMode = bool | Literal["auto"]
 """Whether steps are compiled; auto: on a GPU, if the model is launch-bound."""
@@ -26,6 +32,9 @@ LAUNCH_BOUND_FLOPS = 4e11
 in which a hundred operations are launched."""
 BACKEND = "inductor"
 """Backend of `torch.compile`, which compiles steps where there are no CUDA graphs."""
+MIN_FUSED_LOGITS = 2**26
+"""Fewest logits whose comparison is compiled. Compiling takes about four seconds, and each comparison of so many logits
+takes two milliseconds less from there on."""
 MIN_LENGTH = 8
 """Shortest length to which inputs are padded."""
 MIN_SCORED_TOKENS = 1024
@@ -55,6 +64,11 @@ def scoring_forward(masked_lm: MaskedLM, compiled: CompileMode) -> Callable[...,
     """What runs scored masks that share no prefix: on a GPU compiled where that pays, or `MaskedLM.forward` itself."""
     on_cpu = masked_lm.device.type == "cpu"
     return masked_lm.forward if on_cpu or not compiled or is_placed(masked_lm.lm) else CompiledScoring(masked_lm)
+
+
+def kl_comparison(masked_lm: MaskedLM, compiled: CompileMode) -> Comparison:
+    """What compares the logits of training steps: on a GPU compiled where that pays, or `compared` itself."""
+    return CompiledKL(type(masked_lm.lm).__name__) if compiled and masked_lm.device.type == "cuda" else compared
 
 
 def padded_length(n_tokens: int, context: int | None) -> int:
@@ -155,7 +169,52 @@ class CompiledSteps:
 
     def _recorded(self, eager: Pass, sample: tuple[Tensor, ...]) -> Pass:
         """The CUDA graphs of a pass, after a run that lets libraries settle."""
-        return torch.cuda.make_graphed_callables(eager, sample, num_warmup_iters=1, pool=self._pool)  # pyright: ignore
+        with no_garbage_collection():
+            return torch.cuda.make_graphed_callables(eager, sample, num_warmup_iters=1, pool=self._pool)  # pyright: ignore
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Collect no garbage: that of older graphs would be freed while another is recorded, which ends the process."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class CompiledKL:
+    """Stands in for `compared` where many logits are compared and the gradient is needed.
+
+    What cannot be compiled is computed as before; the first failure says so in one line.
+
+    Args:
+        model: Name of the model's class, for that line.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model, self.failed = model, False
+        self._fused = torch.compile(kl_and_gradient, backend=BACKEND, dynamic=True)
+
+    def __call__(
+        self, full: Tensor, masked: Tensor, inverse_temperature: float, needs_gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `compared`."""
+        pays = needs_gradient and inverse_temperature == 1 and masked.numel() >= MIN_FUSED_LOGITS
+        if pays and not self.failed:
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", module=r"torch\._inductor")
+                    return self._fused(full, masked)
+            except Exception as error:  # compilers raise errors of many kinds
+                if is_out_of_memory(error) or is_device_failure(error):
+                    raise
+                self.failed = True
+                print(f"The KL is computed without --model.compile: that of {self.model} cannot be compiled "
+                      f"({one_line(error)[:200]})", flush=True)  # fmt: skip
+        return compared(full, masked, inverse_temperature, needs_gradient)
 
 
 class CompiledScoring(CompiledSteps):

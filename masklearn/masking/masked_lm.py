@@ -32,6 +32,7 @@ from masklearn.models import (
     starting_at,
     stopped_before,
 )
+from masklearn.objective import Comparison, compared
 
 
 class Unembedding:
@@ -39,6 +40,8 @@ class Unembedding:
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.vocabulary = layout, 0
+        self.compare: Comparison = compared
+        """How the KL of its logits is computed."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return the logits of last hidden states: (..., width) to (..., vocabulary)."""

@@ -15,7 +15,7 @@ from masklearn.errors import UserError
 from masklearn.gates import GateBank
 from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask
-from masklearn.masking import MaskedLM, scoring_forward, step_forward
+from masklearn.masking import MaskedLM, kl_comparison, scoring_forward, step_forward
 from masklearn.models import load_lm
 from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.discretization import STAGES
@@ -129,9 +129,8 @@ class BlockLearner(LightningModule):
         Raises:
             UserError: If the texts do not fit the model or the scope.
         """
-        settings = self.settings
+        settings, notice = self.settings, ""
         require_fit(self.masked_lm, data, settings.scope, settings.objective)
-        notice = ""
         if step_shape is None:
             step_shape, notice = choose_step_shape(self.masked_lm, data, settings.rows_per_text, settings.block)
         groups_per_block, batch_size = step_shape
@@ -187,9 +186,10 @@ class BlockLearner(LightningModule):
     def on_fit_start(self) -> None:
         """Start from the constants that a checkpoint may have restored, and compile steps if that pays."""
         self._detach_ablation()
-        rows = self.plan.groups_per_block * self._data.texts_per_group * self.settings.rows_per_text
-        self.run_rows = step_forward(self.masked_lm, self.settings.compile, rows * self._data.longest_text)
-        self.score_rows = scoring_forward(self.masked_lm, self.settings.compile)
+        texts, how = self.plan.groups_per_block * self._data.texts_per_group, self.settings.compile
+        tokens = texts * self.settings.rows_per_text * self._data.longest_text
+        self.run_rows, self.score_rows = step_forward(self.masked_lm, how, tokens), scoring_forward(self.masked_lm, how)
+        self.masked_lm.unembed.compare = kl_comparison(self.masked_lm, how)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Finish the previous block at the first step of a block, and prepare the block of this step."""
