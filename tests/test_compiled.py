@@ -10,7 +10,7 @@ from conftest import tiny_llama
 from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning import Trainer
+from lightning import Callback, Trainer
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -112,6 +112,43 @@ def test_scored_masks_run_in_few_shapes_with_and_without_gradients(monkeypatch: 
                 assert_close(found, expected, atol=1e-4, rtol=1e-4)
     rows = sorted((grad, shapes[0][0]) for grad, shapes in scoring._passes)
     assert not scoring.failed and rows == [(False, 64), (False, 128), (True, 64)]  # 180 rows are not launch-bound
+
+
+def test_passes_follow_weights_that_have_moved() -> None:
+    masked_lm = MaskedLM(tiny_llama())
+    steps, ids = CompiledSteps(masked_lm), torch.arange(3, 17).view(2, 7)
+    gates, recorded = torch.rand(2, 2, masked_lm.graph.n_nodes), list[Any]()
+    for _ in range(2):
+        for found, expected in zip(outcome(steps, ids, gates), outcome(masked_lm, ids, gates), strict=True):
+            assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        recorded += steps._passes.values()
+        for weight in masked_lm.lm.parameters():  # as when a model goes to another device and back
+            weight.data = 1.1 * weight.data
+    outcome(steps, ids, gates)
+    assert len(steps._passes) == 1 and len({*recorded, *steps._passes.values()}) == 3
+
+
+def test_a_fit_leaves_the_model_where_recorded_passes_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves, apply = list[str](), MaskedLM._apply
+    monkeypatch.setattr(MaskedLM, "_apply", lambda self, *args: moves.append("moved") or apply(self, *args))
+    learner = ml.MaskLearner(sizes=[4], steps=2, polish=0)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, callbacks=[AtTheEnd(moves)],
+    )  # fmt: skip
+    trainer.fit(learner, datamodule=ml.MaskData(task="names", positions="last", limit=20))
+    learner.discretize()
+    assert moves[-1] == "learned" and "moved" in moves
+
+
+class AtTheEnd(Callback):
+    """Notes when learning is over."""
+
+    def __init__(self, notes: list[str]) -> None:
+        self.notes = notes
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.notes.append("learned")
 
 
 def test_what_cannot_be_compiled_is_scored_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,7 @@ class CompiledSteps:
     def __init__(self, masked_lm: MaskedLM) -> None:
         self.masked_lm, self.failed = masked_lm, False
         self._passes: dict[tuple[bool, tuple[torch.Size, ...]], Pass] = {}
+        self._weights, self._addresses = list(masked_lm.lm.parameters()), list[int]()
         self._pool = torch.cuda.graph_pool_handle() if masked_lm.device.type == "cuda" else None
 
     def __call__(self, input_ids: Tensor, scored: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Tensor:
@@ -125,6 +126,7 @@ class CompiledSteps:
 
     def _pass_for(self, ablation: Ablation, args: tuple[Tensor, ...]) -> Pass | None:
         """The compiled pass for arguments of these shapes; None if there is none."""
+        self._forget_moved_weights()
         key = args[1].requires_grad, tuple(arg.shape for arg in args)
         if self.failed or key in self._passes or len(self._passes) == self.max_shapes:
             return self._passes.get(key)
@@ -136,6 +138,13 @@ class CompiledSteps:
             print(f"{self.what} without --model.compile: {type(self.masked_lm.lm).__name__} cannot be compiled "
                   f"({one_line(error)[:200]})", flush=True)  # fmt: skip
         return self._passes.get(key)
+
+    def _forget_moved_weights(self) -> None:
+        """Drop all passes if weights have moved: a graph reads them where they were."""
+        addresses = [weight.data_ptr() for weight in self._weights]
+        if addresses != self._addresses:
+            self._passes.clear()
+            self._addresses = addresses
 
     what = "Steps run"
     """What the line says that runs without compilation."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning import LightningModule
@@ -53,8 +53,7 @@ class BlockLearner(LightningModule):
         """Holds the masks of finished blocks: in memory, unless it is replaced by one with a folder."""
         self.bar: ProgressBar = no_bar
         """Shows the progress of everything but the steps themselves, which the trainer shows."""
-        self.clock = PhaseClock()
-        """Times polish; whoever calls the trainer times learning."""
+        self.clock = PhaseClock()  # of polish; whoever calls the trainer times learning
         self.notices: list[str] = []
         """What the user should know about the masks, once they are discrete."""
         self.untried_steps: list[int] = []  # for which the budget of each polish of this process left no tokens
@@ -64,12 +63,10 @@ class BlockLearner(LightningModule):
         self._loaded = False
         self._plan: BlockPlan | None = None
         self._prepared_block: int | None = None
-        self._full_targets: FullTargets | None = None
-        """The full targets of the prepared block, if they are kept."""
+        self._full_targets: FullTargets | None = None  # of the prepared block, if they are kept
         self._index_in_block: Tensor  # of every group of the run, on the device; shape (groups,)
         self.guard = StepGuard()
-        self.run_rows: Callable[..., Tensor]
-        """Runs the rows of a step as `MaskedLM.forward` does, compiled or not; set when training starts."""
+        self.run_rows: Callable[..., Tensor]  # as `MaskedLM.forward`, compiled or not; set when training starts
         self.score_rows: Callable[..., Tensor] | None = None  # likewise for masks that are scored
 
     # --- before training ----------------------------------------------------------------------------------------------
@@ -275,9 +272,12 @@ class BlockLearner(LightningModule):
 
     # --- the result ---------------------------------------------------------------------------------------------------
 
+    def cpu(self) -> Self:
+        """Stay on the device, although Lightning moves a module to the CPU after a fit: polish goes on there."""
+        return self
+
     def finish_blocks(self) -> None:
         """Store the masks of the last block, and wait until other processes have stored theirs."""
-        self.to(self.trainer.strategy.root_device)  # Lightning leaves models on the CPU when a fit is over
         self._finish_learned_block()
         ranks.gathered(None)
 
