@@ -6,13 +6,13 @@ polish; integrated gradients use all texts of a bootstrap.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jsonargparse import auto_cli
 from rivals import MiniBatches, mattr
 from setting import Setting, quiet_trainer
-from timing import machine, now, write_results
+from timing import machine, now, read_results, write_results
 from torch import Tensor
 
 import masklearn as ml
@@ -24,6 +24,7 @@ from masklearn.masking import MaskedLM
 from masklearn.selection.attribution import integrated_gradients
 from masklearn.selection.scorer import MaskScorer
 
+RivalName = Literal["integrated gradients", "MAttr"]
 MAX_CURVE_SIZES = 60
 """Sizes at which the KL of a rival is measured, at most, to find the one at which it is equal."""
 
@@ -55,9 +56,9 @@ class Comparison:
         self.held_out = MaskScorer(masked_lm, data.loader("test"))
         self.rows: list[dict[str, Any]] = []
 
-    def learned(self) -> tuple[Tensor, Tensor]:
-        """Masks (bootstraps, sizes, nodes) and scores (bootstraps, nodes) of this package."""
-        masks, scores = [], []
+    def learned(self) -> list[float]:
+        """Learn the masks of this package, and measure them, polished and not; return the KL of the polished ones."""
+        start, masks, scores = now(), [], []
         for data in self.texts:
             settings: dict[str, Any] = {"steps": self.steps, "polish_budget": self.polish_budget}
             learner = ml.MaskLearner(self.masked_lm.lm, sizes=self.sizes, **settings)
@@ -66,7 +67,16 @@ class Comparison:
             masks.append(bank.mask[0])
             scores.append(bank.scores[0, 0])
             print(f"learned on bootstrap {len(masks)} of {len(self.texts)}", flush=True)
-        return torch.stack(masks), torch.stack(scores)
+        all_masks, all_scores = torch.stack(masks), torch.stack(scores)
+        self.add("learned", self.sizes, all_masks, all_scores, now() - start)
+        self.add("learned, not polished", self.sizes, self.cut(all_scores, self.sizes), all_scores)
+        return self.kl(all_masks)
+
+    def earlier(self, path: Path) -> list[float]:
+        """The KL of the masks that an earlier run has learned at the same sizes, whose rows are taken over."""
+        self.rows += [row for row in read_results([path])[0]["rows"] if row["method"].startswith("learned")]
+        kl = {row["s"]: row["kl"] for row in self.rows if row["method"] == "learned"}
+        return [kl[s] for s in self.sizes]
 
     def mattr(self, data: MaskData) -> Tensor:
         """Scores of MAttr on one bootstrap, shape (nodes,)."""
@@ -120,6 +130,8 @@ def main(
     polish_budget: float = 2.0,
     batch_size: int = 16,
     max_length: int = 64,
+    rivals: tuple[RivalName, ...] = get_args(RivalName),
+    learned: Path | None = None,
     out: Path | None = None,
 ) -> None:
     """Print, for every method and size, the Jaccard index of masks over bootstraps of the texts, and their KL.
@@ -134,6 +146,8 @@ def main(
         polish_budget: Most tokens of polish, as a multiple of those of learning.
         batch_size: Texts of a step.
         max_length: Longest text, in tokens.
+        rivals: Which rivals to meet.
+        learned: JSON file of an earlier run with the same settings, whose learned masks are not learned again.
         out: JSON file to write after every method.
     """
     print(machine())
@@ -145,14 +159,11 @@ def main(
     compared = Comparison(masked_lm, data, counts, bootstraps, steps, polish_budget)
     print(f"{n_nodes} nodes, {len(data.parts['train'])} training texts, {len(data.parts['test'])} held out")
     print(table_line(COLUMNS), flush=True)
-    start = now()
-    masks, scores = compared.learned()
-    compared.add("learned", counts, masks, scores, now() - start)
-    learned_kl = compared.kl(masks)
-    compared.add("learned, not polished", counts, compared.cut(scores, counts), scores)
-    for method, find in (("integrated gradients", compared.integrated_gradients), ("MAttr", compared.mattr)):
+    learned_kl = compared.earlier(learned) if learned else compared.learned()
+    finders = {"integrated gradients": compared.integrated_gradients, "MAttr": compared.mattr}
+    for method in rivals:
         write_results({"lm": lm, "rows": compared.rows}, out)
-        compared.add_rival(method, find, learned_kl)
+        compared.add_rival(method, finders[method], learned_kl)
     write_results({"lm": lm, "rows": compared.rows}, out)
 
 
