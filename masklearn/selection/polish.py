@@ -151,7 +151,8 @@ class _Polish:
             tokens.spent = n_spent.item()
             tokens.limit = self.limit(steps[steps.index(step) :], tokens.spent, budget)
             try:
-                self.run(step)
+                with self.scorer.remembering():  # no longer than a step, after which a stopped polish can go on
+                    self.run(step)
             except BudgetSpent:
                 if tokens.spent >= budget:
                     tokens.untried_steps = len(steps) - steps.index(step)

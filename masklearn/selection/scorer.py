@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -17,6 +18,7 @@ from masklearn.masking import MaskedLM, scored_together
 from masklearn.models import Prefix
 from masklearn.objective import ObjectiveName
 from masklearn.selection.chunks import ForwardCost, plan_batches, whole_batches
+from masklearn.selection.known_scores import KnownScores
 from masklearn.selection.losses import losses, losses_per_input
 
 SUBSAMPLE_STRIDE = 4
@@ -112,6 +114,7 @@ class MaskScorer:
         self.n_groups = len(groups)
         self.tokens = TokenBudget()
         """Shared with the subsample."""
+        self.known: KnownScores | None = None
         scored: list[ScoredBatch] = []
         for batch in batches:
             group_index = torch.tensor([index_of[group] for group in batch.group.tolist()], device=masked_lm.device)
@@ -149,6 +152,18 @@ class MaskScorer:
         scorer._set_batches([scored.select(k) for scored, k in zip(self.batches, kept, strict=True) if k.any()])
         return None if scorer.lacks_losses else scorer
 
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Score no mask twice while the context is open, if all texts share the masks: searches come back to many."""
+        scorers = [scorer for scorer in (self, self.subsample) if scorer] if self.n_groups == 1 else []
+        for scorer in scorers:
+            scorer.known = KnownScores()
+        try:
+            yield
+        finally:
+            for scorer in scorers:
+                scorer.known = None
+
     @torch.no_grad()
     def __call__(self, masks: Tensor, groups: Tensor | None = None) -> Tensor:
         """The KL of masks.
@@ -160,6 +175,12 @@ class MaskScorer:
         Returns:
             Nats per scored position, shape (K, groups).
         """
+        if self.known is not None and masks.dtype == torch.bool:
+            return self.known.kl(masks, self._mean_kl)
+        return self._mean_kl(masks, groups)
+
+    def _mean_kl(self, masks: Tensor, groups: Tensor | None = None) -> Tensor:
+        """The KL of masks that are not known yet; see `__call__`."""
         masks, groups = masks.float(), self._all_groups if groups is None else groups
         total = torch.zeros(masks.shape[:-1], device=masks.device)
         for scored in self._batches_of(groups):
@@ -177,6 +198,13 @@ class MaskScorer:
         Returns:
             Shape (groups, nodes).
         """
+        if self.known is not None and masks.dtype == torch.bool:
+            find = partial(self._mean_gradient, masks, groups, inverse_temperature)
+            return self.known.gradient(masks, inverse_temperature, find)
+        return self._mean_gradient(masks, groups, inverse_temperature)
+
+    def _mean_gradient(self, masks: Tensor, groups: Tensor | None, inverse_temperature: float) -> Tensor:
+        """A gradient that is not known yet; see `gradient`."""
         gates, groups = masks.float().requires_grad_(), self._all_groups if groups is None else groups
         gradient = torch.zeros_like(gates)
         for scored in self._batches_of(groups):
