@@ -16,6 +16,7 @@ import masklearn as ml
 from masklearn.cli.evidence_sources import OtherRun, masks_of_runs
 from masklearn.data import MaskData
 from masklearn.evidence import circuit_tests as tests
+from masklearn.evidence import cost
 from masklearn.evidence.circuit_tests import Circuit, run_tests
 from masklearn.evidence.control_tables import Control, control_row, control_table
 from masklearn.evidence.controls import search_shares
@@ -28,6 +29,7 @@ from masklearn.evidence.sources import Sources
 from masklearn.evidence.verdicts import verdict_table
 from masklearn.mask_file import ModelId
 from masklearn.masking import MaskedLM
+from masklearn.selection.attribution import single_ablation
 
 
 def test_an_interval_needs_texts_and_misses_the_mean_of_ten_about_as_often_as_it_says() -> None:
@@ -174,3 +176,11 @@ def test_masks_of_another_run_on_the_same_model_and_other_texts_are_controls() -
     assert {name: [*masks] for name, masks in found.items()} == {"b": [4], "c: x": [4], "c: y": [4]}
     assert torch.equal(found["b"][4], plant.roll(1)[None])
     assert torch.equal(found["c: y"][4], plant.roll(1).flip(-1)[None])
+
+
+def test_the_estimate_knows_what_it_takes_to_close_every_node_by_itself() -> None:
+    masked_lm, _, batches = planted()
+    bench = HandBench(masked_lm, bank_of(masked_lm, elsewhere(2)), MaskData(), EvidencePlan(), batches=batches)
+    scorer = bench.scorer(0)
+    single_ablation(scorer, GRAPH.n_nodes)
+    assert cost._ablation_tokens(bench, 0) == pytest.approx(scorer.tokens.spent, rel=0.5)

@@ -7,7 +7,7 @@ from itertools import combinations
 import torch
 
 from masklearn.errors import UserError
-from masklearn.evidence.bench import Bench
+from masklearn.evidence.bench import MAX_SELECTION_TEXTS, Bench
 from masklearn.evidence.circuit_tests import Circuit
 from masklearn.evidence.completeness import ADVERSARY_TEXTS, n_adversary_masks
 from masklearn.evidence.rediscovery import Rediscoverer, shuffled_variant
@@ -58,7 +58,7 @@ def expected_cost(bench: Bench, again: Rediscoverer, sources: Sources) -> Eviden
         "tests": sum(of_texts[g] * _test_forwards(bench, g, s) for g, s in _left(bench, "tests")),
         "stability": one * n_new,
         "controls": one * (n_controls + plan.polish_budget * len(controls) / len(groups))
-        + sum(of_texts[g] * n_sizes * 20 for g in controls),
+        + sum(of_texts[g] * n_sizes * 20 + _ablation_tokens(bench, g) for g in controls),
         "completeness": sum(_adversary_tokens(bench, g, s) for g, s in _left(bench, "completeness"))
         + sum(of_texts[g] * _pair_forwards(bench, g, s) for g, s in _left(bench, "pairs")),
         "transfer": sum(of_texts) / len(groups) * n_sizes * 11 * (n_transfers + n_within),
@@ -86,6 +86,12 @@ def _shuffled_is_kept(bench: Bench, again: Rediscoverer) -> bool:
         return again.is_kept(shuffled_variant(bench.plan))
     except UserError:  # these texts cannot be shuffled
         return False
+
+
+def _ablation_tokens(bench: Bench, group: int) -> float:
+    """Tokens that are scored to close every node by itself; layers in front of the node are shared."""
+    graph = bench.mask.graph
+    return bench.selection_tokens(group, MAX_SELECTION_TEXTS) * (1 + graph.n_nodes * (1 + 1 / graph.n_layers) / 2)
 
 
 def _left(bench: Bench, part: str) -> list[tuple[int, int]]:
