@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from masklearn.errors import UserError
 from masklearn.models import Layout
-from masklearn.models.diagnostics import dummy_input_ids, unsupported_model
+from masklearn.models.diagnostics import dummy_input_ids
 from masklearn.models.tracing import Trace
 
 
@@ -40,6 +41,14 @@ class ModelSites:
     """Whether attention and MLP of every layer both read the layer's input."""
 
 
+def no_edges(lm: nn.Module, found: str, expected: str) -> UserError:
+    """The error for a model that cannot be taken apart into edges."""
+    return UserError(
+        f"model.graph edges: {type(lm).__name__} cannot be taken apart into edges: found {found}, expected {expected}. "
+        "Choose --model.graph nodes, or another family"
+    )
+
+
 def find_sites(layout: Layout) -> ModelSites:
     """Find the sites with one forward of a few tokens.
 
@@ -51,7 +60,7 @@ def find_sites(layout: Layout) -> ModelSites:
     blocks = tuple(_block(layout, trace, index) for index in range(layout.graph.n_layers))
     parallel = {block.second_reader is None for block in blocks}
     if len(parallel) > 1:
-        raise unsupported_model(layout.lm, "sequential and parallel layers", "one kind of layer for edge gates")
+        raise no_edges(layout.lm, "sequential and parallel layers", "one kind of layer")
     last = trace.single_call(layout.sites[-1].layer)
     inside = {part for site in layout.sites for part in site.layer.modules()}
     readers = [
@@ -74,9 +83,7 @@ def _block(layout: Layout, trace: Trace, index: int) -> BlockSites:
     ]
     if not first or len(second) > 1:
         found = f"{len(first)} modules that read the input of layer {index}, {len(second)} that read it later"
-        raise unsupported_model(
-            layout.lm, found, "an attention and an MLP that add to a residual stream, for edge gates"
-        )
+        raise no_edges(layout.lm, found, "an attention and an MLP that add to a residual stream")
     chain = trace.chain(site.attention_branch, site.layer.children())
     norms = tuple(module for module in chain[1:] if (call := trace.single_call(module)) and not call.is_identity)
     return BlockSites(

@@ -16,7 +16,7 @@ from masklearn.edges.attention import attention_function
 from masklearn.edges.edge_lm import EdgeLM, EdgeRecord
 from masklearn.edges.graph import EdgeGates, EdgeGraph
 from masklearn.edges.importance import LayerContributions, importance_of, layers_contributions
-from masklearn.errors import UserError
+from masklearn.edges.sites import no_edges
 from masklearn.models import Layout, require_plain
 from masklearn.models.diagnostics import dummy_input_ids
 
@@ -65,7 +65,7 @@ def require_same_output(edge_lm: EdgeLM, found: Tensor, untouched: Tensor) -> No
     """
     error = ((found - untouched).float().norm() / untouched.float().norm()).item()
     if error > MAX_TEXT_ERROR:
-        raise _inexact(edge_lm, f"an output that is {error:.2g} off on a whole text", "that of the model")
+        raise no_edges(edge_lm.layout.lm, f"an output that is {error:.2g} off on a whole text", "that of the model")
 
 
 def _differ(lm: PreTrainedModel, found: Tensor, expected: Tensor) -> float | None:
@@ -76,13 +76,6 @@ def _differ(lm: PreTrainedModel, found: Tensor, expected: Tensor) -> float | Non
     return None if error <= allowed else error
 
 
-def _inexact(edge_lm: EdgeLM, found: str, expected: str) -> UserError:
-    return UserError(
-        f"model.graph edges: {type(edge_lm.layout.lm).__name__} cannot be taken apart into edges: found {found}, "
-        f"expected {expected}. Choose --model.graph nodes, or another family"
-    )
-
-
 def _require_open_gates_change_nothing(edge_lm: EdgeLM, record: EdgeRecord, input_ids: Tensor) -> None:
     layout = edge_lm.layout
     with attention_function(layout.lm, "eager"):
@@ -90,7 +83,7 @@ def _require_open_gates_change_nothing(edge_lm: EdgeLM, record: EdgeRecord, inpu
     gates = record.graph.gates(record.graph.exists[None].float().to(input_ids.device))
     error = _differ(layout.lm, edge_lm.hidden(input_ids, gates)[0], untouched)
     if error is not None:
-        raise _inexact(edge_lm, f"an output that is {error:.2g} off with all edges open", "that of the model")
+        raise no_edges(edge_lm.layout.lm, f"an output that is {error:.2g} off with all edges open", "that of the model")
 
 
 def _require_sums(edge_lm: EdgeLM, record: EdgeRecord, layer: int, parts: LayerContributions) -> None:
@@ -111,7 +104,7 @@ def _require_sums(edge_lm: EdgeLM, record: EdgeRecord, layer: int, parts: LayerC
     for name, found, expected in sums:
         error = _differ(lm, found, expected)
         if error is not None:
-            raise _inexact(edge_lm, f"contributions in layer {layer} that miss {name} by {error:.2g}", "their sum")
+            raise no_edges(lm, f"contributions in layer {layer} that miss {name} by {error:.2g}", "their sum")
 
 
 def _outside(edge_lm: EdgeLM, record: EdgeRecord) -> Tensor:
@@ -130,10 +123,11 @@ def _require_counts(edge_lm: EdgeLM, graph: EdgeGraph, weights: Tensor) -> None:
     edges = EdgeGraph.count(graph.n_layers, graph.n_heads, tokens, graph.parallel)
     is_causal = bool((graph.allowed == graph.allowed[0].tril()).all() and graph.allowed[0].tril().all())
     if graph.n_edges > edges or (is_causal and graph.n_edges != edges):
-        raise _inexact(edge_lm, f"{graph.n_edges} edges in a text of {tokens} tokens", str(edges))
+        raise no_edges(edge_lm.layout.lm, f"{graph.n_edges} edges in a text of {tokens} tokens", str(edges))
     vertices = graph.n_vertices - tokens  # embeddings have no edges into them
     if abs(weights.sum().item() - vertices) > 1e-4 * vertices:
-        raise _inexact(edge_lm, f"importances that sum to {weights.sum():.6g}", f"1 for each of {vertices} vertices")
+        found, expected = f"importances that sum to {weights.sum():.6g}", f"1 for each of {vertices} vertices"
+        raise no_edges(edge_lm.layout.lm, found, expected)
 
 
 def _require_effects(edge_lm: EdgeLM, graph: EdgeGraph, weights: Tensor, input_ids: Tensor) -> None:
@@ -144,10 +138,11 @@ def _require_effects(edge_lm: EdgeLM, graph: EdgeGraph, weights: Tensor, input_i
     off_path = [index for index, name in enumerate(names) if name.startswith("edges off")]
     noise = change[off_path].max()
     if _differ(edge_lm.layout.lm, hidden[off_path], hidden[0].expand(len(off_path), -1)) is not None:
-        raise _inexact(edge_lm, f"that closing edges off every path changes the output by {noise:.2g}", "no change")
+        found = f"that closing edges off every path changes the output by {noise:.2g}"
+        raise no_edges(edge_lm.layout.lm, found, "no change")
     for name, effect in list(zip(names, change.tolist(), strict=True))[1 + len(off_path) :]:
         if effect <= 2 * noise:
-            raise _inexact(edge_lm, f"that closing {name} does not change the output", "a change")
+            raise no_edges(edge_lm.layout.lm, f"that closing {name} does not change the output", "a change")
 
 
 def _mutations(graph: EdgeGraph, weights: Tensor, eps: float) -> Iterator[tuple[str, Tensor]]:
