@@ -1,10 +1,12 @@
 """Everything there is to measure on one GPU, in at most eight minutes, most important first.
 
 The rows: the time of a step over a bare forward and backward; eager and compiled steps of SmolLM2; masks of single
-texts; and twelve shared sizes of an 8B model. Models are made on the device with random weights, unless `--smollm`
-names the folder of the real one. Results are written after every row.
+texts; the command, with and without graphs; and twelve shared sizes of an 8B model. Models are made on the device with
+random weights, unless `--smollm` names the folder of the real one. Results are written after every row.
 """
 
+import gc
+import json
 import statistics
 import tempfile
 import time
@@ -19,11 +21,12 @@ from lightning import Callback
 from operations import CountedSteps, Operations
 from overhead import WARM_UP_STEPS, bare_pass, measure, measure_scoring
 from setting import quiet_trainer
-from shapes import GPT2_SMALL, LLAMA_1B, LLAMA_8B, SMOLLM2, build, write_texts
+from shapes import GPT2_SMALL, LLAMA_1B, LLAMA_8B, SMOLLM2, build, save, write_texts
 from timing import machine, now, write_results
 from transformers import PreTrainedModel
 
 import masklearn as ml
+from masklearn.cli.entry_points import train
 from masklearn.masking import MaskedLM
 
 TINY = {"vocab_size": 512, "n_embd": 96, "n_head": 12, "n_layer": 2, "hidden_size": 72, "intermediate_size": 128,
@@ -114,6 +117,24 @@ class Benchmark:
         data = self.data(4 if self.dry else 32, 16, self.smollm, scope="input", positions="last", truncation="left")
         return self.masks(self.smol(), data, sizes="log:12", scope="input")
 
+    def command(self) -> dict[str, Any]:
+        """The masks of `per_input` by the command, as it is and without graphs: the cost foretold, and every stage."""
+        folder, found = self.folder / "command", dict[str, Any]()
+        lm = self.smollm or save(self.model(SMOLLM2), folder / "lm")
+        texts = self.texts or write_texts(folder / "texts.jsonl", 4 if self.dry else 32, 14)
+        for compiled in ("auto", "false"):
+            run = folder / compiled
+            flags = ["--model.lm", lm, "--data.path", texts, "--model.scope", "input", "--model.sizes", "log:12"]
+            flags += ["--data.positions", "last", "--data.limit", "32", "--data.max_length", "16"]
+            flags += ["--data.truncation", "left", "--model.dtype", str(self.dtype).removeprefix("torch.")]
+            flags += ["--trainer.accelerator", DEVICE, "--trainer.logger", "false", "--model.compile", compiled]
+            flags += ["--model.steps", "4"] if self.dry else []
+            if train([*flags, "--trainer.enable_progress_bar", "false", "--run.dir", str(run)]):
+                raise RuntimeError("the command failed")
+            metrics = json.loads((run / "metrics.json").read_text())
+            found[compiled] = {"cost": metrics["cost"], "stages": metrics["discretisation"]}
+        return found
+
     def large(self) -> dict[str, Any]:
         """Twelve sizes of an 8B shape that texts share: 300 steps and polish."""
         texts, tokens = (8, 16) if self.dry else (64, 128)
@@ -141,6 +162,7 @@ def rows(benchmark: Benchmark) -> dict[str, Callable[[], dict[str, Any]]]:
         "SmolLM2, 64 x 64, eager": partial(benchmark.compiled, False),
         "SmolLM2, 64 x 64, compiled": partial(benchmark.compiled, True),
         "SmolLM2, per input, 32 texts": benchmark.per_input,
+        "train.py, 32 texts": benchmark.command,
         "Llama 8B, 12 shared sizes": benchmark.large,
     }
 
@@ -179,6 +201,7 @@ def _measured(measure_row: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A row with its seconds and peak memory; an error is reported in its place, so that the next rows are run."""
     start = now()
     if DEVICE == "cuda":
+        gc.collect()  # a fit leaves its model on the device, and trainer and learner refer to each other
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
