@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import masklearn as ml
+from masklearn import objective
 from masklearn.ablation import Ablation
-from masklearn.masking import CompiledSteps, MaskedLM, compiled, compiling_pays, kl_comparison
+from masklearn.masking import CompiledSteps, MaskedLM, compiled, compiling_pays, fused_kl
 from masklearn.masking.compiled import CompiledKL, CompiledScoring, padded_length
 from masklearn.objective import chunked_kl, compared, kl_and_gradient
 
@@ -132,13 +133,33 @@ def test_a_fit_leaves_the_model_where_recorded_passes_read_it(monkeypatch: pytes
     moves, apply = list[str](), MaskedLM._apply
     monkeypatch.setattr(MaskedLM, "_apply", lambda self, *args: moves.append("moved") or apply(self, *args))
     learner = ml.MaskLearner(sizes=[4], steps=2, polish=0)
+    quiet_fit(learner, AtTheEnd(moves))
+    assert moves[-1] == "learned" and "moved" in moves
+    learner.cpu()  # a caller may move it
+    assert moves[-1] == "moved"
+
+
+def test_a_fit_that_fails_gives_the_device_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves, apply = list[str](), MaskedLM._apply
+    monkeypatch.setattr(MaskedLM, "_apply", lambda self, *args: moves.append("moved") or apply(self, *args))
+
+    def fails(*_: Any) -> None:
+        moves.append("failed")
+        raise ValueError("no step")
+
+    learner = ml.MaskLearner(sizes=[4], steps=2, polish=0)
+    monkeypatch.setattr(learner, "training_step", fails)
+    with pytest.raises(ValueError, match="no step"):
+        quiet_fit(learner)
+    assert moves[-2:] == ["failed", "moved"]
+
+
+def quiet_fit(learner: ml.MaskLearner, *callbacks: Callback) -> None:
     trainer = Trainer(
         accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[AtTheEnd(moves)],
+        enable_model_summary=False, limit_val_batches=0, callbacks=list(callbacks),
     )  # fmt: skip
     trainer.fit(learner, datamodule=ml.MaskData(task="names", positions="last", limit=20))
-    learner.discretize()
-    assert moves[-1] == "learned" and "moved" in moves
 
 
 class AtTheEnd(Callback):
@@ -179,20 +200,22 @@ def test_the_fused_kl_and_its_gradient_are_those_of_the_eager_one(
 
 
 def test_a_compiled_kl_takes_the_place_of_an_eager_one_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "MIN_FUSED_LOGITS", 3 * 4 * 17)
-    comparison, runs = CompiledKL("Model"), list[int]()
-    fused = comparison._fused
-    monkeypatch.setattr(comparison, "_fused", lambda *logits: runs.append(len(logits[1])) or fused(*logits))
+    monkeypatch.setattr(objective, "MIN_FUSED_LOGITS", 3 * 4 * 17)
+    monkeypatch.setattr(objective, "CHUNK_LOGITS", 3 * 2 * 17)  # the logits of all chunks count
+    monkeypatch.setattr(objective, "MAX_CHUNK_LOGITS", 3 * 2 * 17)
+    fused, runs = CompiledKL("Model"), list[int]()
+    run: Any = fused._compiled
+    monkeypatch.setattr(fused, "_compiled", lambda *logits: runs.append(len(logits[1])) or run(*logits))
     unembed: Any = torch.nn.Linear(5, 17).requires_grad_(False)
     full, masked = torch.randn(4, 5), torch.randn(3, 4, 5)
     expected = kl_with_gradient(full, masked, unembed)
-    unembed.compare = comparison
+    unembed.fused_kl = fused
     for found, one in zip(kl_with_gradient(full, masked, unembed), expected, strict=True):
         assert_close(found, one, atol=1e-6, rtol=1e-5)
     kl_with_gradient(full, masked[:2], unembed)  # too few logits
     kl_with_gradient(full, masked, unembed, 2.0)  # of other probabilities
     chunked_kl(full, masked, unembed)  # without a gradient
-    assert runs == [3]
+    assert runs == [3, 3]
 
 
 def kl_with_gradient(
@@ -206,29 +229,26 @@ def kl_with_gradient(
 def test_a_kl_that_cannot_be_compiled_is_computed_eagerly_after_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compiled, "MIN_FUSED_LOGITS", 1)
-    comparison, full, masked = CompiledKL("Model"), torch.randn(4, 17), torch.randn(3, 4, 17)
+    fused, full, masked = CompiledKL("Model"), torch.randn(4, 17), torch.randn(3, 4, 17)
     errors: list[Exception] = [RuntimeError("CUDA out of memory"), ModuleNotFoundError("no triton")]
 
     def fails(*_: Tensor) -> tuple[Tensor, Tensor]:
         raise errors.pop(0)
 
-    monkeypatch.setattr(comparison, "_fused", fails)
+    monkeypatch.setattr(fused, "_compiled", fails)
     with pytest.raises(RuntimeError, match="out of memory"):  # which is mended by fewer tokens at a time
-        comparison(full, masked.clone(), 1.0, True)
+        fused(full, masked.clone())
     for _ in range(2):
-        for found, expected in zip(
-            comparison(full, masked.clone(), 1.0, True), compared(full, masked.clone(), 1.0, True), strict=True
-        ):
-            assert found is not None and expected is not None and torch.equal(found, expected)
+        for found, expected in zip(fused(full, masked.clone()), compared(full, masked.clone(), 1.0, True), strict=True):
+            assert expected is not None and torch.equal(found, expected)
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1 and "Model cannot be compiled (no triton)" in printed
 
 
-def test_the_kl_is_compiled_on_a_gpu_only_and_not_if_compiling_is_off() -> None:
+def test_the_kl_is_fused_on_a_gpu_only_and_not_if_compiling_is_off() -> None:
     on_gpu: Any = SimpleNamespace(device=torch.device("cuda"), lm=None)
-    assert isinstance(kl_comparison(on_gpu, "auto"), CompiledKL) and kl_comparison(on_gpu, False) is compared
-    assert kl_comparison(MaskedLM(tiny_llama()), "auto") is compared
+    assert isinstance(fused_kl(on_gpu, "auto"), CompiledKL) and fused_kl(on_gpu, False) is None
+    assert fused_kl(MaskedLM(tiny_llama()), "auto") is None
 
 
 def test_no_garbage_is_collected_while_a_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +262,7 @@ def test_no_garbage_is_collected_while_a_graph_is_recorded(monkeypatch: pytest.M
         return eager
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", recorded)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     steps._pool = (0, 0)  # as on a GPU
     for n_masks in (2, 3):
         outcome(steps, ids, torch.rand(n_masks, 2, masked_lm.graph.n_nodes))

@@ -29,6 +29,7 @@ from masklearn.evidence.sources import Sources
 from masklearn.evidence.verdicts import verdict_table
 from masklearn.mask_file import ModelId
 from masklearn.masking import MaskedLM
+from masklearn.selection import chunks
 from masklearn.selection.attribution import single_ablation
 
 
@@ -178,9 +179,19 @@ def test_masks_of_another_run_on_the_same_model_and_other_texts_are_controls() -
     assert torch.equal(found["c: y"][4], plant.roll(1).flip(-1)[None])
 
 
-def test_the_estimate_knows_what_it_takes_to_close_every_node_by_itself() -> None:
-    masked_lm, _, batches = planted()
-    bench = HandBench(masked_lm, bank_of(masked_lm, elsewhere(2)), MaskData(), EvidencePlan(), batches=batches)
-    scorer = bench.scorer(0)
-    single_ablation(scorer, GRAPH.n_nodes)
-    assert cost._ablation_tokens(bench, 0) == pytest.approx(scorer.tokens.spent, rel=0.5)
+def test_the_estimate_knows_what_it_takes_to_close_every_node_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked_lm, plant, batches = planted()
+    bank = bank_of(masked_lm, plant)
+    bench = HandBench(masked_lm, bank, MaskData(), EvidencePlan(), batches=batches)
+    monkeypatch.setattr(HandBench, "held_out_tokens", lambda *_: 0)
+    again: Any = Learned(bank, {})
+    spent, expected = list[float](), list[float]()
+    for launch_flops in (2e7, 1.0):  # with whole forwards, and with shared layers
+        monkeypatch.setitem(chunks.LAUNCH_FLOPS, "cpu", launch_flops)
+        monkeypatch.setitem(chunks.READ_TOKENS, "cpu", 0 if launch_flops == 1 else 24)
+        scorer = bench.scorer(0)
+        single_ablation(scorer, GRAPH.n_nodes)
+        spent.append(scorer.tokens.spent)
+        expected.append(cost.expected_cost(bench, again, Sources([])).tokens["controls"])
+    assert spent[1] < 0.9 * spent[0]
+    assert expected[0] - expected[1] == pytest.approx(spent[0] - spent[1], rel=0.15)

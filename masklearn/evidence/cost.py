@@ -14,6 +14,7 @@ from masklearn.evidence.rediscovery import Rediscoverer, shuffled_variant
 from masklearn.evidence.sources import Sources
 from masklearn.evidence.text_scores import score_texts
 from masklearn.masking import shared_forwards
+from masklearn.selection.chunks import ForwardCost, plan_batches
 
 PROBED_TOKENS = 4096
 """Tokens of the subgraphs by which the time is estimated, if two have no more."""
@@ -89,9 +90,15 @@ def _shuffled_is_kept(bench: Bench, again: Rediscoverer) -> bool:
 
 
 def _ablation_tokens(bench: Bench, group: int) -> float:
-    """Tokens that are scored to close every node by itself; layers in front of the node are shared."""
-    graph = bench.mask.graph
-    return bench.selection_tokens(group, MAX_SELECTION_TEXTS) * (1 + graph.n_nodes * (1 + 1 / graph.n_layers) / 2)
+    """Tokens that are scored to close every node by itself; layers in front of the node are shared if that pays."""
+    graph, total = bench.mask.graph, 0.0
+    layers = [layer for layer in reversed(range(graph.n_layers)) for _ in range(graph.n_heads + 1)]
+    for batch in bench.selection_texts(group, MAX_SELECTION_TEXTS):
+        n_tokens = batch.input_ids.numel()
+        cost = ForwardCost.of(bench.masked_lm, n_tokens)
+        shares = cost.favours_sharing(plan_batches(layers, len(layers), cost), layers)
+        total += n_tokens * (1 + graph.n_nodes * (1 + 1 / graph.n_layers) / 2 if shares else graph.n_nodes)
+    return total
 
 
 def _left(bench: Bench, part: str) -> list[tuple[int, int]]:

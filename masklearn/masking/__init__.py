@@ -5,7 +5,7 @@ from masklearn.masking.compiled import (
     CompiledSteps,
     CompileMode,
     compiling_pays,
-    kl_comparison,
+    fused_kl,
     scoring_forward,
     step_forward,
 )
@@ -23,7 +23,7 @@ __all__ = [
     "MaskedLM",
     "ablation_from_means",
     "compiling_pays",
-    "kl_comparison",
+    "fused_kl",
     "scoring_forward",
     "step_forward",
     "free_bytes",

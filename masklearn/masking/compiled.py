@@ -23,7 +23,7 @@ from masklearn.masking.gating import gated
 from masklearn.masking.masked_lm import MaskedLM, at_scored
 from masklearn.masking.row_parts import is_device_failure, is_out_of_memory
 from masklearn.models import is_placed
-from masklearn.objective import Comparison, compared, kl_and_gradient
+from masklearn.objective import FusedKL, compared, kl_and_gradient
 
 CompileMode = bool | Literal["auto"]
 """Whether steps are compiled; auto: on a GPU, if the model is launch-bound."""
@@ -32,9 +32,6 @@ LAUNCH_BOUND_FLOPS = 4e11
 in which a hundred operations are launched."""
 BACKEND = "inductor"
 """Backend of `torch.compile`, which compiles steps where there are no CUDA graphs."""
-MIN_FUSED_LOGITS = 2**26
-"""Fewest logits whose comparison is compiled. Compiling takes about four seconds, and each comparison of so many logits
-takes two milliseconds less from there on."""
 MIN_LENGTH = 8
 """Shortest length to which inputs are padded."""
 MIN_SCORED_TOKENS = 1024
@@ -66,9 +63,9 @@ def scoring_forward(masked_lm: MaskedLM, compiled: CompileMode) -> Callable[...,
     return masked_lm.forward if on_cpu or not compiled or is_placed(masked_lm.lm) else CompiledScoring(masked_lm)
 
 
-def kl_comparison(masked_lm: MaskedLM, compiled: CompileMode) -> Comparison:
-    """What compares the logits of training steps: on a GPU compiled where that pays, or `compared` itself."""
-    return CompiledKL(type(masked_lm.lm).__name__) if compiled and masked_lm.device.type == "cuda" else compared
+def fused_kl(masked_lm: MaskedLM, compiled: CompileMode) -> FusedKL | None:
+    """What compares many logits where gates need a gradient: on a GPU `kl_and_gradient`, compiled; otherwise None."""
+    return CompiledKL(type(masked_lm.lm).__name__) if compiled and masked_lm.device.type == "cuda" else None
 
 
 def padded_length(n_tokens: int, context: int | None) -> int:
@@ -91,8 +88,9 @@ class CompiledSteps:
     def __init__(self, masked_lm: MaskedLM) -> None:
         self.masked_lm, self.failed = masked_lm, False
         self._passes: dict[tuple[bool, tuple[torch.Size, ...]], Pass] = {}
-        self._weights, self._addresses = list(masked_lm.lm.parameters()), list[int]()
         self._pool = torch.cuda.graph_pool_handle() if masked_lm.device.type == "cuda" else None
+        # held, so that what a graph reads is not freed if another tensor takes the place of one of them
+        self._weights, self._addresses = [*masked_lm.lm.parameters(), *masked_lm.lm.buffers()], list[int]()
 
     def __call__(self, input_ids: Tensor, scored: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Tensor:
         """As `MaskedLM.forward`, without prefixes."""
@@ -145,6 +143,7 @@ class CompiledSteps:
         if addresses != self._addresses:
             self._passes.clear()
             self._addresses = addresses
+            self._pool = self._pool and torch.cuda.graph_pool_handle()
 
     what = "Steps run"
     """What the line says that runs without compilation."""
@@ -195,35 +194,38 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 class CompiledKL:
-    """Stands in for `compared` where many logits are compared and the gradient is needed.
-
-    What cannot be compiled is computed as before; the first failure says so in one line.
+    """`kl_and_gradient`, compiled when it is first called. If that fails, it is `compared`, after one line.
 
     Args:
         model: Name of the model's class, for that line.
     """
 
     def __init__(self, model: str) -> None:
-        self.model, self.failed = model, False
-        self._fused = torch.compile(kl_and_gradient, backend=BACKEND, dynamic=True)
+        self.model, self.failed, self.used = model, False, False
+        self._compiled = torch.compile(kl_and_gradient, backend=BACKEND, dynamic=True)
 
-    def __call__(
-        self, full: Tensor, masked: Tensor, inverse_temperature: float, needs_gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `compared`."""
-        pays = needs_gradient and inverse_temperature == 1 and masked.numel() >= MIN_FUSED_LOGITS
-        if pays and not self.failed:
+    def __call__(self, full: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+        """As `kl_and_gradient`; `masked` may be overwritten."""
+        if not self.failed:
             try:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", module=r"torch\._inductor")
-                    return self._fused(full, masked)
+                return self._compiled(full, masked) if self.used else self._first(full, masked)
             except Exception as error:  # compilers raise errors of many kinds
                 if is_out_of_memory(error) or is_device_failure(error):
                     raise
                 self.failed = True
                 print(f"The KL is computed without --model.compile: that of {self.model} cannot be compiled "
                       f"({one_line(error)[:200]})", flush=True)  # fmt: skip
-        return compared(full, masked, inverse_temperature, needs_gradient)
+        kl, gradient = compared(full, masked, 1.0, True)
+        assert gradient is not None
+        return kl, gradient
+
+    def _first(self, full: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+        """The first call, without the compiler's advice on how to change the code."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"torch\._inductor")
+            found = self._compiled(full, masked)
+        self.used = True
+        return found
 
 
 class CompiledScoring(CompiledSteps):

@@ -32,7 +32,7 @@ from masklearn.models import (
     starting_at,
     stopped_before,
 )
-from masklearn.objective import Comparison, compared
+from masklearn.objective import FusedKL
 
 
 class Unembedding:
@@ -40,8 +40,7 @@ class Unembedding:
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.vocabulary = layout, 0
-        self.compare: Comparison = compared
-        """How the KL of its logits is computed."""
+        self.fused_kl: FusedKL | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return the logits of last hidden states: (..., width) to (..., vocabulary)."""

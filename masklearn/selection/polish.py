@@ -9,6 +9,7 @@ A polish is a sequence of steps. Each works on the masks of one size, in three p
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
@@ -151,7 +152,8 @@ class _Polish:
             tokens.spent = n_spent.item()
             tokens.limit = self.limit(steps[steps.index(step) :], tokens.spent, budget)
             try:
-                with self.scorer.remembering():  # no longer than a step, after which a stopped polish can go on
+                # no longer than a step, after which a stopped polish can go on; blocks of single texts are alike
+                with self.scorer.remembering() if self.widths == SHARED else nullcontext():
                     self.run(step)
             except BudgetSpent:
                 if tokens.spent >= budget:

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
-from lightning import LightningModule
 from torch import Tensor
 
 from masklearn import ranks
@@ -15,7 +14,7 @@ from masklearn.errors import UserError
 from masklearn.gates import GateBank
 from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask
-from masklearn.masking import MaskedLM, kl_comparison, scoring_forward, step_forward
+from masklearn.masking import MaskedLM, fused_kl, scoring_forward, step_forward
 from masklearn.models import load_lm
 from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.discretization import STAGES
@@ -28,12 +27,13 @@ from masklearn.training.dealing import deal, learned_before, resumed
 from masklearn.training.full_targets import FullTargets, index_in_block
 from masklearn.training.learned_ablation import LearnedConstants, begin_ablation
 from masklearn.training.settings import LearnerSettings
+from masklearn.training.staying import StaysOnDevice
 from masklearn.training.step_guard import StepGuard
 from masklearn.training.step_log import StepLog
 from masklearn.training.trainer import require_one_device
 
 
-class BlockLearner(LightningModule):
+class BlockLearner(StaysOnDevice):
     """Loads the model, plans the blocks, begins and finishes each, and gathers the masks; subclasses learn the gates.
 
     Args:
@@ -126,8 +126,9 @@ class BlockLearner(LightningModule):
         Raises:
             UserError: If the texts do not fit the model or the scope.
         """
-        settings, notice = self.settings, ""
+        settings = self.settings
         require_fit(self.masked_lm, data, settings.scope, settings.objective)
+        notice = ""
         if step_shape is None:
             step_shape, notice = choose_step_shape(self.masked_lm, data, settings.rows_per_text, settings.block)
         groups_per_block, batch_size = step_shape
@@ -183,10 +184,10 @@ class BlockLearner(LightningModule):
     def on_fit_start(self) -> None:
         """Start from the constants that a checkpoint may have restored, and compile steps if that pays."""
         self._detach_ablation()
-        texts, how = self.plan.groups_per_block * self._data.texts_per_group, self.settings.compile
-        tokens = texts * self.settings.rows_per_text * self._data.longest_text
-        self.run_rows, self.score_rows = step_forward(self.masked_lm, how, tokens), scoring_forward(self.masked_lm, how)
-        self.masked_lm.unembed.compare = kl_comparison(self.masked_lm, how)
+        rows = self.plan.groups_per_block * self._data.texts_per_group * self.settings.rows_per_text
+        self.run_rows = step_forward(self.masked_lm, self.settings.compile, rows * self._data.longest_text)
+        self.score_rows = scoring_forward(self.masked_lm, self.settings.compile)
+        self.masked_lm.unembed.fused_kl = fused_kl(self.masked_lm, self.settings.compile)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Finish the previous block at the first step of a block, and prepare the block of this step."""
@@ -272,12 +273,9 @@ class BlockLearner(LightningModule):
 
     # --- the result ---------------------------------------------------------------------------------------------------
 
-    def cpu(self) -> Self:
-        """Stay on the device, although Lightning moves a module to the CPU after a fit: polish goes on there."""
-        return self
-
     def finish_blocks(self) -> None:
         """Store the masks of the last block, and wait until other processes have stored theirs."""
+        self.to(self.trainer.strategy.root_device)  # where it is, unless a caller or an error has moved it
         self._finish_learned_block()
         ranks.gathered(None)
 
