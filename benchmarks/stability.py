@@ -73,8 +73,14 @@ class Comparison:
         return self.kl(all_masks)
 
     def earlier(self, path: Path) -> list[float]:
-        """The KL of the masks that an earlier run has learned at the same sizes, whose rows are taken over."""
+        """The KL of the masks that an earlier run has learned at the same sizes, whose rows are taken over.
+
+        Raises:
+            ValueError: If it had other sizes.
+        """
         self.rows += [row for row in read_results([path])[0]["rows"] if row["method"].startswith("learned")]
+        if (found := sorted({row["s"] for row in self.rows})) != self.sizes:
+            raise ValueError(f"{path} has masks of {found} nodes, and {self.sizes} are asked for")
         kl = {row["s"]: row["kl"] for row in self.rows if row["method"] == "learned"}
         return [kl[s] for s in self.sizes]
 

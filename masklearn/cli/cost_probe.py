@@ -29,7 +29,7 @@ PROBED_STEPS = 3
 """Steps that are timed. The first step of a process is not among them if others follow."""
 POLISH_PROBE_STEPS = 6
 """The probe of polish scores about as many tokens as this many steps do."""
-UNLIMITED_POLISH = 3.5
+UNLIMITED_POLISH = 3.0
 """What polish without a budget usually takes on small models, in multiples of learning."""
 UNLIMITED_NOTE = (
     f"Polish has no limit here; it usually takes about {UNLIMITED_POLISH:g} times the forwards of learning. "
