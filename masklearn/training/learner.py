@@ -66,9 +66,9 @@ class MaskLearner(BlockLearner):
             noise); by default hard-concrete, and mean-field with scope input.
         lr: Learning rate: how far log-odds move in a step, at most; by default 0.4, and 0.8 with gates mean-field.
         temperature: Softness of the gates at the first and at the last step (dimensionless).
-        compile: Whether training steps, and on a GPU the masks that polish scores, are compiled: auto (on a GPU, as
-            CUDA graphs, if the model is so small that it spends its time on launching operations), true (steps also on
-            a CPU), or false. Results change by rounding only. A model that cannot be compiled runs as it is.
+        compile: Whether a GPU runs compiled training steps, masks that polish scores, and KLs of many logits: auto
+            (steps and masks as CUDA graphs, if the model is so small that launching operations takes the time), true
+            (steps also on a CPU), or false. Results change by rounding only. What cannot be compiled runs as it is.
         seed: Seed of the gates' noise.
         sampled_kl_draws: Gate vectors drawn of every mask for the sampled KL in the table of stages, a diagnostic that
             no mask depends on; every draw costs as much as scoring the masks once.
