@@ -204,8 +204,13 @@ def test_a_compiled_kl_takes_the_place_of_an_eager_one_where_it_pays(monkeypatch
     monkeypatch.setattr(objective, "CHUNK_LOGITS", 3 * 2 * 17)  # the logits of all chunks count
     monkeypatch.setattr(objective, "MAX_CHUNK_LOGITS", 3 * 2 * 17)
     fused, runs = CompiledKL("Model"), list[int]()
-    run: Any = fused._compiled
-    monkeypatch.setattr(fused, "_compiled", lambda *logits: runs.append(len(logits[1])) or run(*logits))
+    compiles: Any = torch.compile
+
+    def counted(function: Any, **settings: Any) -> Any:
+        run = compiles(function, **settings)
+        return lambda *logits: runs.append(len(logits[1])) or run(*logits)
+
+    monkeypatch.setattr(torch, "compile", counted)
     unembed: Any = torch.nn.Linear(5, 17).requires_grad_(False)
     full, masked = torch.randn(4, 5), torch.randn(3, 4, 5)
     expected = kl_with_gradient(full, masked, unembed)
@@ -235,7 +240,7 @@ def test_a_kl_that_cannot_be_compiled_is_computed_eagerly_after_one_line(
     def fails(*_: Tensor) -> tuple[Tensor, Tensor]:
         raise errors.pop(0)
 
-    monkeypatch.setattr(fused, "_compiled", fails)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
     with pytest.raises(RuntimeError, match="out of memory"):  # which is mended by fewer tokens at a time
         fused(full, masked.clone())
     for _ in range(2):

@@ -201,14 +201,14 @@ class CompiledKL:
     """
 
     def __init__(self, model: str) -> None:
-        self.model, self.failed, self.used = model, False, False
-        self._compiled = torch.compile(kl_and_gradient, backend=BACKEND, dynamic=True)
+        self.model, self.failed = model, False
+        self._compiled: FusedKL | None = None
 
     def __call__(self, full: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
         """As `kl_and_gradient`; `masked` may be overwritten."""
         if not self.failed:
             try:
-                return self._compiled(full, masked) if self.used else self._first(full, masked)
+                return self._compiled(full, masked) if self._compiled else self._first(full, masked)
             except Exception as error:  # compilers raise errors of many kinds
                 if is_out_of_memory(error) or is_device_failure(error):
                     raise
@@ -220,11 +220,12 @@ class CompiledKL:
         return kl, gradient
 
     def _first(self, full: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
-        """The first call, without the compiler's advice on how to change the code."""
+        """The first call, without the compiler's advice on how to change the code; importing it takes seconds."""
+        compiled: FusedKL = torch.compile(kl_and_gradient, backend=BACKEND, dynamic=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"torch\._inductor")
-            found = self._compiled(full, masked)
-        self.used = True
+            found = compiled(full, masked)
+        self._compiled = compiled
         return found
 
 
