@@ -77,7 +77,7 @@ def vocabulary_of(unembed: Unembed, hidden: Tensor) -> int:
     return getattr(unembed, "vocabulary", 0) or unembed(hidden[:1]).shape[-1]
 
 
-def compared(
+def kl_in_place(
     full: Tensor, masked: Tensor, inverse_temperature: float, needs_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """KL(full || masked) of logits, and its gradient with respect to the masked ones, in closed form.
@@ -102,7 +102,7 @@ def compared(
 
 
 def kl_and_gradient(full: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
-    """What `compared` returns, without changing its arguments: for a compiler, which fuses the passes."""
+    """What `kl_in_place` returns, without changing its arguments: for a compiler, which fuses the passes."""
     target, logp = full.float().log_softmax(-1), masked.float().log_softmax(-1)
     kl = (target.exp() * (target - logp)).sum(-1).clamp_min(0)
     return kl, (logp.exp() - target.exp()).to(masked.dtype)
@@ -125,7 +125,7 @@ class _ChunkedKL(torch.autograd.Function):
                 flat_logits = unembed(hidden)
             logits = flat_logits.detach().unflatten(0, (len(masked), -1))
             both = unembed(full[chunk]), logits
-            kl[:, chunk], of_logits = fused(*both) if fused else compared(*both, inverse_temperature, needs_gradient)
+            kl[:, chunk], of_logits = fused(*both) if fused else kl_in_place(*both, inverse_temperature, needs_gradient)
             if of_logits is not None:
                 # autograd only differentiates `unembed`, which does not need the logits: their memory is reused
                 (hidden_gradient,) = torch.autograd.grad(flat_logits, hidden, of_logits.flatten(0, 1))

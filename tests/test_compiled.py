@@ -19,7 +19,7 @@ from masklearn import objective
 from masklearn.ablation import Ablation
 from masklearn.masking import CompiledSteps, MaskedLM, compiled, compiling_pays, fused_kl
 from masklearn.masking.compiled import CompiledKL, CompiledScoring, padded_length
-from masklearn.objective import chunked_kl, compared, kl_and_gradient
+from masklearn.objective import chunked_kl, kl_and_gradient, kl_in_place
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +193,7 @@ def test_the_fused_kl_and_its_gradient_are_those_of_the_eager_one(
     full, masked = (3 * torch.randn(shape, generator=generator) for shape in ((positions, 17), (k, positions, 17)))
     full, masked = full.to(dtype), masked.to(dtype)
     kl, gradient = kl_and_gradient(full, masked)
-    expected_kl, expected = compared(full, masked.clone(), 1.0, True)
+    expected_kl, expected = kl_in_place(full, masked.clone(), 1.0, True)
     assert expected is not None and gradient.dtype == expected.dtype == dtype
     assert_close(kl, expected_kl, atol=1e-6, rtol=1e-5)
     assert_close(gradient, expected, atol=1e-6, rtol=1e-2 if half else 1e-5)
@@ -244,7 +244,9 @@ def test_a_kl_that_cannot_be_compiled_is_computed_eagerly_after_one_line(
     with pytest.raises(RuntimeError, match="out of memory"):  # which is mended by fewer tokens at a time
         fused(full, masked.clone())
     for _ in range(2):
-        for found, expected in zip(fused(full, masked.clone()), compared(full, masked.clone(), 1.0, True), strict=True):
+        for found, expected in zip(
+            fused(full, masked.clone()), kl_in_place(full, masked.clone(), 1.0, True), strict=True
+        ):
             assert expected is not None and torch.equal(found, expected)
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1 and "Model cannot be compiled (no triton)" in printed

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, refused, tiny_llama
 from edge_reference import text
 from families import BY_NAME, REFUSED, build
+from torch.testing import assert_close
 
 import masklearn as ml
 from masklearn.edges import (
@@ -54,7 +56,15 @@ def test_families_whose_vertices_are_no_sums_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in BY_NAME if name not in (*BYPASSING, *NOT_SUMS, *SELECTING)])
 def test_all_other_families_have_edges(name: str) -> None:
-    verified_edge_lm(Layout.of(BY_NAME[name].build()))
+    """Beyond the checks at loading, on another text: open gates change nothing, closed attention and MLP edges do."""
+    edge_lm, ids = verified_edge_lm(Layout.of(BY_NAME[name].build())), torch.arange(5, 14)
+    graph = importance(edge_lm, ids).graph
+    kept = [graph.exists.nonzero()[:, 0], (graph.exists & graph.is_residual).nonzero()[:, 0]]
+    with torch.no_grad():
+        whole, streams = edge_lm.hidden(ids, graph.gates(graph.masks(kept)))
+    full = edge_lm.full(ids)
+    assert_close(whole, full, atol=1e-4, rtol=1e-4)
+    assert (streams - full).norm() > 1e-2 * full.norm()
 
 
 def test_the_page_of_families_says_which_have_no_edges() -> None:

@@ -124,6 +124,7 @@ def test_graphs_are_recorded_while_older_ones_are_garbage() -> None:
             assert train([*RUN, *NAMES, "--model.compile", "true", "--run.dir", folder]) == 0
     finally:
         gc.set_threshold(*threshold)
+    require_equal_stages("second", "first")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

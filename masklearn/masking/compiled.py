@@ -23,7 +23,7 @@ from masklearn.masking.gating import gated
 from masklearn.masking.masked_lm import MaskedLM, at_scored
 from masklearn.masking.row_parts import is_device_failure, is_out_of_memory
 from masklearn.models import is_placed
-from masklearn.objective import FusedKL, compared, kl_and_gradient
+from masklearn.objective import FusedKL, kl_and_gradient, kl_in_place
 
 CompileMode = bool | Literal["auto"]
 """Whether steps are compiled; auto: on a GPU, if the model is launch-bound."""
@@ -183,7 +183,7 @@ class CompiledSteps:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Collect no garbage: that of older graphs would be freed while another is recorded, which ends the process."""
+    """Collect no garbage, as CUDA does not allow older graphs to be freed while another is recorded."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -194,7 +194,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 class CompiledKL:
-    """`kl_and_gradient`, compiled when it is first called. If that fails, it is `compared`, after one line.
+    """`kl_and_gradient`, compiled when it is first called. If that fails, it is `kl_in_place`, after one line.
 
     Args:
         model: Name of the model's class, for that line.
@@ -215,7 +215,7 @@ class CompiledKL:
                 self.failed = True
                 print(f"The KL is computed without --model.compile: that of {self.model} cannot be compiled "
                       f"({one_line(error)[:200]})", flush=True)  # fmt: skip
-        kl, gradient = compared(full, masked, 1.0, True)
+        kl, gradient = kl_in_place(full, masked, 1.0, True)
         assert gradient is not None
         return kl, gradient
 

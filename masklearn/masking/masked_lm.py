@@ -36,7 +36,7 @@ from masklearn.objective import FusedKL
 
 
 class Unembedding:
-    """A model's output head, which knows the size of its vocabulary once it has been used."""
+    """A model's output head. It knows the size of its vocabulary once it is used, and a fused KL if there is one."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.vocabulary = layout, 0

@@ -152,7 +152,8 @@ class _Polish:
             tokens.spent = n_spent.item()
             tokens.limit = self.limit(steps[steps.index(step) :], tokens.spent, budget)
             try:
-                # no longer than a step, after which a stopped polish can go on; blocks of single texts are alike
+                # A stopped polish goes on after its last whole step, without what that step remembered. Masks of single
+                # texts do without, so that a block of one text is searched like one of several.
                 with self.scorer.remembering() if self.widths == SHARED else nullcontext():
                     self.run(step)
             except BudgetSpent:
