@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ from unittest.mock import patch
 
 import psutil
 import pytest
+import torch.distributed as dist
 from conftest import ROOT
 from faults.processes import end, wait_for
 from forked import PER_INPUT, SHARED_MASK, run_ranks, same_masks, same_nodes, start_ranks
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from masklearn import ranks
 from masklearn.cli import rank_watch, train_cli, train_command
@@ -80,6 +83,20 @@ def test_a_killed_process_of_the_command_is_named_within_a_minute(tmp_path: Path
         out, err = run.communicate(timeout=60)  # or the test fails
     assert run.returncode == 2 and out.count("Searching for masks") <= 1
     assert "error: rank 1 (" in err and "died with exit code -9" in err and "--run.resume true" in err
+
+
+def test_no_thread_is_left_in_the_store_when_a_rank_never_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python ends such a thread, when the interpreter ends, in a way that aborts the process."""
+    for name, seconds in {"LOOK_SECONDS": 0.001, "LEAVE_SECONDS": 0.2}.items():
+        monkeypatch.setattr(rank_watch, name, seconds)
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(ranks, "gathered", lambda value: [value, value])
+    store = dist.TCPStore("127.0.0.1", find_free_network_port(), 2, is_master=True, wait_for_workers=False)
+    before = threading.active_count()
+    watch = rank_watch.RankWatch(store, [], lambda: "")
+    watch.start()
+    watch.close()
+    assert threading.active_count() == before and store.add(rank_watch.ENDED_KEY, 0) == 1
 
 
 @pytest.mark.usefixtures("short_silence")

@@ -120,9 +120,14 @@ class RankWatch(threading.Thread):
                 self.store.set(FAILURE_KEY, f"{self.rank_name}: {message}")
 
     def close(self) -> None:
-        """Stop watching, and wait until other ranks have stopped, as they look into the store that rank 0 holds."""
+        """Stop watching, and wait until other ranks have stopped, as they look into the store that rank 0 holds.
+
+        Nothing of this object uses the store afterwards, unless the store hangs: Python ends such threads in a way that
+        aborts the process.
+        """
         self.closed.set()
-        _returns(self._leave, LEAVE_SECONDS)
+        self.join(LEAVE_SECONDS)
+        _returns(self._leave, LEAVE_SECONDS + LOOK_SECONDS)
         for process in self.started:
             try:
                 process.wait(GRACE_SECONDS)
@@ -130,9 +135,10 @@ class RankWatch(threading.Thread):
                 process.kill()
 
     def _leave(self) -> None:
+        until = time.monotonic() + LEAVE_SECONDS  # a dead rank never leaves
         with suppress(RuntimeError):
             n_ended = self.store.add(ENDED_KEY, 1)
-            while ranks.rank() == 0 and n_ended < ranks.count():
+            while ranks.rank() == 0 and n_ended < ranks.count() and time.monotonic() < until:
                 time.sleep(LOOK_SECONDS / 10)
                 n_ended = self.store.add(ENDED_KEY, 0)
 
