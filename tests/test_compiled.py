@@ -1,6 +1,7 @@
 """Compiled steps give the results of eager ones, on few shapes, and a model that cannot be compiled runs eagerly."""
 
 import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +18,11 @@ from torch.testing import assert_close
 import masklearn as ml
 from masklearn import objective
 from masklearn.ablation import Ablation
+from masklearn.errors import UserError
 from masklearn.masking import CompiledSteps, MaskedLM, compiled, compiling_pays, fused_kl
 from masklearn.masking.compiled import CompiledKL, CompiledScoring, padded_length
 from masklearn.objective import chunked_kl, kl_and_gradient, kl_in_place
+from masklearn.training.staying import StaysOnDevice
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +140,14 @@ def test_a_fit_leaves_the_model_where_recorded_passes_read_it(monkeypatch: pytes
     assert moves[-1] == "learned" and "moved" in moves
     learner.cpu()  # a caller may move it
     assert moves[-1] == "moved"
+
+
+def test_values_of_closed_nodes_are_moved_to_the_device_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves, move = list[torch.device](), Ablation.to
+    monkeypatch.setattr(Ablation, "to", lambda self, device: moves.append(device) or move(self, device))
+    learner = ml.MaskLearner(sizes=[4], steps=2, polish=0, ablation="mean")
+    quiet_fit(learner)
+    assert moves == [learner.masked_lm.device]
 
 
 def test_a_fit_that_fails_gives_the_device_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,19 +269,140 @@ def test_the_kl_is_fused_on_a_gpu_only_and_not_if_compiling_is_off() -> None:
     assert fused_kl(MaskedLM(tiny_llama()), "auto") is None
 
 
-def test_no_garbage_is_collected_while_a_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    masked_lm = MaskedLM(tiny_llama())
-    steps, ids, collects = CompiledSteps(masked_lm), torch.arange(3, 17).view(2, 7), list[bool]()
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> tuple[CompiledSteps, dict[str, Any]]:
+    """Steps as on a GPU, and what takes the place of CUDA's functions: `record` makes a graph of a pass."""
+    steps, cuda = CompiledSteps(MaskedLM(tiny_llama())), dict[str, Any]()
+    cuda |= {"record": lambda run, sample: run, "empty_cache": lambda: None, "stream": "main", "collects": []}
 
-    def recorded(eager: Any, sample: Any, **_: Any) -> Any:
-        collects.append(gc.isenabled())
-        if len(collects) > 1:
-            raise RuntimeError("cannot be recorded")
-        return eager
+    def make(run: Any, sample: Any, **_: Any) -> Any:
+        cuda["collects"].append(gc.isenabled())
+        cuda["stream"] = "capture"
+        graph = cuda["record"](run, sample)
+        cuda["stream"] = "main"
+        return graph
 
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", recorded)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    steps._pool = (0, 0)  # as on a GPU
-    for n_masks in (2, 3):
-        outcome(steps, ids, torch.rand(n_masks, 2, masked_lm.graph.n_nodes))
-    assert collects == [False, False] and gc.isenabled() and steps.failed
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: cuda["stream"])
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: cuda.update(stream=stream))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: cuda["empty_cache"]())
+    steps._pool = (0, 0)
+    return steps, cuda
+
+
+IDS = torch.arange(3, 17).view(2, 7)
+
+
+def run_steps(steps: CompiledSteps, n_masks: int = 2) -> Tensor:
+    return outcome(steps, IDS, torch.rand(n_masks, 2, steps.masked_lm.graph.n_nodes))[0]
+
+
+def fail(error: Exception) -> Any:
+    def raise_it(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return raise_it
+
+
+def test_no_garbage_is_collected_while_a_graph_is_recorded(graphs: Any) -> None:
+    steps, cuda = graphs
+    run_steps(steps)
+    cuda["record"] = fail(RuntimeError("cannot be recorded"))
+    run_steps(steps, 3)
+    assert cuda["collects"] == [False, False] and gc.isenabled() and steps.failed
+
+
+def test_a_failed_recording_leaves_the_stream_and_frees_what_was_recorded(graphs: Any) -> None:
+    steps, cuda = graphs
+
+    def in_a_cycle(run: Any, sample: Any) -> Any:
+        graph: Any = lambda *args: run(*args)  # noqa: E731
+        graph.itself = graph
+        return graph
+
+    cuda["record"] = in_a_cycle
+    run_steps(steps)
+    (graph,) = map(weakref.ref, steps._passes.values())
+    cuda["record"] = fail(RuntimeError("operation not permitted when stream is capturing"))
+    run_steps(steps, 3)
+    assert steps.failed and cuda["stream"] == "main" and graph() is None
+
+
+def test_a_failed_recording_from_which_cuda_does_not_recover_ends_the_run(graphs: Any) -> None:
+    steps, cuda = graphs
+    cuda["record"], cuda["empty_cache"] = fail(RuntimeError("not permitted")), fail(RuntimeError("captures_underway"))
+    with pytest.raises(UserError, match=r"\(not permitted\)\. Start again with --model\.compile false"):
+        run_steps(steps)
+
+
+def test_a_graph_that_does_not_read_its_arguments_is_not_used(graphs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    steps, cuda = graphs
+
+    def constant(run: Any, sample: Any) -> Any:
+        return lambda *args: run(*sample)
+
+    cuda["record"] = constant
+    with torch.no_grad():
+        steps(IDS, torch.ones_like(IDS, dtype=torch.bool), torch.rand(2, 2, steps.masked_lm.graph.n_nodes))
+    assert steps.failed and "gives other results" in capsys.readouterr().out
+
+
+def test_a_shape_for_which_memory_runs_out_runs_eagerly_alone(graphs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    steps, cuda = graphs
+    for n_masks in (2, 3, 3):
+        run_steps(steps, n_masks)
+        cuda["record"] = fail(torch.OutOfMemoryError("CUDA out of memory"))
+    assert [run is None for run in steps._passes.values()] == [False, True] and not steps.failed
+    assert len(cuda["collects"]) == 2 and not capsys.readouterr().out
+
+
+def test_memory_that_runs_out_after_a_graph_halves_the_rows(graphs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    steps, _ = graphs
+    errors: list[Exception] = [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def work() -> Tensor:
+        found = run_steps(steps)
+        if errors:
+            raise errors.pop()
+        return found
+
+    assert steps.masked_lm.row_limit.retry(work).shape == (2, 14, 24)
+    assert "goes on with 16 tokens" in capsys.readouterr().out and not steps._passes
+
+
+def test_a_buffer_that_took_the_place_of_another_is_watched() -> None:
+    masked_lm = MaskedLM(tiny_llama())
+    steps, rotary = CompiledSteps(masked_lm), masked_lm.lm.model.rotary_emb
+    run_steps(steps)
+    masked_lm.to(torch.float64).to(torch.float32)  # new buffers
+    for _ in range(2):
+        run_steps(steps)
+        before = [*steps._passes.values()]
+        rotary.inv_freq.data = rotary.inv_freq.data.clone()
+        run_steps(steps)
+        assert len(before) == 1 and before != [*steps._passes.values()]
+
+
+def test_a_fit_whose_end_fails_can_be_moved() -> None:
+    class Learner(StaysOnDevice):
+        moves = 0
+
+        def _apply(self, fn: Any, recurse: bool = True) -> Any:
+            self.moves += 1
+            return super()._apply(fn, recurse)
+
+    learner = Learner()
+    learner.on_train_end()
+    assert learner.cpu().moves == 0 and learner.cpu().moves == 1
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3_text", "olmo2", "exaone4", "glm4"])
+def test_a_pass_waits_nowhere_for_the_device(name: str) -> None:
+    """The profiler sees what a backward reads back; a mode that counts operations changes what `prod` does there."""
+    masked_lm = MaskedLM(next(family for family in FAMILIES if family.name == name).build())
+    gates = torch.rand(1, 2, masked_lm.graph.n_nodes).round().requires_grad_()
+    with torch.profiler.profile() as profile:
+        masked_lm(IDS, torch.arange(IDS.numel()), gates).sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::mm" in names and not names & {"aten::_local_scalar_dense", "aten::nonzero"}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import BY_NAME
 from text_files import TEXTS
 
 import masklearn as ml
@@ -20,6 +21,7 @@ from masklearn.ablation import ABLATIONS
 from masklearn.cli import train_cli
 from masklearn.cli.checkpoints import checkpoint_step
 from masklearn.cli.entry_points import evaluate, train
+from masklearn.masking import CompiledSteps, MaskedLM
 
 ACCELERATOR = os.environ.get("MASKLEARN_TEST_ACCELERATOR", "gpu")
 DTYPES = ("float32", "bfloat16")
@@ -112,6 +114,23 @@ def test_compiled_steps_learn_like_eager_ones(dtype: str) -> None:
     require_equal_stages("true", "false")
     eager, graphs = require_sound("false"), require_sound("true")
     assert (eager.mask != graphs.mask).float().mean() <= 0.2
+
+
+@pytest.mark.parametrize("name", ["gemma2", "olmo2"])
+def test_graphs_of_models_with_a_norm_after_the_attention(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their gates are multiplied, and the backward of torch's own product would wait for the device."""
+    if ACCELERATOR == "cpu":
+        pytest.skip("there are no CUDA graphs on a CPU")
+    masked_lm = MaskedLM(BY_NAME[name].build().cuda())
+    steps, ids = CompiledSteps(masked_lm), torch.arange(3, 19, device="cuda").view(2, 8)
+    scored = torch.arange(ids.numel(), device="cuda")
+    for _ in range(2):
+        gates = torch.rand(3, 2, masked_lm.graph.n_nodes, device="cuda").round().requires_grad_()
+        found, expected = (run(ids, scored, gates) for run in (steps, masked_lm))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        of_both = (torch.autograd.grad(hidden.square().sum(), gates)[0] for hidden in (found, expected))
+        torch.testing.assert_close(*of_both, atol=1e-3, rtol=1e-3)
+    assert not steps.failed and "cannot be compiled" not in capsys.readouterr().out
 
 
 def test_graphs_are_recorded_while_older_ones_are_garbage() -> None:

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reference import gated_logits, run_with
 from torch import Tensor
 from torch.testing import assert_close
@@ -9,6 +11,7 @@ from transformers import PreTrainedModel
 
 import masklearn as ml
 from masklearn.masking import MaskedLM
+from masklearn.masking.gating import product
 
 
 def random_gates(n: int, n_nodes: int) -> Tensor:
@@ -30,6 +33,15 @@ def test_gated_logits_equal_those_of_the_reference(lm: PreTrainedModel, tokens: 
         with ml.gated(lm, gates):
             found = lm(tokens).logits
         assert_close(found, gated_logits(lm, tokens, gates), atol=1e-5, rtol=1e-5)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.3, 0.9, 1.0, 2.0]), min_size=1, max_size=9))
+def test_the_product_of_the_last_dimension_and_its_gradient(factors: list[float]) -> None:
+    values = torch.tensor([factors, factors[::-1]], dtype=torch.float64, requires_grad=True)
+    found, expected = product(values), values.prod(-1, keepdim=True)
+    assert_close(found, expected)
+    assert_close(*(torch.autograd.grad(each.square().sum(), values)[0] for each in (found, expected)))
 
 
 def test_every_row_has_its_own_gates(masked_lm: MaskedLM, tokens: Tensor, everywhere: Tensor) -> None:

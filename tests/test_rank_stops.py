@@ -91,7 +91,8 @@ def test_no_thread_is_left_in_the_store_when_a_rank_never_leaves(monkeypatch: py
         monkeypatch.setattr(rank_watch, name, seconds)
     monkeypatch.setattr(ranks, "count", lambda: 2)
     monkeypatch.setattr(ranks, "gathered", lambda value: [value, value])
-    store = dist.TCPStore("127.0.0.1", find_free_network_port(), 2, is_master=True, wait_for_workers=False)
+    port = find_free_network_port()
+    store = dist.TCPStore("127.0.0.1", port, 2, True, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage]
     before = threading.active_count()
     watch = rank_watch.RankWatch(store, [], lambda: "")
     watch.start()

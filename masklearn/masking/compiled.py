@@ -8,8 +8,7 @@ logits; the compiler fuses what the KL does with them.
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -18,9 +17,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import pad
 
 from masklearn.ablation import Ablation
-from masklearn.errors import one_line
+from masklearn.errors import UserError, one_line
 from masklearn.masking.gating import gated
 from masklearn.masking.masked_lm import MaskedLM, at_scored
+from masklearn.masking.recording import Pass, recorded
 from masklearn.masking.row_parts import is_device_failure, is_out_of_memory
 from masklearn.models import is_placed
 from masklearn.objective import FusedKL, kl_and_gradient, kl_in_place
@@ -36,10 +36,6 @@ MIN_LENGTH = 8
 """Shortest length to which inputs are padded."""
 MIN_SCORED_TOKENS = 1024
 """Fewest tokens to which the rows of scored masks are padded: a graph of fewer takes as long."""
-
-Pass = Callable[..., Tensor]
-"""Maps input ids (rows, tokens), gates (rows, nodes) and values of closed nodes to hidden states, the last dimension of
-which is the width."""
 
 
 def compiling_pays(masked_lm: MaskedLM, tokens_per_step: int) -> bool:
@@ -87,10 +83,11 @@ class CompiledSteps:
 
     def __init__(self, masked_lm: MaskedLM) -> None:
         self.masked_lm, self.failed = masked_lm, False
-        self._passes: dict[tuple[bool, tuple[torch.Size, ...]], Pass] = {}
+        self._passes: dict[tuple[bool, tuple[torch.Size, ...]], Pass | None] = {}  # None: memory ran out
         self._pool = torch.cuda.graph_pool_handle() if masked_lm.device.type == "cuda" else None
         # held, so that what a graph reads is not freed if another tensor takes the place of one of them
-        self._weights, self._addresses = [*masked_lm.lm.parameters(), *masked_lm.lm.buffers()], list[int]()
+        self._weights, self._addresses = list[Tensor](), list[int]()
+        self._max_tokens = dict(masked_lm.row_limit.max_tokens)
 
     def __call__(self, input_ids: Tensor, scored: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Tensor:
         """As `MaskedLM.forward`, without prefixes."""
@@ -101,17 +98,21 @@ class CompiledSteps:
 
     def _compiled_hidden(self, input_ids: Tensor, gates: Tensor, corrupted: Tensor | None) -> Tensor | None:
         """Last hidden states of all rows, shape (rows, tokens, width); None if they cannot be or are not compiled."""
+        self._forget_outdated()
         k, n_tokens = len(gates), input_ids.shape[1]
         length = padded_length(n_tokens, self.masked_lm.layout.context)
         n_rows = k * len(input_ids)
         more_rows, more_tokens = self.padded_rows(n_rows, length) - n_rows, (0, length - n_tokens)
-        if not self.takes(n_rows + more_rows, length, torch.is_grad_enabled()):
+        grad = torch.is_grad_enabled()
+        if not self.takes(n_rows + more_rows, length, grad):
             return None
         ablation = self.masked_lm.ablation_on(None if corrupted is None else pad(corrupted, more_tokens))
         rows = pad(pad(input_ids, more_tokens).repeat(k, 1), (0, 0, 0, more_rows))
         args = rows, pad(gates.flatten(0, 1), (0, 0, 0, more_rows)), *ablation.heads, *ablation.mlps
-        run = self._pass_for(ablation, args)
-        return None if run is None else run(*args)[:n_rows, :n_tokens]
+        if (run := self._pass_for(ablation, args)) is None:
+            return None
+        self.masked_lm.row_limit.ran_whole(n_rows, rows.numel(), grad)  # memory may run out in what follows
+        return run(*args)[:n_rows, :n_tokens]
 
     def padded_rows(self, n_rows: int, length: int) -> int:
         """The number of rows to which so many rows of a length are padded: steps always have the same."""
@@ -124,26 +125,40 @@ class CompiledSteps:
 
     def _pass_for(self, ablation: Ablation, args: tuple[Tensor, ...]) -> Pass | None:
         """The compiled pass for arguments of these shapes; None if there is none."""
-        self._forget_moved_weights()
         key = args[1].requires_grad, tuple(arg.shape for arg in args)
         if self.failed or key in self._passes or len(self._passes) == self.max_shapes:
             return self._passes.get(key)
         try:
             self._passes[key] = self._compile(ablation, args)
+        except UserError:
+            raise
         except Exception as error:  # compilers raise errors of many kinds
-            self.failed = True
-            self._passes.clear()
-            print(f"{self.what} without --model.compile: {type(self.masked_lm.lm).__name__} cannot be compiled "
-                  f"({one_line(error)[:200]})", flush=True)  # fmt: skip
+            if is_out_of_memory(error):
+                self._passes[key] = None
+            else:
+                self.failed = True
+                print(f"{self.what} without --model.compile: {type(self.masked_lm.lm).__name__} cannot be compiled "
+                      f"({one_line(error)[:200]})", flush=True)  # fmt: skip
+        if self.failed:
+            self._forget()
         return self._passes.get(key)
 
-    def _forget_moved_weights(self) -> None:
-        """Drop all passes if weights have moved: a graph reads them where they were."""
-        addresses = [weight.data_ptr() for weight in self._weights]
-        if addresses != self._addresses:
-            self._passes.clear()
-            self._addresses = addresses
-            self._pool = self._pool and torch.cuda.graph_pool_handle()
+    def _forget_outdated(self) -> None:
+        """Drop all passes if weights have moved, as a graph reads them where they were, or if memory has run out."""
+        addresses, max_tokens = [weight.data_ptr() for weight in self._weights], self.masked_lm.row_limit.max_tokens
+        if not addresses or addresses != self._addresses or max_tokens != self._max_tokens:
+            lm = self.masked_lm.lm
+            self._weights = [*lm.parameters(), *lm.buffers()]  # a model that moves gets new buffers
+            self._addresses = [weight.data_ptr() for weight in self._weights]
+            self._max_tokens = dict(max_tokens)
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop all passes, and free the memory of those that are CUDA graphs, which refer to themselves."""
+        self._passes.clear()
+        if self._pool is not None:
+            gc.collect()
+            self._pool = torch.cuda.graph_pool_handle()
 
     what = "Steps run"
     """What the line says that runs without compilation."""
@@ -163,34 +178,19 @@ class CompiledSteps:
 
         # ids and gates are copied: a graph reads its arguments where these samples are
         sample = tuple(arg.detach().clone().requires_grad_(arg.requires_grad) for arg in args[:2])
-        sample += tuple(arg.detach().requires_grad_(arg.requires_grad) for arg in args[2:])
+        others = args[0].roll(1, 1), args[1].detach().flip(1).requires_grad_(args[1].requires_grad)
+        values = tuple(arg.detach().requires_grad_(arg.requires_grad) for arg in args[2:])
+        expected = _outcome(eager, (*others, *values))
         if self._pool is None:
-            traced = make_fx(eager, tracing_mode="fake", _allow_non_fake_inputs=True)(*sample)
+            traced = make_fx(eager, tracing_mode="fake", _allow_non_fake_inputs=True)(*sample, *values)
             compiled: Pass = torch.compile(traced, backend=BACKEND, dynamic=False)
         else:
-            compiled = self._recorded(eager, sample)
-        for found, expected in zip(_outcome(compiled, sample), _outcome(eager, sample), strict=True):
+            compiled = recorded(eager, (*sample, *values), self._pool, type(masked_lm.lm).__name__)
+        for found, one in zip(_outcome(compiled, (*others, *values)), expected, strict=True):
             tolerance = torch.finfo(masked_lm.lm.dtype).eps ** 0.5  # half of the digits
-            if not (found - expected).norm() <= tolerance * expected.norm():
+            if not (found - one).norm() <= tolerance * one.norm():
                 raise ValueError("the compiled pass gives other results")
         return compiled
-
-    def _recorded(self, eager: Pass, sample: tuple[Tensor, ...]) -> Pass:
-        """The CUDA graphs of a pass, after a run that lets libraries settle."""
-        with no_garbage_collection():
-            return torch.cuda.make_graphed_callables(eager, sample, num_warmup_iters=1, pool=self._pool)  # pyright: ignore
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Collect no garbage, as CUDA does not allow older graphs to be freed while another is recorded."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class CompiledKL:

@@ -137,8 +137,16 @@ def attention_gate(heads: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Gates of the heads in front of the norm, shape (..., heads), and of the attention behind it, shape (..., 1).
     """
-    attention = 1 - (1 - heads).prod(-1, keepdim=True)
+    attention = 1 - product(1 - heads)
     return torch.where(attention == 0, 1 + heads, heads), attention
+
+
+def product(factors: Tensor) -> Tensor:
+    """The product over the last dimension, which stays; the backward of `Tensor.prod` waits for the device."""
+    while (n := factors.shape[-1]) > 1:
+        first, second, rest = factors.split([n // 2, n // 2, n % 2], -1)
+        factors = torch.cat([first * second, rest], -1)
+    return factors
 
 
 def _apply_gates(output: Tensor, gate: Tensor, closed: Tensor | None) -> Tensor:

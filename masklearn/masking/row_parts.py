@@ -119,6 +119,10 @@ class RowLimit:
             except (RuntimeError, MemoryError) as error:
                 self.lower(error, grad)
 
+    def ran_whole(self, n_rows: int, n_tokens: int, grad: bool) -> None:
+        """Note that something else has run a forward of so many rows, and tokens of all rows, at once."""
+        self._last_tokens[grad] = n_tokens if n_rows > 1 else 0
+
     def _max_tokens(self, rows: Rows, grad: bool) -> float:
         on_cpu = rows.input_ids.device.type == "cpu" and not grad
         return min(self.max_tokens[grad], CPU_FORWARD_TOKENS if on_cpu else math.inf)

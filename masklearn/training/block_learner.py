@@ -184,6 +184,7 @@ class BlockLearner(StaysOnDevice):
     def on_fit_start(self) -> None:
         """Start from the constants that a checkpoint may have restored, and compile steps if that pays."""
         self._detach_ablation()
+        self.masked_lm.ablation = self.masked_lm.ablation.to(self.masked_lm.device)  # Lightning has moved the model
         rows = self.plan.groups_per_block * self._data.texts_per_group * self.settings.rows_per_text
         self.run_rows = step_forward(self.masked_lm, self.settings.compile, rows * self._data.longest_text)
         self.score_rows = scoring_forward(self.masked_lm, self.settings.compile)

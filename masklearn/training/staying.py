@@ -22,5 +22,6 @@ class StaysOnDevice(LightningModule):
         self._stays = False
 
     def cpu(self) -> Self:
-        """Move to the CPU, but not while a fit ends."""
-        return self if self._stays else super().cpu()
+        """Move to the CPU, but not the one time that Lightning asks for it while a fit ends."""
+        stays, self._stays = self._stays, False
+        return self if stays else super().cpu()
