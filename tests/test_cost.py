@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from masklearn.cli.cost_table import PhaseCost, compared_costs, cost_table, dura
 from masklearn.data.batching import StepSampler
 from masklearn.gates import top
 from masklearn.mask_file import Mask, ModelId
-from masklearn.masking import MaskedLM, masked_lm, skipping
+from masklearn.masking import CompiledSteps, MaskedLM, compiled, gated, masked_lm, skipping
 from masklearn.training import cost, memory
 from masklearn.training.cost import PhaseClock, learning_tokens, peak_memory
 from masklearn.training.probe import seconds_per_scored_token
@@ -233,6 +234,40 @@ def test_forwards_that_are_compiled_run_once_before_they_are_timed() -> None:
     trainer.fit(ml.MaskLearner(sizes=[4, 18], steps=1, polish=1), datamodule=data)
     once = len(shapes) // 2
     assert once > 2 and shapes[:once] == shapes[once:]
+
+
+def test_compiling_counts_once_and_not_as_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock on which a step takes a second, and compiling a shape fifty."""
+    clock, step, shapes = [0.0], ml.MaskLearner.training_step, list[torch.Size]()
+    for module in (cost_probe, compiled):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def tick(*args: Any) -> Any:
+        clock[0] += 1
+        return step(*args)
+
+    def compile_slowly(steps: CompiledSteps, ablation: Ablation, args: tuple[Tensor, ...]) -> Any:
+        clock[0] += 50
+        shapes.append(args[0].shape)
+
+        def run(input_ids: Tensor, gates: Tensor, *_: Tensor) -> Tensor:
+            with gated(steps.masked_lm.lm, gates, ablation, steps.masked_lm.layout):
+                return steps.masked_lm.layout.hidden(input_ids)
+
+        return run
+
+    monkeypatch.setattr(ml.MaskLearner, "training_step", tick)
+    monkeypatch.setattr(CompiledSteps, "_compile", compile_slowly)
+    probe, at_the_probe = cost_probe.CostProbe(stop=True), list[int]()
+    monkeypatch.setattr(probe, "_cost_of_polish", lambda *_: at_the_probe.append(len(shapes)) or PhaseCost(0, 0, 0))
+    learner = ml.MaskLearner(sizes=[4, 18], steps=20, compile=True, draws=1)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[probe], enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, max_steps=20,
+    )  # fmt: skip
+    trainer.fit(learner, datamodule=ml.MaskData(task="mixed", limit=40, batch_size=1))
+    assert at_the_probe[0] > 1  # some of them in the steps that are timed; texts differ in length
+    assert probe.costs["learning"].seconds - 50 * at_the_probe[0] == pytest.approx(20, rel=0.4)
 
 
 def test_the_probe_leaves_no_trace_in_the_masks(in_an_empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

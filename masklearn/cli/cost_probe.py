@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from masklearn import evaluation, ranks
 from masklearn.cli.cost_table import PhaseCost, cost_table, duration
 from masklearn.data import Batch, MaskData
+from masklearn.masking import CompiledSteps
 from masklearn.selection.baselines import random_masks
 from masklearn.training.cost import (
     FORWARD_AND_BACKWARD,
@@ -56,7 +57,8 @@ class CostProbe(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._first_step, self._since = trainer.global_step, time.monotonic()
+        learner: MaskLearner = pl_module  # pyright: ignore[reportAssignmentType]
+        self._first_step, self._since = trainer.global_step, _now_without_compiling(learner)
         self._peak = self._memory.enter_context(peak_memory(pl_module.device))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,9 +83,9 @@ class CostProbe(Callback):
         if n_done > 1 or n_probed == 1:
             self._tokens += rows * int(batch.real.sum())
         if n_done == 1 < n_probed:
-            self._since = _now(learner.device)
+            self._since = _now_without_compiling(learner)
         if n_done == n_probed:
-            seconds = _now(learner.device) - self._since
+            seconds = _now_without_compiling(learner) - self._since
             self._memory.close()
             with learner.clock.time("probe"):
                 self._probe(trainer, learner, seconds / self._tokens)
@@ -94,11 +96,12 @@ class CostProbe(Callback):
         start, data = time.monotonic(), learner.finisher.data
         of_blocks, before = self._tokens_of_steps(learner)
         learning = of_blocks - before + self._tokens_of_validation(trainer, learner)
-        self.costs["learning"] = PhaseCost(learning, seconds_per_learning_token * learning, self._peak[0])
+        compiling, seconds = _compile_seconds(learner), seconds_per_learning_token * learning
+        self.costs["learning"] = PhaseCost(learning, compiling + seconds, self._peak[0])
         self.costs["polish"] = self._cost_of_polish(learner, of_blocks)
         self.costs["evaluation"] = _cost_of_evaluation(learner, data)
         learned = trainer.global_step - self._first_step
-        done = seconds_per_learning_token * self._tokens * learned / max(1, learned - 1)
+        done = compiling + seconds_per_learning_token * self._tokens * learned / max(1, learned - 1)
         left = sum(cost.seconds for cost in self.costs.values()) - done
         unlimited = learner.settings.polish and learner.settings.polish_budget is None
         note = "\n".join(line for line in (UNLIMITED_NOTE if unlimited else "", self._speed_up(learner)) if line)
@@ -177,8 +180,13 @@ def _cost_of_evaluation(learner: MaskLearner, data: MaskData) -> PhaseCost:
     return PhaseCost(tokens, per_token * tokens / ranks.count(), peak[0])
 
 
-def _now(device: torch.device) -> float:
-    """The time when the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.monotonic()
+def _now_without_compiling(learner: MaskLearner) -> float:
+    """The time when the device has done what it was told, on a clock that stands still while steps are compiled."""
+    if learner.device.type == "cuda":
+        torch.cuda.synchronize(learner.device)
+    return time.monotonic() - _compile_seconds(learner)
+
+
+def _compile_seconds(learner: MaskLearner) -> float:
+    """Seconds that went into compiling steps so far; each shape of a step is compiled once."""
+    return learner.run_rows.compile_seconds if isinstance(learner.run_rows, CompiledSteps) else 0.0

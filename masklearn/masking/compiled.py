@@ -7,6 +7,7 @@ logits; the compiler fuses what the KL does with them.
 """
 
 import gc
+import time
 import warnings
 from collections.abc import Callable
 from typing import Literal
@@ -88,6 +89,8 @@ class CompiledSteps:
         # held, so that what a graph reads is not freed if another tensor takes the place of one of them
         self._weights, self._addresses = list[Tensor](), list[int]()
         self._max_tokens = dict(masked_lm.row_limit.max_tokens)
+        self.compile_seconds = 0.0
+        """Seconds that went into compiling so far."""
 
     def __call__(self, input_ids: Tensor, scored: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Tensor:
         """As `MaskedLM.forward`, without prefixes."""
@@ -128,6 +131,7 @@ class CompiledSteps:
         key = args[1].requires_grad, tuple(arg.shape for arg in args)
         if self.failed or key in self._passes or len(self._passes) == self.max_shapes:
             return self._passes.get(key)
+        start = time.monotonic()
         try:
             self._passes[key] = self._compile(ablation, args)
         except UserError:
@@ -141,6 +145,7 @@ class CompiledSteps:
                       f"({one_line(error)[:200]})", flush=True)  # fmt: skip
         if self.failed:
             self._forget()
+        self.compile_seconds += time.monotonic() - start
         return self._passes.get(key)
 
     def _forget_outdated(self) -> None:
