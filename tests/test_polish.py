@@ -99,17 +99,6 @@ def test_shared_masks_are_polished_by_two_swaps_at_once_where_no_single_swap_hel
     assert polished[0, 0].nonzero()[:, 0].tolist() == [2, 3] and kl.item() == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("own_kl", "expected"), [(3.0, [1, 2]), (0.3, [0, 3])])
-def test_swaps_start_from_the_next_smaller_mask_filled_up_by_score_if_it_is_better(
-    own_kl: float, expected: list[int]
-) -> None:
-    scorer = Table({(1,): 1.0, (1, 2): 0.5, (0, 3): own_kl})
-    masks, scores = top(torch.tensor([[[0.0, 4, 0, 0]], [[4.0, 0, 0, 3]]]), torch.tensor([[1], [2]])), torch.zeros(4)
-    scores[2] = 1.0
-    polished, kl = polish(scorer, masks, scores.expand(2, 1, -1), 0, tracker=lambda steps, *_: steps[:2])
-    assert polished[1, 0].nonzero()[:, 0].tolist() == expected and kl[1].item() == pytest.approx(min(own_kl, 0.5))
-
-
 class Weights(MaskScorer):
     """A scorer whose KL is the sum of the weights of the closed nodes; its subsample has weights of its own."""
 

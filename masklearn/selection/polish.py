@@ -3,7 +3,6 @@
 A polish is a sequence of steps. Each works on the masks of one size, in three passes:
 
 1. Swaps of one node for another (`swaps`), at every size. They gain most for what they cost, and share the budget.
-   The masks of the next smaller size, filled up by score, are the start where these have a lower KL.
 2. Way up, from no node to the largest size. The masks compete with those of the next smaller size, grown.
 3. Way down, from all nodes to the smallest size. The masks compete with those of the next larger size, shrunk.
 """
@@ -18,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from masklearn.gates import top
 from masklearn.selection.candidates import replace_if_better
 from masklearn.selection.scorer import BudgetSpent, MaskScorer
 from masklearn.selection.swaps import SearchWidth, resize, swap_until_stalled
@@ -49,7 +47,7 @@ class StepKind(Enum):
     """What a step does to the masks of its size."""
 
     SWAP = auto()
-    """Swap nodes, starting from the next smaller masks, filled up, where these are better."""
+    """Swap nodes."""
     SHRINK_FROM_ALL = auto()
     """Compete with masks shrunk from all nodes."""
     SHRINK_FROM_LARGER = auto()
@@ -170,13 +168,13 @@ class _Polish:
         """Tokens up to which the first of the steps that are left may score.
 
         The swaps of a size get an equal share of what is left of the budget, so that a small one reaches every size;
-        but they get enough for where they start and one swap.
+        but they get enough for one swap.
         """
         n_swaps = sum(step.kind is StepKind.SWAP for step in left)
         if not n_swaps or budget == math.inf:
             return budget
         size, n_tokens = int(self.masks[left[0].size_index, 0].sum()), sum(b.n_tokens for b in self.scorer.batches)
-        share = max((budget - spent) / n_swaps, (1 + self.widths.swap.tokens(size)) * n_tokens)
+        share = max((budget - spent) / n_swaps, self.widths.swap.tokens(size) * n_tokens)
         return min(budget, spent + share)
 
     def run(self, step: Step) -> None:
@@ -184,7 +182,6 @@ class _Polish:
         i, mask = step.size_index, self.masks[step.size_index]
         match step.kind:
             case StepKind.SWAP:
-                self.start_from_smaller(i)
                 self.swap(mask, self.kl[i], i, self.all_groups, self.widths.swap)
             case StepKind.GROW_FROM_NONE:
                 self.grow(i, torch.zeros_like(mask))
@@ -199,13 +196,6 @@ class _Polish:
     def all_groups(self) -> Tensor:
         """Indices of all groups."""
         return torch.arange(self.scorer.n_groups, device=self.masks.device)
-
-    def start_from_smaller(self, i: int) -> None:
-        """Replace masks of size `i` by the next smaller ones, filled up by score, where these have a lower KL."""
-        if i:
-            scores = self.scores[i].masked_fill(self.masks[i - 1], torch.inf)
-            filled = top(scores, self.masks[i].sum(-1))
-            replace_if_better(self.masks[i], self.kl[i], self.all_groups, filled, self.scorer(filled[None])[0])
 
     def swap(self, mask: Tensor, kl: Tensor, i: int, groups: Tensor, width: SearchWidth) -> None:
         """Swap nodes in masks of size `i` of some groups, in place."""
