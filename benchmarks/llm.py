@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from learned_bank import LearnedBank, Rows, learn_bank
-from rivals import GRADIENT_TOKENS, rivals
+from rivals import GRADIENT_TOKENS, RivalName, rivals
 from setting import Setting
 from timing import now
 from torch import Tensor
@@ -41,7 +41,7 @@ class LlmSettings:
     steps: int | None = None
     polish_budget: float = 2.0
     batch_size: int = 16
-    rivals: tuple[str, ...] | None = None
+    rivals: tuple[RivalName, ...] | None = None
     with_greedy: bool = True
     with_swap: bool = False
 

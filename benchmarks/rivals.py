@@ -23,6 +23,17 @@ UGS_LR, UGS_BETAS = 0.1, (0.9, 0.995)
 GRADIENT_TOKENS = 3
 """Tokens that a step counts for each of a text: a forward, and a backward at twice its cost."""
 
+RivalName = Literal[
+    "mattr, uniform sizes",
+    "mattr, log sizes",
+    "mattr, uniform sizes, SGD",
+    "mattr, log sizes, SGD",
+    "ugs",
+    "integrated gradients",
+    "single ablation",
+    "random",
+]
+
 
 class Gradients(Protocol):
     """What a rival needs of a `MaskScorer`."""
@@ -63,8 +74,8 @@ class MiniBatches:
 
 
 def rivals(
-    scorer: MaskScorer, gradients: Gradients, n_nodes: int, names: Collection[str] | None = None
-) -> dict[str, Callable[[int], Tensor]]:
+    scorer: MaskScorer, gradients: Gradients, n_nodes: int, names: Collection[RivalName] | None = None
+) -> dict[RivalName, Callable[[int], Tensor]]:
     """Scores of all nodes after a number of steps, shape (groups, nodes), by name; the last three need no steps.
 
     Args:
@@ -74,7 +85,7 @@ def rivals(
         names: Which of them; all by default.
     """
     generator = torch.Generator().manual_seed(0)
-    found: dict[str, Callable[[int], Tensor]] = {
+    found: dict[RivalName, Callable[[int], Tensor]] = {
         "mattr, uniform sizes": lambda n: mattr(gradients, n_nodes, n, "uniform"),
         "mattr, log sizes": lambda n: mattr(gradients, n_nodes, n, "log"),
         "mattr, uniform sizes, SGD": lambda n: mattr(gradients, n_nodes, n, "uniform", adam=False),
