@@ -11,6 +11,7 @@ import yaml
 from conftest import Run, contents, one_line
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 
 import masklearn as ml
 from masklearn.cli import evaluate, train
@@ -18,6 +19,7 @@ from masklearn.cli.evaluation_texts import choose_settings
 from masklearn.cli.parsing import explain
 from masklearn.cli.train_cli import TrainCLI
 from masklearn.cli.user_messages import user_message
+from masklearn.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -196,6 +198,24 @@ def test_an_unknown_name_is_answered_with_the_names_to_choose_from(
     needed = ["--mask", "m"] if entry_point is evaluate else []
     assert entry_point([*needed, flag, "projectd"]) == 2
     assert f"error: {line}" in capsys.readouterr().err
+
+
+def test_a_mistake_is_named_though_the_memory_cannot_be_cleared_after_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a recording from which CUDA does not recover: Lightning clears the memory before it passes errors on."""
+
+    def fail(error: Exception) -> Callable[..., None]:
+        def raise_it(*_: object) -> None:
+            raise error
+
+        return raise_it
+
+    monkeypatch.setattr(ml.MaskLearner, "training_step", fail(UserError("the model cannot be recorded")))
+    monkeypatch.setattr(CPUAccelerator, "teardown", fail(RuntimeError("captures_underway.empty()")))
+    flags = ["--data.task", "names", "--data.limit", "20", "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
+    assert train([*flags, "--trainer.enable_progress_bar", "false"]) == 2
+    assert one_line(capsys) == "error: the model cannot be recorded\n"
 
 
 # --- help -------------------------------------------------------------------------------------------------------------

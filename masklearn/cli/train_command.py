@@ -171,6 +171,10 @@ def _fit(cli: TrainCLI) -> None:
             trainer.fit(learner, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # `Stopped` between two steps, or Lightning's answer to a Ctrl-C before the first
         raise UserError(f"stopped at step {trainer.global_step}. Go on with: {folder.resume_command}") from None
+    except RuntimeError as error:
+        if isinstance(error.__context__, UserError):  # Lightning failed to clear the memory after it
+            raise error.__context__ from None
+        raise
     except NonFiniteLoss as error:
         last = folder / LAST_CHECKPOINT
         raise NonFiniteLoss(

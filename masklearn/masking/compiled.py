@@ -88,9 +88,9 @@ class CompiledSteps:
         self._pool = torch.cuda.graph_pool_handle() if masked_lm.device.type == "cuda" else None
         # held, so that what a graph reads is not freed if another tensor takes the place of one of them
         self._weights, self._addresses = list[Tensor](), list[int]()
-        self._max_tokens = dict(masked_lm.row_limit.max_tokens)
         self.compile_seconds = 0.0
         """Seconds that went into compiling so far."""
+        masked_lm.row_limit.holders.add(self)
 
     def __call__(self, input_ids: Tensor, scored: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> Tensor:
         """As `MaskedLM.forward`, without prefixes."""
@@ -101,7 +101,7 @@ class CompiledSteps:
 
     def _compiled_hidden(self, input_ids: Tensor, gates: Tensor, corrupted: Tensor | None) -> Tensor | None:
         """Last hidden states of all rows, shape (rows, tokens, width); None if they cannot be or are not compiled."""
-        self._forget_outdated()
+        self._forget_moved_weights()
         k, n_tokens = len(gates), input_ids.shape[1]
         length = padded_length(n_tokens, self.masked_lm.layout.context)
         n_rows = k * len(input_ids)
@@ -129,36 +129,36 @@ class CompiledSteps:
     def _pass_for(self, ablation: Ablation, args: tuple[Tensor, ...]) -> Pass | None:
         """The compiled pass for arguments of these shapes; None if there is none."""
         key = args[1].requires_grad, tuple(arg.shape for arg in args)
-        if self.failed or key in self._passes or len(self._passes) == self.max_shapes:
+        n_compiled = sum(each is not None for each in self._passes.values())
+        if self.failed or key in self._passes or n_compiled == self.max_shapes:
             return self._passes.get(key)
-        start = time.monotonic()
+        start, problem = time.monotonic(), ""
         try:
             self._passes[key] = self._compile(ablation, args)
         except UserError:
             raise
         except Exception as error:  # compilers raise errors of many kinds
-            if is_out_of_memory(error):
-                self._passes[key] = None
-            else:
-                self.failed = True
-                print(f"{self.what} without --model.compile: {type(self.masked_lm.lm).__name__} cannot be compiled "
-                      f"({one_line(error)[:200]})", flush=True)  # fmt: skip
-        if self.failed:
-            self._forget()
+            problem, self.failed = one_line(error)[:200], not is_out_of_memory(error)
+        if problem:  # the error and what it held are gone
+            rows, length = args[0].shape
+            what = type(self.masked_lm.lm).__name__ if self.failed else f"a pass of {rows} rows of {length} tokens"
+            print(f"{self.what} without --model.compile: {what} cannot be compiled ({problem})", flush=True)
+            too_large = [key, *(each for each, run in self._passes.items() if run is None)]
+            self.forget()  # all take their memory from one pool
+            self._passes |= dict.fromkeys(too_large)
         self.compile_seconds += time.monotonic() - start
         return self._passes.get(key)
 
-    def _forget_outdated(self) -> None:
-        """Drop all passes if weights have moved, as a graph reads them where they were, or if memory has run out."""
-        addresses, max_tokens = [weight.data_ptr() for weight in self._weights], self.masked_lm.row_limit.max_tokens
-        if not addresses or addresses != self._addresses or max_tokens != self._max_tokens:
+    def _forget_moved_weights(self) -> None:
+        """Drop all passes if weights have moved: a graph reads them where they were."""
+        addresses = [weight.data_ptr() for weight in self._weights]
+        if not addresses or addresses != self._addresses:
             lm = self.masked_lm.lm
             self._weights = [*lm.parameters(), *lm.buffers()]  # a model that moves gets new buffers
             self._addresses = [weight.data_ptr() for weight in self._weights]
-            self._max_tokens = dict(max_tokens)
-            self._forget()
+            self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Drop all passes, and free the memory of those that are CUDA graphs, which refer to themselves."""
         self._passes.clear()
         if self._pool is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from masklearn.errors import UserError, one_line
+from masklearn.masking.row_parts import is_device_failure
 
 Pass = Callable[..., Tensor]
 """Maps input ids (rows, tokens), gates (rows, nodes) and values of closed nodes to hidden states, the last dimension of
@@ -35,9 +36,11 @@ def recorded(run: Pass, sample: tuple[Tensor, ...], pool: tuple[int, int], model
         torch.cuda.set_stream(stream)  # a failed recording leaves its own behind
         try:  # as Lightning does at the end of a fit; in some versions of torch the allocator still waits for the graph
             torch.cuda.empty_cache()
-        except RuntimeError:
+        except RuntimeError as second:
+            if is_device_failure(second):
+                raise
             problem = f"{model} cannot be recorded as a CUDA graph ({one_line(error)[:200]})"
-            raise UserError(f"{problem}. Start again with --model.compile false") from error
+            raise UserError(f"{problem}. Start a new run with --model.compile false") from error
         raise
 
 

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -87,10 +88,20 @@ class Rows(NamedTuple):
         )
 
 
+class HoldsMemory(Protocol):
+    """What keeps memory that others may need."""
+
+    def forget(self) -> None:
+        """Free it."""
+        ...
+
+
 class RowLimit:
     """Most tokens that a forward runs at once; without limit until memory runs out, and halved whenever it does."""
 
     def __init__(self) -> None:
+        self.holders = WeakSet[HoldsMemory]()
+        """They free their memory whenever the limit is halved."""
         self.max_tokens = {False: math.inf, True: math.inf}
         """Without and with gradients."""
         self._last_tokens = {False: 0, True: 0}
@@ -141,7 +152,7 @@ class RowLimit:
                 self.lower(error, True)
 
     def lower(self, error: Exception, grad: bool) -> None:
-        """Halve the limit after an error, and say so in one line.
+        """Halve the limit after an error, free what others hold, and say so in one line.
 
         Raises:
             Exception: The error, if memory did not run out or the last forward had a single row.
@@ -149,6 +160,8 @@ class RowLimit:
         if not self._last_tokens[grad] or not is_out_of_memory(error):
             raise error
         self.max_tokens[grad], self._last_tokens[grad] = self._last_tokens[grad] // 2, 0
+        for holder in self.holders:
+            holder.forget()
         doing = "learning" if grad else "scoring and evaluation"
         print(f"Memory ran out: {doing} goes on with {self.max_tokens[grad]} tokens in a forward", flush=True)
 
