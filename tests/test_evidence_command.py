@@ -165,6 +165,7 @@ def test_several_runs_are_crossed(
     assert loaded == ["embedded"]
     printed = capsys.readouterr().out
     assert "KL on the texts of every run" in printed
+    assert f"Written: {tmp_path / 'out' / evidence_command.MATRIX_PAGE}, " in printed
     assert re.search(r"Expected time: .* \(transfer [^,]*\)\n", printed)
     kept = {path.stem.split("-")[0] for path in (tmp_path / "out").glob("*/parts/*")}
     assert kept == {"transfer"}
@@ -233,6 +234,9 @@ def test_evidence_of_one_size_and_of_a_run_whose_texts_are_gone(
     assert train([*flags, "--trainer.logger", "false", "--run.dir", str(folder)]) == 0
     command = ["--mask", str(folder / "mask.safetensors"), "--evidence", "true", *QUICK, "--plan.seeds", "1"]
     assert evaluate([*command, "--plan.bootstraps", "0"]) == 0
+    assert (
+        f"{folder / 'evidence' / 'report.html'}, {folder / 'evidence' / 'evidence.json'}, " in capsys.readouterr().out
+    )
     found = json.loads((folder / "evidence" / "evidence.json").read_text())
     assert {row["verdict"] for row in found["tables"]["tests"]} == {"not tested"}
     source.unlink()

@@ -56,8 +56,8 @@ def draw_study(folder: Path, study: Study, config: dict[str, dict[str, Any]]) ->
     return report.write_study(folder, study, config), folder / REPORT_FILE
 
 
-def draw_evidence(file: Path, name: str, evidence: Evidence) -> None:
-    """Write the page of evidence on a mask file, if its libraries are there.
+def draw_evidence(file: Path, name: str, evidence: Evidence) -> list[Path]:
+    """Write the page of evidence on a mask file, if its libraries are there; returns what was written.
 
     Args:
         file: The page.
@@ -68,11 +68,15 @@ def draw_evidence(file: Path, name: str, evidence: Evidence) -> None:
         from masklearn import report
 
         report.write_evidence(file, name, evidence)
+        return [file]
+    return []
 
 
-def draw_matrix(file: Path, table: list[dict[str, Any]]) -> None:
-    """Write the page of a transfer matrix, if its libraries are there."""
+def draw_matrix(file: Path, table: list[dict[str, Any]]) -> list[Path]:
+    """Write the page of a transfer matrix, if its libraries are there; returns what was written."""
     if can_draw():
         from masklearn import report
 
         report.write_matrix(file, table)
+        return [file]
+    return []

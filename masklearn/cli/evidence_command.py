@@ -203,26 +203,27 @@ def _write(folder: Path, path: str, evidence: Evidence, seconds: float, track: b
     print(f"{path}\n\n{verdict_text(evidence.tables['verdicts'])}\n\n{evidence.summary}\n")
     for name, table in evidence.tables.items():
         atomic_write(folder / TABLES_FOLDER / f"{name}.csv", as_csv(table).encode())
-    draw_evidence(folder / REPORT_FILE, path, evidence)
+    pages = draw_evidence(folder / REPORT_FILE, path, evidence)
     content = {"mask": path, **vars(evidence), "seconds": round(seconds, 1)}
     atomic_write(folder / EVIDENCE_FILE, json.dumps(nan_to_none(content), indent=2).encode())
     if track:
         from masklearn import tracking  # imports wandb, which takes a second
 
         print(tracking.log_evidence(folder, evidence.facts, evidence.tables))
-    print(f"Written after {duration(seconds)}: {folder / EVIDENCE_FILE}, {folder / TABLES_FOLDER}")
+    written = [*pages, folder / EVIDENCE_FILE, folder / TABLES_FOLDER]
+    print(f"Written after {duration(seconds)}: {', '.join(map(str, written))}")
 
 
 def _write_matrix(folder: Path, runs: Sequence[str], table: Table, track: bool) -> None:
     """Print and write what the masks of every run and group do on the texts of every run and group."""
     print(f"KL on the texts of every run, in nats per scored token:\n\n{matrix_text(table)}\n")
     atomic_write(folder / TABLES_FOLDER / f"{MATRIX}.csv", as_csv(table).encode())
-    draw_matrix(folder / MATRIX_PAGE, table)
+    pages = draw_matrix(folder / MATRIX_PAGE, table)
     if track:
         from masklearn import tracking  # imports wandb, which takes a second
 
         print(tracking.log_evidence(folder, {"runs": list(runs)}, {MATRIX: table}))
-    print(f"Written: {folder / TABLES_FOLDER / MATRIX}.csv")
+    print(f"Written: {', '.join(map(str, [*pages, folder / TABLES_FOLDER / f'{MATRIX}.csv']))}")
 
 
 def matrix_text(table: Table) -> str:
