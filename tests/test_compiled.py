@@ -1,7 +1,5 @@
 """Compiled steps give the results of eager ones, on few shapes, and a model that cannot be compiled runs eagerly."""
 
-import gc
-import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,13 +10,13 @@ from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning import Callback, Trainer
+from passes import IDS, outcome, run_steps
 from torch import Tensor
 from torch.testing import assert_close
 
 import masklearn as ml
 from masklearn import objective
 from masklearn.ablation import Ablation
-from masklearn.errors import UserError
 from masklearn.masking import CompiledSteps, MaskedLM, compiled, compiling_pays, fused_kl
 from masklearn.masking.compiled import CompiledKL, CompiledScoring, padded_length
 from masklearn.objective import chunked_kl, kl_and_gradient, kl_in_place
@@ -28,13 +26,6 @@ from masklearn.training.staying import StaysOnDevice
 @pytest.fixture(autouse=True)
 def quick_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
-
-
-def outcome(run: Any, ids: Tensor, gates: Tensor, corrupted: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    leaf = gates.clone().requires_grad_()
-    hidden = run(ids, torch.ones_like(ids, dtype=torch.bool), leaf, corrupted)
-    weights = torch.linspace(-1, 1, hidden.shape[-1])
-    return hidden.detach(), torch.autograd.grad((hidden * weights).sum(), leaf)[0]
 
 
 @pytest.mark.parametrize(("name", "ablation"), [("gpt2", "mean-positional"), ("gpt2", "resample"), ("gemma2", "zero")])
@@ -267,116 +258,6 @@ def test_the_kl_is_fused_on_a_gpu_only_and_not_if_compiling_is_off() -> None:
     on_gpu: Any = SimpleNamespace(device=torch.device("cuda"), lm=None)
     assert isinstance(fused_kl(on_gpu, "auto"), CompiledKL) and fused_kl(on_gpu, False) is None
     assert fused_kl(MaskedLM(tiny_llama()), "auto") is None
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> tuple[CompiledSteps, dict[str, Any]]:
-    """Steps as on a GPU, and what takes the place of CUDA's functions: `record` makes a graph of a pass."""
-    steps, cuda = CompiledSteps(MaskedLM(tiny_llama())), dict[str, Any]()
-    cuda |= {"record": lambda run, sample: run, "empty_cache": lambda: None, "stream": "main", "collects": []}
-
-    def make(run: Any, sample: Any, **_: Any) -> Any:
-        cuda["collects"].append(gc.isenabled())
-        cuda["stream"] = "capture"
-        graph = cuda["record"](run, sample)
-        cuda["stream"] = "main"
-        return graph
-
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: cuda["stream"])
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: cuda.update(stream=stream))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: cuda["empty_cache"]())
-    steps._pool = (0, 0)
-    return steps, cuda
-
-
-IDS = torch.arange(3, 17).view(2, 7)
-
-
-def run_steps(steps: CompiledSteps, n_masks: int = 2) -> Tensor:
-    return outcome(steps, IDS, torch.rand(n_masks, 2, steps.masked_lm.graph.n_nodes))[0]
-
-
-def fail(error: Exception) -> Any:
-    def raise_it(*_: Any, **__: Any) -> Any:
-        raise error
-
-    return raise_it
-
-
-def test_no_garbage_is_collected_while_a_graph_is_recorded(graphs: Any) -> None:
-    steps, cuda = graphs
-    run_steps(steps)
-    cuda["record"] = fail(RuntimeError("cannot be recorded"))
-    run_steps(steps, 3)
-    assert cuda["collects"] == [False, False] and gc.isenabled() and steps.failed
-
-
-def test_a_failed_recording_leaves_the_stream_and_frees_what_was_recorded(graphs: Any) -> None:
-    steps, cuda = graphs
-
-    def in_a_cycle(run: Any, sample: Any) -> Any:
-        graph: Any = lambda *args: run(*args)  # noqa: E731
-        graph.itself = graph
-        return graph
-
-    cuda["record"] = in_a_cycle
-    run_steps(steps)
-    (graph,) = map(weakref.ref, steps._passes.values())
-    cuda["record"] = fail(RuntimeError("operation not permitted when stream is capturing"))
-    run_steps(steps, 3)
-    assert steps.failed and cuda["stream"] == "main" and graph() is None
-
-
-def test_a_failed_recording_from_which_cuda_does_not_recover_ends_the_run(graphs: Any) -> None:
-    steps, cuda = graphs
-    cuda["record"], cuda["empty_cache"] = fail(RuntimeError("not permitted")), fail(RuntimeError("captures_underway"))
-    with pytest.raises(UserError, match=r"\(not permitted\)\. Start a new run with --model\.compile false"):
-        run_steps(steps)
-
-
-def test_a_graph_that_does_not_read_its_arguments_is_not_used(graphs: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    steps, cuda = graphs
-
-    def constant(run: Any, sample: Any) -> Any:
-        return lambda *args: run(*sample)
-
-    cuda["record"] = constant
-    with torch.no_grad():
-        steps(IDS, torch.ones_like(IDS, dtype=torch.bool), torch.rand(2, 2, steps.masked_lm.graph.n_nodes))
-    assert steps.failed and "gives other results" in capsys.readouterr().out
-
-
-def test_a_shape_for_which_memory_runs_out_runs_eagerly_alone(graphs: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """What it had taken of the memory that all graphs share is freed, and with it the other graphs."""
-    steps, cuda = graphs
-    run_steps(steps)
-    record, cuda["record"] = cuda["record"], fail(torch.OutOfMemoryError("CUDA out of memory"))
-    run_steps(steps, 3)
-    assert [*steps._passes.values()] == [None]
-    cuda["record"] = record
-    run_steps(steps)
-    run_steps(steps, 3)
-    assert [run is None for run in steps._passes.values()] == [True, False] and not steps.failed
-    assert len(cuda["collects"]) == 3
-    assert capsys.readouterr().out == (
-        "Steps run without --model.compile: a pass of 6 rows of 8 tokens cannot be compiled (CUDA out of memory)\n"
-    )
-
-
-def test_memory_that_runs_out_after_a_graph_halves_the_rows(graphs: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    steps, _ = graphs
-    errors: list[Exception] = [torch.OutOfMemoryError("CUDA out of memory")]
-
-    def work() -> Tensor:
-        found = run_steps(steps)
-        if errors:
-            raise errors.pop()
-        return found
-
-    assert steps.masked_lm.row_limit.retry(work).shape == (2, 14, 24)
-    assert "goes on with 16 tokens" in capsys.readouterr().out and not steps._passes
 
 
 def test_a_buffer_that_took_the_place_of_another_is_watched() -> None:

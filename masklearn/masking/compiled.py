@@ -38,6 +38,9 @@ MIN_LENGTH = 8
 MIN_SCORED_TOKENS = 1024
 """Fewest tokens to which the rows of scored masks are padded: a graph of fewer takes as long."""
 
+Shapes = tuple[bool, tuple[torch.Size, ...]]
+"""Whether a pass has a gradient, and the shapes of its arguments."""
+
 
 def compiling_pays(masked_lm: MaskedLM, tokens_per_step: int) -> bool:
     """Whether compiled steps of so many tokens are expected to be faster: on a GPU, if the model is launch-bound."""
@@ -84,7 +87,8 @@ class CompiledSteps:
 
     def __init__(self, masked_lm: MaskedLM) -> None:
         self.masked_lm, self.failed = masked_lm, False
-        self._passes: dict[tuple[bool, tuple[torch.Size, ...]], Pass | None] = {}  # None: memory ran out
+        self._passes = dict[Shapes, Pass]()
+        self._too_large = set[Shapes]()  # memory ran out while they were compiled
         self._pool = torch.cuda.graph_pool_handle() if masked_lm.device.type == "cuda" else None
         # held, so that what a graph reads is not freed if another tensor takes the place of one of them
         self._weights, self._addresses = list[Tensor](), list[int]()
@@ -129,8 +133,7 @@ class CompiledSteps:
     def _pass_for(self, ablation: Ablation, args: tuple[Tensor, ...]) -> Pass | None:
         """The compiled pass for arguments of these shapes; None if there is none."""
         key = args[1].requires_grad, tuple(arg.shape for arg in args)
-        n_compiled = sum(each is not None for each in self._passes.values())
-        if self.failed or key in self._passes or n_compiled == self.max_shapes:
+        if key in self._passes or self.failed or key in self._too_large or len(self._passes) == self.max_shapes:
             return self._passes.get(key)
         start, problem = time.monotonic(), ""
         try:
@@ -143,9 +146,8 @@ class CompiledSteps:
             rows, length = args[0].shape
             what = type(self.masked_lm.lm).__name__ if self.failed else f"a pass of {rows} rows of {length} tokens"
             print(f"{self.what} without --model.compile: {what} cannot be compiled ({problem})", flush=True)
-            too_large = [key, *(each for each, run in self._passes.items() if run is None)]
+            self._too_large.add(key)
             self.forget()  # all take their memory from one pool
-            self._passes |= dict.fromkeys(too_large)
         self.compile_seconds += time.monotonic() - start
         return self._passes.get(key)
 
