@@ -18,6 +18,7 @@ from conftest import ROOT, tiny_llama
 import masklearn as ml
 from masklearn.cli import evaluate, train, train_cli
 from masklearn.masking import MaskedLM
+from masklearn.models import Layout
 from masklearn.selection.scorer import MaskScorer
 from masklearn.tiny import tasks
 from masklearn.training import memory
@@ -238,3 +239,17 @@ def test_measuring_a_row_leaves_no_tensor_behind(monkeypatch: pytest.MonkeyPatch
     gc.collect()
     assert made
     assert not [alive for alive in made if alive() is not None]
+
+
+def test_memory_that_a_forward_keeps_is_what_its_output_needs() -> None:
+    """By hand: 100 floats of one result, once; neither those of a branch that was dropped nor the weights."""
+    lm = tiny_llama()
+    weights = lm.get_input_embeddings().weight.detach().flatten()[:100]
+    x = torch.ones(100, requires_grad=True)
+
+    def forward() -> torch.Tensor:
+        (x + 1).exp().exp()
+        y = x.exp()  # kept for the backwards of the exponential and of its square, which are one tensor
+        return y * y * weights
+
+    assert memory.kept_bytes(Layout.of(lm), forward) == 100 * 4

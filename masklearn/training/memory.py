@@ -1,6 +1,7 @@
 """How many rows of a training step fit into memory: the memory of one row, compared with what is free."""
 
-from collections import defaultdict
+import weakref
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -75,19 +76,28 @@ def kept_bytes(layout: Layout, forward: Callable[[], Tensor]) -> int:
     On several devices these are the bytes on the one that keeps most.
     """
     weights, offloaded = _storages(layout.lm), is_offloaded(layout.lm)
-    saved_bytes: dict[torch.device, dict[int, int]] = defaultdict(dict)
+    saved: list[weakref.ref[Tensor]] = []
 
     def record(tensor: Tensor) -> Tensor:
         if offloaded:  # weights that have been brought in for this part of the forward
             weights.update(_storages(layout.lm))
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved_bytes[tensor.device][storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the graph would hold the tensor itself, which holds the graph, and neither is freed
+        kept = tensor.detach()  # the graph would hold the tensor itself, which holds the graph, and neither is freed
+        saved.append(weakref.ref(kept))
+        return kept
 
     with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-        forward()
-    return max((sum(by_storage.values()) for by_storage in saved_bytes.values()), default=1)
+        output = forward()
+    alive = [tensor for reference in saved if (tensor := reference()) is not None]  # other branches have been dropped
+    del output  # it holds them until here
+    storages = {
+        (tensor.device, storage.data_ptr()): storage.nbytes()
+        for tensor in alive
+        if (storage := tensor.untyped_storage()).data_ptr() not in weights
+    }
+    by_device: Counter[torch.device] = Counter()
+    for (device, _), n_bytes in storages.items():
+        by_device[device] += n_bytes
+    return max(by_device.values(), default=1)
 
 
 def _storages(lm: nn.Module) -> set[int]:
