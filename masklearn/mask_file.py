@@ -139,10 +139,10 @@ class Mask:
         Raises:
             UserError: If the bank has no such size or group.
         """
-        count = max(1, round(s * self.graph.n_nodes)) if isinstance(s, float) and 0 < s < 1 else int(s)
+        count = max(1, round(s * self.graph.n_nodes)) if 0 < s < 1 else s
         sizes = self.sizes.tolist()
         if count not in sizes:
-            raise UserError(f"this bank has no mask of {count} nodes; it has {', '.join(map(str, sizes))}")
+            raise UserError(f"this bank has no mask of {count:g} nodes; it has {', '.join(map(str, sizes))}")
         if group is None and len(self.groups) > 1:
             raise UserError(f"this bank has {len(self.groups)} groups; name one, for example {self.groups[0]!r}")
         return self[0 if group is None else group].mask[0, sizes.index(count)]

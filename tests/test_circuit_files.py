@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, Run, refused, tiny_gpt2, tiny_llama
+from families import FAMILIES, Family
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 import masklearn as ml
 from masklearn.circuit_json import eap_circuit, edge_pruning_edges
 from masklearn.cli import export
+from masklearn.edges.sites import find_sites
 from masklearn.export import to_circuits
+from masklearn.export.circuits import reads_in_parallel
 from masklearn.mask_file import ModelId
 from masklearn.masking import MaskedLM
+from masklearn.models import Layout
 
 SMALL_GRAPH = ml.NodeGraph(2, 2)
 OPEN = torch.tensor([True, False, True, False, True, False])
@@ -29,6 +33,17 @@ def bank(masks: list[list[int]], graph: ml.NodeGraph = SMALL_GRAPH) -> ml.Mask:
     mask = torch.tensor(masks, dtype=torch.bool)[None]
     scores = torch.arange(mask.numel(), dtype=torch.float32).view(mask.shape)
     return ml.Mask(mask, scores, mask[0].sum(-1), graph, A_MODEL)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.name != "bloom"], ids=lambda f: f.name)
+def test_circuits_are_parallel_where_the_layers_of_the_model_are(family: Family) -> None:
+    """By the config, as by the modules that read and write the stream; BLOOM's modules add to it themselves."""
+    lm = family.build()
+    try:
+        sites = find_sites(Layout.of(lm))
+    except ml.UserError:
+        pytest.skip("its layers are not built as one attention and one MLP")
+    assert reads_in_parallel(lm.config) == sites.parallel
 
 
 def test_the_edges_of_a_circuit_by_hand() -> None:

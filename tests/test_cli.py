@@ -125,6 +125,8 @@ def test_an_impossible_baseline_is_refused(run: Run, capsys: pytest.CaptureFixtu
     mask = str(run.folder / "mask.safetensors")
     assert evaluate(["--mask", mask, "--baselines", "[gredy]"]) == 2
     assert "greedy-forward" in one_line(capsys)
+    assert evaluate(["--mask", mask, "--seed", "-1"]) == 2
+    assert "seed is -1; it must be at least 0" in one_line(capsys)
     assert evaluate(["--mask", mask, "--baseline_texts", "0"]) == 2
     assert "baseline_texts is 0; it must be at least 1" in one_line(capsys)
     assert evaluate(["--mask", mask, "--baselines", "[exhaustive]"]) == 2

@@ -106,6 +106,19 @@ def test_the_unigram_crossover_matches_values_worked_out_by_hand() -> None:
     assert shares.tolist() == [1, 1, 0, 0]
 
 
+def test_a_single_input_has_no_p_value() -> None:
+    table = curves.unigrams(measured([[0.9, 0.6, 0.4, 0.1]]), 0)
+    assert table["nearer_to_unigram_p"].isna().all()
+
+
+def test_heads_and_mlps_have_no_excess_over_subgraphs_that_have_as_many() -> None:
+    """Ten draws of three heads of six, which are not the same: the mean of their number is exactly three."""
+    one = measured([[0.9, 0.6, 0.4, 0.1]] * 3)
+    table = composition.composition(one, 0)
+    table = table[(table["kind"] == "learned") & table["part"].isin(["heads", "MLPs"])]
+    assert len(table) and (table["excess"] == 0).all() and not (table["excess_p"] < 1).any()
+
+
 def test_the_share_of_random_subgraphs_nearer_to_the_unigram_is_that_of_their_draws() -> None:
     """Two draws with a KL of 0.2 and of 3 nats, mean 1.6, and 1 nat from the unigram: one of them is nearer."""
     one = measured([[0.9, 0.6, 0.4, 0.1]] * 3)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from masklearn.data import Batch, MaskData
+from masklearn.density.statistics import holm
 from masklearn.evidence import circuit_tests as tests
 from masklearn.evidence.circuit_tests import Circuit, corrected, run_tests
 from masklearn.evidence.completeness import adversary, n_adversary_masks, nodes_per_round
@@ -20,7 +21,6 @@ from masklearn.evidence.hypotheses import (
     equivalence_p,
     fewest_draws,
     fewest_texts,
-    holm,
     independence_p,
 )
 from masklearn.evidence.intervals import mean_interval
@@ -48,6 +48,14 @@ def test_the_tests_reject_from_the_counts_that_the_binomial_distribution_gives()
     assert at_most_p(84, 100) <= 0.05 < at_most_p(85, 100)
     assert fewest_draws(1) == 29
     assert fewest_texts(1) == 7
+
+
+def test_a_verdict_that_no_node_is_superfluous_names_none() -> None:
+    """One of three sizes has p = 0.03, which the correction for their number makes 0.09."""
+    found = [tests.Outcome(tests.MINIMALITY, "g", s, 9, p=p, note="a0.h1") for s, p in ((1, 0.03), (2, 1.0), (3, 1.0))]
+    (first, *_), (alone,) = corrected(found), corrected(found[:1])
+    assert first.verdict == "no superfluous node found" and not first.note
+    assert alone.verdict == "has superfluous nodes" and alone.note == "a0.h1"
 
 
 def test_holm_by_hand() -> None:
@@ -134,6 +142,7 @@ def test_the_tests_find_a_plant_and_tell_it_from_more_nodes_and_from_others() ->
     of_plant = outcomes["plant"]
     assert of_plant[tests.EQUIVALENCE].verdict == "no difference found"
     assert of_plant[tests.MINIMALITY].verdict == "no superfluous node found"
+    assert not of_plant[tests.MINIMALITY].note
     assert of_plant[tests.SUFFICIENCY].verdict == "beats random subgraphs"
     assert of_plant[tests.NECESSITY].verdict == "needed more than random ones"
     assert outcomes["spare"][tests.MINIMALITY].note.endswith("a1.h0")

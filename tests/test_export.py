@@ -12,12 +12,13 @@ from families import BY_NAME, FAMILIES, Family
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import masklearn as ml
 from masklearn.cli import export
 from masklearn.export import HFExport, subgraph_model, to_hf
 from masklearn.export.anatomy import ANATOMIES
+from masklearn.export.measurement import compare_costs
 from masklearn.mask_file import ModelId
 from masklearn.masking import MaskedLM
 
@@ -263,3 +264,12 @@ def test_a_family_whose_removal_is_unknown_is_refused_before_its_weights_are_rea
     error = capsys.readouterr().err
     assert "how to remove nodes of bloom models is not known" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("context", "prefilled"), [(300, 256), (64, 23), (42, 1), (41, None)])
+def test_costs_are_timed_within_the_context(context: int, prefilled: int | None) -> None:
+    """Besides the prefilled tokens, 40 are decoded, and one to warm up."""
+    lm = GPT2LMHeadModel(GPT2Config(n_positions=context, n_embd=8, n_layer=1, n_head=2, vocab_size=50)).eval()
+    cost, _ = compare_costs(lm, lm)
+    assert (cost.prefill_ms is not None) == (cost.decode_ms is not None) == (prefilled is not None)
+    assert prefilled in (None, cost.prompt_tokens)

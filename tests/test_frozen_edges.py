@@ -17,6 +17,7 @@ import masklearn as ml
 from masklearn.cli import evaluate, train
 from masklearn.cli.evaluate_texts import EvaluatedTexts
 from masklearn.cli.study_banks import bank_names
+from masklearn.density import Study
 from masklearn.edges import EdgeGraph, EdgeLM, FrozenText, importance
 from masklearn.mask_file import ModelId
 from masklearn.text_bank import PositionBank
@@ -83,6 +84,23 @@ def test_an_edge_bank_is_evaluated_frozen(tmp_path: Path, monkeypatch: pytest.Mo
     small, whole = ([found[mode]["sizes"][i]["kl"] for mode in found] for i in (0, 1))
     assert abs(small[0] - small[1]) > 1e-3
     assert max(whole) < 1e-5
+    studies: list[Study] = []
+
+    def keep(out: Path, study: Study, config: object) -> tuple[list[Path], Path]:
+        studies.append(study)
+        return [], out
+
+    monkeypatch.setattr("masklearn.cli.study_command.draw_study", keep)
+    assert evaluate(["--mask", str(tmp_path / "run"), "--track", "false", "--out", str(tmp_path / "study")]) == 0
+    assert sorted(studies[0].tables["thoughts"]["s"].unique()) == [0.02, 1.0]  # all edges are the full model
+
+
+def test_every_bank_of_a_study_has_a_name_of_its_own() -> None:
+    def of(folder: str) -> Any:
+        mask, path = measured([[1.0] * 4]).mask, Path(f"{folder}/mask.safetensors")
+        return SimpleNamespace(path=path, ablation=mask.ablation, mask=mask, altered_column=None)
+
+    assert bank_names([of(name) for name in ("x/a", "y/a", "x/a (1)")]) == ["a (2)", "a (3)", "a (1)"]
 
 
 def test_a_study_names_how_banks_of_edges_were_evaluated() -> None:

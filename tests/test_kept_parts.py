@@ -8,7 +8,8 @@ from conftest import Run, tiny_llama
 
 import masklearn as ml
 from masklearn.data import MaskData
-from masklearn.evidence.kept_parts import KeptParts, inputs_of, texts_digest
+from masklearn.data.digests import texts_digest
+from masklearn.evidence.kept_parts import KeptParts, inputs_of
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.resampled_texts import bootstrapped, half, with_order
 from masklearn.masking import MaskedLM

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from dataclasses import replace
 from importlib import metadata
@@ -114,6 +115,9 @@ def test_select_by_count_and_by_fraction() -> None:
     assert torch.equal(bank().select(s=0.66), bank().select(s=4))
     with pytest.raises(ml.UserError, match="no mask of 2 nodes; it has 1, 4"):
         bank().select(s=2)
+    for size in (4.9, math.inf, math.nan):
+        with pytest.raises(ml.UserError, match=f"no mask of {size} nodes"):
+            bank().select(s=size)
     with pytest.raises(ml.UserError, match="no group 'x'"):
         bank().select(s=4, group="x")
 

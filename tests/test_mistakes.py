@@ -237,6 +237,12 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
                 assert any(re.search(r" [A-Z].+\((type|default|required)", words) for words in explanations), flag
 
 
+def test_a_config_that_a_crash_has_emptied_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    assert train(["--run.dir", str(tmp_path), "--run.resume", "true"]) == 2
+    assert "config.yaml is damaged" in capsys.readouterr().err
+
+
 def test_the_printed_config_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         train(["--model.steps", "7", "--print_config"])

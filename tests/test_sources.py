@@ -134,6 +134,7 @@ def test_a_folder_that_is_no_saved_dataset_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("split", "limit", "expected"), [
     ("train[:50%]", None, TEXTS[:6]), ("train[:50%]", 2, TEXTS[:2]), ("train[-3:]", 2, TEXTS[9:11]),
+    ("train[:1%]+train[:2]", None, TEXTS[:2]),
 ])  # fmt: skip
 def test_a_part_of_a_split_is_read(split: str, limit: int | None, expected: list[str], tmp_path: Path) -> None:
     """Of the hub, whose datasets do not stream slices, and of a file, which is its train split."""

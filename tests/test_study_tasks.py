@@ -161,6 +161,11 @@ def test_generation_refuses_what_it_cannot_do(generated: Path, tmp_path: Path) -
         run_generation(["--path", prompts, "--out", str(generated)])
     with pytest.raises(ml.UserError, match="must be at least 1"):
         run_generation(["--path", prompts, "--out", str(tmp_path / "x.jsonl"), "--tokens", "0"])
+    for top_p in ("-0.5", "0", "1.5"):
+        with pytest.raises(ml.UserError, match="must be above 0 and at most 1"):
+            run_generation(["--path", prompts, "--out", str(tmp_path / "x.jsonl"), f"--top_p={top_p}"])
+    with pytest.raises(ml.UserError, match=r"exceed the \d+ that embedded reads.* --max_length 1"):
+        run_generation(["--path", prompts, "--out", str(tmp_path / "x.jsonl"), "--tokens", "5000"])
     (tmp_path / "other.jsonl").write_text('{"story": "the dog"}\n')
     with pytest.raises(ml.UserError, match="it has story. Name one with --text_column"):
         run_generation(["--path", str(tmp_path / "other.jsonl"), "--out", str(tmp_path / "x.jsonl")])

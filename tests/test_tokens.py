@@ -132,6 +132,13 @@ def test_every_token_of_a_completion_is_scored_and_none_of_the_prompt(tmp_path: 
     assert data.preview.endswith("<s>|2|+|2|[=]|[f]|[o]|[u]|r")
 
 
+def test_a_prompt_that_ends_with_the_end_token_keeps_its_completion(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(begin=True, end=True)
+    rows: list[dict[str, Any]] = [{"prompt": f"A{tokenizer.eos_token}", "completion": " b"}]
+    data = data_of(tmp_path, rows, tokenizer, positions="completion")
+    assert shown(tokenizer, scored_targets(data, 0)) == " b"
+
+
 CHATS: dict[str, dict[str, Any]] = {
     "messages": {"messages": CHAT},
     "ShareGPT": {"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]},

@@ -104,8 +104,8 @@ def _introduce(data: MaskData, texts: EvaluationTexts, bank: Mask, masked_lm: Ma
     """Print what is evaluated on, after texts that the masks were learned on have been left out."""
     warning = evaluation.implausible_answers(masked_lm, data)
     notices = [data.preview, *data.notices]
-    if texts.are_others:
-        known = bank.learned_texts.tolist()
+    known, grew = bank.learned_texts.tolist(), texts.split == "test" and texts.scope != "input"
+    if texts.are_others or (grew and known):  # texts of its own that were added since have changed the splits
         notices += leave_out_learned(data, texts.split, known, texts.all_requested, "--part all")
     for line in filter(None, (*notices, warning)):
         print(line)

@@ -97,6 +97,8 @@ class EvaluateFlags:
         self.altered_column = altered_column
         if baseline_texts < 1:
             raise UserError(f"baseline_texts is {baseline_texts}; it must be at least 1")
+        if seed < 0:
+            raise UserError(f"seed is {seed}; it must be at least 0: --seed 0")
         self.dtype: DTypeName | None = dtype
         self.part: SplitName | None = part
         self.device_map, self.devices, self.num_nodes = device_map, devices, num_nodes

@@ -21,7 +21,7 @@ from masklearn.data import MaskData
 from masklearn.data.text_tokenizer import TextTokenizer
 from masklearn.errors import UserError
 from masklearn.files import atomic_write
-from masklearn.models import load_lm
+from masklearn.models import load_lm, text_config
 
 
 def generate(
@@ -48,6 +48,8 @@ def generate(
         raise UserError(f"{out} already exists and is kept. Choose another --out")
     if tokens < 1:
         raise UserError(f"tokens is {tokens}; it must be at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}; it must be above 0 and at most 1: --top_p 0.9")
     data = MaskData(path=path, lm=lm, text_column=text_column, limit=limit, max_length=max_length, scope="input")
     try:
         data.prepare_data()
@@ -55,6 +57,12 @@ def generate(
     except UserError as error:  # here the flags of the data have no group
         raise UserError(str(error).replace("--data.", "--")) from error
     model, tokenizer = load_lm(lm, device="cuda" if torch.cuda.is_available() else "cpu"), data.load_tokenizer()
+    context = getattr(text_config(model), "max_position_embeddings", None)
+    if context and data.longest_text + tokens > context:
+        raise UserError(
+            f"a prompt of {data.longest_text} tokens and {tokens} new ones exceed the {context} that {lm} reads. "
+            f"Ask for fewer with --tokens, or shorten the prompts: --max_length {max(1, context - tokens)}"
+        )
     torch.manual_seed(seed)
     found = [continuation(model, tokenizer, ids, tokens, top_p) for ids in data.parts["all"].ids]
     pairs = [pair for pair in found if pair]
@@ -70,7 +78,7 @@ def continuation(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int], n_tokens: int, top_p: float | None
 ) -> tuple[str, str] | None:
     """The text of a prompt and of its continuation; None if reading them again gives other tokens."""
-    device, sampling = model.device, {"do_sample": top_p is not None, **({"top_p": top_p} if top_p else {})}
+    device, sampling = model.device, {"do_sample": top_p is not None} | ({} if top_p is None else {"top_p": top_p})
     input_ids = torch.tensor([ids], device=device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with torch.no_grad():

@@ -11,15 +11,20 @@ import yaml
 from filelock import FileLock, Timeout
 
 from masklearn.cli.checkpoints import CHECKPOINT_FOLDER
+from masklearn.data import MaskData
+from masklearn.data.digests import texts_digest
 from masklearn.density.study_folder import FIGURES_FOLDER, TABLES_FOLDER
 from masklearn.errors import UserError, one_line
 from masklearn.files import TEMP_PATTERN, atomic_write
 from masklearn.mask_file import MASK_FILE
+from masklearn.models import Layout, name_of
 
 CONFIG_FILE, METRICS_FILE = "config.yaml", "metrics.json"
 LOCK_FILE = ".lock"
 CLAIM_SECONDS = 60
 """How long a shard waits for another one that writes the config."""
+LEARNED_ON_FILE = CHECKPOINT_FOLDER / "learned-on.json"
+"""Hashes of the texts and of the model, while the run can be resumed."""
 BLOCKS_FOLDER = CHECKPOINT_FOLDER / "blocks"
 """Masks of finished blocks, until the mask file holds all of them."""
 WRITTEN_FOLDERS = (Path(), CHECKPOINT_FOLDER, BLOCKS_FOLDER, Path(FIGURES_FOLDER), Path(TABLES_FOLDER))
@@ -161,14 +166,42 @@ class RunFolder:
                 f"{flag}: there is no run in {self.path}. Give its --config {CONFIG_FILE}, or its --run.dir"
             )
         try:
-            started_with = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, ValueError) as error:
+            content = yaml.safe_load(config.read_text(encoding="utf-8"))
+            started_with = [(section, *item) for section in ("model", "data") for item in content[section].items()]
+        except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{config} is damaged: {one_line(error)}. Start a new run in another --run.dir") from error
-        for section in ("model", "data"):
-            for key, value in started_with.get(section, {}).items():
-                now = requested[section].get(key)
-                if now != value:
-                    raise UserError(
-                        f"{flag}: the run in {self.path} was started with {section}.{key} {value}, not {now}. "
-                        f"Go on with: {self.resume_command}"
-                    )
+        for section, key, value in started_with:
+            now = requested[section].get(key)
+            if now != value:
+                raise UserError(
+                    f"{flag}: the run in {self.path} was started with {section}.{key} {value}, not {now}. "
+                    f"Go on with: {self.resume_command}"
+                )
+
+    def require_same_inputs(self, data: MaskData, layout: Layout) -> dict[str, str]:
+        """Refuse to go on with other texts, or another model, than those that the run was started with.
+
+        Returns:
+            What is compared: hashes of both.
+
+        Raises:
+            UserError: Names what has changed.
+        """
+        now, started_with = {"texts": texts_digest(data), "model": layout.fingerprint}, dict[str, str]()
+        with suppress(OSError, ValueError):
+            started_with = json.loads((self / LEARNED_ON_FILE).read_text(encoding="utf-8"))
+        for name, value in now.items():
+            if started_with.get(name, value) != value:
+                raise UserError(
+                    f"the {name} of the run in {self.path} changed after it was started ({data.source}, "
+                    f"{name_of(layout.lm)}). Bring back what was there, or start a new run in another --run.dir"
+                )
+        return now
+
+    def settle_inputs(self, data: MaskData, layout: Layout) -> None:
+        """Store what the run learns on, or refuse to go on with something else.
+
+        Raises:
+            UserError: If the texts or the model have changed since the run was started.
+        """
+        atomic_write(self / LEARNED_ON_FILE, json.dumps(self.require_same_inputs(data, layout)).encode())

@@ -66,6 +66,7 @@ def claim_folder(cli: TrainCLI) -> None:
             cli.folder.claim_shard(cli.requested_yaml, cli.requested, cli.shard[0], agree)
         elif not cli.resume:
             cli.folder.claim(cli.requested_yaml)
+        cli.folder.settle_inputs(data, learner.masked_lm.layout)
     ranks.gathered(None)
     require_shared(cli.folder / BLOCKS_FOLDER)
     step_shape = store.settle_step_shape(learner.plan.step_shape) if ranks.rank() == 0 else None
@@ -150,6 +151,7 @@ def _merge(cli: TrainCLI, store: BlockStore) -> None:
     for path in cli.merged_folders:
         folder = RunFolder(Path(path))
         folder.require_same_settings(cli.requested, "run.merge")
+        folder.require_same_inputs(cli.datamodule, cli.model.masked_lm.layout)
         other = BlockStore(folder / BLOCKS_FOLDER)
         if other.stored_step_shape() not in (None, plan.step_shape):
             raise UserError(

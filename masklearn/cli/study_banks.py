@@ -5,9 +5,11 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,11 +46,11 @@ def bank_names(evaluated: Sequence[Evaluated]) -> list[str]:
         name += " frozen" * (conditions.get("edges") == "frozen")
         name += ", controls keep residuals" * bool(conditions.get("keep_residual"))
         names.append(f"{name} on {bank.altered_column}" if bank.altered_column else name)
-    total, n_before = Counter(names), Counter[str]()
-    unique = []
+    total, unique = Counter(names), list[str]()
     for name in names:
-        n_before[name] += 1
-        unique.append(f"{name} ({n_before[name]})" if total[name] > 1 else name)
+        numbered = (f"{name} ({number})" for number in count(1))
+        free = (each for each in numbered if each not in unique and each not in total)
+        unique.append(next(free) if total[name] > 1 else name)
     return unique
 
 
@@ -109,8 +111,9 @@ def _scored_positions(data: MaskData, item: Item) -> list[int]:
 
 def example(measured: MaskMeasurements) -> int:
     """The input of median density, or the first if there are no densities."""
-    order = densities(measured).argsort(kind="stable")
-    return int(order[(len(order) - 1) // 2])
+    density = densities(measured)
+    order = density.argsort(kind="stable")  # those without a density come last
+    return 0 if np.isnan(density).all() else int(order[(len(order) - 1) // 2])
 
 
 def pickable(measured: MaskMeasurements, bank: Evaluated) -> list[TopTokens]:
@@ -134,15 +137,15 @@ def top_tokens(measured: MaskMeasurements, bank: Evaluated, index: int, kinds: S
     batch = data.collate([data.parts[bank.split][index]])
     last = int(batch.input_ids[batch.scored][-1])
     found = bank.top(index) if isinstance(bank, EvaluatedTexts) else _of_nodes(measured, bank, index, kinds)
+    has_full_model = measured.sizes[-1] == measured.full_size
+    sizes = [*measured.sizes, *([] if has_full_model else [measured.full_size])]
     tokens = {
         kind: [
             [(token_text(tokenizer, last, token), round(p, 6)) for token, p in zip(*pair, strict=True)]
-            for pair in zip(*(values.tolist() for values in found[kind]), strict=True)
+            for pair in zip(*(values[: len(sizes)].tolist() for values in found[kind]), strict=True)
         ]
         for kind in kinds
     }
-    has_full_model = measured.sizes[-1] == measured.full_size
-    sizes = [*measured.sizes, *([] if has_full_model else [measured.full_size])]
     words = ()
     if isinstance(bank, EvaluatedTexts):
         ids = evaluation.scored_text(data, bank.split, index).input_ids

@@ -52,6 +52,7 @@ def run_texts(cli: TrainCLI, unit: TextUnit) -> None:
         return
     if not cli.resume:
         cli.folder.claim(cli.requested_yaml)
+    cli.folder.settle_inputs(data, method.layout)
     lines = [
         _introduction(method, data, shares, settings),
         data.preview,

@@ -184,7 +184,8 @@ class Source:
                 f"data.split is {self.split!r} ({one_line(error)}); {self} has {', '.join(lengths)}. Give one, "
                 f"or a part such as '{next(iter(lengths))}[:50%]'"
             ) from error
-        return [(part.splitname, range(part.from_ or 0, part.to or lengths[part.splitname])) for part in parts]
+        stops = [lengths[part.splitname] if part.to is None else part.to for part in parts]
+        return [(part.splitname, range(part.from_ or 0, stop)) for part, stop in zip(parts, stops, strict=True)]
 
     def _rows_of_hub(self) -> tuple[list[str], list[Row]]:
         """Names of all columns, and the rows; with a limit, only these rows are downloaded."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import dropwhile
 from typing import Any, Literal, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -73,7 +74,8 @@ class TextTokenizer:
     ) -> list[list[int]]:
         """The tokens of every continuation of a text, tokenised with it where the tokenizer keeps the text's tokens.
 
-        An end token that a continuation writes out is one of its tokens.
+        An end token that a continuation writes out is one of its tokens; one at the end of a text is dropped, as in
+        its `ids`.
 
         Args:
             texts: The texts.
@@ -82,11 +84,14 @@ class TextTokenizer:
         """
         joined = self._begun([text + more for text, more in zip(texts, continuations, strict=True)])
         result = list[list[int]]()
-        for row, whole, more in zip(ids, joined, continuations, strict=True):
+        end, end_id = str(self.tokenizer.eos_token), self.tokenizer.eos_token_id
+        for text, row, whole, more in zip(texts, ids, joined, continuations, strict=True):
             tail = whole[len(row) :]
+            if text.endswith(end):
+                tail = [*dropwhile(lambda token: token == end_id, tail)]
             if whole[: len(row)] != row or not tail:  # the tokenizer merges the two
                 tail = self._raw([more], special=False)[0]
-            result.append(tail if str(self.tokenizer.eos_token) in more else self._without_end(tail))
+            result.append(tail if end in more else self._without_end(tail))
         return result
 
     def with_counts(self, texts: Sequence[Text]) -> tuple[list[Text], list[str]]:

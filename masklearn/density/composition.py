@@ -23,7 +23,9 @@ def composition(measured: MaskMeasurements, seed: int) -> pd.DataFrame:
             columns |= {"part": part, "share": share.mean(1), "own_share": model_share.mean()}
             columns |= _mean_columns("relative", relative, 1.0, seed)
             if relative_of_control and kind != control:
-                columns |= _mean_columns("excess", relative - relative_of_control[part], 0.0, seed)
+                excess = relative - relative_of_control[part]
+                excess = excess.round(9)  # a mean of equal numbers is not quite that number
+                columns |= _mean_columns("excess", excess, 0.0, seed)
             frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True).rename(columns={"relative_low": "low", "relative_high": "high"})
 

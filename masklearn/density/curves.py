@@ -131,7 +131,9 @@ def unigrams(measured: MaskMeasurements, seed: int) -> pd.DataFrame:
 
 
 def _p_values(values: np.ndarray, null: float, seed: int) -> list[float]:
-    """Return the p-value of the mean over inputs at every size: (sizes, inputs) to (sizes,)."""
+    """Return the p-value of the mean over inputs at every size, NaN of a single one: (sizes, inputs) to (sizes,)."""
+    if values.shape[1] < 2:
+        return [float("nan")] * len(values)
     return [bootstrap_p(resampled, null) for resampled in bootstrap_means(values, seed).T]
 
 

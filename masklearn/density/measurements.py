@@ -183,7 +183,7 @@ class MaskMeasurements:
 
         Kinds that are not random have one draw, so their shares are 0 or 1.
         """
-        return self.results[kind].masks[draws].float().mean(0).numpy()
+        return self.results[kind].masks[draws].double().mean(0).numpy()
 
     def row(self) -> dict[str, Any]:
         """Describe the bank in one row of the table `banks`."""

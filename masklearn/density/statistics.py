@@ -76,7 +76,11 @@ def inputs_needed(n_given: int) -> int:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number (Holm 1979), in the order given; each is at least its own p-value."""
+    """Correct p-values for their number, so that one of them is at most `alpha` by chance with that probability.
+
+    Source: Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure. They are returned in the order given;
+    each is at least its own p-value.
+    """
     order = np.argsort(p_values, kind="stable")
     factors = len(p_values) - np.arange(len(p_values))
     stepped = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors))

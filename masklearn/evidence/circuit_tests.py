@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from masklearn.density.statistics import holm
 from masklearn.evidence.hypotheses import (
     ALPHA,
     at_least_p,
@@ -22,7 +23,6 @@ from masklearn.evidence.hypotheses import (
     fewest_draws,
     fewest_paired_texts,
     fewest_texts,
-    holm,
     independence_p,
     share_interval,
 )
@@ -193,5 +193,6 @@ def corrected(results: Sequence[Outcome]) -> list[Outcome]:
         p = corrected_of.get((result.test, result.group, result.s))
         rejected, kept = VERDICTS[result.test]
         verdict = result.verdict if p is None else rejected if p <= ALPHA else kept
-        found.append(replace(result, p_corrected=p, verdict=verdict))
+        is_kept = result.test == MINIMALITY and p is not None and p > ALPHA  # no node is superfluous
+        found.append(replace(result, p_corrected=p, verdict=verdict, note="" if is_kept else result.note))
     return found

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from masklearn.data.digests import digest
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.controls import (
     OTHER_RUN,
@@ -18,7 +19,6 @@ from masklearn.evidence.controls import (
     unlearned_controls,
 )
 from masklearn.evidence.intervals import NOT_TESTED, mean_interval, too_few_texts
-from masklearn.evidence.kept_parts import digest
 from masklearn.evidence.rediscovery import Rediscoverer
 from masklearn.evidence.sources import Sources
 from masklearn.evidence.transfer import Table

@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from masklearn.data.digests import digest
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.circuit_tests import Circuit, Outcome, corrected, run_tests
 from masklearn.evidence.completeness import completeness_row, pair_rows
 from masklearn.evidence.control_tables import control_table
-from masklearn.evidence.kept_parts import digest
 from masklearn.evidence.plan import PARTS, EvidencePart
 from masklearn.evidence.rediscovery import BOOTSTRAP, HALF, PARAPHRASE, SEED, Rediscoverer
 from masklearn.evidence.resampled_texts import MIN_HALVED_TEXTS

@@ -4,7 +4,6 @@ Source of the five tests: Shi et al. 2024, Hypothesis Testing the Circuit Hypoth
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -80,19 +79,6 @@ def _gaussian_kernel(values: np.ndarray) -> np.ndarray:
     distance = np.abs(values[:, None] - values)
     width = float(np.median(distance[np.triu_indices(len(values), 1)])) or float(distance.max()) or 1.0
     return np.exp(-((distance / width) ** 2) / 2)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number, so that one of them is at most `alpha` by chance with that probability.
-
-    Source: Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure.
-    """
-    n, order = len(p_values), np.argsort(p_values, kind="stable")
-    corrected, largest = [0.0] * n, 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (n - rank) * p_values[index]))
-        corrected[index] = largest
-    return corrected
 
 
 def share_interval(wins: float, n: int) -> tuple[float, float]:

@@ -1,21 +1,19 @@
 """Finished parts of the evidence, kept in a folder: a command that is stopped and started again computes the rest."""
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from masklearn.data import Batch, MaskData
+from masklearn.data import MaskData
+from masklearn.data.digests import digest, texts_digest
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
 from masklearn.version import masklearn_version
 
-DIGEST_LENGTH = 16
-"""Hexadecimal digits of a digest."""
 NAMED_BY_PARTS = {
     "parts", "seeds", "bootstraps", "halves", "paraphrase_column", "transfer", "checkpoints", "estimate",
 }  # fmt: skip
@@ -92,26 +90,3 @@ def inputs_of(masked_lm: MaskedLM, mask: Mask, data: MaskData, plan: EvidencePla
         "plan": {name: value for name, value in asdict(plan).items() if name not in NAMED_BY_PARTS},
         "masklearn": masklearn_version(),
     }
-
-
-def digest(*contents: bytes) -> str:
-    """A hash of some contents."""
-    whole = hashlib.sha256()
-    for content in contents:
-        whole.update(hashlib.sha256(content).digest())
-    return whole.hexdigest()[:DIGEST_LENGTH]
-
-
-def texts_digest(data: MaskData) -> str:
-    """A hash of all texts in tokens, with their splits, their groups and what is scored of them."""
-    texts = (
-        repr((name, *row)).encode()
-        for name, split in sorted(data.parts.items())
-        for row in zip(split.encoded, split.groups, strict=True)
-    )
-    return digest(data.positions.encode(), repr(data.groups.names).encode(), *texts)
-
-
-def batches_digest(batches: Sequence[Batch]) -> str:
-    """A hash of some batches."""
-    return digest(*(tensor.numpy().tobytes() for batch in batches for tensor in batch if tensor is not None))

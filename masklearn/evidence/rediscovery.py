@@ -9,8 +9,8 @@ from lightning import Callback, Trainer
 
 from masklearn.ablation import Ablation
 from masklearn.data import MaskData
+from masklearn.data.digests import texts_digest
 from masklearn.errors import UserError
-from masklearn.evidence.kept_parts import texts_digest
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.resampled_texts import (
     bootstrapped,

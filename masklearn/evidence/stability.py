@@ -137,29 +137,6 @@ def _spearman(a: Tensor, b: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class NodeKinds:
-    """How often rediscoveries keep the nodes."""
-
-    frequency: Tensor
-    """Share of the masks that keep each node, shape (nodes,)."""
-
-    @property
-    def core(self) -> Tensor:
-        """Nodes that every mask keeps, boolean of shape (nodes,)."""
-        return self.frequency == 1
-
-    @property
-    def never(self) -> Tensor:
-        """Nodes that no mask keeps."""
-        return self.frequency == 0
-
-    @property
-    def contingent(self) -> Tensor:
-        """All others."""
-        return ~(self.core | self.never)
-
-
-@dataclass(frozen=True)
 class NearOptimal:
     """The different masks whose KL is close to the lowest."""
 

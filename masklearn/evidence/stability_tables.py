@@ -8,7 +8,7 @@ from torch import Tensor
 
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.rediscovery import STABILITY_SOURCES, Rediscoverer, Variant
-from masklearn.evidence.stability import NodeKinds, near_optimal, overlap, rivals
+from masklearn.evidence.stability import near_optimal, overlap, rivals
 from masklearn.mask_file import Mask
 
 Table = list[dict[str, Any]]
@@ -83,7 +83,7 @@ def _overlap_rows(run: Mask, found: Rediscovered, cell: tuple[int, int], kl: Ten
 def _node_rows(run: Mask, found: Rediscovered, cell: tuple[int, int]) -> Table:
     """How often every node is kept."""
     masks, _ = found.of(STABILITY_SOURCES, *cell)
-    frequency = NodeKinds(masks.float().mean(0)).frequency.tolist()
+    frequency = masks.float().mean(0).tolist()
     return [
         {"node": name, "frequency": share, "in_run": kept, "kind": _kind(share)}
         for name, share, kept in zip(run.graph.names, frequency, run.mask[cell].tolist(), strict=True)

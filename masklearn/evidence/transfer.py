@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from masklearn.data import Batch
+from masklearn.data.digests import batches_digest, digest
 from masklearn.evidence.bench import Bench
-from masklearn.evidence.kept_parts import batches_digest, digest
 from masklearn.evidence.text_scores import score_texts
 from masklearn.masking import MaskedLM
 from masklearn.selection.baselines import matched_masks

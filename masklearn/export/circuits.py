@@ -16,9 +16,9 @@ from masklearn.mask_file import Mask
 CircuitFormat = Literal["eap", "mib", "edge-pruning", "list"]
 """`eap`: a graph for EAP-IG, one file for each size. `mib`: importances or circuits for a submission. `edge-pruning`:
 pairs of nodes. `list`: names of open nodes."""
-ALWAYS_PARALLEL = {"codegen", "cohere", "cohere2", "gptj", "phi"}
+ALWAYS_PARALLEL = {"codegen", "cohere", "cohere2", "cohere2_moe", "gptj", "phi"}
 """Families in which attention and MLP of a layer read the same stream."""
-PARALLEL_SETTINGS = ("use_parallel_residual", "parallel_attn")
+PARALLEL_SETTINGS = ("use_parallel_residual", "parallel_attn", "new_decoder_architecture")
 """Settings of other families that say so."""
 LEARNED_POSITIONS = {"gpt2", "gpt_neo", "gpt_bigcode", "openai-gpt", "opt", "biogpt", "xglm"}
 """Families that add positions to their tokens."""

@@ -35,12 +35,13 @@ class Cost:
 
 @torch.no_grad()
 def compare_costs(lm: Any, smaller: Any, timed: bool = True) -> tuple[Cost, Cost]:
-    """The costs of a whole model and of a smaller one; if `timed`, with times."""
+    """The costs of a whole model and of a smaller one; if `timed`, with times, unless the context is too short."""
     models = (lm, smaller)
     context = getattr(lm.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2 * PROMPT_TOKENS
-    n_tokens = max(1, min(PROMPT_TOKENS, context - N_DECODED))
+    n_tokens = max(1, min(PROMPT_TOKENS, context - N_DECODED - 1))  # a turn that warms up decodes one, too
     ids = (torch.arange(n_tokens, device=lm.device)[None] + 3) % lm.get_input_embeddings().num_embeddings
-    times = _times(models, ids) if timed else ((None, None), (None, None))
+    fits = n_tokens + N_DECODED + 1 <= context
+    times = _times(models, ids) if timed and fits else ((None, None), (None, None))
     costs = []
     for model, (prefill, decode) in zip(models, times, strict=True):
         tensors = (*model.parameters(), *model.buffers())

@@ -1,0 +1,79 @@
+"""Runs that go on after their texts or their model have changed, and files that have grown since."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import one_line
+from test_learned_texts import TEXTS, write
+
+import masklearn as ml
+from masklearn.cli import evaluate, train
+from masklearn.cli.run_folder import LEARNED_ON_FILE
+
+QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--data.workers", "0"]
+NODES = ["--model.steps", "6", "--model.sizes", "[4]", "--model.polish", "0", "--data.batch_size", "2"]
+NOUNS, VERBS = ("dog", "cat", "bird", "king", "cats", "dogs"), ("runs", "sings", "waits")
+POSITIONS = ["--model.graph", "positions", "--model.steps", "2", "--model.sizes", "[0.5]", "--data.limit", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _own_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning warns if the process has arguments of its own."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+
+def stop(*args: object, **kwargs: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("flags", "stops"),
+    [(NODES, "train_cli.CHECKPOINT_INTERVAL"), (POSITIONS, "text_methods.learn_positions")],
+    ids=["nodes", "positions"],
+)
+@pytest.mark.parametrize("what", ["texts", "model"])
+def test_a_run_does_not_go_on_with_something_else(
+    what: str, flags: list[str], stops: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    file, folder = write(tmp_path / "texts.jsonl", TEXTS), tmp_path / "run"
+    flags = [*flags, *QUIET, "--data.path", file, "--run.dir", str(folder)]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"masklearn.cli.{stops}", 2 if stops.endswith("INTERVAL") else stop)
+        assert train([*flags, *(["--trainer.max_steps", "2"] if flags[0] == NODES[0] else [])]) == 2
+    capsys.readouterr()
+    resume = ["--config", str(folder / "config.yaml"), "--run.resume", "true", "--trainer.max_steps", "-1", *QUIET]
+    if what == "texts":
+        write(Path(file), ["the king sings near the dog .", *TEXTS[1:]])
+    else:
+        stored = json.loads((folder / LEARNED_ON_FILE).read_text())
+        (folder / LEARNED_ON_FILE).write_text(json.dumps(stored | {"model": "another"}))
+    assert train(resume) == 2
+    assert f"the {what} of the run in {folder} changed after it was started" in one_line(capsys)
+    assert not (folder / "mask.safetensors").exists()
+    if what == "texts":
+        write(Path(file), TEXTS)
+        assert train(resume) == 0
+        assert (folder / "mask.safetensors").is_file()
+
+
+def test_texts_that_were_learned_on_are_not_held_out_when_their_file_has_grown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Appended texts change which are held out; those that were learned on before are left out of them."""
+    file, folder = write(tmp_path / "texts.jsonl", TEXTS), tmp_path / "run"
+    assert train([*NODES, *QUIET, "--data.path", file, "--run.dir", str(folder)]) == 0
+    learned = set(ml.Mask.load(folder / "mask.safetensors").learned_texts.tolist())
+    assert evaluate(["--mask", str(folder)]) == 0
+    assert "left out" not in capsys.readouterr().out
+    more = iter([f"the {noun} {verb} near the {other} ." for noun in NOUNS for verb in VERBS for other in NOUNS])
+    grown, n_learned = list(TEXTS), 0
+    while not n_learned:  # or this test shows nothing
+        write(Path(file), grown := [*grown, next(more)])
+        data = ml.MaskData(path=file)
+        data.setup()
+        n_learned = sum(not learned.isdisjoint(text.hashes) for text in data.parts["test"].encoded)
+    assert evaluate(["--mask", str(folder)]) == 0
+    assert f"{n_learned} texts are left out, as the masks were learned on them" in capsys.readouterr().out
