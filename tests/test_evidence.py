@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from masklearn.data import Batch, MaskData
-from masklearn.density.statistics import holm
+from masklearn.evaluation.holm import holm
 from masklearn.evidence import circuit_tests as tests
 from masklearn.evidence.circuit_tests import Circuit, corrected, run_tests
 from masklearn.evidence.completeness import adversary, n_adversary_masks, nodes_per_round

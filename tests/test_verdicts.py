@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from masklearn.density.statistics import N_RESAMPLES, bootstrap_p, holm, holm_factors
+from masklearn.density.statistics import N_RESAMPLES, bootstrap_p
 from masklearn.density.verdicts import ALPHA, Claim, Comparison, verdicts
+from masklearn.evaluation.holm import holm, holm_factors
 
 
 def test_holm_matches_values_worked_out_by_hand() -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import takewhile
 
 import numpy as np
 from scipy import stats
@@ -73,34 +72,6 @@ def is_smallest_p(p: float) -> bool:
 def inputs_needed(n_given: int) -> int:
     """Fewest inputs of a correlation given so many variables."""
     return MIN_PARTIAL_INPUTS + INPUTS_PER_GIVEN * n_given if n_given else MIN_CORRELATION_INPUTS
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number, so that one of them is at most `alpha` by chance with that probability.
-
-    Source: Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure. They are returned in the order given;
-    each is at least its own p-value.
-    """
-    order = np.argsort(p_values, kind="stable")
-    factors = len(p_values) - np.arange(len(p_values))
-    stepped = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors))
-    corrected = np.empty(len(p_values))
-    corrected[order] = stepped
-    return corrected.tolist()
-
-
-def holm_factors(p_values: Sequence[float], level: float) -> list[int]:
-    """Find what Holm's correction multiplies each p-value by: it is rejected if and only if that is at most `level`.
-
-    The factor is the number of p-values, less those that would be rejected first if this one came last. It does not
-    depend on the p-value itself: level / factor is what it must not exceed while the others stay as they are.
-    """
-    n, factors = len(p_values), list[int]()
-    for i in range(n):
-        others = sorted([*p_values[:i], *p_values[i + 1 :]])
-        rejected = takewhile(lambda ranked: ranked[1] * (n - ranked[0]) <= level, enumerate(others))
-        factors.append(n - sum(1 for _ in rejected))
-    return factors
 
 
 @dataclass(frozen=True)

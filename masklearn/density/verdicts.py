@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 from scipy.stats import norm
 
-from masklearn.density.statistics import CONFIDENCE, holm, holm_factors, is_smallest_p
+from masklearn.density.statistics import CONFIDENCE, is_smallest_p
+from masklearn.evaluation.holm import holm, holm_factors
 
 ALPHA = 1 - CONFIDENCE
 """Level of every verdict, after the correction for their number."""

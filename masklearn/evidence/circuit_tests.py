@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masklearn.density.statistics import holm
+from masklearn.evaluation.holm import holm
 from masklearn.evidence.hypotheses import (
     ALPHA,
     at_least_p,

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from masklearn.data import Batch
-from masklearn.density.statistics import holm
+from masklearn.evaluation.holm import holm
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.hypotheses import ALPHA
 from masklearn.evidence.intervals import NOT_TESTED, mean_interval, too_few_texts
