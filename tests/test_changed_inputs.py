@@ -77,3 +77,20 @@ def test_texts_that_were_learned_on_are_not_held_out_when_their_file_has_grown(
         n_learned = sum(not learned.isdisjoint(text.hashes) for text in data.parts["test"].encoded)
     assert evaluate(["--mask", str(folder)]) == 0
     assert f"{n_learned} texts are left out, as the masks were learned on them" in capsys.readouterr().out
+
+
+def test_packed_texts_that_reach_into_the_held_out_split_stay_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, folder = write(tmp_path / "texts.jsonl", TEXTS), tmp_path / "run"
+    flags = ["--data.path", file, "--data.pack", "true", "--data.max_length", "8", "--run.dir", str(folder)]
+    assert train([*NODES, *QUIET, *flags]) == 0
+    learned = set(ml.Mask.load(folder / "mask.safetensors").learned_texts.tolist())
+    data = ml.MaskData(path=file, pack=True, max_length=8)
+    data.setup()
+    assert any(not learned.isdisjoint(chunk.hashes) for chunk in data.parts["test"].encoded)
+    capsys.readouterr()
+    assert evaluate(["--mask", str(folder), "--out", str(tmp_path / "again")]) == 0
+    assert "left out" not in capsys.readouterr().out
+    of_run, again = (json.loads((path / "metrics.json").read_text()) for path in (folder, tmp_path / "again"))
+    assert again[0]["sizes"][0]["kl"] == pytest.approx(of_run["sizes"][0]["kl"])

@@ -16,7 +16,7 @@ from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, load_texts
 from masklearn.cli.export_flags import ExportFlags
-from masklearn.data import MaskData, SplitName, leave_out_learned
+from masklearn.data import MaskData, SplitName, leave_out_if_changed, leave_out_learned
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
@@ -104,9 +104,11 @@ def _introduce(data: MaskData, texts: EvaluationTexts, bank: Mask, masked_lm: Ma
     """Print what is evaluated on, after texts that the masks were learned on have been left out."""
     warning = evaluation.implausible_answers(masked_lm, data)
     notices = [data.preview, *data.notices]
-    known, grew = bank.learned_texts.tolist(), texts.split == "test" and texts.scope != "input"
-    if texts.are_others or (grew and known):  # texts of its own that were added since have changed the splits
+    known = bank.learned_texts.tolist()
+    if texts.are_others:
         notices += leave_out_learned(data, texts.split, known, texts.all_requested, "--part all")
+    elif texts.split == "test" and texts.scope != "input":
+        notices += leave_out_if_changed(data, known, "--part all")
     for line in filter(None, (*notices, warning)):
         print(line)
 

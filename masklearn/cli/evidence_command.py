@@ -22,7 +22,7 @@ from masklearn.cli.evaluation_texts import SOURCE_KEYS, evaluation_texts, load_t
 from masklearn.cli.evidence_sources import OtherRun, evidence_sources
 from masklearn.cli.run_folder import MASK_FILE, TABLES_FOLDER, RunFolder
 from masklearn.cli.stopping import StopBetweenSteps
-from masklearn.data import leave_out_learned
+from masklearn.data import leave_out_if_changed
 from masklearn.density.study_folder import REPORT_FILE
 from masklearn.errors import UserError
 from masklearn.evaluation import aligned
@@ -168,9 +168,8 @@ def _load_one(
         raise UserError(
             f"--evidence learns the masks of {path} again, for which their texts must be where they were: {error}"
         ) from error
-    if known := bank.learned_texts.tolist():  # texts that were added since have changed the splits
-        for line in leave_out_learned(data, "test", known, False, "evaluate.py --part all"):
-            print(line)
+    for line in leave_out_if_changed(data, bank.learned_texts.tolist(), "evaluate.py --part all"):
+        print(line)
     mask = bank.of(data.groups.names)
     kept = KeptParts(folder / PARTS_FOLDER, inputs_of(masked_lm, mask, data, plan))
     bench = Bench(masked_lm, mask, data, plan, bar, kept)
