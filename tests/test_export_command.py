@@ -16,7 +16,7 @@ def test_the_command_writes_a_model_with_its_card(run: Run, tmp_path: Path, caps
     assert export(["--mask", str(run.folder / "mask.safetensors"), "--size", "0.5", "--to", "hf", str(out)]) == 0
     printed, card = capsys.readouterr().out, (out / "README.md").read_text()
     assert "it loads with trust_remote_code=True" in printed or "plain transformers loads it" in printed
-    for row in ("parameters", "bytes of weights", "prefill of 88 tokens, ms", "decoding of a token, ms"):
+    for row in ("parameters", "bytes of weights", "prefill of 87 tokens, ms", "decoding of a token, ms"):
         assert row in printed
         assert row in card
     assert "# 18 of 36 nodes of embedded" in card
