@@ -24,7 +24,7 @@ LOCK_FILE = ".lock"
 CLAIM_SECONDS = 60
 """How long a shard waits for another one that writes the config."""
 LEARNED_ON_FILE = CHECKPOINT_FOLDER / "learned-on.json"
-"""Hashes of the texts and of the model, while the run can be resumed."""
+"""Hashes of the texts and of the model that the run began with."""
 BLOCKS_FOLDER = CHECKPOINT_FOLDER / "blocks"
 """Masks of finished blocks, until the mask file holds all of them."""
 WRITTEN_FOLDERS = (Path(), CHECKPOINT_FOLDER, BLOCKS_FOLDER, Path(FIGURES_FOLDER), Path(TABLES_FOLDER))
