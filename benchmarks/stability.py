@@ -42,15 +42,9 @@ class Comparison:
     """The masks of every method on every bootstrap, and their KL on the same held-out texts."""
 
     def __init__(
-        self,
-        masked_lm: MaskedLM,
-        data: MaskData,
-        sizes: list[int],
-        bootstraps: int,
-        steps: int,
-        polish_budget: float,
+        self, masked_lm: MaskedLM, data: MaskData, sizes: list[int], bootstraps: int, settings: dict[str, Any]
     ) -> None:
-        self.masked_lm, self.sizes, self.steps, self.polish_budget = masked_lm, sizes, steps, polish_budget
+        self.masked_lm, self.sizes, self.settings = masked_lm, sizes, settings
         self.graph = masked_lm.graph
         self.texts = [bootstrapped(data, seed) for seed in range(bootstraps)]
         self.held_out = MaskScorer(masked_lm, data.loader("test"))
@@ -60,8 +54,7 @@ class Comparison:
         """Learn the masks of this package, and measure them, polished and not; return the KL of the polished ones."""
         start, masks, scores = now(), [], []
         for data in self.texts:
-            settings: dict[str, Any] = {"steps": self.steps, "polish_budget": self.polish_budget}
-            learner = ml.MaskLearner(self.masked_lm.lm, sizes=self.sizes, **settings)
+            learner = ml.MaskLearner(self.masked_lm.lm, sizes=self.sizes, **self.settings)
             quiet_trainer().fit(learner, datamodule=data)
             bank = learner.discretize()
             masks.append(bank.mask[0])
@@ -86,7 +79,8 @@ class Comparison:
 
     def mattr(self, data: MaskData) -> Tensor:
         """Scores of MAttr on one bootstrap, shape (nodes,)."""
-        return mattr(minibatches(self.masked_lm, data, data.batch_size), self.graph.n_nodes, self.steps, "uniform")[0]
+        batches = minibatches(self.masked_lm, data, data.batch_size)
+        return mattr(batches, self.graph.n_nodes, self.settings["steps"], "uniform")[0]
 
     def integrated_gradients(self, data: MaskData) -> Tensor:
         """Scores of integrated gradients on one bootstrap, shape (nodes,)."""
@@ -134,6 +128,7 @@ def main(
     sizes: list[int | float] = [0.1, 0.2, 0.35, 0.5, 0.75],  # noqa: B006
     steps: int = 300,
     polish_budget: float = 2.0,
+    ablation: Literal["zero", "mean"] = "zero",
     batch_size: int = 16,
     max_length: int = 64,
     rivals: tuple[RivalName, ...] = get_args(RivalName),
@@ -150,6 +145,7 @@ def main(
         sizes: Nodes to keep: counts, or fractions below 1.
         steps: Steps of learning, and of MAttr.
         polish_budget: Most tokens of polish, as a multiple of those of learning.
+        ablation: Of closed nodes. Learning takes the means of a bootstrap, all else those of all training texts.
         batch_size: Texts of a step.
         max_length: Longest text, in tokens.
         rivals: Which rivals to meet.
@@ -160,9 +156,12 @@ def main(
     data = Setting(lm, path).data(limit=texts, max_length=max_length, positions="all", batch_size=batch_size)
     data.setup("fit")
     masked_lm = MaskedLM(ml.load_lm(lm, device="cuda" if torch.cuda.is_available() else None))
+    if ablation == "mean":
+        masked_lm.ablation = masked_lm.mean_ablation((batch.input_ids, batch.real) for batch in data.loader("train"))
     n_nodes = masked_lm.graph.n_nodes
     counts = sorted({max(1, round(s * n_nodes)) if s < 1 else int(s) for s in sizes})
-    compared = Comparison(masked_lm, data, counts, bootstraps, steps, polish_budget)
+    settings = {"steps": steps, "polish_budget": polish_budget, "ablation": ablation}
+    compared = Comparison(masked_lm, data, counts, bootstraps, settings)
     print(f"{n_nodes} nodes, {len(data.parts['train'])} training texts, {len(data.parts['test'])} held out")
     print(table_line(COLUMNS), flush=True)
     learned_kl = compared.earlier(learned) if learned else compared.learned()
