@@ -4,7 +4,8 @@ They are those of the default process group of `torch.distributed`. Without one 
 every function returns what it is given.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,20 @@ Value = TypeVar("Value")
 def is_distributed() -> bool:
     """Whether there is a process group."""
     return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hide the other processes while the context is open: from this package, Lightning and torchmetrics alike."""
+    if not is_distributed():
+        yield
+        return
+    group = dist.GroupMember.WORLD
+    dist.GroupMember.WORLD = None
+    try:
+        yield
+    finally:
+        dist.GroupMember.WORLD = group
 
 
 def rank() -> int:

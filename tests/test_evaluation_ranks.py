@@ -1,6 +1,7 @@
 """Evaluations on several devices: the numbers of one, and one line for what cannot be divided."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from faults.processes import end, run_to_end
 from forked import evaluate, on_ranks, run_ranks, start_ranks, train
 
 from masklearn import cli, ranks
-from masklearn.cli import evaluate_command
+from masklearn.cli import evaluate_command, evidence_command
 from masklearn.data import Batch
+from masklearn.errors import UserError
+from masklearn.evidence.together import compute_together
 from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
+from masklearn.progress import no_bar
 from masklearn.selection.attribution import norm
 from masklearn.selection.baselines import Baseline, rank_scorer, subgraphs_of_ranks
 
@@ -80,6 +84,63 @@ def test_a_study_of_single_texts_is_that_of_one_process(
         pd.testing.assert_frame_equal(found[name], table, check_exact=True)
 
 
+def test_evidence_is_that_of_one_process(one_process_shared: Path, tmp_path: Path) -> None:
+    """Of seven searches one rank makes more than the other, and nothing of them waits for a process."""
+    args = [
+        *("--mask", str(one_process_shared), "--evidence", "true", "--track", "false"),
+        *("--plan.seeds", "2", "--plan.bootstraps", "2", "--plan.halves", "0", "--plan.draws", "40"),
+        *("--plan.steps", "2", "--plan.polish_budget", "0.01", "--plan.texts", "4", "--plan.pairs", "3"),
+    ]
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = run_to_end([*args, "--out", str(one)], evaluate)
+    first, other = run_ranks(2, [*args, "--out", str(two)], evaluate)
+    assert alone.code == 0 and "Written after" in first and not other
+    found, expected = (json.loads((folder / "evidence.json").read_text()) for folder in (two, one))
+    assert found | {"seconds": 0} == expected | {"seconds": 0}
+    files = [sorted(path.name for path in folder.rglob("*.safetensors")) for folder in (one, two)]
+    assert files[0] == files[1] and len(files[0]) == 7
+
+
+def parts_that_are_computed() -> list[int]:
+    """Which of five parts, the third of which fails, this rank computes; none of them sees another process."""
+    computed = list[int]()
+
+    def compute(part: int) -> None:
+        computed.append(part)
+        assert ranks.count() == 1 and ranks.gathered(part) == [part]
+        assert not torch.distributed.is_initialized()  # as Lightning and torchmetrics ask
+        if part == 2:
+            raise UserError("no such text")
+
+    compute_together([partial(compute, part) for part in range(5)], no_bar)
+    assert ranks.count() > 1 or not computed
+    return computed
+
+
+def test_ranks_take_every_part_once() -> None:
+    assert sorted(part for computed in on_ranks(2, parts_that_are_computed) for part in computed) == [0, 1, 2, 3, 4]
+
+
+def test_a_single_process_computes_parts_as_they_are_needed() -> None:
+    assert on_ranks(1, parts_that_are_computed) == [[]]
+
+
+def test_evidence_that_a_rank_cannot_gather_names_it(
+    one_process_shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*args: Any) -> None:
+        if ranks.rank() == 1:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        ranks.gathered(None)
+
+    monkeypatch.setattr(evidence_command, "compute_together", die)
+    args = ["--mask", str(one_process_shared), "--evidence", "true", "--out", str(tmp_path / "out")]
+    first, second = map(end, start_ranks(2, args, evaluate))
+    assert first.one_line and "error: rank 1 (" in first.err
+    assert "Finished parts of the evidence are kept. Go on with: the same command" in first.err
+    assert second.code == 2
+
+
 def chosen_by_ranks() -> list[Any]:
     """Baselines of a bank of two groups, and a score on two texts that share masks; each rank's answer."""
     torch.manual_seed(0)
@@ -130,7 +191,7 @@ def test_a_rank_that_fails_is_named_and_all_end(
     [
         (["--devices", "0"], "devices is 0; it must be at least 1: --devices 1"),
         (["--devices", "2", "--num_nodes", "-1"], "num_nodes is -1; it must be at least 1"),
-        (["--evidence", "true", "--devices", "2"], "--evidence uses one device, and --devices 2 asks for more. Leave"),
+        (["--evidence", "true", "--devices", "2"], "cannot be done from Python. Run it in a terminal"),
         (["--device_map", "auto", "--num_nodes", "2"], "the map leave out --num_nodes"),
         (["--devices", "2"], "cannot be done from Python. Run it in a terminal"),
     ],

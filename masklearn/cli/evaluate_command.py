@@ -48,9 +48,9 @@ def run_evaluation(args: list[str] | None) -> None:
     masks = [load_bank(path) for path in flags.mask]
     require_divisible(flags, masks)
     if flags.evidence:
-        run_evidence(
-            flags, plan, [_node_mask(path, mask) for path, mask in zip(flags.mask, masks, strict=True)], requested
-        )
+        of_nodes = [_node_mask(path, mask) for path, mask in zip(flags.mask, masks, strict=True)]
+        with on_ranks(flags, is_command=args is None):
+            run_evidence(flags, plan, of_nodes, requested)
         return
     flags.require_banks(masks, given)
     flags.fill_defaults(masks)

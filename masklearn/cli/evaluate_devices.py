@@ -18,7 +18,7 @@ from masklearn.training.trainer import trainer_defaults
 
 
 def require_divisible(flags: EvaluateFlags, masks: Sequence[Mask | TextBank]) -> None:
-    """Refuse several devices where one process needs them all, or where nothing is divided among them.
+    """Refuse several devices where one process needs them all.
 
     Args:
         flags: The mask files.
@@ -31,11 +31,6 @@ def require_divisible(flags: EvaluateFlags, masks: Sequence[Mask | TextBank]) ->
         return
     given = f"--devices {flags.devices}" if flags.devices > 1 else f"--num_nodes {flags.num_nodes}"
     flag = given.split()[0]
-    if flags.evidence:
-        raise UserError(
-            f"--evidence uses one device, and {given} asks for more. Leave out {flag}; the evidence on each of several "
-            "runs can be gathered by a command of its own"
-        )
     for path, mask in zip(flags.mask, masks, strict=True):
         if device_map := isinstance(mask, Mask) and flags.map_of(mask):
             source = "--device_map" if flags.device_map else f"model.device_map, in the run of {path},"
@@ -65,6 +60,7 @@ def on_ranks(flags: EvaluateFlags, is_command: bool) -> Iterator[None]:
         Trainer(**settings, strategy=strategy, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"--devices {flags.devices}: {' '.join(str(error).split())}") from error
-    with stopped_together(strategy, lambda: f"Nothing has been written. {GO_ON}the same command"):
+    written = "Finished parts of the evidence are kept" if flags.evidence else "Nothing has been written"
+    with stopped_together(strategy, lambda: f"{written}. {GO_ON}the same command"):
         flags.out = ranks.from_first(flags.out)
         yield

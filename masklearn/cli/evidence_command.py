@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from masklearn import ranks
 from masklearn.cli.cost_table import duration
 from masklearn.cli.drawing import draw_evidence, draw_matrix
 from masklearn.cli.evaluate_bank import load_model
@@ -21,6 +23,7 @@ from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import SOURCE_KEYS, evaluation_texts, load_texts, settings_learned_on
 from masklearn.cli.evidence_sources import OtherRun, evidence_sources
 from masklearn.cli.run_folder import MASK_FILE, TABLES_FOLDER, RunFolder
+from masklearn.cli.run_parts import require_shared
 from masklearn.cli.stopping import StopBetweenSteps
 from masklearn.data import leave_out_if_changed
 from masklearn.density.study_folder import REPORT_FILE
@@ -28,16 +31,18 @@ from masklearn.errors import UserError
 from masklearn.evaluation import aligned
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.cost import EvidenceCost, expected_cost
-from masklearn.evidence.gather import Evidence, gather
+from masklearn.evidence.gather import Evidence, gather, independent_parts
 from masklearn.evidence.kept_parts import KeptParts, inputs_of
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.rediscovery import Rediscoverer
 from masklearn.evidence.sources import Sources
+from masklearn.evidence.together import compute_together
 from masklearn.evidence.transfer import Table, transfer_matrix
 from masklearn.evidence.verdicts import CLAIMS
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
 from masklearn.models import load_lm
+from masklearn.progress import no_bar
 from masklearn.training.progress import phase_bars
 
 EVIDENCE_FOLDER, EVIDENCE_FILE = "evidence", "evidence.json"
@@ -81,7 +86,8 @@ def run_evidence(flags: EvaluateFlags, plan: EvidencePlan, masks: Sequence[Mask]
         load(i)
     for i, run in enumerate(runs):
         folder = RunFolder(folders[i])
-        folder.acquire("--out")
+        ranks.first_alone(lambda folder=folder: folder.acquire("--out"))
+        require_shared(folder.path, "--out")
         try:
             evidence = _gather_one(flags.mask[i], flags, plan, folder.path, partial(load, i))
         except KeyboardInterrupt:
@@ -184,13 +190,17 @@ def _gather_one(
     folder: Path,
     load: Callable[[], tuple[Bench, Rediscoverer, Sources]],
 ) -> Evidence | None:
-    """Gather and write the evidence on one mask file; None if only its cost is asked for."""
+    """Gather and write the evidence on one mask file; None if only its cost is asked for, or on later ranks."""
     start = time.monotonic()
-    loaded = load()
+    bench, again, sources = loaded = load()
     print(cost_lines(expected_cost(*loaded)), flush=True)
     if plan.estimate:
         return None
-    evidence = gather(*loaded)
+    compute_together(independent_parts(replace(bench, bar=no_bar), again, sources), bench.bar)
+    if ranks.rank():
+        return None
+    with ranks.alone():
+        evidence = gather(*loaded)
     _write(folder, path, evidence, time.monotonic() - start, flags.track)
     return evidence
 

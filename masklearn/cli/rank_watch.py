@@ -45,14 +45,15 @@ class RankWatch(threading.Thread):
         super().__init__(daemon=True, name="rank-watch")
         self.store: ranks.Store = store.clone()  # pyright: ignore[reportAttributeAccessIssue]  (torch's stubs lack it)
         self.started, self.go_on = started, go_on
+        self.rank, self.n_ranks = ranks.rank(), ranks.count()  # the group is hidden while this process works alone
         self.failure = ""
         """Which rank has failed and why, if another one has."""
         self.has_interrupted = False
         """Whether this process stops because of that."""
         self.noticed, self.stopping, self.closed = threading.Event(), threading.Event(), threading.Event()
-        self._beats = [""] * ranks.count()
-        self._seen = [time.monotonic()] * ranks.count()
-        self.rank_name = f"rank {ranks.rank()} ({socket.gethostname()}, process {os.getpid()})"
+        self._beats = [""] * self.n_ranks
+        self._seen = [time.monotonic()] * self.n_ranks
+        self.rank_name = f"rank {self.rank} ({socket.gethostname()}, process {os.getpid()})"
         self.rank_names = ranks.gathered(self.rank_name)
 
     def run(self) -> None:
@@ -68,7 +69,7 @@ class RankWatch(threading.Thread):
     def _look(self) -> None:
         """Show a sign of life, and find out which rank has failed, if any."""
         try:
-            self.store.set(_alive_key(ranks.rank()), str(time.monotonic()))
+            self.store.set(_alive_key(self.rank), str(time.monotonic()))
             if self.store.check([FAILURE_KEY]):
                 self.failure = self.store.get(FAILURE_KEY).decode()
             elif failure := self._dead_rank():
@@ -80,10 +81,10 @@ class RankWatch(threading.Thread):
 
     def _dead_rank(self) -> str:
         """Which rank is dead; rank 0 watches all, and the others rank 0."""
-        for process, name in zip(self.started, self.rank_names[ranks.rank() + 1 :], strict=False):
+        for process, name in zip(self.started, self.rank_names[self.rank + 1 :], strict=False):
             if process.poll():
                 return f"{name} died with exit code {process.returncode}"
-        for other in [0] if ranks.rank() else range(1, ranks.count()):
+        for other in [0] if self.rank else range(1, self.n_ranks):
             key = _alive_key(other)
             beat = self.store.get(key).decode() if self.store.check([key]) else ""
             if beat != self._beats[other]:
@@ -105,7 +106,7 @@ class RankWatch(threading.Thread):
     @property
     def speaks(self) -> bool:
         """Whether this process tells the user what happened: rank 0 does, and rank 1 if rank 0 is dead or silent."""
-        return ranks.rank() == (1 if self.failure.startswith(f"{self.rank_names[0]} ") else 0)
+        return self.rank == (1 if self.failure.startswith(f"{self.rank_names[0]} ") else 0)
 
     def report(self, error: BaseException) -> None:
         """Tell the other ranks that this one has failed, unless it has stopped because another one did."""
@@ -138,7 +139,7 @@ class RankWatch(threading.Thread):
         until = time.monotonic() + LEAVE_SECONDS  # a dead rank never leaves
         with suppress(RuntimeError):
             n_ended = self.store.add(ENDED_KEY, 1)
-            while ranks.rank() == 0 and n_ended < ranks.count() and time.monotonic() < until:
+            while self.rank == 0 and n_ended < self.n_ranks and time.monotonic() < until:
                 time.sleep(LOOK_SECONDS / 10)
                 n_ended = self.store.add(ENDED_KEY, 0)
 

@@ -97,8 +97,13 @@ def require_work(cli: TrainCLI) -> None:
         )
 
 
-def require_shared(folder: Path) -> None:
-    """Refuse a folder that a rank cannot write, or that is another one on its machine; names the rank."""
+def require_shared(folder: Path, flag: str = "--run.dir") -> None:
+    """Refuse a folder that a rank cannot write, or that is another one on its machine; names the rank.
+
+    Args:
+        folder: The folder.
+        flag: The flag that chooses another one, for messages.
+    """
     if ranks.count() == 1:
         return
     token, file = ranks.from_first(token_hex(8)), folder / f"rank-{ranks.rank()}"
@@ -110,7 +115,7 @@ def require_shared(folder: Path) -> None:
     ranks.gathered(None)  # all have written
     if not problem and not (folder / "rank-0").is_file():
         problem = (
-            f"{rank_name} does not see the files of rank 0 in {folder}. Give --run.dir a folder that all machines share"
+            f"{rank_name} does not see the files of rank 0 in {folder}. Give {flag} a folder that all machines share"
         )
     problems = [problem for problem in ranks.gathered(problem) if problem]
     with suppress(OSError):

@@ -4,6 +4,7 @@ Source of the adversary: Wang et al. 2023, Interpretability in the Wild (arXiv 2
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -16,6 +17,7 @@ from masklearn.evaluation.holm import holm
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.hypotheses import ALPHA
 from masklearn.evidence.intervals import NOT_TESTED, mean_interval, too_few_texts
+from masklearn.evidence.kept_parts import Part
 from masklearn.evidence.text_scores import kl_between
 from masklearn.graph import NodeGraph
 from masklearn.masking import MaskedLM
@@ -64,6 +66,12 @@ def adversary(masked_lm: MaskedLM, mask: Tensor, batches: Sequence[Batch]) -> Te
     return closed
 
 
+def completeness_parts(bench: Bench) -> list[Part]:
+    """For every mask, its `completeness_row`."""
+    return [partial(bench.kept.part, f"completeness-{g}-{s}", partial(completeness_row, bench, g, s))
+            for g, s in bench.cells]  # fmt: skip
+
+
 def completeness_row(bench: Bench, group: int, s: int) -> dict[str, Any]:
     """The gap between subgraph and model after the adversary.
 
@@ -85,6 +93,11 @@ def completeness_row(bench: Bench, group: int, s: int) -> dict[str, Any]:
 
 def _names(graph: NodeGraph, nodes: Tensor) -> list[str]:
     return [name for name, is_in in zip(graph.names, nodes.tolist(), strict=True) if is_in]
+
+
+def pair_parts(bench: Bench) -> list[Part]:
+    """For every mask, its `pair_rows`."""
+    return [partial(bench.kept.part, f"pairs-{g}-{s}", partial(pair_rows, bench, g, s)) for g, s in bench.cells]
 
 
 def pair_rows(bench: Bench, group: int, s: int) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from masklearn.evidence.controls import (
     unlearned_controls,
 )
 from masklearn.evidence.intervals import NOT_TESTED, mean_interval, too_few_texts
+from masklearn.evidence.kept_parts import Part
 from masklearn.evidence.rediscovery import Rediscoverer
 from masklearn.evidence.sources import Sources
 from masklearn.evidence.transfer import Table
@@ -53,13 +54,11 @@ def control_table(bench: Bench, again: Rediscoverer, sources: Sources) -> tuple[
     """
     learned, missing = learned_controls(bench, again, sources.other_tasks)
     equal, (share, polish_share) = masks_of_equal_budget(bench, again), search_shares(again)
-    groups, rows = range(len(bench.mask.groups)), Table()
-    tokens = bench.plan.polish_budget * again.learning_tokens / len(groups)
-    for g in groups:
-        unlearned = bench.kept.part(f"controls-{g}", partial(_unlearned, bench, g, tokens))
+    rows = Table()
+    for g, unlearned in enumerate(unlearned_parts(bench, again)):
         own, *controls = (
             Control(name, _by_size(found), polish_share if name == POLISHED else None)
-            for name, found in unlearned.items()
+            for name, found in unlearned().items()
         )
         controls += [Control(name, _kept_kl(bench, g, _masks(bench, g, mask)), share, True)
                      for name, mask in learned.items()]  # fmt: skip
@@ -73,6 +72,13 @@ def control_table(bench: Bench, again: Rediscoverer, sources: Sources) -> tuple[
             if s in control.by_size
         ]
     return rows, missing
+
+
+def unlearned_parts(bench: Bench, again: Rediscoverer) -> list[Part]:
+    """For every group, what its masks and the controls that need no learning do, by name."""
+    groups = range(len(bench.mask.groups))
+    tokens = bench.plan.polish_budget * again.learning_tokens / len(groups)
+    return [partial(bench.kept.part, f"controls-{g}", partial(_unlearned, bench, g, tokens)) for g in groups]
 
 
 def control_row(

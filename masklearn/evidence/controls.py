@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -35,28 +36,28 @@ def untrained_like(masked_lm: MaskedLM, seed: int) -> MaskedLM:
     return MaskedLM(fresh.eval().requires_grad_(False))
 
 
-def learned_controls(
-    bench: Bench, again: Rediscoverer, others: Mapping[str, Variant]
-) -> tuple[dict[str, Mask], dict[str, str]]:
-    """Masks that the same search finds on shuffled texts, on an untrained model, and on other tasks.
+def control_searches(bench: Bench, again: Rediscoverer, others: Mapping[str, Variant]) -> dict[str, Callable[[], Mask]]:
+    """The same search on shuffled texts, on an untrained model, and on other tasks, by the control's name.
 
     Args:
         bench: The bank.
         again: Learns masks.
         others: Rediscoveries on other tasks, by the task's name.
-
-    Returns:
-        The masks by the control's name, and why others could not be learned.
     """
     untrained = Variant("untrained", 1, lambda data: data, bench.plan.seed)
-    find: dict[str, Callable[[], Mask]] = {
+    searches: dict[str, Callable[[], Mask]] = {
         SHUFFLED: lambda: again.find(shuffled_variant(bench.plan)),
         UNTRAINED: lambda: again.find(untrained, untrained_like(bench.masked_lm, bench.plan.seed)),
     }
-    for task, variant in others.items():
-        find[f"{OTHER}: {task}"] = lambda variant=variant: again.find(variant)
+    return searches | {f"{OTHER}: {task}": partial(again.find, variant) for task, variant in others.items()}
+
+
+def learned_controls(
+    bench: Bench, again: Rediscoverer, others: Mapping[str, Variant]
+) -> tuple[dict[str, Mask], dict[str, str]]:
+    """Masks that `control_searches` find, by the control's name, and why others could not be learned."""
     found, missing = dict[str, Mask](), dict[str, str]()
-    for name, learn in bench.bar(find.items(), "Controls", total=len(find)):
+    for name, learn in bench.bar(list(control_searches(bench, again, others).items()), "Controls"):
         try:
             found[name] = learn()
         except UserError as error:

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import torch
 
+from masklearn import ranks
 from masklearn.errors import UserError
 from masklearn.evidence.bench import MAX_SELECTION_TEXTS, Bench
 from masklearn.evidence.circuit_tests import Circuit
@@ -29,6 +30,7 @@ class EvidenceCost:
     tokens: dict[str, float]
     """Tokens that are scored: a forward counts one, a backward two."""
     seconds_per_token: float
+    """The time of a token, of which every rank scores its share."""
 
     @property
     def seconds(self) -> float:
@@ -69,7 +71,7 @@ def expected_cost(bench: Bench, again: Rediscoverer, sources: Sources) -> Eviden
 
 
 def _seconds_per_token(bench: Bench) -> float:
-    """The time of a token in subgraphs on some texts of middling length."""
+    """The time of a token in subgraphs on some texts of middling length, if the ranks share the tokens."""
     batches, generator = bench.texts(0), torch.Generator().manual_seed(0)
     batch = batches[len(batches) // 2]
     n_masks = max(2, PROBED_TOKENS // batch.input_ids.numel())
@@ -78,7 +80,7 @@ def _seconds_per_token(bench: Bench) -> float:
     start = time.monotonic()
     score_texts(bench.masked_lm, masks, [batch])
     seconds = time.monotonic() - start
-    return seconds / (batch.input_ids.numel() * (shared_forwards(bench.masked_lm, masks) + 1))
+    return seconds / (batch.input_ids.numel() * (shared_forwards(bench.masked_lm, masks) + 1)) / ranks.count()
 
 
 def _shuffled_is_kept(bench: Bench, again: Rediscoverer) -> bool:

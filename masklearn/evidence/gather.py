@@ -8,15 +8,17 @@ from typing import Any
 from masklearn.data.digests import digest
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.circuit_tests import Circuit, Outcome, corrected, run_tests
-from masklearn.evidence.completeness import completeness_row, pair_rows
-from masklearn.evidence.control_tables import control_table
+from masklearn.evidence.completeness import completeness_parts, pair_parts
+from masklearn.evidence.control_tables import control_table, unlearned_parts
+from masklearn.evidence.controls import control_searches
+from masklearn.evidence.kept_parts import Part
 from masklearn.evidence.plan import PARTS, EvidencePart
 from masklearn.evidence.rediscovery import BOOTSTRAP, HALF, PARAPHRASE, SEED, Rediscoverer
 from masklearn.evidence.resampled_texts import MIN_HALVED_TEXTS
 from masklearn.evidence.sources import Sources
 from masklearn.evidence.stability_tables import Table, rediscover, stability_tables
 from masklearn.evidence.summary import paragraph
-from masklearn.evidence.transfer import transfer_table
+from masklearn.evidence.transfer import transfer_parts, transfer_table
 from masklearn.evidence.verdicts import LEFT_OUT, UNKNOWN, verdict_table
 
 TABLES = (
@@ -48,8 +50,13 @@ class Evidence:
 
 def circuit_test_table(bench: Bench) -> Table:
     """The five hypothesis tests of every group and size."""
-    rows = [row for g, s in bench.cells for row in bench.kept.part(f"tests-{g}-{s}", partial(_test_rows, bench, g, s))]
+    rows = [row for part in circuit_test_parts(bench) for row in part()]
     return [asdict(outcome) for outcome in corrected([Outcome(**row) for row in rows])]
+
+
+def circuit_test_parts(bench: Bench) -> list[Part]:
+    """The five hypothesis tests of every group and size, their p-values not yet corrected: a part for each mask."""
+    return [partial(bench.kept.part, f"tests-{g}-{s}", partial(_test_rows, bench, g, s)) for g, s in bench.cells]
 
 
 def _test_rows(bench: Bench, group: int, s: int) -> Table:
@@ -57,6 +64,21 @@ def _test_rows(bench: Bench, group: int, s: int) -> Table:
     circuit = Circuit(bench.mask_of(group, s), bench.mask.graph, bench.plan.draws, bench.plan.seed)
     scores = bench.scores(group, circuit.subgraphs(), f"Tests of {s} nodes")
     return [asdict(outcome) for outcome in run_tests(circuit, bench.mask.groups[group], scores, len(bench.cells))]
+
+
+def independent_parts(bench: Bench, again: Rediscoverer, sources: Sources) -> list[Part]:
+    """The parts of a plan that no other part is needed for, the longest first; each is kept once it is computed."""
+    of_parts: dict[EvidencePart, list[Part]] = {
+        "stability": [partial(again.find, variant) for variant in sources.variants],
+        "controls": [
+            *control_searches(bench, again, sources.other_tasks).values(),
+            *unlearned_parts(bench, again),
+        ],
+        "tests": circuit_test_parts(bench),
+        "completeness": [*completeness_parts(bench), *pair_parts(bench)],
+        "transfer": transfer_parts(bench, sources.other_texts, sources.checkpoints),
+    }
+    return [part for name, parts in of_parts.items() if name in bench.plan.parts for part in parts]
 
 
 def gather(bench: Bench, again: Rediscoverer, sources: Sources) -> Evidence:
@@ -108,13 +130,8 @@ def _gather_part(part: EvidencePart, bench: Bench, again: Rediscoverer, sources:
 
 def _completeness(bench: Bench) -> dict[str, Table]:
     """What an adversary finds, and the interactions of pairs."""
-    part, cells = bench.kept.part, bench.cells
-    rows = [
-        part(f"completeness-{g}-{s}", partial(completeness_row, bench, g, s))
-        for g, s in bench.bar(cells, "Completeness")
-    ]
-    pairs = [row for g, s in cells for row in part(f"pairs-{g}-{s}", partial(pair_rows, bench, g, s))]
-    return {"completeness": rows, "pairs": pairs}
+    rows = [part() for part in bench.bar(completeness_parts(bench), "Completeness")]
+    return {"completeness": rows, "pairs": [row for part in pair_parts(bench) for row in part()]}
 
 
 def _facts(bench: Bench, again: Rediscoverer) -> dict[str, Any]:

@@ -161,10 +161,11 @@ class Rediscoverer:
         ablation = Ablation("resample") if settings.get("ablation") == "resample" else Ablation()
         learner.use(MaskedLM(masked_lm.lm, ablation))
         learner.plan_blocks(data)
+        is_cuda = masked_lm.device.type == "cuda"
         trainer = Trainer(
             max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-            enable_checkpointing=False, limit_val_batches=0, devices=1,
-            accelerator="cuda" if masked_lm.device.type == "cuda" else "cpu",
+            enable_checkpointing=False, limit_val_batches=0,
+            accelerator="cuda" if is_cuda else "cpu", devices=[masked_lm.device.index or 0] if is_cuda else 1,
             callbacks=[make() for make in self.callbacks],
         )  # fmt: skip
         try:

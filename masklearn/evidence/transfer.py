@@ -10,6 +10,7 @@ import torch
 from masklearn.data import Batch
 from masklearn.data.digests import batches_digest, digest
 from masklearn.evidence.bench import Bench
+from masklearn.evidence.kept_parts import Part
 from masklearn.evidence.text_scores import score_texts
 from masklearn.masking import MaskedLM
 from masklearn.selection.baselines import matched_masks
@@ -102,17 +103,26 @@ def transfer_table(bench: Bench, others: Sequence[OtherTexts], checkpoints: Sequ
         others: Other texts.
         checkpoints: Other checkpoints of the model.
     """
-    rows, groups = Table(), range(len(bench.mask.groups))
-    for g in groups:
-        rows += bench.kept.part(f"transfer-{g}", partial(_within, bench, g))
+    return [row for part in transfer_parts(bench, others, checkpoints) for row in part()]
+
+
+def transfer_parts(bench: Bench, others: Sequence[OtherTexts], checkpoints: Sequence[Checkpoint]) -> list[Part]:
+    """The parts of the `transfer_table`, each some of its rows."""
+    found = list[Part]()
+    for g in range(len(bench.mask.groups)):
+        found.append(partial(bench.kept.part, f"transfer-{g}", partial(_within, bench, g)))
         for other in others:
             compute = partial(transfer_rows, bench, g, other.what, other.name, other.batches)
-            rows += bench.kept.part(f"transfer-{g}-{other.digest}", compute)
-    for checkpoint in checkpoints:
-        load = cache(checkpoint.load)  # once for all groups, and not at all if their parts are kept
-        for g in groups:
-            compute = partial(_in_checkpoint, bench, g, checkpoint.name, load)
-            rows += bench.kept.part(f"transfer-{g}-{checkpoint.digest}", compute)
+            found.append(partial(bench.kept.part, f"transfer-{g}-{other.digest}", compute))
+    return [*found, *(partial(_to_checkpoint, bench, checkpoint) for checkpoint in checkpoints)]
+
+
+def _to_checkpoint(bench: Bench, checkpoint: Checkpoint) -> Table:
+    """The transfer of every group's masks to a checkpoint."""
+    load, rows = cache(checkpoint.load), Table()  # once for all groups, and not at all if their parts are kept
+    for g in range(len(bench.mask.groups)):
+        compute = partial(_in_checkpoint, bench, g, checkpoint.name, load)
+        rows += bench.kept.part(f"transfer-{g}-{checkpoint.digest}", compute)
     return rows
 
 

@@ -1,0 +1,39 @@
+"""Several ranks gather evidence: each computes a part at a time, and rank 0 finds all parts where they are kept."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from masklearn import ranks
+from masklearn.data import BlockQueue
+from masklearn.errors import UserError
+from masklearn.evidence.kept_parts import Part
+from masklearn.progress import ProgressBar
+
+
+def compute_together(parts: Sequence[Part], bar: ProgressBar) -> None:
+    """Let the ranks take one part after the other, and wait until all are computed; every rank must call this.
+
+    A part that cannot be computed is left to whoever needs it, and meets the error there. A single process leaves all.
+
+    Args:
+        parts: Parts that do not need each other, the longest first.
+        bar: Shows how many have been begun.
+    """
+    if ranks.count() == 1:
+        return
+    for part in bar(_taken(parts), "Parts", total=len(parts)):
+        if part:
+            with ranks.alone(), suppress(UserError):
+                part()
+    ranks.gathered(None)
+
+
+def _taken(parts: Sequence[Part]) -> Iterator[Part | None]:
+    """The parts that this rank takes, and None in place of each that another one has taken."""
+    queue, n_passed = BlockQueue(range(len(parts))), 0
+    while queue.take():
+        number = queue.taken[-1]
+        yield from [None] * (number - n_passed)
+        yield parts[number]
+        n_passed = number + 1
+    yield from [None] * (len(parts) - n_passed)
