@@ -17,7 +17,7 @@ from masklearn.evaluation.holm import holm
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.hypotheses import ALPHA
 from masklearn.evidence.intervals import NOT_TESTED, mean_interval, too_few_texts
-from masklearn.evidence.kept_parts import Part
+from masklearn.evidence.kept_parts import KeptPart
 from masklearn.evidence.text_scores import kl_between
 from masklearn.graph import NodeGraph
 from masklearn.masking import MaskedLM
@@ -66,7 +66,7 @@ def adversary(masked_lm: MaskedLM, mask: Tensor, batches: Sequence[Batch]) -> Te
     return closed
 
 
-def completeness_parts(bench: Bench) -> list[Part]:
+def completeness_parts(bench: Bench) -> list[KeptPart]:
     """For every mask, its `completeness_row`."""
     return [partial(bench.kept.part, f"completeness-{g}-{s}", partial(completeness_row, bench, g, s))
             for g, s in bench.cells]  # fmt: skip
@@ -95,7 +95,7 @@ def _names(graph: NodeGraph, nodes: Tensor) -> list[str]:
     return [name for name, is_in in zip(graph.names, nodes.tolist(), strict=True) if is_in]
 
 
-def pair_parts(bench: Bench) -> list[Part]:
+def pair_parts(bench: Bench) -> list[KeptPart]:
     """For every mask, its `pair_rows`."""
     return [partial(bench.kept.part, f"pairs-{g}-{s}", partial(pair_rows, bench, g, s)) for g, s in bench.cells]
 

@@ -19,7 +19,7 @@ from masklearn.evidence.controls import (
     unlearned_controls,
 )
 from masklearn.evidence.intervals import NOT_TESTED, mean_interval, too_few_texts
-from masklearn.evidence.kept_parts import Part
+from masklearn.evidence.kept_parts import KeptPart
 from masklearn.evidence.rediscovery import Rediscoverer
 from masklearn.evidence.sources import Sources
 from masklearn.evidence.transfer import Table
@@ -74,7 +74,7 @@ def control_table(bench: Bench, again: Rediscoverer, sources: Sources) -> tuple[
     return rows, missing
 
 
-def unlearned_parts(bench: Bench, again: Rediscoverer) -> list[Part]:
+def unlearned_parts(bench: Bench, again: Rediscoverer) -> list[KeptPart]:
     """For every group, what its masks and the controls that need no learning do, by name."""
     groups = range(len(bench.mask.groups))
     tokens = bench.plan.polish_budget * again.learning_tokens / len(groups)

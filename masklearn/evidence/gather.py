@@ -11,7 +11,7 @@ from masklearn.evidence.circuit_tests import Circuit, Outcome, corrected, run_te
 from masklearn.evidence.completeness import completeness_parts, pair_parts
 from masklearn.evidence.control_tables import control_table, unlearned_parts
 from masklearn.evidence.controls import control_searches
-from masklearn.evidence.kept_parts import Part
+from masklearn.evidence.kept_parts import KeptPart
 from masklearn.evidence.plan import PARTS, EvidencePart
 from masklearn.evidence.rediscovery import BOOTSTRAP, HALF, PARAPHRASE, SEED, Rediscoverer
 from masklearn.evidence.resampled_texts import MIN_HALVED_TEXTS
@@ -54,7 +54,7 @@ def circuit_test_table(bench: Bench) -> Table:
     return [asdict(outcome) for outcome in corrected([Outcome(**row) for row in rows])]
 
 
-def circuit_test_parts(bench: Bench) -> list[Part]:
+def circuit_test_parts(bench: Bench) -> list[KeptPart]:
     """The five hypothesis tests of every group and size, their p-values not yet corrected: a part for each mask."""
     return [partial(bench.kept.part, f"tests-{g}-{s}", partial(_test_rows, bench, g, s)) for g, s in bench.cells]
 
@@ -66,9 +66,9 @@ def _test_rows(bench: Bench, group: int, s: int) -> Table:
     return [asdict(outcome) for outcome in run_tests(circuit, bench.mask.groups[group], scores, len(bench.cells))]
 
 
-def independent_parts(bench: Bench, again: Rediscoverer, sources: Sources) -> list[Part]:
+def independent_parts(bench: Bench, again: Rediscoverer, sources: Sources) -> list[KeptPart]:
     """The parts of a plan that no other part is needed for, the longest first; each is kept once it is computed."""
-    of_parts: dict[EvidencePart, list[Part]] = {
+    of_parts: dict[EvidencePart, list[KeptPart]] = {
         "stability": [partial(again.find, variant) for variant in sources.variants],
         "controls": [
             *control_searches(bench, again, sources.other_tasks).values(),

@@ -14,7 +14,7 @@ from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
 from masklearn.version import masklearn_version
 
-Part = Callable[[], Any]
+KeptPart = Callable[[], Any]
 """Returns a part of the evidence, from where it is kept, or computed now and kept."""
 NAMED_BY_PARTS = {
     "parts", "seeds", "bootstraps", "halves", "paraphrase_column", "transfer", "checkpoints", "estimate",

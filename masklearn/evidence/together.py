@@ -6,11 +6,11 @@ from contextlib import suppress
 from masklearn import ranks
 from masklearn.data import BlockQueue
 from masklearn.errors import UserError
-from masklearn.evidence.kept_parts import Part
+from masklearn.evidence.kept_parts import KeptPart
 from masklearn.progress import ProgressBar
 
 
-def compute_together(parts: Sequence[Part], bar: ProgressBar) -> None:
+def compute_together(parts: Sequence[KeptPart], bar: ProgressBar) -> None:
     """Let the ranks take one part after the other, and wait until all are computed; every rank must call this.
 
     A part that cannot be computed is left to whoever needs it, and meets the error there. A single process leaves all.
@@ -28,7 +28,7 @@ def compute_together(parts: Sequence[Part], bar: ProgressBar) -> None:
     ranks.gathered(None)
 
 
-def _taken(parts: Sequence[Part]) -> Iterator[Part | None]:
+def _taken(parts: Sequence[KeptPart]) -> Iterator[KeptPart | None]:
     """The parts that this rank takes, and None in place of each that another one has taken."""
     queue, n_passed = BlockQueue(range(len(parts))), 0
     while queue.take():

@@ -10,7 +10,7 @@ import torch
 from masklearn.data import Batch
 from masklearn.data.digests import batches_digest, digest
 from masklearn.evidence.bench import Bench
-from masklearn.evidence.kept_parts import Part
+from masklearn.evidence.kept_parts import KeptPart
 from masklearn.evidence.text_scores import score_texts
 from masklearn.masking import MaskedLM
 from masklearn.selection.baselines import matched_masks
@@ -106,9 +106,9 @@ def transfer_table(bench: Bench, others: Sequence[OtherTexts], checkpoints: Sequ
     return [row for part in transfer_parts(bench, others, checkpoints) for row in part()]
 
 
-def transfer_parts(bench: Bench, others: Sequence[OtherTexts], checkpoints: Sequence[Checkpoint]) -> list[Part]:
+def transfer_parts(bench: Bench, others: Sequence[OtherTexts], checkpoints: Sequence[Checkpoint]) -> list[KeptPart]:
     """The parts of the `transfer_table`, each some of its rows."""
-    found = list[Part]()
+    found = list[KeptPart]()
     for g in range(len(bench.mask.groups)):
         found.append(partial(bench.kept.part, f"transfer-{g}", partial(_within, bench, g)))
         for other in others:
