@@ -14,6 +14,16 @@ SMALLEST_SHARE, LARGEST_SHARE = 1e-4, 0.8
 DEFAULT_SHARES = "log:12"
 
 
+def path_edges(n_layers: int, parallel: bool) -> int:
+    """Edges of a path from a token to the output: a smaller subgraph of edges cannot depend on the text.
+
+    Args:
+        n_layers: Layers of the model.
+        parallel: Whether attention and MLP of a layer read the same stream, so that a path has one edge a layer.
+    """
+    return n_layers if parallel else 2 * n_layers
+
+
 def resolve_shares(sizes: Sequence[int | float] | str, unit: TextUnit = "edges") -> list[float]:
     """Shares of the edges or positions to keep, ascending.
 

@@ -17,7 +17,7 @@ from masklearn.files import atomic_write, pack
 from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask, ModelId, mask_path
 from masklearn.progress import ProgressBar, no_bar
-from masklearn.shares import TextUnit, share_counts
+from masklearn.shares import TextUnit, path_edges, share_counts
 from masklearn.version import masklearn_version
 
 FORMAT = 1
@@ -214,8 +214,8 @@ class EdgeBank(TextBank):
 
     @property
     def path_edges(self) -> int:
-        """Edges of a path from a token to the output: a smaller subgraph cannot depend on the text."""
-        return (1 if self.parallel else 2) * self.graph.n_layers
+        """See `shares.path_edges`."""
+        return path_edges(self.graph.n_layers, self.parallel)
 
     @property
     def n_edges(self) -> tuple[int, ...]:

@@ -76,7 +76,27 @@ def test_texts_that_were_learned_on_are_not_held_out_when_their_file_has_grown(
         data.setup()
         n_learned = sum(not learned.isdisjoint(text.hashes) for text in data.parts["test"].encoded)
     assert evaluate(["--mask", str(folder)]) == 0
-    assert f"{n_learned} texts are left out, as the masks were learned on them" in capsys.readouterr().out
+    left_out = f"{n_learned} texts are left out, as the masks were learned on them"
+    assert left_out in capsys.readouterr().out
+    evidence = ["--evidence", "true", "--plan.parts", "[transfer]", "--plan.transfer", "[]", "--track", "false"]
+    assert evaluate(["--mask", str(folder), *evidence]) == 0
+    assert left_out in capsys.readouterr().out
+    facts = json.loads((folder / "evidence" / "evidence.json").read_text())["facts"]
+    assert facts["n_texts"] == len(data.parts["test"]) - n_learned
+
+
+def test_shards_of_other_texts_are_not_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, shards = write(tmp_path / "texts.jsonl", TEXTS), [tmp_path / "shard-1", tmp_path / "shard-2"]
+    flags = [*NODES, *QUIET, "--data.path", file, "--data.limit", "4", "--model.scope", "input", "--model.block", "2"]
+    for i, shard in enumerate(shards):
+        if i:
+            write(Path(file), ["the king sings near the dog .", *TEXTS[1:]])
+        assert train([*flags, "--run.shard", f"{i + 1}/2", "--run.dir", str(shard)]) == 0
+    capsys.readouterr()
+    merge = ["--config", str(shards[1] / "config.yaml"), "--run.merge", f"[{shards[0]}]"]
+    assert train(merge) == 2
+    assert f"the texts of the run in {shards[0]} changed after it was started" in one_line(capsys)
+    assert not (shards[1] / "mask.safetensors").exists()
 
 
 def test_packed_texts_that_reach_into_the_held_out_split_stay_there(

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from masklearn.data import leave_out_if_changed
 from masklearn.density.study_folder import REPORT_FILE
 from masklearn.errors import UserError
 from masklearn.evaluation import aligned
+from masklearn.evaluation.measure import nan_to_none
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.cost import EvidenceCost, expected_cost
 from masklearn.evidence.gather import Evidence, gather, independent_parts
@@ -256,15 +256,6 @@ def verdict_text(verdicts: Table) -> str:
     head = ["", *(f"{group} s={s}" if several else f"s={s}" for group, s in columns)]
     lines = [[claim, *(of_cell.get((claim, *cell), "-") for cell in columns)] for claim in CLAIMS]
     return aligned([head, *lines])
-
-
-def nan_to_none(value: Any) -> Any:
-    """A value with None in place of every NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: nan_to_none(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [nan_to_none(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def as_csv(table: Table) -> str:

@@ -19,7 +19,7 @@ from masklearn.masking import MaskedLM
 from masklearn.models import Layout
 from masklearn.positions import PositionGraph, PositionLM
 from masklearn.progress import ProgressBar
-from masklearn.shares import TextUnit
+from masklearn.shares import TextUnit, path_edges
 from masklearn.text_bank import PositionBank, TextBank
 from masklearn.training.block_store import BlockStore
 from masklearn.training.edge_learner import learn_edges
@@ -132,8 +132,8 @@ class EdgeMethod(TextMethod):
 
     @property
     def path_units(self) -> int:
-        """One edge a level."""
-        return (1 if self.edge_lm.sites.parallel else 2) * self.layout.graph.n_layers
+        """See `shares.path_edges`."""
+        return path_edges(self.layout.graph.n_layers, self.edge_lm.sites.parallel)
 
     def n_units(self, n_tokens: int) -> int:
         """Edges, where the attention reads every earlier token."""

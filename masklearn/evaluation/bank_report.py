@@ -171,7 +171,7 @@ def describe(mask: Mask, rows: list[Row], by_group: Tensor, data: dict[str, Any]
         described["areas"] = found
     if len(mask.groups) > 1:
         described["groups"] = {
-            name: {"kl": [*map(nan_to_none, kl)], "tv": [*map(nan_to_none, tv)]}
+            name: nan_to_none({"kl": kl, "tv": tv})
             for name, (kl, tv) in zip(mask.groups, by_group.permute(2, 0, 1).tolist(), strict=True)
         }
     return described

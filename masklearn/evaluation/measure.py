@@ -156,7 +156,7 @@ def _tabulate(meter: SubgraphMetrics, answer_meter: AnswerMetrics, n_groups: int
     found = meter.compute() | (answer_meter.compute() if answer_meter.texts else {})
     # torchmetrics squeezes results of one element
     by_group = torch.stack([found.pop(name).view(-1, n_groups) for name in ("kl_by_group", "tv_by_group")])
-    columns = {name: [*map(nan_to_none, values.reshape(-1).tolist())] for name, values in found.items()}
+    columns = {name: nan_to_none(values.reshape(-1).tolist()) for name, values in found.items()}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)], by_group
 
 
@@ -180,6 +180,10 @@ def top_tokens(masked_lm: MaskedLM, batch: Batch, masks: Tensor, k: int) -> tupl
     return top.indices.cpu(), top.values.cpu()
 
 
-def nan_to_none(value: float) -> float | None:
-    """The value as JSON can hold it, which has no NaN."""
-    return None if math.isnan(value) else value
+def nan_to_none(value: Any) -> Any:
+    """A value with None in place of every NaN in its lists and dictionaries, since JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: nan_to_none(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [nan_to_none(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -181,7 +181,7 @@ class TextMeasurer(ABC, Generic[Graph]):
         found = self.meters[kind][0].compute()
         shape = n_draws(kind), self.n_sizes
         columns = {
-            name: [nan_to_none(value) for value in values.reshape(shape).double().mean(0).tolist()]
+            name: nan_to_none(values.reshape(shape).double().mean(0).tolist())
             for name, values in found.items()
             if not name.endswith("_by_group")
         }
