@@ -16,6 +16,10 @@ class NonFiniteLoss(UserError):
     """A loss or gradient is NaN or infinite; the parameters of the last finite step are kept."""
 
 
+class WriteError(UserError):
+    """A file cannot be written: the disk is full, or the folder is not the user's."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word most similar to a mistyped one; None if none is similar."""
     matches = get_close_matches(word, list(known), n=1, cutoff=0.5)

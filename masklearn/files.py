@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from masklearn.errors import UserError, one_line
+from masklearn.errors import WriteError, one_line
 
 TEMP_PATTERN = ".*.[0-9]*.part"
 """Temporary files of processes that are writing, or were when they were killed."""
@@ -32,7 +32,7 @@ def atomic_write(path: Path, content: bytes, keep: Path | None = None) -> None:
         keep: Where to move an earlier file, if it is to be kept.
 
     Raises:
-        UserError: If writing fails; an earlier file is then untouched.
+        WriteError: If writing fails; an earlier file is then untouched.
     """
     temp = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -47,6 +47,6 @@ def atomic_write(path: Path, content: bytes, keep: Path | None = None) -> None:
     except OSError as error:
         with suppress(OSError):
             temp.unlink()
-        raise UserError(
+        raise WriteError(
             f"cannot write {path}: {one_line(error)}. Choose another folder, or make room on this disk"
         ) from error

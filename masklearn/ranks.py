@@ -4,6 +4,8 @@ They are those of the default process group of `torch.distributed`. Without one 
 every function returns what it is given.
 """
 
+import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -14,6 +16,9 @@ from torch import Tensor
 
 Store = dist.Store  # pyright: ignore[reportPrivateImportUsage]  (public, but not in torch's list of names)
 """Where the processes of a group leave each other short messages; rank 0 holds it."""
+MEETING_SECONDS = 0.1
+"""Time between two looks at who has come to a meeting."""
+_meetings = itertools.count()
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -30,8 +35,8 @@ def alone() -> Iterator[None]:
         yield
         return
     group = dist.GroupMember.WORLD
-    dist.GroupMember.WORLD = None
     try:
+        dist.GroupMember.WORLD = None
         yield
     finally:
         dist.GroupMember.WORLD = group
@@ -76,7 +81,21 @@ def first_alone(action: Callable[[], object]) -> None:
     """Act on rank 0 alone, and wait until it is done; every process must call this."""
     if rank() == 0:
         action()
-    gathered(None)
+    meet()
+
+
+def meet() -> None:
+    """Wait until all processes are here; every process must call this.
+
+    Unlike `gathered`, a signal interrupts it, so that a process that waits long stops at once if it is asked to.
+    """
+    if not is_distributed():
+        return
+    store, key = _store(), f"meeting/{next(_meetings)}"
+    n_here = store.add(key, 1)
+    while n_here < count():
+        time.sleep(MEETING_SECONDS)
+        n_here = store.add(key, 0)
 
 
 def gathered(value: Value) -> list[Value]:
@@ -95,7 +114,12 @@ def is_peer_failure(error: BaseException) -> bool:
 
 def next_number(counter: str) -> int:
     """The next number of a counter that all processes share, from 0: no two get the same, and none waits."""
-    return dist.distributed_c10d._get_default_store().add(counter, 1) - 1  # torch has no public way to the store
+    return _store().add(counter, 1) - 1
+
+
+def _store() -> Store:
+    """The store of the process group."""
+    return dist.distributed_c10d._get_default_store()  # torch has no public way to it
 
 
 def part(n: int) -> tuple[Tensor, float]:

@@ -1,6 +1,7 @@
 """Evaluations on several devices: the numbers of one, and one line for what cannot be divided."""
 
 import json
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from forked import evaluate, on_ranks, run_ranks, start_ranks, train
 from masklearn import cli, ranks
 from masklearn.cli import evaluate_command, evidence_command
 from masklearn.data import Batch
-from masklearn.errors import UserError
+from masklearn.errors import UserError, WriteError
 from masklearn.evidence.together import compute_together
 from masklearn.mask_file import Mask
 from masklearn.masking import MaskedLM
@@ -119,6 +120,41 @@ def parts_that_are_computed() -> list[int]:
 
 def test_ranks_take_every_part_once() -> None:
     assert sorted(part for computed in on_ranks(2, parts_that_are_computed) for part in computed) == [0, 1, 2, 3, 4]
+
+
+def test_a_part_that_cannot_be_kept_ends_it_at_once() -> None:
+    def computed_until_the_disk_is_full() -> list[int]:
+        computed = list[int]()
+
+        def compute(part: int) -> None:
+            computed.append(part)
+            raise WriteError("no space left")
+
+        with pytest.raises(WriteError):
+            compute_together([partial(compute, part) for part in range(5)], no_bar)
+        return computed
+
+    assert sorted(part for found in on_ranks(2, computed_until_the_disk_is_full) for part in found) == [0, 1]
+
+
+def test_a_signal_stops_a_process_that_waits_for_another() -> None:
+    def waits() -> str:
+        store = ranks._store()
+        if ranks.rank() == 0:
+            store.wait(["interrupted"])  # the other one waits meanwhile
+            return "went on"
+
+        def interrupt(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            ranks.meet()
+        store.set("interrupted", "")
+        return "interrupted"
+
+    assert on_ranks(2, waits) == ["went on", "interrupted"]
 
 
 def test_a_single_process_computes_parts_as_they_are_needed() -> None:

@@ -21,6 +21,7 @@ from masklearn.cli.evaluate_bank import load_model
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import SOURCE_KEYS, evaluation_texts, load_texts, settings_learned_on
 from masklearn.cli.evidence_sources import OtherRun, evidence_sources
+from masklearn.cli.rank_watch import GO_ON
 from masklearn.cli.run_folder import MASK_FILE, TABLES_FOLDER, RunFolder
 from masklearn.cli.run_parts import require_shared
 from masklearn.cli.stopping import StopBetweenSteps
@@ -91,7 +92,8 @@ def run_evidence(flags: EvaluateFlags, plan: EvidencePlan, masks: Sequence[Mask]
         try:
             evidence = _gather_one(flags.mask[i], flags, plan, folder.path, partial(load, i))
         except KeyboardInterrupt:
-            raise UserError(f"stopped. Finished parts are kept in {folder.path}. Go on with the same command") from None
+            kept = f"stopped. Finished parts are kept in {folder.path}"
+            raise UserError(f"{kept}. {GO_ON}the same command") from None
         finally:
             folder.release()
         transfers |= {run.name: evidence.tables["transfer"]} if evidence and "transfer" in plan.parts else {}

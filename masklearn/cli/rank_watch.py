@@ -183,13 +183,13 @@ def stopped_together(strategy: RankStrategy, go_on: Callable[[], str]) -> Iterat
     ):
         try:
             yield
-            ranks.gathered(None)  # until the last one is done, this one must not seem dead
+            ranks.meet()  # until the last one is done, this one must not seem dead
         except BaseException as error:
             watch.report(error)
             is_follow_up = watch.has_interrupted or ranks.is_peer_failure(error) or not user_message(error)
             if watch.failure and watch.speaks and is_follow_up:
                 raise UserError(watch.failure) from error
-            if ranks.rank() and (watch.failure or user_message(error)):
+            if watch.rank and (watch.failure or user_message(error)):
                 raise SystemExit(2) from error
             raise
         finally:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from masklearn.errors import UserError
+from masklearn.errors import UserError, WriteError
 from masklearn.evidence.bench import Bench
 from masklearn.evidence.rediscovery import BOOTSTRAP, SEED, Rediscoverer, Variant, shuffled_variant, variants
 from masklearn.gates import top
@@ -60,6 +60,8 @@ def learned_controls(
     for name, learn in bench.bar(list(control_searches(bench, again, others).items()), "Controls"):
         try:
             found[name] = learn()
+        except WriteError:
+            raise
         except UserError as error:
             missing[name] = str(error)
     return found, missing

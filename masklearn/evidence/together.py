@@ -1,11 +1,10 @@
 """Several ranks gather evidence: each computes a part at a time, and rank 0 finds all parts where they are kept."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
 from masklearn import ranks
 from masklearn.data import BlockQueue
-from masklearn.errors import UserError
+from masklearn.errors import UserError, WriteError
 from masklearn.evidence.kept_parts import KeptPart
 from masklearn.progress import ProgressBar
 
@@ -18,14 +17,26 @@ def compute_together(parts: Sequence[KeptPart], bar: ProgressBar) -> None:
     Args:
         parts: Parts that do not need each other, the longest first.
         bar: Shows how many have been begun.
+
+    Raises:
+        WriteError: If a part cannot be kept.
     """
     if ranks.count() == 1:
         return
     for part in bar(_taken(parts), "Parts", total=len(parts)):
         if part:
-            with ranks.alone(), suppress(UserError):
-                part()
-    ranks.gathered(None)
+            with ranks.alone():
+                _compute(part)
+    ranks.meet()
+
+
+def _compute(part: KeptPart) -> None:
+    try:
+        part()
+    except WriteError:  # nothing that follows could be kept either
+        raise
+    except UserError:
+        pass
 
 
 def _taken(parts: Sequence[KeptPart]) -> Iterator[KeptPart | None]:
