@@ -11,6 +11,7 @@ from test_learned_texts import TEXTS, write
 import masklearn as ml
 from masklearn.cli import evaluate, train
 from masklearn.cli.run_folder import LEARNED_ON_FILE
+from masklearn.data.encoded import Encoded
 
 QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--data.workers", "0"]
 NODES = ["--model.steps", "6", "--model.sizes", "[4]", "--model.polish", "0", "--data.batch_size", "2"]
@@ -69,12 +70,13 @@ def test_texts_that_were_learned_on_are_not_held_out_when_their_file_has_grown(
     assert evaluate(["--mask", str(folder)]) == 0
     assert "left out" not in capsys.readouterr().out
     more = iter([f"the {noun} {verb} near the {other} ." for noun in NOUNS for verb in VERBS for other in NOUNS])
-    grown, n_learned = list(TEXTS), 0
+    grown, held_out, n_learned = list(TEXTS), list[Encoded](), 0
     while not n_learned:  # or this test shows nothing
         write(Path(file), grown := [*grown, next(more)])
         data = ml.MaskData(path=file)
         data.setup()
-        n_learned = sum(not learned.isdisjoint(text.hashes) for text in data.parts["test"].encoded)
+        held_out = data.parts["test"].encoded
+        n_learned = sum(not learned.isdisjoint(text.hashes) for text in held_out)
     assert evaluate(["--mask", str(folder)]) == 0
     left_out = f"{n_learned} texts are left out, as the masks were learned on them"
     assert left_out in capsys.readouterr().out
@@ -82,7 +84,7 @@ def test_texts_that_were_learned_on_are_not_held_out_when_their_file_has_grown(
     assert evaluate(["--mask", str(folder), *evidence]) == 0
     assert left_out in capsys.readouterr().out
     facts = json.loads((folder / "evidence" / "evidence.json").read_text())["facts"]
-    assert facts["n_texts"] == len(data.parts["test"]) - n_learned
+    assert facts["n_texts"] == len(held_out) - n_learned
 
 
 def test_shards_of_other_texts_are_not_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
