@@ -161,22 +161,6 @@ def test_a_single_process_computes_parts_as_they_are_needed() -> None:
     assert on_ranks(1, parts_that_are_computed) == [[]]
 
 
-def test_evidence_that_a_rank_cannot_gather_names_it(
-    one_process_shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*args: Any) -> None:
-        if ranks.rank() == 1:
-            raise RuntimeError("CUDA error: unspecified launch failure")
-        ranks.gathered(None)
-
-    monkeypatch.setattr(evidence_command, "compute_together", die)
-    args = ["--mask", str(one_process_shared), "--evidence", "true", "--out", str(tmp_path / "out")]
-    first, second = map(end, start_ranks(2, args, evaluate))
-    assert first.one_line and "error: rank 1 (" in first.err
-    assert "Finished parts of the evidence are kept. Go on with: the same command" in first.err
-    assert second.code == 2
-
-
 def chosen_by_ranks() -> list[Any]:
     """Baselines of a bank of two groups, and a score on two texts that share masks; each rank's answer."""
     torch.manual_seed(0)
@@ -206,19 +190,28 @@ def test_baselines_do_not_depend_on_the_number_of_ranks() -> None:
         assert others == masks and its_score == pytest.approx(score, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("owner", "name", "flags", "kept"),
+    [
+        (evaluate_command, "_evaluate_all", [], "Nothing has been written"),
+        (evidence_command, "compute_together", ["--evidence", "true"], "Finished parts of the evidence are kept"),
+    ],
+    ids=["evaluation", "evidence"],
+)
 def test_a_rank_that_fails_is_named_and_all_end(
-    one_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    owner: object, name: str, flags: list[str], kept: str, one_process_shared: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     def fail(*args: Any) -> None:
         if ranks.rank() == 1:
             raise RuntimeError("CUDA error: unspecified launch failure")
         ranks.gathered(None)
 
-    monkeypatch.setattr(evaluate_command, "_evaluate_all", fail)
-    args = ["--mask", str(one_process), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(owner, name, fail)
+    args = ["--mask", str(one_process_shared), *flags, "--out", str(tmp_path / "out")]
     first, second = map(end, start_ranks(2, args, evaluate))
     assert first.one_line and "error: rank 1 (" in first.err and "the device failed" in first.err
-    assert "Nothing has been written. Go on with: the same command" in first.err
+    assert f"{kept}. Go on with: the same command" in first.err
     assert second.code == 2 and "error" not in second.err.lower()
 
 
