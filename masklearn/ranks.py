@@ -18,7 +18,7 @@ Store = dist.Store  # pyright: ignore[reportPrivateImportUsage]  (public, but no
 """Where the processes of a group leave each other short messages; rank 0 holds it."""
 MEETING_SECONDS = 0.1
 """Time between two looks at who has come to a meeting."""
-_meetings = itertools.count()
+_meetings = itertools.count()  # numbers of the meetings, which all processes hold in the same order
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
