@@ -122,6 +122,12 @@ def stories() -> Path:
     return SHARED
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no figures, which takes a second of each: for tests of something else."""
+    monkeypatch.setattr("masklearn.cli.drawing.can_draw", lambda: False)
+
+
 @dataclass
 class Run:
     """A finished run: its folder and what it printed."""

@@ -31,6 +31,7 @@ from masklearn.training.probe import seconds_per_scored_token
 
 SHORT = [*SMALL, "--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--model.steps", "6"]
 SHORT += ["--model.sizes", "[18]"]
+pytestmark = pytest.mark.usefixtures("undrawn")
 FAMILY_NAMES = ("gpt2", "falcon", "phi", "gemma2", "olmo2", "mixtral", "bloom", "opt", "mpt")
 
 

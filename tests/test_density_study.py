@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from studies import falling, measured, of_edges
+from studies import falling, measured, of_edges, resample_little
 
 from masklearn import density
 from masklearn.density import comparison, correlations
@@ -171,8 +171,11 @@ def test_banks_over_different_inputs_get_a_note() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("sizes", [(1,), (1, 2), (1, 2, 5), (2, 5, 10, 15, 18, 19), (1, 5, 20)])
-def test_small_studies_note_undefined_results_and_print_no_nan(n: int, sizes: tuple[int, ...]) -> None:
+def test_small_studies_note_undefined_results_and_print_no_nan(
+    n: int, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Findings and notes contain no NaN, and every undefined correlation has a note."""
+    resample_little(monkeypatch)
     tv = [[0.9 - 0.1 * i - 0.01 * j for i in range(len(sizes))] for j in range(n)]
     study = density.study([measured(tv, sizes=sizes), measured(tv, "other", sizes=sizes, fingerprint="beef")])
     text = " ".join([*map(density.verdict_text, study.tables["findings"].to_dict("records")), *study.notes])

@@ -33,7 +33,7 @@ def desk(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_every_command_of_the_documents_runs(command: list[str], desk: Path) -> None:
+def test_every_command_of_the_documents_runs(command: list[str], desk: Path, request: pytest.FixtureRequest) -> None:
     entry_point, *args = command
     for mask in (Path(arg) for arg in args if arg.endswith("mask.safetensors")):
         if not mask.parent.is_dir():
@@ -44,6 +44,7 @@ def test_every_command_of_the_documents_runs(command: list[str], desk: Path) -> 
     elif entry_point == "export.py":
         assert export(args) == 0
     else:
+        request.getfixturevalue("undrawn")
         fewer = ["--data.limit", "2"] if {"edges", "positions"} & set(args) else []
         assert train([*args, *([] if "--run.resume" in args else [*IN_SMALL, *fewer])]) == 0
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from families import BY_NAME
+from studies import resample_little
 
 import masklearn as ml
 from masklearn.cli import evaluate, train
@@ -72,8 +73,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> EdgeStudy:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py"])
         patch.setattr("masklearn.cli.study_command.draw_study", keep)
-        for name, few in (("N_RESAMPLES", 50), ("N_PERMUTATIONS", 99)):
-            patch.setattr(f"masklearn.density.statistics.{name}", few)
+        resample_little(patch)
         patch.setattr("builtins.print", lambda *args, **_: lines.append(" ".join(map(str, args))))
         assert train([*EDGES, *TEXTS, "--model.sizes", str(SHARES), "--run.dir", str(folder / "edges")]) == 0
         nodes = ["--model.scope", "input", "--model.steps", "3", "--model.polish", "0", "--model.sizes", "[2, 9, 20]"]

@@ -12,6 +12,7 @@ import torch
 from conftest import GROUPS, one_line, texts, tiny_llama
 from faults.processes import end, run_to_end
 from forked import evaluate, on_ranks, run_ranks, start_ranks, train
+from studies import resample_little
 
 from masklearn import cli, ranks
 from masklearn.cli import evaluate_command, evidence_command
@@ -70,8 +71,7 @@ def test_a_study_of_single_texts_is_that_of_one_process(
 ) -> None:
     """Of nodes, edges and positions, the last two with fewer texts than ranks; equal bit for bit."""
     monkeypatch.setattr("masklearn.cli.study_command.can_draw", lambda: False)
-    for name, few in (("N_RESAMPLES", 50), ("N_PERMUTATIONS", 99)):
-        monkeypatch.setattr(f"masklearn.density.statistics.{name}", few)
+    resample_little(monkeypatch)
     args = ["--mask", *map(str, (one_process, *text_runs)), "--baselines", "[attribution]", "--track", "false"]
     one, three = tmp_path / "one", tmp_path / "three"
     alone = run_to_end([*args, "--out", str(one)], evaluate)

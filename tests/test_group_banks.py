@@ -17,6 +17,8 @@ from masklearn.mask_file import ModelId
 from masklearn.selection.polish import Step, visit_order
 from masklearn.training.block_store import BlockStore
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(autouse=True)
 def clean_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ INPUTS = [
 ]
 
 SHARED = ["--data.task", "names", "--data.limit", "40", "--model.polish", "0", "--trainer.logger", "false"]
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(autouse=True)

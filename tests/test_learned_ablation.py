@@ -46,7 +46,7 @@ def test_constants_get_gradients_from_closed_gates_only(
 @pytest.mark.parametrize("name", ["mean-positional", "resample", "learned"])
 def test_a_planted_subgraph_is_recovered(tmp_path: Any, name: str) -> None:
     lm = planted(tmp_path / "lm")
-    data = {"task": "names", "limit": 40, "batch_size": 8}
+    data = {"task": "names", "limit": 40, "batch_size": 4}
     learner = fitted(tmp_path, lm, data, sizes=[2, 4, 12], ablation=name, steps=60, polish=0)
     mask = learner.discretize()
     assert {n for n, keep in zip(mask.graph.names, mask.select(s=4), strict=True) if keep} == PLANTED

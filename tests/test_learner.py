@@ -106,7 +106,7 @@ def planted(folder: Path) -> str:
 def test_the_planted_subgraph_is_found(tmp_path: Path, ablation: str, method: dict) -> None:
     """All but four nodes of the model are zero, so these four are the best subgraph of four nodes, with a KL of 0."""
     lm = planted(tmp_path / "lm")
-    data = {"positions": "all", "batch_size": 8}
+    data = {"positions": "all", "batch_size": 4}
     learner = learn(
         tmp_path,
         data,
@@ -162,7 +162,7 @@ def test_a_stopped_polish_resumes_at_its_next_step(
 ) -> None:
     learner = learn(
         tmp_path,
-        {"limit": 6, "positions": "last"},
+        {"limit": 3, "positions": "last"},
         steps=2,
         sizes=sizes,
         polish=1,

@@ -31,6 +31,7 @@ SCORED = torch.arange(14)  # every position
 GATES = torch.linspace(0, 1, 3 * 2 * 15).view(3, 2, 15)
 MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2, "a norm after the attention": lambda: tiny_gemma()}
 pytestmark = [
+    pytest.mark.usefixtures("undrawn"),
     pytest.mark.filterwarnings("ignore:The following device_map keys"),
     pytest.mark.filterwarnings("ignore:.*torch.distributed.reduce_op:FutureWarning"),  # of bitsandbytes
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter"),

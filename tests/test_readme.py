@@ -28,6 +28,7 @@ def test_the_readme_is_short() -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.usefixtures("undrawn")
 def test_every_config_runs(config: Path, desk: Path) -> None:
     texts = {"stories.yaml": "prompts.jsonl", "inputs.yaml": "prompts.jsonl", "mib.yaml": "ioi.jsonl"}.get(config.name)
     model = ["--model.lm", str(MODEL_FOLDER), "--data.path", texts] if texts else []

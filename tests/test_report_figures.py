@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.text import Text
-from studies import falling, masks, measured
+from studies import falling, masks, measured, resample_little
 
 from masklearn import density, report
 from masklearn.density import comparison
@@ -17,7 +19,7 @@ from masklearn.mask_file import ModelId
 from masklearn.report.comparison import mask_overlaps
 from masklearn.report.page import page
 from masklearn.report.study import draw
-from masklearn.report.style import count_nodes, drawable
+from masklearn.report.style import count_nodes, drawable, lay_out_once, single_axes
 
 
 def test_overlaps_of_many_masks_become_one_matrix_per_model() -> None:
@@ -76,8 +78,9 @@ UNDEFINED = {
 
 
 @pytest.mark.parametrize("note", UNDEFINED)
-def test_undefined_results_get_a_note_on_the_page(note: str) -> None:
+def test_undefined_results_get_a_note_on_the_page(note: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other results are there, and nothing prints NaN."""
+    resample_little(monkeypatch)
     study = density.study(UNDEFINED[note]())
     study_figures = list(draw(study))
     assert "node-use" in {figure.name for figure in study_figures}
@@ -87,6 +90,18 @@ def test_undefined_results_get_a_note_on_the_page(note: str) -> None:
     assert not re.search(r"\bnan\b|<NA>", shown, flags=re.I)
     labels = [text.get_text() for one in study_figures for text in one.figure.findobj(Text)]
     assert not [label for label in labels if "nan" in label.lower()]
+
+
+def test_a_figure_whose_layout_is_known_is_drawn_once_for_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure, drawn = single_axes()[0], []
+    draw_axes = Axes.draw
+    monkeypatch.setattr(Axes, "draw", lambda *args: (drawn.append(args), draw_axes(*args)))
+    figure.savefig(BytesIO())
+    assert len(drawn) == 2
+    lay_out_once(figure)
+    drawn.clear()
+    figure.savefig(BytesIO())
+    assert len(drawn) == 1
 
 
 def test_figures_depend_neither_on_system_fonts_nor_on_latex(tmp_path: Path) -> None:

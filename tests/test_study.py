@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from studies import resample_little
 from wandb_file import OfflineRun
 
 import masklearn as ml
@@ -22,6 +23,7 @@ from masklearn.cli.study_banks import seconds_of_learning
 from masklearn.data import Batch
 from masklearn.evaluation.metrics import DistributionPair, TextMetrics, unigram
 from masklearn.masking import MaskedLM
+from masklearn.report.style import RC_PARAMS
 from masklearn.tiny import language, tasks
 
 QUICK = ["--model.scope", "input", "--model.steps", "3", "--model.polish", "0", "--trainer.logger", "false"]
@@ -51,6 +53,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     folder = tmp_path_factory.mktemp("studies")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py"])
+        resample_little(patch)
+        patch.setitem(RC_PARAMS, "pdf.fonttype", 3)  # TrueType takes a third of the time
         masks = [
             learn(folder / "one", "--data.positions", "random", "--data.limit", "8"),
             learn(folder / "words", "--data.positions", "each", "--data.limit", "1"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from studies import falling, measured
+from studies import falling, measured, resample_little
 
 import masklearn as ml
 from masklearn.cli import evaluate, train
@@ -40,8 +40,7 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> list[Study]:
 
     monkeypatch.setattr("masklearn.cli.study_command.draw_study", keep)
     monkeypatch.setattr("masklearn.cli.drawing.can_draw", lambda: False)
-    for name in ("N_RESAMPLES", "N_PERMUTATIONS"):
-        monkeypatch.setattr(f"masklearn.density.statistics.{name}", 99)
+    resample_little(monkeypatch)
     return made
 
 

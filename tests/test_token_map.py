@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from browser import PHONE, chromium, framed
-from studies import GRAPH, falling, measured, of_edges
+from studies import GRAPH, falling, measured, of_edges, resample_little
 from torch import Tensor
 
 import masklearn as ml
@@ -179,8 +179,7 @@ def shown() -> Shown:
     inputs = {one.name: [TopTokens(name, "a text", [], top, WORDS) for name in one.names] for one in banks}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_map, "MAX_LISTED", 50)
-        for name in ("N_RESAMPLES", "N_PERMUTATIONS"):
-            patch.setattr(f"masklearn.density.statistics.{name}", 19)
+        resample_little(patch)
         return Shown(page(density.study(banks, pickable=inputs), [], {}), graphs, kept)
 
 

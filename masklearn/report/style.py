@@ -11,6 +11,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.ft2font import FT2Font
+from matplotlib.layout_engine import LayoutEngine, PlaceHolderLayoutEngine
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 MIN_PLOTTED_KL = 1e-4
@@ -82,6 +83,11 @@ class ShownFigure(Figure):
         content = BytesIO()
         self.savefig(content, format="png")
         return content.getvalue()
+
+    def get_layout_engine(self) -> LayoutEngine | None:
+        """Return what lays the figure out, None once that is done: with an engine, every saving draws twice."""
+        engine = super().get_layout_engine()
+        return None if isinstance(engine, PlaceHolderLayoutEngine) else engine
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         width, _ = self.get_size_inches()
