@@ -19,7 +19,7 @@ from torch.testing import assert_close
 import masklearn as ml
 from masklearn import evaluation
 from masklearn.ablation import Ablation
-from masklearn.cli import cost_probe, train
+from masklearn.cli import cost_probe, half_precision, train
 from masklearn.cli.cost_table import PhaseCost, compared_costs, cost_table, duration
 from masklearn.data.batching import StepSampler
 from masklearn.gates import top
@@ -192,6 +192,42 @@ def test_an_estimate_is_printed_and_nothing_is_written(
     assert "Expected cost, from 4 steps" in printed and "Discretising" not in printed
     assert list(in_an_empty_folder.iterdir()) == []
     assert train([*SHORT, "--run.estimate", "true", "--run.resume", "true"]) == 2
+
+
+TEXTS_OF_EDGES = [
+    *("--model.graph", "edges", "--model.method", "learned", "--data.positions", "last", "--data.limit", "2"),
+    *("--data.task", "names", "--model.steps", "1", "--model.sizes", "[0.1]", "--trainer.logger", "false"),
+]
+
+
+def test_an_estimate_tells_a_long_run_of_a_faster_precision(
+    in_an_empty_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, where it takes minutes, runs in float32, and products in bfloat16 take two thirds of the time or less."""
+
+    def times_told(flags: list[str], worth_seconds: float, factor: float, dtype: str) -> int:
+        monkeypatch.setattr(half_precision, "WORTH_SECONDS", worth_seconds)
+        monkeypatch.setattr(half_precision, "bfloat16_speed_up", lambda width: factor)
+        assert train([*flags, "--run.estimate", "true", "--model.dtype", dtype]) == 0
+        return capsys.readouterr().out.count(f"{factor} times as fast in bfloat16. --model.dtype bfloat16")
+
+    assert times_told(SHORT, 1e9, 2.2, "float32") == 0
+    assert times_told(SHORT, 0, 1.4, "float32") == 0
+    assert times_told(SHORT, 0, 2.2, "bfloat16") == 0
+    assert times_told(SHORT, 0, 2.2, "float32") == 1
+    assert times_told(TEXTS_OF_EDGES, 0, 2.2, "float32") == 1
+
+
+def test_the_speed_of_products_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock on which a product in float32 takes two seconds, and one in bfloat16 one."""
+    clock = SimpleNamespace(now=0.0)
+
+    def product(rows: Tensor, weight: Tensor) -> None:
+        clock.now += 2 if rows.dtype == torch.float32 else 1
+
+    monkeypatch.setattr(torch, "mm", product)
+    monkeypatch.setattr(half_precision, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    assert half_precision.bfloat16_speed_up(8) == 2
 
 
 def test_a_process_expects_to_make_the_masks_of_its_own_blocks(

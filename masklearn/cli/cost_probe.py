@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from masklearn import evaluation, ranks
 from masklearn.cli.cost_table import PhaseCost, cost_table, duration
+from masklearn.cli.half_precision import half_precision_note
 from masklearn.data import Batch, MaskData
 from masklearn.masking import CompiledSteps
 from masklearn.selection.baselines import random_masks
@@ -104,7 +105,8 @@ class CostProbe(Callback):
         done = compiling + seconds_per_learning_token * self._tokens * learned / max(1, learned - 1)
         left = sum(cost.seconds for cost in self.costs.values()) - done
         unlimited = learner.settings.polish and learner.settings.polish_budget is None
-        note = "\n".join(line for line in (UNLIMITED_NOTE if unlimited else "", self._speed_up(learner)) if line)
+        notes = (UNLIMITED_NOTE if unlimited else "", self._speed_up(learner))
+        note = "\n".join(filter(None, (*notes, half_precision_note(learner.masked_lm.lm, left))))
         source = f"{learned} steps and a probe of {duration(time.monotonic() - start)}"
         Tqdm.write(cost_table(self.costs, left, source, note, bool(unlimited), learner.settings.polish > 0))
 

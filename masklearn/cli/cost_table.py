@@ -35,7 +35,7 @@ def cost_table(
         costs: By phase.
         left: Seconds that are left.
         source: What this is estimated from, in words.
-        note: A further line, if any.
+        note: Further lines, if any.
         unlimited: Whether polish has no limit.
         polishes: Whether there is polish at all.
     """

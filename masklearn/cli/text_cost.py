@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 
 from masklearn.cli.cost_table import PhaseCost, cost_table, duration
+from masklearn.cli.half_precision import half_precision_note
 from masklearn.cli.text_methods import Choice, ScoredTexts, TextMethod
 from masklearn.data import MaskData
 from masklearn.models import input_device
@@ -50,13 +51,12 @@ def text_cost(method: TextMethod, data: MaskData, texts: ScoredTexts, choice: Ch
     }
     left = sum(cost.seconds for cost in costs.values())
     source = f"the first of {len(texts.ids)} texts in {duration(time.monotonic() - start)}"
-    note = ""
+    notes = [half_precision_note(method.layout.lm, left)]
     if learned:
         needed = method.memory(n_sizes)(data.longest_text) / 2**30
-        note = (
-            f"Learning the longest text, of {data.longest_text} tokens, takes up to {needed:.2f} GiB beside the model"
-        )
-    return cost_table(costs, left, source, note)
+        longest = f"Learning the longest text, of {data.longest_text} tokens, takes up to {needed:.2f} GiB"
+        notes.append(f"{longest} beside the model")
+    return cost_table(costs, left, source, "\n".join(filter(None, notes)))
 
 
 def _timed(method: TextMethod, texts: ScoredTexts, choice: Choice, steps: int) -> tuple[TextBank, float]:

@@ -12,14 +12,6 @@ from torch import Tensor
 from masklearn.edges.graph import EdgeGraph
 
 
-def residual(graph: EdgeGraph) -> Tensor:
-    """Whether each place of a flat vector is a residual edge. Boolean, shape (flat,)."""
-    flat = torch.zeros(1, graph.n_places, dtype=torch.bool)
-    gates = graph.gates(flat)
-    gates.residual_attention[:] = gates.residual_mlp[:] = True
-    return flat[0] & graph.exists
-
-
 def inverse(graph: EdgeGraph, kept: Tensor, keep_residual: bool = False) -> Tensor:
     """The edges that a subgraph leaves out.
 
@@ -31,7 +23,7 @@ def inverse(graph: EdgeGraph, kept: Tensor, keep_residual: bool = False) -> Tens
     mask = graph.exists.clone()
     mask[kept] = False
     if keep_residual:
-        mask |= residual(graph)
+        mask |= graph.is_residual & graph.exists
     return mask.nonzero()[:, 0]
 
 
@@ -75,7 +67,7 @@ def random_connected(graph: EdgeGraph, n_edges: int, seed: int, keep_residual: b
         if source not in reached:
             reach(source)
     ids = torch.tensor(sampled)
-    return torch.cat([ids, residual(graph).nonzero()[:, 0]]).unique() if keep_residual else ids
+    return torch.cat([ids, (graph.is_residual & graph.exists).nonzero()[:, 0]]).unique() if keep_residual else ids
 
 
 def threshold(graph: EdgeGraph, weights: Tensor, tau: float) -> Tensor:
