@@ -20,13 +20,13 @@ from masklearn.text_bank import EdgeBank
 GRAPH = ml.NodeGraph(4, 4)
 """20 nodes: four layers of four heads and an MLP; each layer is a quarter of the depth."""
 SIZES = (1, 2, 5, 10)
-FEW = 99
+N_FEW_RESAMPLES = 99
 
 
 def resample_little(patch: pytest.MonkeyPatch) -> None:
-    """Let studies make `FEW` resamples and permutations, for tests of other things: they take seconds."""
+    """Let studies make `N_FEW_RESAMPLES` resamples and permutations, for tests of other things: they take seconds."""
     for name in ("N_RESAMPLES", "N_PERMUTATIONS"):
-        patch.setattr(f"masklearn.density.statistics.{name}", FEW)
+        patch.setattr(f"masklearn.density.statistics.{name}", N_FEW_RESAMPLES)
 
 
 def masks(n: int, sizes: Sequence[int] = SIZES, seed: int = 0) -> Tensor:

@@ -93,15 +93,15 @@ def test_undefined_results_get_a_note_on_the_page(note: str, monkeypatch: pytest
 
 
 def test_a_figure_whose_layout_is_known_is_drawn_once_for_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure, drawn = single_axes()[0], []
+    figure, draws = single_axes()[0], []
     draw_axes = Axes.draw
-    monkeypatch.setattr(Axes, "draw", lambda *args: (drawn.append(args), draw_axes(*args)))
+    monkeypatch.setattr(Axes, "draw", lambda *args: (draws.append(args), draw_axes(*args)))
     figure.savefig(BytesIO())
-    assert len(drawn) == 2
+    assert len(draws) == 2
     lay_out_once(figure)
-    drawn.clear()
+    draws.clear()
     figure.savefig(BytesIO())
-    assert len(drawn) == 1
+    assert len(draws) == 1
 
 
 def test_figures_depend_neither_on_system_fonts_nor_on_latex(tmp_path: Path) -> None:
