@@ -14,6 +14,7 @@ import pytest
 import torch
 from families import BY_NAME
 from studies import resample_little
+from wandb_file import OfflineRun
 
 import masklearn as ml
 from masklearn.cli import evaluate, train
@@ -23,6 +24,7 @@ from masklearn.models import Layout
 from masklearn.report import curves
 from masklearn.report.picker import picker_json
 from masklearn.text_bank import TextBank
+from masklearn.tracking.study import log_study
 from masklearn.training.edge_learner import learn_edges
 
 QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
@@ -119,6 +121,17 @@ def test_the_metrics_are_those_of_the_subgraphs_in_the_file(finished: EdgeStudy)
         p = model.layout.unembed(hidden).softmax(-1)
         tv = (p[:-1] - p[-1]).abs().sum(-1) / 2
         assert tv.tolist() == pytest.approx(finished.metrics["groups"][bank.groups[index]]["tv"], abs=1e-5)
+
+
+def test_a_study_of_several_graphs_is_tracked(
+    finished: EdgeStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """W&B refuses a column of text and booleans."""
+    log_study(tmp_path, {}, finished.study.tables, [])
+    assert "tracking stops" not in capsys.readouterr().out
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    tracked = OfflineRun.read(folder)
+    assert tracked.column("study/banks/nrows") == [3]
 
 
 def test_a_study_draws_all_graphs_on_one_relative_axis_and_says_so(finished: EdgeStudy) -> None:

@@ -200,7 +200,7 @@ class MaskMeasurements:
             "heads a layer": graph.n_heads,
             "ablation": self.mask.ablation.name,
             "patterns and norms": self.conditions.get("edges", ""),
-            "controls keep residuals": self.conditions.get("keep_residual", ""),
+            "controls keep residuals": self.conditions.get("keep_residual"),
             "scope": self.mask.config.get("model", {}).get("scope", "dataset"),
             "scored": self.mask.positions,
             "texts": self.source,
