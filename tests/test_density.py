@@ -80,7 +80,7 @@ def test_phases_of_equal_inputs_have_intervals_of_width_zero() -> None:
     head, refinement = phases.phases(measured(tv, sizes=(1, 2, 3, 5, 8, 12)), seed=0)
     assert (head["s"], head["low"], head["high"]) == (2, 2, 2)
     assert refinement["s"] == pytest.approx(refinement["low"]) == pytest.approx(refinement["high"])
-    assert refinement["share"] == 1.0
+    assert refinement["share"] == refinement["in_order"] == 1.0
     assert phases.phases(measured([row[:4] for row in tv]), seed=0)[1]["share"] is None
 
 
@@ -260,6 +260,14 @@ def test_a_curve_that_rises_with_size_gets_a_note() -> None:
         "mean TV of the learned subgraphs of a run rises with size, up to 2 nodes, by more than the interval of the "
         "difference allows: a sign of too weak a search (--model.steps)"
     ]
+
+
+def test_a_curve_that_falls_to_its_end_has_its_phases_in_order_in_no_resample() -> None:
+    """TV falls by 0.05 an octave up to eight nodes, and by more and more after."""
+    bank = measured([[0.9, 0.85, 0.8, 0.75, 0.5, 0.3]] * 6, sizes=(1, 2, 4, 8, 12, 15))
+    assert phases.phases(bank, seed=0)[1]["in_order"] == 0
+    row = density.study([bank]).tables["findings"].set_index("finding").loc["two phases"]
+    assert row["flips_with"].endswith("it is 0.0000")
 
 
 def test_two_phases_of_edges_are_set_beside_the_shares_of_mlp_and_residual_edges() -> None:

@@ -90,7 +90,7 @@ def _two_phases(
         mlps, residual = (f"{parts.loc[part, 'own_share']:.2%}" for part in ("MLPs", "residual"))
         text += f"; of all edges MLPs' are {mlps} and residual ones {residual}"
     p, n = float(refinement["p"]), len(measured.names)
-    share = 1 - p / 2
+    share = min(1 - p / 2, float(refinement["in_order"]))  # a p of 1 says no more than that it is half or less
     what = "share of resamples with both phases in order"
     comparison = Comparison(what, share, share, share, p, n, null=1 - ALPHA / 2, of_resamples=True)
     return Claim(measured.name, finding, text, [comparison])

@@ -74,7 +74,8 @@ def phases(measured: MaskMeasurements, seed: int) -> list[dict[str, Any]]:
     The phase `head in place` begins at the smallest size at which at least half of the inputs recover the full model's
     top token (the head of its distribution). Refinement begins where the piecewise linear fit to mean TV over
     log10 of the relative size turns from its steepest descent to a flatter segment. `share` is the share of resamples
-    with such a bend, `p` twice that of resamples without one at or after the head (as p-values are two-sided), and
+    with such a bend, `in_order` that of resamples with one at or after the head, `p` twice the rest (as p-values are
+    two-sided), and
     `control_s` the size at which the mean curve of the random control bends.
 
     Returns:
@@ -91,12 +92,14 @@ def phases(measured: MaskMeasurements, seed: int) -> list[dict[str, Any]]:
         fits = curve.fit(bootstrap_means(curve.tv, seed))
         bends = np.array([np.nan if one.refinement is None else n * 10**one.refinement for one in fits])
     bent = bends[~np.isnan(bends)]
+    in_order = head_sizes <= bends * (1 + 1e-9) if len(bends) else bends
     refinement = {
         "what": "refinement begins",
         "s": None if fit.refinement is None else n * 10**fit.refinement,
         **_interval(bent if len(bent) * 2 >= len(bends) else np.array([])),
         "share": len(bent) / len(bends) if len(bends) else None,
-        "p": _two_sided(~(head_sizes <= bends * (1 + 1e-9))) if len(bends) else None,
+        "in_order": float(in_order.mean()) if len(bends) else None,
+        "p": _two_sided(~in_order) if len(bends) else None,
         "control_s": _control_bend(measured),
     }
     rows, slopes = [head, refinement], "; ".join(f"{slope:.2f}" for slope in fit.slopes)

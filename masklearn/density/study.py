@@ -15,7 +15,7 @@ from masklearn.density.tables import Tables, concat_tables, select_rows
 
 MAX_PAIR_NOTES = 3
 """Pairs of banks over different inputs that get a note each; the others are counted."""
-_PHASE_COLUMNS = ["bank", "what", "s", "fraction", "low", "high", "share", "p", "control_s", "slopes"]
+_PHASE_COLUMNS = ["bank", "what", "s", "fraction", "low", "high", "share", "in_order", "p", "control_s", "slopes"]
 
 
 @dataclass(frozen=True)

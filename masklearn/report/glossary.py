@@ -58,7 +58,8 @@ PAGE_SECTIONS = (
             "squares to mean TV over log10(s / n_nodes), of edges without sizes that cannot hold a path from a token "
             "to the output; the Bayesian information criterion chooses the number of segments. Refinement begins where "
             "the steepest descent ends and a flatter segment follows. `share` is the share of bootstrap resamples with "
-            "such a segment; `slopes` are in TV per decade of size.",
+            "such a segment, `in_order` that of resamples in which it follows the head; `slopes` are in TV per decade "
+            "of size.",
         },
         TOO_FEW_SIZES,
     ),
