@@ -1,4 +1,4 @@
-"""The cost of a run: counted by hand, estimated without a trace, and no forwards that nobody needs."""
+"""The cost of a run: counted by hand, estimated without a trace."""
 
 import json
 import re
@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import GROUPS, SMALL, Run, texts, tiny_llama
-from counting import counted_rows
-from families import FAMILIES, Family
 from lightning import Callback, Trainer
 from torch import Tensor
 from torch.testing import assert_close
@@ -19,12 +17,12 @@ from torch.testing import assert_close
 import masklearn as ml
 from masklearn import evaluation
 from masklearn.ablation import Ablation
-from masklearn.cli import cost_probe, half_precision, train
+from masklearn.cli import cost_probe, train
 from masklearn.cli.cost_table import PhaseCost, compared_costs, cost_table, duration
 from masklearn.data.batching import StepSampler
 from masklearn.gates import top
 from masklearn.mask_file import Mask, ModelId
-from masklearn.masking import CompiledSteps, MaskedLM, compiled, gated, masked_lm, skipping
+from masklearn.masking import CompiledSteps, MaskedLM, compiled, gated
 from masklearn.training import cost, memory
 from masklearn.training.cost import PhaseClock, learning_tokens, peak_memory
 from masklearn.training.probe import seconds_per_scored_token
@@ -32,7 +30,6 @@ from masklearn.training.probe import seconds_per_scored_token
 SHORT = [*SMALL, "--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--model.steps", "6"]
 SHORT += ["--model.sizes", "[18]"]
 pytestmark = pytest.mark.usefixtures("undrawn")
-FAMILY_NAMES = ("gpt2", "falcon", "phi", "gemma2", "olmo2", "mixtral", "bloom", "opt", "mpt")
 
 
 def bank(lm: MaskedLM, sizes: list[int]) -> Mask:
@@ -119,51 +116,6 @@ def test_kinds_measured_together_are_as_measured_alone() -> None:
     assert_close(by_group, torch.cat([of_kind for _, of_kind in alone], 1))
 
 
-# --- closed MLPs ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name in FAMILY_NAMES], ids=lambda family: family.name)
-def test_masks_give_the_same_whether_closed_mlps_run_or_not(family: Family) -> None:
-    lm = MaskedLM(family.build())
-    generator = torch.Generator().manual_seed(1)
-    masks = (torch.rand(5, 2, lm.graph.n_nodes, generator=generator) > 0.5).float()
-    masks[0] = 0  # no MLP of this row is open
-    ids = torch.randint(3, 50, (2, 7), generator=generator)
-    everywhere = torch.ones_like(ids, dtype=torch.bool)
-    for ablation in (Ablation(), lm.mean_ablation([(ids, everywhere)])):
-        lm.ablation = ablation
-        whole = lm(ids, everywhere, masks)  # with gradients every MLP runs
-        with torch.no_grad():
-            assert_close(lm(ids, everywhere, masks), whole, atol=1e-5, rtol=1e-4)
-
-
-def test_an_mlp_runs_in_the_rows_in_which_it_is_open() -> None:
-    lm = MaskedLM(tiny_llama())
-    masks = torch.zeros(4, 1, lm.graph.n_nodes)
-    masks[:3, 0, lm.graph.names.index("m0")] = 1
-    masks[0, 0, lm.graph.names.index("m1")] = 0.5
-    ids = texts()[0].input_ids[:1]
-    with counted_rows(lm, lambda site: site.mlp_branch) as rows, torch.no_grad():
-        lm(ids, torch.ones_like(ids, dtype=torch.bool), masks)
-    assert rows == [3, 1, 1]  # a forward of one row tells what an MLP puts out that is closed everywhere
-    with counted_rows(lm, lambda site: site.mlp_branch) as rows:
-        lm(ids, torch.ones_like(ids, dtype=torch.bool), masks)
-    assert rows == [4, 4, 4]
-
-
-def test_the_wrong_rows_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = MaskedLM(tiny_llama())
-    masks = (torch.rand(6, 1, lm.graph.n_nodes, generator=torch.Generator().manual_seed(1)) > 0.5).float()
-    ids = texts()[0].input_ids[:1]
-    everywhere = torch.ones_like(ids, dtype=torch.bool)
-    right = lm(ids, everywhere, masks)
-    monkeypatch.setattr(
-        masked_lm, "closed_mlps_skipped", lambda layout, gates: skipping.closed_mlps_skipped(layout, gates.flip(0))
-    )
-    with torch.no_grad():
-        assert (lm(ids, everywhere, masks) - right).abs().max() > 1e-2
-
-
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -192,42 +144,6 @@ def test_an_estimate_is_printed_and_nothing_is_written(
     assert "Expected cost, from 4 steps" in printed and "Discretising" not in printed
     assert list(in_an_empty_folder.iterdir()) == []
     assert train([*SHORT, "--run.estimate", "true", "--run.resume", "true"]) == 2
-
-
-TEXTS_OF_EDGES = [
-    *("--model.graph", "edges", "--model.method", "learned", "--data.positions", "last", "--data.limit", "2"),
-    *("--data.task", "names", "--model.steps", "1", "--model.sizes", "[0.1]", "--trainer.logger", "false"),
-]
-
-
-def test_an_estimate_tells_a_long_run_of_a_faster_precision(
-    in_an_empty_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once, where it takes minutes, runs in float32, and products in bfloat16 take two thirds of the time or less."""
-
-    def times_told(flags: list[str], worth_seconds: float, factor: float, dtype: str) -> int:
-        monkeypatch.setattr(half_precision, "WORTH_SECONDS", worth_seconds)
-        monkeypatch.setattr(half_precision, "bfloat16_speed_up", lambda width: factor)
-        assert train([*flags, "--run.estimate", "true", "--model.dtype", dtype]) == 0
-        return capsys.readouterr().out.count(f"{factor} times as fast in bfloat16. --model.dtype bfloat16")
-
-    assert times_told(SHORT, 1e9, 2.2, "float32") == 0
-    assert times_told(SHORT, 0, 1.4, "float32") == 0
-    assert times_told(SHORT, 0, 2.2, "bfloat16") == 0
-    assert times_told(SHORT, 0, 2.2, "float32") == 1
-    assert times_told(TEXTS_OF_EDGES, 0, 2.2, "float32") == 1
-
-
-def test_the_speed_of_products_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a clock on which a product in float32 takes two seconds, and one in bfloat16 one."""
-    clock = SimpleNamespace(now=0.0)
-
-    def product(rows: Tensor, weight: Tensor) -> None:
-        clock.now += 2 if rows.dtype == torch.float32 else 1
-
-    monkeypatch.setattr(torch, "mm", product)
-    monkeypatch.setattr(half_precision, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    assert half_precision.bfloat16_speed_up(8) == 2
 
 
 def test_a_process_expects_to_make_the_masks_of_its_own_blocks(

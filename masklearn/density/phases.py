@@ -75,8 +75,7 @@ def phases(measured: MaskMeasurements, seed: int) -> list[dict[str, Any]]:
     top token (the head of its distribution). Refinement begins where the piecewise linear fit to mean TV over
     log10 of the relative size turns from its steepest descent to a flatter segment. `share` is the share of resamples
     with such a bend, `in_order` that of resamples with one at or after the head, `p` twice the rest (as p-values are
-    two-sided), and
-    `control_s` the size at which the mean curve of the random control bends.
+    two-sided), and `control_s` the size at which the mean curve of the random control bends.
 
     Returns:
         Two rows of the table `phases`; none if there are too few sizes for a curve.

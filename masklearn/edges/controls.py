@@ -23,7 +23,7 @@ def inverse(graph: EdgeGraph, kept: Tensor, keep_residual: bool = False) -> Tens
     mask = graph.exists.clone()
     mask[kept] = False
     if keep_residual:
-        mask |= graph.is_residual & graph.exists
+        mask |= graph.is_residual
     return mask.nonzero()[:, 0]
 
 
@@ -67,7 +67,7 @@ def random_connected(graph: EdgeGraph, n_edges: int, seed: int, keep_residual: b
         if source not in reached:
             reach(source)
     ids = torch.tensor(sampled)
-    return torch.cat([ids, (graph.is_residual & graph.exists).nonzero()[:, 0]]).unique() if keep_residual else ids
+    return torch.cat([ids, graph.is_residual.nonzero()[:, 0]]).unique() if keep_residual else ids
 
 
 def threshold(graph: EdgeGraph, weights: Tensor, tau: float) -> Tensor:

@@ -103,11 +103,11 @@ class EdgeGraph:
 
     @cached_property
     def is_residual(self) -> Tensor:
-        """Whether each place of a flat vector is that of a residual edge. Boolean, shape (flat,)."""
+        """Whether each place of a flat vector is a residual edge. Boolean, shape (flat,)."""
         flat = torch.zeros(1, self.n_places, dtype=torch.bool)
         gates = self.gates(flat)
         gates.residual_attention[:] = gates.residual_mlp[:] = True
-        return flat[0]
+        return flat[0] & self.exists
 
     @cached_property
     def n_edges(self) -> int:

@@ -90,7 +90,7 @@ def node_use(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFigure
     """Draw how often each node is kept: as maps, as Lorenz curves, and its Gini index against size."""
     table = select_rows(tables["node_use"], bank=measured.name)
     kinds = measured.compared_kinds
-    sizes = [measured.sizes[i] for i in with_both_ends(len(measured.sizes), MAX_MAP_SIZES)]
+    sizes = [measured.sizes[i] for i in linspace_indices(len(measured.sizes), MAX_MAP_SIZES)]
     use = {kind: [select_rows(table, kind=kind, s=s)["use"].to_numpy() for s in sizes] for kind in kinds}
     one_mask = len(measured.mask.groups) == 1
     label = "kept (1) or closed (0)" if one_mask else "share of inputs that keep the node"
@@ -127,7 +127,7 @@ def map_figure(
     return figure
 
 
-def with_both_ends(n: int, limit: int) -> list[int]:
+def linspace_indices(n: int, limit: int) -> list[int]:
     """Return up to `limit` evenly spaced indices of n things, the first and the last included."""
     return sorted({round(i) for i in np.linspace(0, n - 1, min(n, limit))})
 

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from masklearn.density.measurements import MaskMeasurements, TopTokens
-from masklearn.report.composition import MAX_MAP_SIZES, map_figure, with_both_ends
+from masklearn.report.composition import MAX_MAP_SIZES, linspace_indices, map_figure
 from masklearn.report.study_figure import StudyFigure
 from masklearn.report.style import BLUE, COLUMN, GREY, SMALL_FONT, count_nodes, drawable, empty_figure
 
@@ -19,7 +19,7 @@ MAX_TOKEN_SIZES = 4
 def top_tokens(measured: MaskMeasurements, shown: TopTokens) -> Iterator[StudyFigure]:
     """Draw one input's subgraphs as maps, and the most probable next tokens under each."""
     group = measured.group_index[list(measured.names).index(shown.name)] if len(measured.mask.groups) > 1 else 0
-    chosen = with_both_ends(len(measured.sizes), MAX_MAP_SIZES)
+    chosen = linspace_indices(len(measured.sizes), MAX_MAP_SIZES)
     masks = {
         kind: [measured.results[kind].masks[0, i, group].numpy().astype(float) for i in chosen] for kind in shown.tokens
     }
@@ -33,7 +33,7 @@ def top_tokens(measured: MaskMeasurements, shown: TopTokens) -> Iterator[StudyFi
 
 def _token_figure(shown: TopTokens) -> Figure:
     full_model = len(shown.sizes) - 1
-    columns = [*with_both_ends(full_model, MAX_TOKEN_SIZES), full_model]
+    columns = [*linspace_indices(full_model, MAX_TOKEN_SIZES), full_model]
     n_ranks = min(MAX_RANKS, len(next(iter(shown.tokens.values()))[0]))
     figure = empty_figure(COLUMN, 0.3 + (0.15 + 0.2 * n_ranks) * len(shown.tokens))
     grid = figure.subplots(len(shown.tokens), squeeze=False)[:, 0]

@@ -41,7 +41,7 @@ class EdgeSearch(SubgraphSearch):
 
     def kl(self, gates: Tensor) -> Tensor:
         """KL under gates of the scored edges; residual edges are open."""
-        residual = (self.graph.is_residual & self.graph.exists).float()
+        residual = self.graph.is_residual.float()
         return self._kl(residual.repeat(len(gates), 1).index_copy(1, self.scored, gates)).cpu()
 
     def kl_with_others(self, gates: Tensor) -> tuple[Tensor, Tensor]:
