@@ -103,7 +103,7 @@ def main(
     Args:
         setting: Model and texts.
         inputs: Texts; those of fewer tokens are used too.
-        tokens: Tokens of a text, at most; the last one's prediction counts.
+        tokens: First tokens of a text, at most; the prediction at the last of them counts.
         shares: Sizes as shares of the edges.
         dtype: Precision of the weights.
         out: JSON file to write.
@@ -111,10 +111,10 @@ def main(
     quiet_trainer()
     print(machine())
     edge_lm = verified_edge_lm(Layout.of(load_lm(setting.lm, dtype=dtype)))
-    data = setting.data(scope="input", positions="last", limit=inputs, max_length=tokens, truncation="left")
+    data = setting.data(scope="input", positions="last", limit=inputs)
     data.prepare_data()
     data.setup()
-    texts = [scored_text(data, "test", index).input_ids for index in range(len(data.parts["test"]))]
+    texts = [scored_text(data, "test", index).input_ids[:tokens] for index in range(len(data.parts["test"]))]
     lengths = [len(ids) for ids in texts]
     longest = EdgeGraph.count(edge_lm.n_layers, edge_lm.layout.graph.n_heads, max(lengths), edge_lm.sites.parallel)
     print(f"{setting}: {len(texts)} texts of {min(lengths)} to {max(lengths)} tokens, {longest:,} edges at most")
