@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from timing import now
 from torch import Tensor
 
 from masklearn.ablation import AblationName
+from masklearn.data.positions import Positions
 from masklearn.gates import top
 from masklearn.selection.polish import PER_INPUT, polish
 from masklearn.selection.scorer import MaskScorer
@@ -27,6 +29,9 @@ class LlmSettings:
 
     Args:
         tokens: Tokens of a text, at most.
+        positions: Where texts that share masks are scored; a text with masks of its own is scored at its last token.
+        held_out: File of further texts on which shared masks are compared, instead of the test split.
+        dtype: Dtype of the model, as `--model.dtype`.
         ablation: Ablation of closed nodes.
         steps: Steps of learning; by default those of a run.
         polish_budget: Most tokens of polish, as a multiple of those of learning.
@@ -37,6 +42,9 @@ class LlmSettings:
     """
 
     tokens: int = 64
+    positions: Positions = "all"
+    held_out: Path | None = None
+    dtype: str = "float32"
     ablation: AblationName = "zero"
     steps: int | None = None
     polish_budget: float = 2.0
@@ -48,7 +56,8 @@ class LlmSettings:
     @property
     def model(self) -> dict[str, Any]:
         """Settings of the learner."""
-        return {"ablation": self.ablation, "steps": self.steps, "polish_budget": self.polish_budget}
+        budget = {"steps": self.steps, "polish_budget": self.polish_budget}
+        return {"ablation": self.ablation, "dtype": self.dtype} | budget
 
 
 def llm(

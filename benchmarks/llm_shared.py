@@ -32,8 +32,13 @@ def llm_shared(
     """
     model = {"sizes": sizes} | settings.model
     data: dict[str, Any] = {"max_length": settings.tokens, "batch_size": settings.batch_size}
-    bank = learn_bank(setting, model, limit=texts, positions="all", **data)
+    data["positions"] = settings.positions
+    bank = learn_bank(setting, model, limit=texts, **data)
     selection, test, learner = bank.scorer("selection"), bank.scorer("test"), bank.learner
+    if settings.held_out is not None:
+        further = Setting(setting.lm, str(settings.held_out)).data(**data)
+        further.setup("fit")
+        test = MaskScorer(learner.masked_lm, further.loader("all"))
     learning = learning_tokens(bank.data, learner.plan, learner.settings.rows_per_text, range(1))
     total = learning * (1 + (learner.settings.polish_budget or 0.0))
     counts, rows = torch.tensor(learner.sizes)[:, None], Rows()

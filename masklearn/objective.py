@@ -22,15 +22,15 @@ FusedKL = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 MIN_FUSED_LOGITS = 2**27
 """Fewest logits, over all chunks, that a fused KL compares if the model has one. Compiling it takes 2 to 6 s on an
 H100, and comparing so many logits then takes 2.6 ms less."""
-CHUNK_LOGITS = 2**24
-"""Logits of a chunk: 64 MB in float32. Like the constants below, it changes memory and time, never the result."""
-MIN_POSITIONS = 64
-"""Positions of a chunk, if `MAX_CHUNK_LOGITS` allows: a matrix product of fewer positions takes as long."""
-MAX_CHUNK_LOGITS = 2**25
-"""Logits of a chunk that is enlarged to `MIN_POSITIONS`, at most."""
+CHUNK_LOGITS = 2**25
+"""Logits of a chunk on a CPU: 128 MB in float32. Like the constants below, it changes memory and time, never the
+result."""
+BLOCK_LOGITS = 2**20
+"""Logits that a CPU compares at once: its cache holds what it computes of them. Whole chunks took up to four times as
+long, since the memory of every step was new."""
 BYTES_PER_LOGIT = 24
-"""Memory for each logit of a chunk: the full model's and the masked model's logits, log-probabilities and their
-gradient, in float32 and in the model's dtype."""
+"""Memory for each logit of a chunk on a GPU: the full model's and the masked model's logits, log-probabilities and
+their gradient, in float32 and in the model's dtype."""
 GPU_SHARE = 1 / 16
 """Share of a GPU's memory that a chunk may take. Every chunk reads the unembedding three times, so few are better."""
 
@@ -50,10 +50,6 @@ def log_probabilities(hidden: Tensor, unembed: Unembed) -> Tensor:
 
 def max_chunk_logits(device: torch.device) -> int:
     """The most logits of a chunk on a device."""
-    return max(MAX_CHUNK_LOGITS, _chunk_logits(device))
-
-
-def _chunk_logits(device: torch.device) -> int:
     if device.type != "cuda":
         return CHUNK_LOGITS
     memory = torch.cuda.get_device_properties(device).total_memory
@@ -62,13 +58,38 @@ def _chunk_logits(device: torch.device) -> int:
 
 def chunks(full: Tensor, n_masks: int, unembed: Unembed) -> Iterator[slice]:
     """Slices of the positions of `full` (positions, width) that bound the logits of `n_masks` models at once."""
-    if not len(full):
-        return
-    vocabulary = vocabulary_of(unembed, full)
-    chunk, largest = (limit // (n_masks * vocabulary) for limit in (_chunk_logits(full.device), MAX_CHUNK_LOGITS))
-    step = max(1, chunk, min(MIN_POSITIONS, largest))
-    for begin in range(0, len(full), step):
-        yield slice(begin, begin + step)
+    if len(full):
+        yield from _slices(len(full), max_chunk_logits(full.device) // (n_masks * vocabulary_of(unembed, full)))
+
+
+def _blocks(logits: Tensor) -> Iterator[slice]:
+    """Slices of the positions of logits (K, positions, vocabulary) that are compared at once."""
+    n_models, n_positions, vocabulary = logits.shape
+    whole = logits.device.type != "cpu"
+    yield from _slices(n_positions, n_positions if whole else BLOCK_LOGITS // (n_models * vocabulary))
+
+
+def _slices(n: int, step: int) -> Iterator[slice]:
+    step = max(1, step)
+    return (slice(begin, min(begin + step, n)) for begin in range(0, n, step))
+
+
+@torch.no_grad()
+def logits_of_models(hidden: Tensor, unembed: Unembed) -> Iterator[tuple[slice, Tensor]]:
+    """Logits of several models, as many positions at a time as are compared at once.
+
+    Args:
+        hidden: Their last hidden states, shape (K, positions, width).
+        unembed: The output head.
+
+    Yields:
+        Which positions, and their logits, shape (K, those positions, vocabulary).
+    """
+    for chunk in chunks(hidden[0], len(hidden), unembed):
+        # Models and positions are flattened: one matrix product reads the unembedding once, a batch once per model
+        logits = unembed(hidden[:, chunk].flatten(0, 1)).unflatten(0, (len(hidden), -1))
+        for block in _blocks(logits):
+            yield slice(chunk.start + block.start, chunk.start + block.stop), logits[:, block]
 
 
 @torch.no_grad()
@@ -93,12 +114,22 @@ def kl_in_place(
     Returns:
         Nats, float32, shape (K, positions); and the gradient of each position's KL, of the shape of `masked`.
     """
+    kl = torch.empty(masked.shape[:-1], dtype=torch.float32, device=masked.device)
+    for block in _blocks(masked):
+        kl[:, block] = _kl_of_block(full[block], masked[:, block], inverse_temperature, needs_gradient)
+    return kl, masked if needs_gradient else None
+
+
+def _kl_of_block(full: Tensor, masked: Tensor, inverse_temperature: float, needs_gradient: bool) -> Tensor:
+    """The KL of `kl_in_place`; `masked` becomes the gradient if that is needed."""
     target = full.float().log_softmax(-1)
     target = target if inverse_temperature == 1 else (target * inverse_temperature).log_softmax(-1)
     logp, probability = masked.float().log_softmax(-1), target.exp()
     log_ratio = torch.sub(target, logp, out=masked) if masked.dtype == logp.dtype else target - logp
     kl = torch.einsum("pv,kpv->kp", probability, log_ratio).clamp_min(0)
-    return kl, torch.sub(logp.exp_(), probability, out=masked) if needs_gradient else None
+    if needs_gradient:
+        torch.sub(logp.exp_(), probability, out=masked)
+    return kl
 
 
 def kl_and_gradient(full: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,22 +145,20 @@ class _ChunkedKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, masked: Tensor, full: Tensor, unembed: Unembed, inverse_temperature: float) -> Tensor:
         """Arguments and result as in `chunked_kl`."""
-        needs_gradient = ctx.needs_input_grad[0]
         kl = torch.empty(masked.shape[:-1], dtype=torch.float32, device=masked.device)
-        gradient = torch.empty_like(masked) if needs_gradient else torch.empty(0)
-        fused = _fused_kl(masked, full, unembed) if needs_gradient and inverse_temperature == 1 else None
+        gradient = torch.empty_like(masked)
+        fused = _fused_kl(masked, full, unembed) if inverse_temperature == 1 else None
         for chunk in chunks(full, len(masked), unembed):
-            # Masks and positions are flattened: one matrix product reads the unembedding once, a batch once per mask
-            with torch.set_grad_enabled(needs_gradient):
-                hidden = masked[:, chunk].detach().flatten(0, 1).requires_grad_(needs_gradient)
+            with torch.enable_grad():  # models and positions are flattened as in `logits_of_models`
+                hidden = masked[:, chunk].detach().flatten(0, 1).requires_grad_()
                 flat_logits = unembed(hidden)
             logits = flat_logits.detach().unflatten(0, (len(masked), -1))
             both = unembed(full[chunk]), logits
-            kl[:, chunk], of_logits = fused(*both) if fused else kl_in_place(*both, inverse_temperature, needs_gradient)
-            if of_logits is not None:
-                # autograd only differentiates `unembed`, which does not need the logits: their memory is reused
-                (hidden_gradient,) = torch.autograd.grad(flat_logits, hidden, of_logits.flatten(0, 1))
-                gradient[:, chunk] = hidden_gradient.unflatten(0, (len(masked), -1))
+            kl[:, chunk], of_logits = fused(*both) if fused else kl_in_place(*both, inverse_temperature, True)
+            assert of_logits is not None
+            # autograd only differentiates `unembed`, which does not need the logits: their memory is reused
+            (hidden_gradient,) = torch.autograd.grad(flat_logits, hidden, of_logits.flatten(0, 1))
+            gradient[:, chunk] = hidden_gradient.unflatten(0, (len(masked), -1))
         ctx.gradient = gradient
         return kl
 
@@ -164,7 +193,12 @@ def chunked_kl(full: Tensor, masked: Tensor, unembed: Unembed, inverse_temperatu
     """
     if full.shape != masked.shape[1:]:
         raise ValueError(f"hidden states of shape {tuple(full.shape)} and {tuple(masked.shape)} do not match")
-    return _ChunkedKL.apply(masked, full, unembed, inverse_temperature)  # pyright: ignore[reportReturnType]
+    if masked.requires_grad and torch.is_grad_enabled():
+        return _ChunkedKL.apply(masked, full, unembed, inverse_temperature)  # pyright: ignore[reportReturnType]
+    kl = torch.empty(masked.shape[:-1], dtype=torch.float32, device=masked.device)
+    for positions, logits in logits_of_models(torch.cat([full[None], masked]), unembed):
+        kl[:, positions] = kl_in_place(logits[0], logits[1:], inverse_temperature, False)[0]
+    return kl
 
 
 def answer_loss(objective: ObjectiveName, logp: Tensor, right: Tensor, wrong: Tensor | None) -> Tensor:

@@ -74,7 +74,7 @@ STORING = {
 METRICS = {
     "Head": "Unembed",
     "sharpness": "inverse_temperature",
-    "EFFICIENT": "MIN_POSITIONS",
+    "EFFICIENT": "CHUNK_LOGITS",
     "Beside": "DistributionPair",
     "rarity": "unigram_surprisal",
     "Seen": "PerTextResults",

@@ -204,7 +204,6 @@ def test_the_fused_kl_and_its_gradient_are_those_of_the_eager_one(
 def test_a_compiled_kl_takes_the_place_of_an_eager_one_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objective, "MIN_FUSED_LOGITS", 3 * 4 * 17)
     monkeypatch.setattr(objective, "CHUNK_LOGITS", 3 * 2 * 17)  # the logits of all chunks count
-    monkeypatch.setattr(objective, "MAX_CHUNK_LOGITS", 3 * 2 * 17)
     fused, runs = CompiledKL("Model"), list[int]()
     compiles: Any = torch.compile
 

@@ -1,4 +1,5 @@
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from masklearn import objective
 from masklearn.objective import chunked_kl, kl_divergence
@@ -36,12 +38,14 @@ def test_chunks_change_neither_value_nor_gradient(k: int, positions: int, chunk:
     weights = torch.rand(k, positions)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "CHUNK_LOGITS", chunk)
-        patch.setattr(objective, "MAX_CHUNK_LOGITS", chunk)
+        patch.setattr(objective, "BLOCK_LOGITS", chunk // 2)
         found = chunked_kl(full, masked.requires_grad_(), unembed)
         (found * weights).sum().backward()
+        without_gradient = chunked_kl(full, masked.detach(), unembed)
     expected = reference(full, reference_masked.requires_grad_(), unembed)
     (expected * weights).sum().backward()
     assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert_close(without_gradient, expected, atol=1e-6, rtol=1e-5)
     assert_close(masked.grad, reference_masked.grad, atol=1e-6, rtol=1e-4)
 
 
@@ -60,9 +64,34 @@ def test_no_chunk_has_more_logits_than_allowed(monkeypatch: pytest.MonkeyPatch) 
         return hidden @ weight.T
 
     monkeypatch.setattr(objective, "CHUNK_LOGITS", 1000)
-    monkeypatch.setattr(objective, "MAX_CHUNK_LOGITS", 1000)
-    chunked_kl(torch.randn(64, 4), torch.randn(3, 64, 4), unembed)
-    assert max(sizes) <= 1000
+    full, masked = torch.randn(64, 4), torch.randn(3, 64, 4)
+    chunked_kl(full, masked, unembed)
+    assert max(sizes) == 4 * 2 * 100  # two positions of the full model and three others
+    sizes.clear()
+    chunked_kl(full, masked.requires_grad_(), unembed)
+    assert max(sizes) == 3 * 3 * 100
+
+
+class LargestSoftmax(TorchDispatchMode):
+    """Notes how many log-probabilities are computed at once."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        if func is torch.ops.aten._log_softmax.default:
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_no_more_logits_are_compared_at_once_than_a_block_has(
+    monkeypatch: pytest.MonkeyPatch, needs_gradient: bool
+) -> None:
+    monkeypatch.setattr(objective, "BLOCK_LOGITS", 1000)
+    with LargestSoftmax() as softmax:
+        chunked_kl(torch.randn(64, 4), torch.randn(3, 64, 4, requires_grad=needs_gradient), nn.Linear(4, 100))
+    assert softmax.largest == (900 if needs_gradient else 600)  # three positions of three models, or two of four
 
 
 def test_a_chunk_on_a_gpu_takes_a_sixteenth_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,8 +99,8 @@ def test_a_chunk_on_a_gpu_takes_a_sixteenth_of_its_memory(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     assert objective.max_chunk_logits(torch.device("cuda")) == 80 * 2**30 // 16 // 24
     properties.total_memory = 2**30  # a small card has chunks as large as those of a CPU
-    assert objective._chunk_logits(torch.device("cuda")) == objective.CHUNK_LOGITS
-    assert objective.max_chunk_logits(torch.device("cpu")) == objective.MAX_CHUNK_LOGITS
+    assert objective.max_chunk_logits(torch.device("cuda")) == objective.CHUNK_LOGITS
+    assert objective.max_chunk_logits(torch.device("cpu")) == objective.CHUNK_LOGITS
 
 
 def test_hidden_states_of_different_shapes_are_refused() -> None:

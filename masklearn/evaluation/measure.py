@@ -13,7 +13,7 @@ from masklearn.data.batching import Batch
 from masklearn.evaluation.answer_metrics import AnswerMetrics
 from masklearn.evaluation.metrics import DistributionPair, SubgraphMetrics, TextMetrics
 from masklearn.masking.masked_lm import MaskedLM
-from masklearn.objective import chunks, log_probabilities
+from masklearn.objective import log_probabilities, logits_of_models
 from masklearn.progress import ProgressBar, no_bar
 
 MAX_FORWARD_TOKENS, MAX_FORWARD_TOKENS_CPU = 2**15, 2**12
@@ -129,15 +129,13 @@ def _update_meters(
     by_text: TextMetrics | None,
     part: slice,
 ) -> None:
-    """Compare the subgraphs' last hidden states (K, positions, width) with the full model's, chunk by chunk."""
-    for chunk in chunks(full.hidden, len(masked), masked_lm.unembed):
-        pair = DistributionPair(
-            log_probabilities(full.hidden[chunk], masked_lm.unembed),
-            log_probabilities(masked[:, chunk], masked_lm.unembed),
-        )
-        meter.update(pair, full.next_token[chunk], full.group[chunk], part)
+    """Compare the subgraphs' last hidden states (K, positions, width) with the full model's."""
+    for at, logits in logits_of_models(torch.cat([full.hidden[None], masked]), masked_lm.unembed):
+        logp = logits.float().log_softmax(-1)
+        pair = DistributionPair(logp[0], logp[1:])
+        meter.update(pair, full.next_token[at], full.group[at], part)
         if by_text:
-            by_text.update(pair, full.next_token[chunk], full.text[chunk], full.token[chunk], part)
+            by_text.update(pair, full.next_token[at], full.text[at], full.token[at], part)
 
 
 def _update_answers(

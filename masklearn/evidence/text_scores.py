@@ -9,7 +9,7 @@ from torch import Tensor
 from masklearn.data import Batch
 from masklearn.evaluation.measure import ScoredPositions, forward_parts
 from masklearn.masking import MaskedLM, hidden_of_subgraphs, subgraph_groups
-from masklearn.objective import chunks, kl_divergence, log_probabilities
+from masklearn.objective import kl_divergence, log_probabilities, logits_of_models
 from masklearn.progress import ProgressBar, no_bar
 
 LOG_PROBABILITY, LOGIT_DIFF, ANSWER = "log-probability of the next tokens", "logit difference", "answer log-probability"
@@ -99,9 +99,9 @@ def kl_between(masked_lm: MaskedLM, masks: Tensor, others: Tensor, batches: Iter
 
 def _kl_of_pairs(masked_lm: MaskedLM, hidden: Tensor) -> Tensor:
     """KL between last hidden states (2, K, positions, width), shape (K, positions)."""
-    parts = chunks(hidden[0, 0], 2 * hidden.shape[1], masked_lm.unembed)
-    logp = (log_probabilities(hidden[:, :, part], masked_lm.unembed) for part in parts)
-    return torch.cat([kl_divergence(first, second) for first, second in logp], -1)
+    found = logits_of_models(hidden.flatten(0, 1), masked_lm.unembed)
+    pairs = (logits.float().log_softmax(-1).unflatten(0, (2, -1)) for _, logits in found)
+    return torch.cat([kl_divergence(first, second) for first, second in pairs], -1)
 
 
 def score_name(batches: Sequence[Batch]) -> str:
@@ -118,11 +118,10 @@ def _score(
     n_texts, text = len(batch.input_ids), batch.input_of_positions
     follows = full.next_token >= 0
     kl, logp = list[Tensor](), list[Tensor]()
-    for chunk in chunks(full.hidden, len(masked), masked_lm.unembed):
-        full_logp = log_probabilities(full.hidden[chunk], masked_lm.unembed)
-        masked_logp = log_probabilities(masked[:, chunk], masked_lm.unembed)
+    for at, logits in logits_of_models(torch.cat([full.hidden[None], masked]), masked_lm.unembed):
+        full_logp, masked_logp = logits.float().log_softmax(-1).split([1, len(masked)])
         kl.append(kl_divergence(full_logp, masked_logp))
-        token = full.next_token[chunk].clamp(min=0)[None, :, None].expand(len(masked), -1, -1)
+        token = full.next_token[at].clamp(min=0)[None, :, None].expand(len(masked), -1, -1)
         logp.append(masked_logp.gather(-1, token)[..., 0])
     kl_of_text = _mean_by_text(torch.cat(kl, -1), text, n_texts)
     if kind == LOG_PROBABILITY:
