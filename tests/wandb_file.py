@@ -1,6 +1,7 @@
 """Reads the file of an offline W&B run: a LevelDB log of protobuf records."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +25,16 @@ class OfflineRun:
     files: Path = Path()
 
     @classmethod
-    def read(cls, folder: Path) -> "OfflineRun":
-        """The run in a folder `wandb/offline-run-...`."""
+    def read(cls, folder: Path, wait: float = 30) -> "OfflineRun":
+        """The run in a folder `wandb/offline-run-...`.
+
+        Args:
+            folder: The folder.
+            wait: Seconds for its end to come, which W&B may write after the run has finished; killed runs have none.
+        """
         (log,) = folder.glob("*.wandb")
         run = cls(files=folder / "files")
-        for content in _records(log.read_bytes()):
-            record = Record.FromString(content)
+        for record in _records_to_the_end(log, wait):
             if record.HasField("run"):
                 run.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
             elif record.HasField("history"):
@@ -49,6 +54,15 @@ class OfflineRun:
 
 def _key(item: Any) -> str:
     return item.key or "/".join(item.nested_key)
+
+
+def _records_to_the_end(log: Path, wait: float) -> list[Record]:
+    end = time.monotonic() + wait
+    while True:
+        records = [Record.FromString(content) for content in _records(log.read_bytes())]
+        if (records and records[-1].HasField("exit")) or time.monotonic() >= end:
+            return records
+        time.sleep(0.1)
 
 
 def _records(log: bytes) -> Iterator[bytes]:

@@ -148,7 +148,7 @@ def history(folder: Path) -> dict[tuple[int, str], Any]:
     """What a run has logged to all of its W&B runs, by step and name; without the paths of W&B's own files."""
     logged: dict[tuple[int, str], Any] = {}
     for wandb_run in sorted((folder / "wandb").glob("*run-*-*")):
-        for row in OfflineRun.read(wandb_run).history if list(wandb_run.glob("*.wandb")) else ():
+        for row in OfflineRun.read(wandb_run, wait=0).history if list(wandb_run.glob("*.wandb")) else ():
             step = row.get("trainer/global_step", -1)
             logged |= {(step, k): v for k, v in row.items() if not k.startswith("_") and not k.endswith("path")}
     return logged
