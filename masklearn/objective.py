@@ -25,7 +25,7 @@ H100, and comparing so many logits then takes 2.6 ms less."""
 CHUNK_LOGITS = 2**25
 """Logits of a chunk on a CPU: 128 MB in float32. Like the constants below, it changes memory and time, never the
 result."""
-BLOCK_LOGITS = 2**20
+TILE_LOGITS = 2**20
 """Logits that a CPU compares at once: its cache holds what it computes of them. Whole chunks took up to four times as
 long, since the memory of every step was new."""
 BYTES_PER_LOGIT = 24
@@ -53,7 +53,7 @@ def max_chunk_logits(device: torch.device) -> int:
     if device.type != "cuda":
         return CHUNK_LOGITS
     memory = torch.cuda.get_device_properties(device).total_memory
-    return max(CHUNK_LOGITS, int(GPU_SHARE * memory) // BYTES_PER_LOGIT)
+    return int(GPU_SHARE * memory) // BYTES_PER_LOGIT
 
 
 def chunks(full: Tensor, n_masks: int, unembed: Unembed) -> Iterator[slice]:
@@ -62,11 +62,11 @@ def chunks(full: Tensor, n_masks: int, unembed: Unembed) -> Iterator[slice]:
         yield from _slices(len(full), max_chunk_logits(full.device) // (n_masks * vocabulary_of(unembed, full)))
 
 
-def _blocks(logits: Tensor) -> Iterator[slice]:
+def _tiles(logits: Tensor) -> Iterator[slice]:
     """Slices of the positions of logits (K, positions, vocabulary) that are compared at once."""
     n_models, n_positions, vocabulary = logits.shape
     whole = logits.device.type != "cpu"
-    yield from _slices(n_positions, n_positions if whole else BLOCK_LOGITS // (n_models * vocabulary))
+    yield from _slices(n_positions, n_positions if whole else TILE_LOGITS // (n_models * vocabulary))
 
 
 def _slices(n: int, step: int) -> Iterator[slice]:
@@ -88,8 +88,8 @@ def logits_of_models(hidden: Tensor, unembed: Unembed) -> Iterator[tuple[slice, 
     for chunk in chunks(hidden[0], len(hidden), unembed):
         # Models and positions are flattened: one matrix product reads the unembedding once, a batch once per model
         logits = unembed(hidden[:, chunk].flatten(0, 1)).unflatten(0, (len(hidden), -1))
-        for block in _blocks(logits):
-            yield slice(chunk.start + block.start, chunk.start + block.stop), logits[:, block]
+        for tile in _tiles(logits):
+            yield slice(chunk.start + tile.start, chunk.start + tile.stop), logits[:, tile]
 
 
 @torch.no_grad()
@@ -115,12 +115,12 @@ def kl_in_place(
         Nats, float32, shape (K, positions); and the gradient of each position's KL, of the shape of `masked`.
     """
     kl = torch.empty(masked.shape[:-1], dtype=torch.float32, device=masked.device)
-    for block in _blocks(masked):
-        kl[:, block] = _kl_of_block(full[block], masked[:, block], inverse_temperature, needs_gradient)
+    for tile in _tiles(masked):
+        kl[:, tile] = _kl_of_tile(full[tile], masked[:, tile], inverse_temperature, needs_gradient)
     return kl, masked if needs_gradient else None
 
 
-def _kl_of_block(full: Tensor, masked: Tensor, inverse_temperature: float, needs_gradient: bool) -> Tensor:
+def _kl_of_tile(full: Tensor, masked: Tensor, inverse_temperature: float, needs_gradient: bool) -> Tensor:
     """The KL of `kl_in_place`; `masked` becomes the gradient if that is needed."""
     target = full.float().log_softmax(-1)
     target = target if inverse_temperature == 1 else (target * inverse_temperature).log_softmax(-1)
