@@ -120,6 +120,7 @@ class Benchmark:
     def command(self) -> dict[str, Any]:
         """The masks of `per_input` by the command, as it is and without graphs: the cost foretold, and every stage."""
         folder, found = self.folder / "command", dict[str, Any]()
+        folder.mkdir(exist_ok=True)
         lm = self.smollm or save(self.model(SMOLLM2), folder / "lm")
         texts = self.texts or write_texts(folder / "texts.jsonl", 4 if self.dry else 32, 14)
         for compiled in ("auto", "false"):

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from masklearn.ablation import Ablation
+from masklearn.circuits import circuit
 from masklearn.errors import UserError
 from masklearn.graph import Node, NodeGraph
 from masklearn.mask_file import Mask
@@ -48,6 +49,7 @@ __all__ = [
     "NodeGraph",
     "UserError",
     "baselines",
+    "circuit",
     "evaluate",
     "gated",
     "learn",

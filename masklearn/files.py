@@ -1,10 +1,13 @@
-"""Atomic writes, and safetensors files whose bytes depend on their content alone."""
+"""Atomic writes, and safetensors files: with bytes that depend on their content alone, or with a checksum."""
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -12,6 +15,10 @@ from masklearn.errors import WriteError, one_line
 
 TEMP_PATTERN = ".*.[0-9]*.part"
 """Temporary files of processes that are writing, or were when they were killed."""
+CHECKSUM_KEY = "sha256"
+"""Metadata key of the checksum of a file's tensors."""
+READ_ERRORS = (OSError, KeyError, ValueError, SafetensorError)
+"""Errors of reading a file that is missing or damaged."""
 
 
 def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -50,3 +57,27 @@ def atomic_write(path: Path, content: bytes, keep: Path | None = None) -> None:
         raise WriteError(
             f"cannot write {path}: {one_line(error)}. Choose another folder, or make room on this disk"
         ) from error
+
+
+def write_checked(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors and their checksum; a kill leaves the old file or the new one.
+
+    Raises:
+        WriteError: If writing fails.
+    """
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    atomic_write(file, save(tensors, {CHECKSUM_KEY: _checksum(tensors)}))
+
+
+def read_checked(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file that `write_checked` has written; raises one of the `READ_ERRORS` if that is impossible."""
+    with safe_open(file, "pt") as content:
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (not a mapping)
+        expected = (content.metadata() or {}).get(CHECKSUM_KEY)
+    if expected != _checksum(tensors):
+        raise ValueError("its checksum does not match its content")
+    return tensors
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(save(tensors)).hexdigest()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GROUPS, SMALL, Run, texts, tiny_llama
+from conftest import GROUPS, SMALL, Run, texts, tiny_gpt2, tiny_llama
 from lightning import Callback, Trainer
 from torch import Tensor
 from torch.testing import assert_close
@@ -23,6 +23,7 @@ from masklearn.data.batching import StepSampler
 from masklearn.gates import top
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import CompiledSteps, MaskedLM, compiled, gated
+from masklearn.masking import memory as masking_memory
 from masklearn.training import cost, memory
 from masklearn.training.cost import PhaseClock, learning_tokens, peak_memory
 from masklearn.training.probe import seconds_per_scored_token
@@ -265,3 +266,16 @@ def test_without_polish_its_phase_is_named_after_what_is_left_of_it() -> None:
     seconds = {"polish": {"seconds": 2.0, "estimated_seconds": 3.0}}
     assert compared_costs(seconds, polishes=False) == "Time: discretisation 2.0 s (3.0 s expected)"
     assert compared_costs(seconds) == "Time: polish 2.0 s (3.0 s expected)"
+
+
+def test_the_probe_of_memory_reads_no_more_tokens_than_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a token beyond the table of positions ends the process. The peak before the probe is not forgotten."""
+    peaks = [9000]
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: peaks[-1])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: peaks.append(1000 + 5 * 8 * 64))
+    masked_lm = MaskedLM(tiny_gpt2())
+    assert masked_lm.layout.context == 64
+    assert masking_memory._measured_bytes_per_token(masked_lm) == 5
+    assert masking_memory.peak_bytes(masked_lm.device) == 9000
+    masking_memory._earlier_peaks.clear()

@@ -85,7 +85,7 @@ def test_texts_that_are_all_known_are_refused_and_old_mask_files_say_that_they_d
     assert "the masks were learned on all of its texts" in refused(lambda: evaluated_on(mask, known))
     assert len(evaluated_on(mask, known, "all")[0]) == 11
     old = replace(mask, learned_texts=torch.zeros(0, dtype=torch.int64))
-    assert "older version" in evaluated_on(old, known)[1][0]
+    assert "does not say which texts" in evaluated_on(old, known)[1][0]
 
 
 def test_every_text_in_a_packed_chunk_is_known(tmp_path: Path) -> None:

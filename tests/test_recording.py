@@ -12,13 +12,20 @@ from torch import Tensor
 
 from masklearn.errors import UserError
 from masklearn.masking import CompiledSteps, MaskedLM
+from masklearn.models import Layout
 
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> tuple[CompiledSteps, dict[str, Any]]:
     """Steps as on a GPU, and what takes the place of CUDA's functions: `record` makes a graph of a pass."""
     steps, cuda = CompiledSteps(MaskedLM(tiny_llama())), dict[str, Any]()
-    cuda |= {"record": lambda run, sample: run, "empty_cache": lambda: None, "stream": "main", "collects": []}
+    cuda |= {
+        "record": lambda run, sample: run,
+        "empty_cache": lambda: None,
+        "stream": "main",
+        "collects": [],
+        "sync": [0],
+    }
 
     def make(run: Any, sample: Any, **_: Any) -> Any:
         cuda["collects"].append(gc.isenabled())
@@ -32,6 +39,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> tuple[CompiledSteps, dict[str, An
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: cuda["stream"])
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: cuda.update(stream=stream))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: cuda["empty_cache"]())
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: cuda["sync"][-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: cuda["sync"].append(mode))
     steps._pool = (0, 0)
     return steps, cuda
 
@@ -49,6 +58,25 @@ def test_no_garbage_is_collected_while_a_graph_is_recorded(graphs: Any) -> None:
     cuda["record"] = fail(RuntimeError("cannot be recorded"))
     run_steps(steps, 3)
     assert cuda["collects"] == [False, False] and gc.isenabled() and steps.failed
+
+
+def test_a_pass_in_which_the_cpu_waits_for_the_gpu_is_not_recorded(
+    graphs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The eager pass raises there; a recording would fail, and in some versions of torch leave CUDA unusable."""
+    steps, cuda = graphs
+    hidden = Layout.hidden
+
+    def reads_back(layout: Layout, *args: Any, **kwargs: Any) -> Tensor:
+        if cuda["sync"][-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return hidden(layout, *args, **kwargs)
+
+    monkeypatch.setattr(Layout, "hidden", reads_back)
+    run_steps(steps)
+    assert steps.failed and not cuda["collects"]
+    assert cuda["sync"] == [0, "error", 0]
+    assert "LlamaForCausalLM cannot be compiled (called a synchronizing CUDA operation)" in capsys.readouterr().out
 
 
 def test_a_failed_recording_leaves_the_stream_and_frees_what_was_recorded(graphs: Any) -> None:

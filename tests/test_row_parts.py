@@ -1,5 +1,6 @@
 """Memory that runs out halves the rows of a forward; gradients, scores and runs stay what they were."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,3 +165,26 @@ def test_a_device_that_fails_leaves_a_run_that_can_go_on(
     assert "the device failed (CUDA error: unspecified launch failure)" in error and "--run.resume true" in error
     assert train(["--config", "run/config.yaml", "--run.resume", "true"]) == 0
     assert (tmp_path / "run" / "mask.safetensors").is_file()
+
+
+def test_others_free_their_memory_when_what_failed_is_gone(masked_lm: MaskedLM) -> None:
+    """The error's traceback holds what has failed, so that nothing would be free before."""
+    failed, seen = list[weakref.ref[Tensor]](), list[bool]()
+
+    class Holder:
+        def forget(self) -> None:
+            seen.append(failed[0]() is None)
+
+    holder, limit = Holder(), masked_lm.row_limit
+    limit.holders.add(holder)
+
+    def work() -> int:
+        if failed:
+            return 1
+        activations = torch.zeros(3)
+        failed.append(weakref.ref(activations))
+        limit.ran_whole(2, 8, True)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert limit.retry(work) == 1
+    assert seen == [True]

@@ -156,4 +156,4 @@ def require_matplotlib() -> None:
         UserError: How to install it.
     """
     if not find_spec("matplotlib"):
-        raise UserError("figures need matplotlib. Get it with: pip install 'masklearn[report]'")
+        raise UserError("figures need matplotlib. Get it with: pip install matplotlib jinja2")

@@ -16,7 +16,7 @@ def can_draw() -> bool:
     """Whether figures can be drawn; if not, print how to get what is missing."""
     if find_spec("matplotlib"):
         return True
-    print("No figures drawn: they need matplotlib. Get it with: pip install -c constraints.txt -e '.[report]'")
+    print("No figures drawn: they need matplotlib. Get it with: pip install matplotlib jinja2")
     return False
 
 

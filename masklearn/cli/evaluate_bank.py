@@ -1,14 +1,14 @@
 """The evaluation of one mask file: its model, its texts, its baselines, and its metrics under every ablation."""
 
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from safetensors.torch import save
 from transformers import PreTrainedModel
 
 from masklearn import evaluation, ranks
@@ -16,7 +16,9 @@ from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, load_texts
 from masklearn.cli.export_flags import ExportFlags
+from masklearn.cli.kept_evaluations import KeptEvaluations
 from masklearn.data import MaskData, SplitName, leave_out_if_changed, leave_out_learned
+from masklearn.data.digests import digest, texts_digest
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
@@ -44,7 +46,8 @@ class EvaluatedBank:
     masked_lm: MaskedLM
     ablation: Ablation
     """The one it was evaluated under."""
-    recorder: evaluation.PerTextRecorder
+    results: Mapping[str, evaluation.PerTextResults]
+    """The results of each text by kind of subgraphs."""
     seconds: float
     altered_column: str | None = None
     """Column of the texts, if these are others than those of the masks."""
@@ -67,7 +70,6 @@ def evaluate_bank(
     Raises:
         UserError: If the model, the texts or the mask file are not valid or do not fit together.
     """
-    start = time.monotonic()
     texts = evaluation_texts(path, bank, requested, flags.part)
     masked_lm, model = load_model(path, bank, flags, flags.map_of(bank))
     load = partial(
@@ -81,23 +83,54 @@ def evaluate_bank(
     learned_on = _training_data(path, mask, texts, data, load, flags, ablations)
     scorer = _baseline_scorer(masked_lm, mask, learned_on, flags) if _needs_scorer(flags) else None
     results, evaluated, bar = [], [], phase_bars(sys.stderr, disable=None)
+    kept = KeptEvaluations.beside(path, masked_lm.layout, flags.study)
     all_texts: dict[str | None, MaskData] = {None: data, **_altered(path, texts, load, flags)}
     for column, data in all_texts.items():
         mask, settings = bank.of(data.groups.names), texts.settings | ({"text_column": column} if column else {})
         for name in ablations:
             masked_lm.ablation = _ablation(name, bank, masked_lm, learned_on, bar)
-            n_texts = len(data.parts[texts.split])
-            recorder = evaluation.PerTextRecorder(n_texts, data.token_counts) if flags.study else None
-            batches = data.loader(texts.split, by_length=True)
-            kinds = flags.baselines, scorer, recorder, bar
-            rows, by_group = evaluation.evaluate(masked_lm, mask, batches, *kinds, on_ranks=True)
-            description = evaluation.describe(mask, rows, by_group, settings)
+            measure = partial(_measure, masked_lm, mask, data, texts.split, flags, scorer, bar)
+            conditions = _conditions(masked_lm.ablation, learned_on if scorer else None, flags)
+            measured, seconds = kept.measured(data, texts.split, conditions, measure)
+            description = evaluation.describe(mask, measured.rows, measured.by_group, settings)
             results.append(description | {"ablation": name, "text": _describe_texts(data, texts.split, name, column)})
-            if recorder:
-                seconds, ablation = time.monotonic() - start, masked_lm.ablation
-                of_texts = (data, texts.split, masked_lm, ablation, recorder, seconds, column)
+            if flags.study:
+                of_texts = data, texts.split, masked_lm, masked_lm.ablation, measured.results, seconds, column
                 evaluated.append(EvaluatedBank(Path(path), mask, *of_texts))
     return results, evaluated
+
+
+def _measure(
+    masked_lm: MaskedLM,
+    mask: Mask,
+    data: MaskData,
+    split: SplitName,
+    flags: EvaluateFlags,
+    scorer: MaskScorer | None,
+    bar: ProgressBar,
+) -> evaluation.MeasuredBank:
+    """The metrics of a bank, and for a study those of each text."""
+    recorder = evaluation.PerTextRecorder(len(data.parts[split]), data.token_counts) if flags.study else None
+    batches = data.loader(split, by_length=True)
+    rows, by_group = evaluation.evaluate(
+        masked_lm, mask, batches, flags.baselines, scorer, recorder, bar, on_ranks=True
+    )
+    return evaluation.MeasuredBank(rows, by_group.cpu(), recorder.results if recorder else {})
+
+
+def _conditions(ablation: Ablation, chosen_on: MaskData | None, flags: EvaluateFlags) -> dict[str, Any]:
+    """What the metrics depend on besides bank, model and texts, in values of JSON.
+
+    Args:
+        ablation: The ablation.
+        chosen_on: The texts that baselines choose by, if any do.
+        flags: The flags.
+    """
+    values = digest(save(ablation.to(torch.device("cpu")).to_tensors()))
+    found: dict[str, Any] = {"ablation": ablation.name, "values": values, "baselines": list(flags.baselines)}
+    if chosen_on:
+        found |= {"chosen on": texts_digest(chosen_on), "baseline_texts": flags.baseline_texts}
+    return found
 
 
 def _introduce(data: MaskData, texts: EvaluationTexts, bank: Mask, masked_lm: MaskedLM) -> None:

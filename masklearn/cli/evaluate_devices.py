@@ -60,7 +60,9 @@ def on_ranks(flags: EvaluateFlags, is_command: bool) -> Iterator[None]:
         Trainer(**settings, strategy=strategy, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"--devices {flags.devices}: {' '.join(str(error).split())}") from error
-    written = "Finished parts of the evidence are kept" if flags.evidence else "Nothing has been written"
+    written = "Nothing has been written"
+    if flags.evidence or flags.study:
+        written = f"Finished {'parts of the evidence' if flags.evidence else 'evaluations'} are kept"
     with stopped_together(strategy, lambda: f"{written}. {GO_ON}the same command"):
         flags.out = ranks.from_first(flags.out)
         yield

@@ -31,8 +31,8 @@ class EvaluateFlags:
             the run has quantised are quantised here, too.
         devices: Devices that share the work, each with the whole model and a process of its own; on a CPU, processes.
         num_nodes: Machines with as many devices each, see docs/devices.md.
-        part: Split to evaluate on: test, validation, train or all. By default the test split of the mask's own data,
-            and all texts of other data.
+        part: Split to evaluate on: test, validation, train, selection (texts that masks were selected on) or all. By
+            default the test split of the mask's own data, and all texts of other data.
         ablation: What closed nodes emit: zero, mean, mean-positional, resample or learned; or a list of them, for one
             table. That of the mask's run by default. Values that the mask file lacks are computed on the training
             texts of the mask's run.
@@ -48,7 +48,8 @@ class EvaluateFlags:
         altered_column: For masks of single texts: evaluate them also on the text of this column in the same row, for
             example corrupted. In a study it is one more bank.
         study: Make the study of computation density of these masks: tables, figures and report.html in --out. By
-            default if all are masks of single texts (scope input).
+            default if all are masks of single texts (scope input). What it measures of every bank is kept in a folder
+            evaluated beside the mask file, so that another study, or one that was stopped, need not measure it again.
         evidence: Gather evidence on shared masks instead of evaluating them: hypothesis tests, controls, stability
             under rediscovery, completeness and transfer, see the flags --plan. It goes to a folder evidence beside the
             mask file, or to --out. Several runs are crossed: the masks of each on the texts of each. A command that was

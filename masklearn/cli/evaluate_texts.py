@@ -1,9 +1,9 @@
 """The evaluation of one bank of single texts: its model, its texts, its controls, and the metrics of every text."""
 
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from masklearn.ablation import Ablation
 from masklearn.cli.evaluate_bank import model_of_bank
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import settings_learned_on
+from masklearn.cli.kept_evaluations import KeptEvaluations
 from masklearn.cli.text_methods import SPLIT, TEXT_METHODS
 from masklearn.data import MaskData, SplitName, require_readable
 from masklearn.errors import UserError
@@ -29,18 +30,22 @@ class EvaluatedTexts:
     path: Path
     mask: TextBank
     data: MaskData
-    recorder: evaluation.PerTextRecorder
+    measured: evaluation.MeasuredBank
     seconds: float
-    measurer: evaluation.TextMeasurer[Any]
     conditions: Mapping[str, Any] = field(default_factory=dict)
     """How a bank of edges was evaluated: `edges` and `keep_residual`, as the flags."""
     ablation: Ablation = Ablation()
     split: SplitName = SPLIT
     altered_column: None = None
 
+    @property
+    def results(self) -> Mapping[str, evaluation.PerTextResults]:
+        """The results of each text by kind of subgraphs."""
+        return self.measured.results
+
     def top(self, example: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Top token ids and probabilities after one input by kind of subgraph, the full model's last."""
-        return {kind: of_texts[example] for kind, of_texts in self.measurer.top.items()}
+        return {kind: (ids[example], p[example]) for kind, (ids, p) in self.measured.top.items()}
 
 
 def evaluate_text_bank(
@@ -61,7 +66,6 @@ def evaluate_text_bank(
     Raises:
         UserError: If model, texts or bank are not valid or do not fit together.
     """
-    start = time.monotonic()
     _require_own_texts(path, bank, flags, requested)
     lm, model = model_of_bank(path, bank, flags)
     settings: dict[str, Any] = {"positions": bank.positions} | settings_learned_on(path, bank)
@@ -77,19 +81,19 @@ def evaluate_text_bank(
     bank = bank.of(data.groups.names)
     print("\n".join([data.preview, *data.notices]))
     bar = phase_bars(sys.stderr, disable=None)
+    kept = KeptEvaluations.beside(path, method.layout, flags.study)
     descriptions, evaluated = list[dict[str, Any]](), list[EvaluatedTexts]()
     for mode in flags.edges if bank.unit == "edges" else flags.edges[:1]:
-        measurer, rows = method.evaluate(bank, data, bar, flags.keep_residual, mode)
-        description = evaluation.describe_texts(bank, rows, measurer, bank.config.get("data", {}))
         text, conditions = f"{len(bank.groups)} texts of {data.source}, what is closed at zero", dict[str, Any]()
         if bank.unit == "edges":
             text += f", patterns and norms {mode}" + ", controls with all residual edges" * flags.keep_residual
             conditions = {"edges": mode, "keep_residual": flags.keep_residual}
+        measure = partial(method.measure, bank, data, bar, flags.keep_residual, mode)
+        measured, seconds = kept.measured(data, SPLIT, conditions, measure)
+        description = evaluation.describe_texts(bank, measured, bank.config.get("data", {}))
         descriptions.append(description | conditions | {"ablation": "zero", "text": text})
         if flags.study:
-            recorder = evaluation.PerTextRecorder(len(bank.groups), data.token_counts, measurer.results())
-            seconds, start = time.monotonic() - start, time.monotonic()
-            evaluated.append(EvaluatedTexts(Path(path), bank, data, recorder, seconds, measurer, conditions))
+            evaluated.append(EvaluatedTexts(Path(path), bank, data, measured, seconds, conditions))
     return descriptions, evaluated
 
 

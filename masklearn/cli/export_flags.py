@@ -15,7 +15,7 @@ class ExportFlags:
     """A mask, and what to write.
 
     Args:
-        mask: Mask file.
+        mask: Mask file, or the folder of a run.
         out: Folder to write; it must not exist.
         to: hf: a Hugging Face folder in which closed heads and MLPs are gone. eap: a graph for EAP-IG. mib: the
             importances (or circuits) of a MIB submission. edge-pruning: pairs of nodes. list: names of open nodes.

@@ -27,7 +27,11 @@ LEARNED_ON_FILE = CHECKPOINT_FOLDER / "learned-on.json"
 """Hashes of the texts and of the model that the run began with."""
 BLOCKS_FOLDER = CHECKPOINT_FOLDER / "blocks"
 """Masks of finished blocks, until the mask file holds all of them."""
-WRITTEN_FOLDERS = (Path(), CHECKPOINT_FOLDER, BLOCKS_FOLDER, Path(FIGURES_FOLDER), Path(TABLES_FOLDER))
+EVALUATED_FOLDER = Path("evaluated")
+"""What studies have measured of the masks."""
+WRITTEN_FOLDERS = (
+    Path(), CHECKPOINT_FOLDER, BLOCKS_FOLDER, EVALUATED_FOLDER, Path(FIGURES_FOLDER), Path(TABLES_FOLDER),
+)  # fmt: skip
 """Folders, relative to the run's, that a run or a study writes files to."""
 
 

@@ -75,7 +75,7 @@ def measurements(name: str, bank: Evaluated) -> MaskMeasurements:
     return MaskMeasurements(
         name=name,
         mask=bank.mask,
-        results=bank.recorder.results,
+        results=bank.results,
         names=texts.names,
         contexts=tokenizer.batch_decode(context_ids, skip_special_tokens=True),
         lengths=[sum(positions) / len(positions) + 1 for positions in scored],

@@ -105,6 +105,13 @@ class TextMethod(ABC):
     ) -> tuple[evaluation.TextMeasurer[Any], list[evaluation.Row]]:
         """Evaluate every text of a bank under its own subgraphs and under controls."""
 
+    def measure(
+        self, bank: Any, data: MaskData, bar: ProgressBar, keep_residual: bool = False, edges: EdgeMode = "recomputed"
+    ) -> evaluation.MeasuredBank:
+        """All that `evaluate` measures."""
+        measurer, rows = self.evaluate(bank, data, bar, keep_residual, edges)
+        return measurer.measured(rows)
+
 
 @dataclass(frozen=True)
 class EdgeMethod(TextMethod):

@@ -67,12 +67,12 @@ def run_texts(cli: TrainCLI, unit: TextUnit) -> None:
     chosen = time.monotonic()
     bank = replace(method.choose(_texts(data), choice, bar), config=mask_config(cli.requested))
     evaluated = time.monotonic()
-    measurer, rows = method.evaluate(bank, data, bar)
+    measured = method.measure(bank, data, bar)
     seconds = {"choice": evaluated - chosen, "evaluation": time.monotonic() - evaluated}
-    description = evaluation.describe_texts(bank, rows, measurer, bank.config["data"])
+    description = evaluation.describe_texts(bank, measured, bank.config["data"])
     description["cost"] = {phase: {"seconds": round(s, 1)} for phase, s in seconds.items()}
     description["seconds"] = round(time.monotonic() - start, 1)
-    _write(cli, replace(bank, metrics=rows), description)
+    _write(cli, replace(bank, metrics=measured.rows), description)
     print_location(cli.folder, cli.tracker)
 
 

@@ -62,8 +62,9 @@ class Batch(NamedTuple):
         return self.positions // self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device."""
-        return self._make(tensor if tensor is None else tensor.to(device) for tensor in self)
+        """The batch on a device; a GPU need not be waited for."""
+        on_gpu = device.type == "cuda"
+        return self._make(tensor if tensor is None else tensor.to(device, non_blocking=on_gpu) for tensor in self)
 
     def select(self, kept: Tensor) -> "Batch":
         """The inputs for which a boolean mask of shape (inputs,) is true."""

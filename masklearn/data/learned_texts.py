@@ -25,7 +25,7 @@ def leave_out_learned(
         UserError: If no others are left of a group.
     """
     if not len(learned):
-        return ["The mask file is of an older version and does not say which texts it was learned on"]
+        return ["The mask file does not say which texts its masks were learned on, so none are left out"]
     known, whole = frozenset(learned), data.parts[split]
     if keep:
         n = sum(not known.isdisjoint(text.hashes) for text in whole.encoded)

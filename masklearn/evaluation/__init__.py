@@ -4,6 +4,7 @@ from masklearn.evaluation.answer_check import implausible_answers
 from masklearn.evaluation.bank_report import describe, evaluate, subgraphs_evaluated
 from masklearn.evaluation.edge_report import EdgeMode, evaluate_edges
 from masklearn.evaluation.measure import Row, measure, top_tokens
+from masklearn.evaluation.measured_bank import MeasuredBank
 from masklearn.evaluation.per_text import PerTextRecorder, PerTextResults
 from masklearn.evaluation.position_report import evaluate_positions
 from masklearn.evaluation.tables import aligned, format_report, html_table, stages_table, table, text_table
@@ -11,6 +12,7 @@ from masklearn.evaluation.text_report import TextMeasurer, describe_texts, score
 
 __all__ = [
     "EdgeMode",
+    "MeasuredBank",
     "PerTextRecorder",
     "PerTextResults",
     "Row",

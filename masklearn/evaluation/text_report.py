@@ -14,6 +14,7 @@ from masklearn.edges import EdgeGraph
 from masklearn.errors import UserError
 from masklearn.evaluation.bank_report import CONTROL_METRICS
 from masklearn.evaluation.measure import Row, nan_to_none, sum_over_ranks
+from masklearn.evaluation.measured_bank import MeasuredBank
 from masklearn.evaluation.metrics import BY_SUBGRAPH, DistributionPair, SubgraphMetrics, TextMetrics
 from masklearn.evaluation.per_text import PerTextResults
 from masklearn.models import Layout, input_device
@@ -195,6 +196,16 @@ class TextMeasurer(ABC, Generic[Graph]):
         columns["mlps"] = grid[..., -1].sum(-1).tolist()
         return columns
 
+    def measured(self, rows: list[Row]) -> MeasuredBank:
+        """All that was measured of the bank; its rows are those of `rows`."""
+        results = self.results()
+        own = results[self.kinds[0]].texts
+        top = {
+            kind: (torch.stack([ids for ids, _ in of_texts]), torch.stack([p for _, p in of_texts]))
+            for kind, of_texts in self.top.items()
+        }
+        return MeasuredBank(rows, torch.stack([own["kl"][0], own["tv"][0]]), results, top)
+
     def results(self) -> dict[str, PerTextResults]:
         """The results of each text by kind, as a study takes them; their masks are those of the nodes used."""
         found = {}
@@ -212,25 +223,21 @@ class TextMeasurer(ABC, Generic[Graph]):
         return found
 
 
-def describe_texts(
-    bank: TextBank, rows: list[Row], measurer: TextMeasurer[Any], data: dict[str, Any]
-) -> dict[str, Any]:
+def describe_texts(bank: TextBank, measured: MeasuredBank, data: dict[str, Any]) -> dict[str, Any]:
     """The content of `metrics.json` for a bank of single texts.
 
     Args:
         bank: The bank.
-        rows: One row for each size.
-        measurer: What was measured of each text.
+        measured: What was measured of its texts.
         data: Settings of the texts.
     """
-    own = measurer.results()[bank.method].texts
-    kl, tv = (own[name][0].T.tolist() for name in ("kl", "tv"))
+    kl, tv = measured.by_group.transpose(1, 2).tolist()
     return {
         "graph": bank.unit,
         "method": bank.method,
         "model": vars(bank.model) | {"n_layers": bank.graph.n_layers, "n_heads": bank.graph.n_heads},
         "data": data,
-        "sizes": rows,
+        "sizes": measured.rows,
         "groups": {
             name: {"tokens": tokens, bank.unit: n_units, "kl": kl[i], "tv": tv[i]}
             for i, (name, tokens, n_units) in enumerate(zip(bank.groups, bank.n_tokens, bank.n_units, strict=True))

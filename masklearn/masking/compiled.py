@@ -10,6 +10,7 @@ import gc
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -21,7 +22,7 @@ from masklearn.ablation import Ablation
 from masklearn.errors import UserError, one_line
 from masklearn.masking.gating import gated
 from masklearn.masking.masked_lm import MaskedLM, at_scored
-from masklearn.masking.recording import Pass, recorded
+from masklearn.masking.recording import Pass, no_waiting, recorded
 from masklearn.masking.row_parts import is_device_failure, is_out_of_memory
 from masklearn.models import is_placed
 from masklearn.objective import FusedKL, kl_and_gradient, kl_in_place
@@ -187,7 +188,8 @@ class CompiledSteps:
         sample = tuple(arg.detach().clone().requires_grad_(arg.requires_grad) for arg in args[:2])
         others = args[0].roll(1, 1), args[1].detach().flip(1).requires_grad_(args[1].requires_grad)
         values = tuple(arg.detach().requires_grad_(arg.requires_grad) for arg in args[2:])
-        expected = _outcome(eager, (*others, *values))
+        with no_waiting() if self._pool is not None else nullcontext():
+            expected = _outcome(eager, (*others, *values))
         if self._pool is None:
             traced = make_fx(eager, tracing_mode="fake", _allow_non_fake_inputs=True)(*sample, *values)
             compiled: Pass = torch.compile(traced, backend=BACKEND, dynamic=False)

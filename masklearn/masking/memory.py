@@ -11,7 +11,8 @@ rows of many lengths leave gaps that the allocator cannot use."""
 CPU_SCORING_TOKENS = 2**15
 """Tokens that are scored together on a CPU, where a forward runs fewer at once: see `row_parts.CPU_FORWARD_TOKENS`."""
 PROBE_ROWS, PROBE_TOKENS = 8, 128
-"""Shape of the forward whose memory is measured."""
+"""Shape of the forward whose memory is measured; fewer tokens if the model reads fewer."""
+_earlier_peaks = dict[torch.device, int]()  # until the peak was last reset
 
 
 def free_everywhere(masked_lm: MaskedLM) -> int:
@@ -43,13 +44,25 @@ def scored_together(masked_lm: MaskedLM) -> int:
 def _measured_bytes_per_token(masked_lm: MaskedLM) -> float:
     """The most memory that a forward takes at any time on any device, for each of its tokens."""
     device, devices = masked_lm.device, masked_lm.devices
-    input_ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device=device)
-    last = torch.arange(PROBE_TOKENS, device=device)[None] == PROBE_TOKENS - 1
+    n_tokens = min(PROBE_TOKENS, masked_lm.layout.context or PROBE_TOKENS)
+    input_ids = torch.zeros(1, n_tokens, dtype=torch.long, device=device)
+    last = torch.arange(n_tokens, device=device)[None] == n_tokens - 1
     gates = torch.ones(PROBE_ROWS, 1, masked_lm.graph.n_nodes, device=device)
     masked_lm(input_ids, last, gates, input_ids)  # libraries take their workspaces in the first forward
     before = [torch.cuda.memory_allocated(device) for device in devices]
     for device in devices:
-        torch.cuda.reset_peak_memory_stats(device)
+        reset_peak(device)
     masked_lm(input_ids, last, gates, input_ids)
     taken = max(torch.cuda.max_memory_allocated(device) - b for device, b in zip(devices, before, strict=True))
-    return max(1.0, taken / (PROBE_ROWS * PROBE_TOKENS))
+    return max(1.0, taken / (PROBE_ROWS * n_tokens))
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let torch measure the peak memory of a GPU from now on; `peak_bytes` remembers the earlier one."""
+    _earlier_peaks[device] = peak_bytes(device)
+    torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most bytes that tensors of this process have taken on a GPU at any time."""
+    return max(_earlier_peaks.get(device, 0), torch.cuda.max_memory_allocated(device))

@@ -1,6 +1,7 @@
 """CUDA graphs: recording a forward, and the backward through it, without harm to a process where that fails."""
 
 import gc
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -42,6 +43,19 @@ def recorded(run: Pass, sample: tuple[Tensor, ...], pool: tuple[int, int], model
             problem = f"{model} cannot be recorded as a CUDA graph ({one_line(error)[:200]})"
             raise UserError(f"{problem}. Start a new run with --model.compile false") from error
         raise
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raise where the CPU waits for the GPU, which no graph records, and from which some versions do not recover."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @contextmanager

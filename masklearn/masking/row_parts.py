@@ -1,5 +1,6 @@
 """Rows of a forward in parts: when memory runs out, a forward goes on with half as many rows at a time."""
 
+import gc
 import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar
@@ -129,6 +130,7 @@ class RowLimit:
                 return torch.cat([torch.cat([run(part) for part in inputs], 1) for inputs in parts])
             except (RuntimeError, MemoryError) as error:
                 self.lower(error, grad)
+            self._free()
 
     def ran_whole(self, n_rows: int, n_tokens: int, grad: bool) -> None:
         """Note that something else has run a forward of so many rows, and tokens of all rows, at once."""
@@ -150,9 +152,16 @@ class RowLimit:
                 return work()
             except (RuntimeError, MemoryError) as error:
                 self.lower(error, True)
+            self._free()
+
+    def _free(self) -> None:
+        """Free what others hold, after the error is gone, whose traceback holds what has failed."""
+        gc.collect()
+        for holder in self.holders:
+            holder.forget()
 
     def lower(self, error: Exception, grad: bool) -> None:
-        """Halve the limit after an error, free what others hold, and say so in one line.
+        """Halve the limit after an error, and say so in one line.
 
         Raises:
             Exception: The error, if memory did not run out or the last forward had a single row.
@@ -160,8 +169,6 @@ class RowLimit:
         if not self._last_tokens[grad] or not is_out_of_memory(error):
             raise error
         self.max_tokens[grad], self._last_tokens[grad] = self._last_tokens[grad] // 2, 0
-        for holder in self.holders:
-            holder.forget()
         doing = "learning" if grad else "scoring and evaluation"
         print(f"Memory ran out: {doing} goes on with {self.max_tokens[grad]} tokens in a forward", flush=True)
 

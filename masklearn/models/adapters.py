@@ -32,7 +32,7 @@ def merge_adapter(lm: str, source: ModelSource, base: PreTrainedModel, allow_pic
             kind that has no weights to merge.
     """
     if not find_spec("peft"):
-        raise UserError(f"model.lm: {lm} is an adapter, which peft loads. Get it with: pip install 'masklearn[peft]'")
+        raise UserError(f"model.lm: {lm} is an adapter, which peft loads. Get it with: pip install peft")
     if source.folder and not allow_pickle and not (source.folder / SAFE_WEIGHTS).is_file():
         raise UserError(
             f"model.lm: {lm} holds no {SAFE_WEIGHTS}. Weights are read as safetensors; if you trust this adapter's "

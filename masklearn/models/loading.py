@@ -54,7 +54,7 @@ def _load_error(lm: str, error: Exception) -> UserError:
     elif "safetensors" in message and any(words in message for words in ("does not appear to have", "no file named")):
         advice = "Weights are read as safetensors; if you trust this model's pickles, add --model.allow_pickle true"
     elif "gguf" in message and isinstance(error, ImportError):
-        advice = "Get what reads the file with: pip install 'masklearn[gguf]'"
+        advice = "Get what reads the file with: pip install gguf"
     elif "compressed-tensors" in message and isinstance(error, ImportError):
         advice = "It reads these weights"
     elif any(words in message for words in ("device_map", "dispatched on", "accelerator")):

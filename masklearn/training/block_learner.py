@@ -74,6 +74,9 @@ class BlockLearner(StaysOnDevice):
     def setup(self, stage: str) -> None:
         """Prepare for the texts of the trainer's data module."""
         require_one_device(self.trainer)
+        if not self._loaded:
+            self.load()
+            self.masked_lm.move(self.trainer.strategy.root_device)  # blocks are planned for the memory there
         self.prepare(self._data)
 
     def prepare(self, data: MaskData) -> None:

@@ -1,27 +1,20 @@
 """What a run has finished so far: the masks of its blocks, and the progress of the polish under way."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from masklearn import ranks
 from masklearn.errors import UserError, one_line
-from masklearn.files import atomic_write
+from masklearn.files import READ_ERRORS, read_checked, write_checked
 from masklearn.progress import ProgressBar, no_bar
 
-CHECKSUM_KEY = "sha256"
-"""Metadata key of the checksum of a file's tensors."""
 STEP_SHAPE_FILE = "step-shape.safetensors"
 """Groups of a block, and texts of each in a step, in all processes that work on a run."""
-READ_ERRORS = (OSError, KeyError, ValueError, SafetensorError)
-"""Errors of reading a file that is missing or damaged."""
 Step = TypeVar("Step")
 """A step of a polish; the store counts steps and looks into none."""
 
@@ -54,14 +47,14 @@ class BlockStore:
         """
         stored = self.stored_step_shape()
         if self.folder and not stored:
-            _write(self.folder / STEP_SHAPE_FILE, {"step_shape": torch.tensor(step_shape)})
+            write_checked(self.folder / STEP_SHAPE_FILE, {"step_shape": torch.tensor(step_shape)})
         return stored or step_shape
 
     def stored_step_shape(self) -> tuple[int, int] | None:
         """The step shape that is stored in the folder; None if none is."""
         if self.folder:
             with suppress(*READ_ERRORS):
-                n_groups, n_texts = _read(self.folder / STEP_SHAPE_FILE)["step_shape"].tolist()
+                n_groups, n_texts = read_checked(self.folder / STEP_SHAPE_FILE)["step_shape"].tolist()
                 return n_groups, n_texts
         return None
 
@@ -88,7 +81,7 @@ class BlockStore:
         """
         file = self._file(block)
         try:
-            return _read(file) if file else self._in_memory[block]
+            return read_checked(file) if file else self._in_memory[block]
         except READ_ERRORS as error:
             raise UserError(
                 f"a finished block of the run, {file or block}, cannot be read: {one_line(error)}. Restore it from a "
@@ -151,7 +144,7 @@ class BlockStore:
             return
         file, n_done, initial = self.folder / f"{name}.safetensors", 0, masks.cpu().clone()
         with suppress(*READ_ERRORS):  # without a readable file the polish starts at its first step
-            saved = _read(file)
+            saved = read_checked(file)
             if saved["initial"].equal(initial):
                 n_done = int(saved["done"])
                 masks.copy_(saved["masks"])
@@ -166,24 +159,4 @@ class BlockStore:
 
     def _write(self, file: Path, tensors: Mapping[str, Tensor]) -> None:
         if not self.shared or ranks.rank() == 0:
-            _write(file, tensors)
-
-
-def _write(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors and their checksum; a kill leaves the old file or the new one."""
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    atomic_write(file, save(tensors, {CHECKSUM_KEY: _checksum(tensors)}))
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file; raises one of the `READ_ERRORS` if it is missing or damaged."""
-    with safe_open(file, "pt") as content:
-        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  (not a mapping)
-        expected = (content.metadata() or {}).get(CHECKSUM_KEY)
-    if expected != _checksum(tensors):
-        raise ValueError("its checksum does not match its content")
-    return tensors
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    return hashlib.sha256(save(tensors)).hexdigest()
+            write_checked(file, tensors)

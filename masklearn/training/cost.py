@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from masklearn.data import BlockPlan, MaskData
+from masklearn.masking import peak_bytes, reset_peak
 from masklearn.selection.discretization import masks_scored
 from masklearn.training.learned_ablation import REFIT_ROWS_PER_TEXT, REFIT_STEPS
 from masklearn.training.settings import LearnerSettings
@@ -57,7 +58,7 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
     """
     peak = list[int]()
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        reset_peak(device)
         yield peak
         peak.append(torch.cuda.max_memory_allocated(device))
         return
@@ -80,7 +81,7 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
 def memory_so_far(device: torch.device) -> int:
     """The peak memory of this process until now in bytes: that allocated on a GPU, or that of the process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return peak_bytes(device)
     return psutil.Process().memory_info().rss
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from masklearn.masking import MaskedLM, free_everywhere
+from masklearn.masking import MaskedLM, free_everywhere, padded_length
 from masklearn.models import Layout, is_offloaded
 from masklearn.objective import BYTES_PER_LOGIT, max_chunk_logits
 
@@ -36,6 +36,7 @@ def fit_to_memory(
     """
     free = free_everywhere(masked_lm)
     if masked_lm.device.type == "cuda":
+        n_tokens = padded_length(n_tokens, masked_lm.layout.context)  # to which compiled steps are padded
         free = max(1, free - BYTES_PER_LOGIT * max_chunk_logits(masked_lm.device))  # for the output head
     needed = rows_per_text * bytes_per_row(masked_lm, n_tokens)
     fitting_texts = int(ACTIVATION_SHARE * free / needed)

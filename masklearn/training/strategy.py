@@ -72,6 +72,10 @@ class RankStrategy(DDPStrategy):
         finally:
             notice.cancel()
         self.setup_environment()
+        if (
+            self.root_device.type == "cuda"
+        ):  # GPUs that cannot exchange tensors show now, not after all has been learned
+            dist.all_reduce(torch.zeros(1, device=self.root_device))
 
     def _say_waiting(self, n_processes: int) -> None:
         """Say, once for each machine, whom this process waits for."""

@@ -1,0 +1,48 @@
+"""Banks of circuits that are given by the names of their nodes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import masklearn as ml
+
+SMALL, LARGE = ["m0", "a0.h1"], ["m0", "m1", "a1.h0"]
+
+
+@pytest.fixture(scope="module")
+def embedded() -> PreTrainedModel:
+    return ml.load_lm()
+
+
+def test_a_circuit_keeps_the_nodes_named(embedded: PreTrainedModel) -> None:
+    bank = ml.circuit(embedded, LARGE, SMALL, [*SMALL, "m3", "m2", "m0"])
+    assert bank.sizes.tolist() == [2, 3, 4]
+    names = bank.graph.names
+    assert [name for name, kept in zip(names, bank.select(s=2), strict=True) if kept] == ["a0.h1", "m0"]
+    assert [name for name, kept in zip(names, bank.select(s=3), strict=True) if kept] == ["m0", "a1.h0", "m1"]
+
+
+def test_a_circuit_is_evaluated_saved_and_opened_as_a_bank(embedded: PreTrainedModel, tmp_path: Path) -> None:
+    bank = ml.circuit(embedded, SMALL)
+    bank.save(tmp_path / "mine.safetensors")
+    opened = ml.Mask.load(tmp_path / "mine.safetensors")
+    assert torch.equal(opened.mask, bank.mask)
+    metrics = ml.evaluate(opened, task="names", positions="last", limit=10, progress=False).metrics
+    assert metrics.index.tolist() == [2]
+    assert 0 < metrics.loc[2, "kl"] < metrics.loc[2, "random kl_mean"]
+
+
+@pytest.mark.parametrize(
+    ("circuits", "words"),
+    [
+        ([], "has no nodes"),
+        ([[]], "has no nodes"),
+        ([["a9.h9"]], "no node 'a9.h9'; its nodes are heads from a0.h0 to a3.h7 and MLPs from m0 to m3"),
+        ([["m0"], ["m1"]], r"circuits have \[1, 1\] nodes"),
+    ],
+)
+def test_wrong_circuits_are_named(embedded: PreTrainedModel, circuits: list[list[str]], words: str) -> None:
+    with pytest.raises(ml.UserError, match=words):
+        ml.circuit(embedded, *circuits)
