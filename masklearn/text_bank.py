@@ -1,5 +1,6 @@
 """Banks of single texts: for every text and size the edges, or the positions, of a subgraph, as safetensors."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,11 @@ FORMAT = 1
 """Format version of the file."""
 ChooseText = Callable[[Tensor], tuple[int, Sequence[Tensor]]]
 """From a text's token ids to the size of its whole graph, and the numbers of what is kept, size by size."""
+
+
+def hash_of(texts: Sequence[Tensor]) -> str:
+    """A hash of texts, each as token ids of shape (tokens,)."""
+    return hashlib.sha256(json.dumps([ids.tolist() for ids in texts]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class TextBank:
     version: str = field(default_factory=masklearn_version)
     ablation: Ablation = Ablation()
     """What is closed emits zero."""
+    texts: str = ""
+    """A hash of all texts in tokens; empty in files that were written before there was one."""
 
     def __post_init__(self) -> None:
         n_texts = {len(self.kept), len(self.n_tokens), len(self.n_units), len(self.groups)}
@@ -99,8 +107,9 @@ class TextBank:
         n_units, kept = zip(*(choose(texts[index]) for index in bar(range(len(texts)), title)), strict=True)
         lengths = tuple(map(len, texts))
         return cls(
-            tuple(map(tuple, kept)), tuple(shares), lengths, n_units, graph, model, tuple(names), method, positions
-        )
+            tuple(map(tuple, kept)), tuple(shares), lengths, n_units, graph, model, tuple(names), method, positions,
+            texts=hash_of(texts),
+        )  # fmt: skip
 
     def of(self, groups: tuple[str, ...]) -> Self:
         """This bank, if its texts have these names.
@@ -111,6 +120,18 @@ class TextBank:
         if tuple(groups) != self.groups:
             raise UserError(f"the bank holds subgraphs of {len(self.groups)} texts, not those of {len(groups)} others")
         return self
+
+    def require_texts(self, texts: Sequence[Tensor]) -> None:
+        """Check that the subgraphs are those of texts, given as to `of_texts`.
+
+        Raises:
+            UserError: If they are not.
+        """
+        if self.texts and self.texts != hash_of(texts):
+            raise UserError(
+                f"the texts are not those of which these are the {self.unit}: they have changed since. Give the file "
+                "as it was then: --data.path FILE"
+            )
 
     def require(self, model: ModelId) -> None:
         """Check that the subgraphs are those of a model.
@@ -163,6 +184,7 @@ class TextBank:
             "config": self.config,
             "metrics": self.metrics,
             "masklearn": self.version,
+            "texts": self.texts,
             **{name: getattr(self, name) for name in self.own_fields},
         }
         atomic_write(Path(path), pack(tensors, {key: json.dumps(value) for key, value in metadata.items()}))
@@ -193,7 +215,7 @@ class TextBank:
                 ModelId(**metadata["model"]),
                 tuple(metadata["groups"]),
                 *(metadata[name] for name in ("method", "positions", "config", "metrics", "masklearn")),
-                **{name: metadata[name] for name in cls.own_fields if name in metadata},
+                **{name: metadata[name] for name in ("texts", *cls.own_fields) if name in metadata},
             )
         except KeyError as error:
             raise UserError(f"{path} is not a bank of {cls.unit}: it has no {error.args[0]!r}") from error

@@ -1,6 +1,7 @@
 """The entry points: they run a command and turn a user's mistake into one line and exit code 2."""
 
 import logging
+import re
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -15,6 +16,8 @@ from masklearn.cli.train_command import run_training
 from masklearn.cli.user_messages import user_message
 from masklearn.training.trainer import quiet_lightning
 
+FLAGS_OF_LOADING = ("trust_remote_code", "allow_pickle", "dtype", "device_map")
+"""Flags of loading a model that all commands have."""
 MAX_MESSAGE_LENGTH = 1000
 """Characters of a message that are printed; the middle of a longer one is left out."""
 
@@ -33,16 +36,25 @@ def train(args: list[str] | None = None) -> int:
 
 def evaluate(args: list[str] | None = None) -> int:
     """Run `python evaluate.py`; arguments and result are those of `train`."""
-    return exit_code(run_evaluation, args)
+    return exit_code(run_evaluation, args, own_flags)
 
 
 def export(args: list[str] | None = None) -> int:
     """Run `python export.py`; arguments and result are those of `train`."""
-    return exit_code(run_export, args)
+    return exit_code(run_export, args, own_flags)
 
 
-def exit_code(command: Callable[[list[str] | None], None], args: list[str] | None) -> int:
-    """Run a command: 0, or 2 after one line that says what went wrong."""
+def own_flags(message: str) -> str:
+    """A message with flags of the model as evaluate.py and export.py name them; those of train.py begin with model."""
+    return re.sub(rf"--model\.({'|'.join(FLAGS_OF_LOADING)})\b", r"--\1", message.replace("model.lm:", "lm:"))
+
+
+def exit_code(
+    command: Callable[[list[str] | None], None],
+    args: list[str] | None,
+    reworded: Callable[[str], str] = str,
+) -> int:
+    """Run a command: 0, or 2 after one line that says what went wrong, reworded for the command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack characters of tables and texts
@@ -55,7 +67,7 @@ def exit_code(command: Callable[[list[str] | None], None], args: list[str] | Non
                 raise
         else:
             return 0
-        print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+        print(f"error: {printable(reworded(message))}", file=sys.stderr, flush=True)
         if notice := requeue.finish():
             print(notice, flush=True)
     return 2

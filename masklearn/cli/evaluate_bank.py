@@ -14,7 +14,14 @@ from transformers import PreTrainedModel
 from masklearn import evaluation, ranks
 from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.cli.evaluate_flags import EvaluateFlags
-from masklearn.cli.evaluation_texts import EvaluationTexts, evaluation_texts, load_texts
+from masklearn.cli.evaluation_texts import (
+    EvaluationTexts,
+    LoadTexts,
+    altered_texts,
+    compared_with_learned,
+    evaluation_texts,
+    load_texts,
+)
 from masklearn.cli.export_flags import ExportFlags
 from masklearn.cli.kept_evaluations import KeptEvaluations
 from masklearn.data import MaskData, SplitName, leave_out_if_changed, leave_out_learned
@@ -29,9 +36,6 @@ from masklearn.selection.scorer import MaskScorer
 from masklearn.text_bank import TextBank
 from masklearn.training.learned_ablation import fit_ablation
 from masklearn.training.progress import phase_bars
-
-LoadTexts = Callable[[dict[str, Any]], MaskData]
-"""Settings of texts to the texts."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +85,20 @@ def evaluate_bank(
     _introduce(data, texts, bank, masked_lm)
     ablations = flags.ablations or [mask.ablation.name]
     learned_on = _training_data(path, mask, texts, data, load, flags, ablations)
-    scorer = _baseline_scorer(masked_lm, mask, learned_on, flags) if _needs_scorer(flags) else None
     results, evaluated, bar = [], [], phase_bars(sys.stderr, disable=None)
     kept = KeptEvaluations.beside(path, masked_lm.layout, flags.study)
-    all_texts: dict[str | None, MaskData] = {None: data, **_altered(path, texts, load, flags)}
+    all_texts: dict[str | None, MaskData] = {None: data, **altered_texts(path, bank, texts, load, flags.altered_column)}
     for column, data in all_texts.items():
         mask, settings = bank.of(data.groups.names), texts.settings | ({"text_column": column} if column else {})
+        scorer = _baseline_scorer(masked_lm, mask, learned_on, flags) if _needs_scorer(flags) else None
         for name in ablations:
             masked_lm.ablation = _ablation(name, bank, masked_lm, learned_on, bar)
             measure = partial(_measure, masked_lm, mask, data, texts.split, flags, scorer, bar)
             conditions = _conditions(masked_lm.ablation, learned_on if scorer else None, flags)
             measured, seconds = kept.measured(data, texts.split, conditions, measure)
             description = evaluation.describe(mask, measured.rows, measured.by_group, settings)
-            results.append(description | {"ablation": name, "text": _describe_texts(data, texts.split, name, column)})
+            description |= {"ablation": name, "text": _describe_texts(data, texts.split, name, column)}
+            results.append(description | ({"column": column} if column else {}))
             if flags.study:
                 of_texts = data, texts.split, masked_lm, masked_lm.ablation, measured.results, seconds, column
                 evaluated.append(EvaluatedBank(Path(path), mask, *of_texts))
@@ -138,30 +143,14 @@ def _introduce(data: MaskData, texts: EvaluationTexts, bank: Mask, masked_lm: Ma
     warning = evaluation.implausible_answers(masked_lm, data)
     notices = [data.preview, *data.notices]
     known = bank.learned_texts.tolist()
-    if texts.are_others:
+    if texts.scope == "input":
+        notices += compared_with_learned(texts, data, known)
+    elif texts.are_others:
         notices += leave_out_learned(data, texts.split, known, texts.all_requested, "--part all")
-    elif texts.split == "test" and texts.scope != "input":
+    elif texts.split == "test":
         notices += leave_out_if_changed(data, known, "--part all")
     for line in filter(None, (*notices, warning)):
         print(line)
-
-
-def _altered(path: str, texts: EvaluationTexts, load: LoadTexts, flags: EvaluateFlags) -> dict[str, MaskData]:
-    """The altered texts of the same rows by their column, if they are asked for.
-
-    Raises:
-        UserError: If the masks are shared, or the scored position depends on the text.
-    """
-    column = flags.altered_column
-    if column is None:
-        return {}
-    if texts.scope != "input" or texts.settings.get("positions") == "random":
-        reason = "the drawn position depends on the text" if texts.scope == "input" else "these masks are shared"
-        raise UserError(
-            f"{path}: altered_column is for masks of single texts at fixed positions, and {reason}. Learn them with "
-            "--model.scope input --data.positions last"
-        )
-    return {column: load(texts.settings | {"text_column": column})}
 
 
 def load_model(

@@ -14,7 +14,7 @@ from masklearn import evaluation, ranks
 from masklearn.cli.evaluate_bank import evaluate_bank
 from masklearn.cli.evaluate_devices import on_ranks, require_divisible
 from masklearn.cli.evaluate_flags import EvaluateFlags
-from masklearn.cli.evaluate_texts import evaluate_text_bank
+from masklearn.cli.evaluate_texts import evaluate_text_bank, require_own_texts
 from masklearn.cli.evaluation_texts import MODEL_KEYS
 from masklearn.cli.evidence_command import run_evidence
 from masklearn.cli.parsing import as_user_errors
@@ -143,6 +143,10 @@ def _evaluate_all(
     """Evaluate mask after mask, print their tables, and write the study and the results."""
     results: list[dict[str, Any]] = []
     banks: list[Evaluated] = []
+    of_ablations = len(flags.ablations or []) > 1  # one table follows for all
+    for path, mask in zip(flags.mask, masks, strict=True):
+        if isinstance(mask, TextBank):
+            require_own_texts(path, mask, flags, requested)
     for path, mask in zip(flags.mask, masks, strict=True):
         if isinstance(mask, TextBank):
             descriptions, evaluated = evaluate_text_bank(path, mask, flags, requested)
@@ -150,11 +154,9 @@ def _evaluate_all(
             descriptions, evaluated = evaluate_bank(path, mask, flags, requested)
         banks += evaluated
         results += [{"mask": path} | description for description in descriptions]
-        if len(descriptions) > 1 and not flags.altered_column:
-            continue  # of several ablations, one table follows
-        for description in descriptions:
+        for description in () if of_ablations else descriptions:
             print(f"{path}: {description['text']}\n\n{evaluation.format_report(description)}\n", flush=True)
-    if flags.ablations and len(flags.ablations) > 1:
+    if of_ablations:
         learned_under = {path: mask.ablation.name for path, mask in zip(flags.mask, masks, strict=True)}
         print(f"KL under each ablation, in nats per scored token:\n\n{_ablation_table(results, learned_under)}\n")
     if flags.study and ranks.rank() == 0:
@@ -166,9 +168,15 @@ def _evaluate_all(
 
 def _ablation_table(results: list[dict[str, Any]], learned_under: dict[str, str]) -> str:
     """KL of every mask and size, a line each, under every ablation that it was evaluated under, a column each."""
-    kl = {(result["mask"], row["s"], result["ablation"]): row["kl"] for result in results for row in result["sizes"]}
+    kl = {
+        (result["mask"], result.get("column"), row["s"], result["ablation"]): row["kl"]
+        for result in results
+        for row in result["sizes"]
+    }
     names = list(dict.fromkeys(result["ablation"] for result in results))
     lines = [["mask", "learned under", "s", *names]]
-    for path, s in dict.fromkeys((path, s) for path, s, _ in kl):
-        lines.append([path, learned_under[path], str(s), *(f"{kl[path, s, name]:.3f}" for name in names)])
+    for path, column, s in dict.fromkeys(key[:3] for key in kl):
+        of = f", column {column}" if column else ""
+        found = (kl[path, column, s, name] for name in names)
+        lines.append([path + of, learned_under[path], str(s), *(f"{value:.3f}" for value in found)])
     return evaluation.aligned(lines)

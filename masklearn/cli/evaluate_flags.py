@@ -92,7 +92,7 @@ class EvaluateFlags:
         self.trusted: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
         self.ablations: list[AblationName] | None = [ablation] if isinstance(ablation, str) else ablation
         self.study, self.evidence, self.seed, self.track = study, evidence, seed, track
-        self.baselines: Sequence[Baseline] = baselines or CONTROLS
+        self.baselines: Sequence[Baseline] = CONTROLS if baselines is None else baselines
         self.baseline_texts, self.keep_residual = baseline_texts, keep_residual
         self.edges: list[EdgeMode] = [edges] if isinstance(edges, str) else edges
         self.altered_column = altered_column

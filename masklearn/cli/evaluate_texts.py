@@ -13,7 +13,7 @@ from masklearn import evaluation, ranks
 from masklearn.ablation import Ablation
 from masklearn.cli.evaluate_bank import model_of_bank
 from masklearn.cli.evaluate_flags import EvaluateFlags
-from masklearn.cli.evaluation_texts import settings_learned_on
+from masklearn.cli.evaluation_texts import require_same_source, settings_learned_on
 from masklearn.cli.kept_evaluations import KeptEvaluations
 from masklearn.cli.text_methods import SPLIT, TEXT_METHODS
 from masklearn.data import MaskData, SplitName, require_readable
@@ -57,7 +57,7 @@ def evaluate_text_bank(
         path: The file.
         bank: Its content.
         flags: What to evaluate.
-        requested: The `--data.*` flags given; a bank of single texts admits none.
+        requested: The `--data.*` flags given; a bank of single texts admits another place of its file.
 
     Returns:
         The content of `metrics.json`; and, for a study, the evaluated bank. One of each for every mode
@@ -66,9 +66,8 @@ def evaluate_text_bank(
     Raises:
         UserError: If model, texts or bank are not valid or do not fit together.
     """
-    _require_own_texts(path, bank, flags, requested)
     lm, model = model_of_bank(path, bank, flags)
-    settings: dict[str, Any] = {"positions": bank.positions} | settings_learned_on(path, bank)
+    settings: dict[str, Any] = {"positions": bank.positions} | settings_learned_on(path, bank) | requested
     data = MaskData(
         **settings, lm=model.lm, revision=model.revision,
         scope="input", max_groups=len(bank.groups), trust_remote_code=flags.trusted["trust_remote_code"],
@@ -79,6 +78,7 @@ def evaluate_text_bank(
     bank.require(ModelId(model.lm, model.revision, method.layout.fingerprint))
     require_readable(data, method.layout)
     bank = bank.of(data.groups.names)
+    bank.require_texts([evaluation.scored_text(data, SPLIT, i).input_ids for i in range(len(bank.groups))])
     print("\n".join([data.preview, *data.notices]))
     bar = phase_bars(sys.stderr, disable=None)
     kept = KeptEvaluations.beside(path, method.layout, flags.study)
@@ -97,10 +97,18 @@ def evaluate_text_bank(
     return descriptions, evaluated
 
 
-def _require_own_texts(path: str, bank: TextBank, flags: EvaluateFlags, requested: dict[str, Any]) -> None:
-    """Refuse flags that ask for other texts, or for something else than zero where edges or positions are closed."""
-    if requested or flags.altered_column or flags.ablations not in (None, ["zero"]):
+def require_own_texts(path: str, bank: TextBank, flags: EvaluateFlags, requested: dict[str, Any]) -> None:
+    """Refuse flags that ask for other texts, or for something else than zero where edges or positions are closed.
+
+    Raises:
+        UserError: Which flags to leave out.
+    """
+    require_same_source(path, requested, bool(requested))
+    if flags.altered_column or flags.ablations not in (None, ["zero"]):
         raise UserError(
             f"{path} holds {bank.unit} of single texts, which are evaluated on these texts, with what is closed at "
-            "zero. Leave out --data.*, --altered_column and --ablation"
+            "zero. Leave out --altered_column and --ablation"
         )
+    if flags.device_map:
+        raise UserError(f"{path} holds {bank.unit} of single texts, for which one device needs the whole model. Leave "
+                        "out --device_map")  # fmt: skip

@@ -1,5 +1,6 @@
 """Which texts masks are evaluated on: those of the mask's run, unless flags choose others."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 from masklearn import ranks
 from masklearn.cli.parsing import as_user_errors
-from masklearn.data import MaskData, SplitName, require_readable
+from masklearn.data import MaskData, SplitName, keep_groups, require_readable
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
@@ -27,6 +28,10 @@ MODEL_KEYS = ("lm", "revision", "scope", "max_groups", "trust_remote_code")
 """Settings of the data that are taken from the model's."""
 
 
+LoadTexts = Callable[[dict[str, Any]], MaskData]
+"""Settings of texts to the texts."""
+
+
 @dataclass(frozen=True)
 class EvaluationTexts:
     """The texts to evaluate one mask file on."""
@@ -41,6 +46,11 @@ class EvaluationTexts:
     all_requested: bool
     """Whether the user asked for all texts, those that the masks were learned on included."""
     scope: str
+
+    @property
+    def has_other_settings(self) -> bool:
+        """Whether texts may differ from those of the mask's run because flags ask for other settings than its."""
+        return {**self.learned_on, "path": None} != {**self.settings, "path": None}
 
 
 def evaluation_texts(path: str, bank: Mask, requested: dict[str, Any], split: SplitName | None) -> EvaluationTexts:
@@ -61,14 +71,25 @@ def evaluation_texts(path: str, bank: Mask, requested: dict[str, Any], split: Sp
         raise UserError(f"{path} names a scope that does not exist, {scope!r}")
     any_split = scope == "input" or split in ("train", "all")
     settings, are_others = choose_settings(path, learned_on, requested, any_split)
-    if are_others and scope == "input":
-        raise UserError(
-            f"{path} holds masks of single texts, which evaluate.py does not evaluate on other texts. "
-            "Leave out --data.*"
-        )
+    if scope == "input":
+        require_same_source(path, requested, are_others)
+        settings, are_others = learned_on | requested, False
     return EvaluationTexts(
         settings, learned_on, are_others, split or ("all" if are_others else "test"), split == "all", scope
     )
+
+
+def require_same_source(path: str, requested: dict[str, Any], are_others: bool) -> None:
+    """Refuse other texts for masks of single texts. A file may have moved: its texts are compared when they are read.
+
+    Raises:
+        UserError: If the flags ask for more than another place of the file.
+    """
+    if are_others and requested.keys() != {"path"}:
+        raise UserError(
+            f"{path} holds masks of single texts, which evaluate.py does not evaluate on other texts. Leave out "
+            "--data.*; if the file of these texts has moved, give its path alone: --data.path FILE"
+        )
 
 
 def settings_learned_on(path: str, bank: Mask | TextBank) -> dict[str, Any]:
@@ -154,3 +175,45 @@ def load_texts(
     data.setup()
     require_readable(data, masked_lm.layout)
     return data
+
+
+def compared_with_learned(texts: EvaluationTexts, data: MaskData, learned: Sequence[int]) -> list[str]:
+    """What differs between single texts and those that their masks were learned on, in a line if flags explain it.
+
+    Raises:
+        UserError: If nothing explains it, so that the file must have changed.
+    """
+    known, encoded = frozenset(learned), data.parts["all"].encoded
+    others = sum(known.isdisjoint(text.hashes) for text in encoded) if known else 0
+    if not others:
+        return []
+    found = f"{others} of {len(encoded)} texts of {data.source} are not those that the masks were learned on"
+    if texts.has_other_settings:
+        return [found]
+    raise UserError(f"{found}: they have changed since. Give the file as it was then: --data.path FILE")
+
+
+def altered_texts(
+    path: str, bank: Mask, texts: EvaluationTexts, load: LoadTexts, column: str | None
+) -> dict[str, MaskData]:
+    """The altered texts of the same rows by their column, if one is given. Rows without masks are left out.
+
+    Raises:
+        UserError: If the masks are shared, or the scored position depends on the text, or if no row has masks.
+    """
+    if column is None:
+        return {}
+    if texts.scope != "input" or texts.settings.get("positions") == "random":
+        reason = "the drawn position depends on the text" if texts.scope == "input" else "these masks are shared"
+        raise UserError(
+            f"{path}: altered_column is for masks of single texts at fixed positions, and {reason}. Learn them with "
+            "--model.scope input --data.positions last"
+        )
+    data = load(texts.settings | {"text_column": column})
+    without_masks = keep_groups(data, bank.groups)
+    if not data.groups.names:
+        raise UserError(f"{path} has masks for none of the texts of column {column!r}. Choose another --altered_column")
+    lines = [f"Rows without masks, whose texts are left out: {', '.join(without_masks)}"] if without_masks else []
+    for line in (*lines, *data.notices):
+        print(f"Column {column}: {line}")
+    return {column: data}

@@ -102,4 +102,7 @@ def _config(bank: Mask, flags: ExportFlags):
         remote = flags.trusted["trust_remote_code"]
         return AutoConfig.from_pretrained(source.location, trust_remote_code=remote, **source.options)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the config of {name!r} ({one_line(error)}). Give the model with --lm") from error
+        advice = "Give the model with --lm"
+        if "trust_remote_code" in str(error):
+            advice = "It comes with its own code: if you trust that code, add --trust_remote_code true"
+        raise UserError(f"cannot read the config of {name!r} ({one_line(error)}). {advice}") from error

@@ -1,6 +1,6 @@
 """Batches, and which texts every training step uses: a function of seed and step alone."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
@@ -158,6 +158,11 @@ class SplitDataset(Dataset[Item]):
         """The texts that have none of these hashes."""
         kept = [i for i, text in enumerate(self.encoded) if hashes.isdisjoint(text.hashes)]
         return SplitDataset([self.encoded[i] for i in kept], [self.groups[i] for i in kept])
+
+    def of_groups(self, number: Mapping[int, int]) -> "SplitDataset":
+        """The texts of some groups, whose new numbers these are by their old ones."""
+        kept = [i for i, group in enumerate(self.groups) if group in number]
+        return SplitDataset([self.encoded[i] for i in kept], [number[self.groups[i]] for i in kept])
 
     def indices_by_group(self, n_groups: int) -> list[list[int]]:
         """Indices of the texts of every group."""

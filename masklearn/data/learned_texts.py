@@ -1,6 +1,7 @@
-"""Texts that masks were learned on, recognised under any name and kept out of evaluation."""
+"""Texts that evaluation leaves out: those that masks were learned on, under any name, and those without masks."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from masklearn.data.datamodule import MaskData, SplitName
 from masklearn.errors import UserError
@@ -51,3 +52,14 @@ def leave_out_if_changed(data: MaskData, learned: Collection[int], keep_flag: st
     if not len(learned) or set(learned) == set(data.learned_texts):
         return []
     return leave_out_learned(data, "test", learned, False, keep_flag)
+
+
+def keep_groups(data: MaskData, names: Collection[str]) -> list[str]:
+    """Leave out the texts of groups that have none of these names; returns the names of the groups left out."""
+    groups = data.groups
+    kept = [i for i, name in enumerate(groups.names) if name in names]
+    number = {old: new for new, old in enumerate(kept)}
+    of_text = [number[group] for group in groups.of_text if group in number]
+    data.groups = replace(groups, names=tuple(groups.names[i] for i in kept), of_text=of_text)
+    data.parts = {split: texts.of_groups(number) for split, texts in data.parts.items()}
+    return [name for name in groups.names if name not in names]

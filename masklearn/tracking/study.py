@@ -8,6 +8,7 @@ import pandas as pd
 import wandb
 from wandb import Run
 
+from masklearn.errors import UserError
 from masklearn.tracking.logger import Tracker
 from masklearn.tracking.wandb_run import describe_location, project_name, run_starter, start_run
 
@@ -25,10 +26,13 @@ def log_study(folder: Path, config: dict[str, Any], tables: Mapping[str, pd.Data
         figures: PNG files.
 
     Returns:
-        One line that says where the W&B run is.
+        One line that says where the W&B run is, or why there is none.
     """
     start = run_starter(folder, config, job_type="study")
-    run, reason = start_run(start)
+    try:
+        run, reason = start_run(start)
+    except UserError as error:  # what is to be logged is in the folder
+        return f"Not logged: {error}"
     location = describe_location(run, reason)
     tracker = Tracker(run, start, project=project_name(), save_dir=folder)
     tracker.safely(lambda: _log_study(tracker.run, tables, figures))
@@ -45,10 +49,13 @@ def log_evidence(folder: Path, config: dict[str, Any], tables: Mapping[str, list
         tables: Tables by name, as rows.
 
     Returns:
-        One line that says where the W&B run is.
+        One line that says where the W&B run is, or why there is none.
     """
     start = run_starter(folder, config, job_type="evidence")
-    run, reason = start_run(start)
+    try:
+        run, reason = start_run(start)
+    except UserError as error:
+        return f"Not logged: {error}"
     tracker = Tracker(run, start, project=project_name(), save_dir=folder)
 
     def log() -> None:

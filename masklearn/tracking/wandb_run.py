@@ -63,7 +63,10 @@ def start_run(start: StartRun) -> tuple[Run, str]:
             return start(mode=fallback, settings=wandb_settings(silent=True)), reason
         except Exception as error:
             reason = one_line(error)
-    raise UserError(f"W&B can be neither started nor disabled ({reason}). Run without it: --trainer.logger false")
+    raise UserError(
+        f"W&B can be neither started nor disabled ({reason}). Run without it: --trainer.logger false; in "
+        "evaluate.py: --track false"
+    )
 
 
 def restart_offline(start: StartRun) -> Run:

@@ -1,0 +1,156 @@
+"""The texts of masks of single texts: altered, moved to another file, or changed since."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import masklearn as ml
+from masklearn.cli import evaluate, train
+from masklearn.cli.entry_points import own_flags
+from masklearn.selection.baselines import subgraphs
+from masklearn.selection.scorer import MaskScorer
+from masklearn.tiny import tasks
+
+SHORT = "anna went"
+"""A text that is shorter than its pair."""
+
+
+class Learned(NamedTuple):
+    """A run with masks of single texts, and its file of pairs."""
+
+    run: Path
+    pairs: Path
+
+
+def write_pairs(file: Path, pairs: list[dict[str, str]]) -> None:
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+
+def named_pairs(n: int) -> list[dict[str, str]]:
+    prompts = [prompt for prompt, _ in zip(tasks.prompts("names", 1), range(n), strict=False)]
+    return [{"clean": prompt.text, "corrupted": prompt.corrupted or ""} for prompt in prompts]
+
+
+@pytest.fixture
+def learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Learned]:
+    monkeypatch.setattr("sys.argv", ["train.py"])
+
+    def learn(*flags: str, change: Callable[[list[dict[str, str]]], None] = lambda pairs: None) -> Learned:
+        pairs = named_pairs(4)
+        change(pairs)
+        write_pairs(tmp_path / "pairs.jsonl", pairs)
+        found = Learned(tmp_path / "run", tmp_path / "pairs.jsonl")
+        args = ["--data.path", str(found.pairs), "--data.positions", "last", "--model.scope", "input"]
+        args += ["--trainer.logger", "false", "--run.dir", str(found.run), *flags]
+        assert train(args) == 0
+        return found
+
+    return learn
+
+
+NODES = ["--model.sizes", "[3, 9]", "--model.steps", "2", "--model.polish", "0"]
+EDGES = ["--model.sizes", "[0.1, 0.5]", "--model.graph", "edges", "--model.method", "s-trace"]
+
+
+def results(run: Path, *flags: str) -> list[dict[str, Any]]:
+    out = run.parent / f"out{len(list(run.parent.iterdir()))}"
+    assert evaluate(["--mask", str(run), "--study", "false", "--out", str(out), *flags]) == 0
+    found = json.loads((out / "metrics.json").read_text())
+    return found if isinstance(found, list) else [found]
+
+
+def test_altered_texts_have_the_baselines_of_their_own_rows(
+    learned: Callable[..., Learned], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row whose pair has another length has no masks, nor has it as an altered text; the others keep theirs."""
+
+    def shorten(pairs: list[dict[str, str]]) -> None:
+        pairs[1]["corrupted"] = SHORT
+
+    run, _ = learned(*NODES, change=shorten)
+    _, altered = results(run, "--altered_column", "corrupted", "--baselines", "[norm]")
+    assert "Column corrupted: Rows without masks, whose texts are left out: 1\n" in capsys.readouterr().out
+    mask = ml.Mask.load(run)
+    assert mask.groups == ("0", "2", "3") and altered["column"] == "corrupted"
+    data = ml.MaskData(path=str(run.parent / "pairs.jsonl"), positions="last", scope="input")
+    data.setup("fit")
+    masked_lm = ml.MaskedLM(ml.load_lm())
+    chosen = subgraphs("norm", mask, MaskScorer(masked_lm, data.loader("train", range(3)), range(3)))[0]
+    kl = 0.0
+    for i, name in enumerate(mask.groups):
+        tokens = data.load_tokenizer()(
+            json.loads((run.parent / "pairs.jsonl").read_text().splitlines()[int(name)])["corrupted"],
+            return_tensors="pt", return_token_type_ids=False,
+        )  # fmt: skip
+        full = masked_lm.lm(**tokens).logits[0, -1].log_softmax(-1)
+        with ml.gated(masked_lm.lm, chosen[0, i]):
+            masked = masked_lm.lm(**tokens).logits[0, -1].log_softmax(-1)
+        kl += float((full.exp() * (full - masked)).sum()) / 3
+    assert altered["sizes"][0]["controls"]["norm"]["kl"] == pytest.approx(kl, rel=1e-4)
+
+
+def test_a_table_of_ablations_names_the_altered_texts(
+    learned: Callable[..., Learned], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = learned(*NODES)
+    capsys.readouterr()
+    found = results(run, "--altered_column", "corrupted", "--ablation", "[zero, mean]", "--baselines", "[]")
+    table = capsys.readouterr().out
+    for result in found:
+        column = f", column {result['column']}" if "column" in result else " "
+        (line,) = [
+            line for line in table.splitlines() if f"mask.safetensors{column}" in line and line.split()[-3] == "3"
+        ]
+        assert f"{result['sizes'][0]['kl']:.3f}" in line.split()
+    assert len(found) == 4 and not found[0]["sizes"][0]["controls"]
+
+
+@pytest.mark.parametrize("flags", [NODES, EDGES], ids=["nodes", "edges"])
+def test_texts_may_move_but_not_change(
+    flags: list[str], learned: Callable[..., Learned], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, file = learned(*flags)
+    (before,) = results(run)
+    moved = file.with_name("moved.jsonl")
+    shutil.move(file, moved)
+    (after,) = results(run, "--data.path", str(moved))
+    assert after["sizes"] == before["sizes"]
+    assert evaluate(["--mask", str(run), "--data.path", str(moved), "--data.limit", "2"]) == 2
+    assert "if the file of these texts has moved, give its path alone" in capsys.readouterr().err
+    pairs = named_pairs(4)
+    pairs[2]["clean"], pairs[2]["corrupted"] = pairs[2]["corrupted"], pairs[2]["clean"]
+    write_pairs(moved, pairs)
+    assert evaluate(["--mask", str(run), "--data.path", str(moved)]) == 2
+    assert "they have changed since" in capsys.readouterr().err
+
+
+def test_both_kinds_of_edges_are_printed(learned: Callable[..., Learned], capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = learned(*EDGES)
+    capsys.readouterr()
+    results(run, "--edges", "[recomputed, frozen]")
+    out = capsys.readouterr().out
+    assert "patterns and norms recomputed\n" in out and "patterns and norms frozen\n" in out
+
+
+def test_a_bank_that_cannot_be_evaluated_is_refused_before_others_are(
+    learned: Callable[..., Learned], capsys: pytest.CaptureFixture[str]
+) -> None:
+    edges, _ = learned(*EDGES)
+    shutil.move(edges, edges.with_name("edges"))
+    nodes, _ = learned(*NODES)
+    capsys.readouterr()
+    masks = ["--mask", str(nodes), str(edges.with_name("edges"))]
+    assert evaluate([*masks, "--ablation", "[zero, mean]"]) == 2
+    found = capsys.readouterr()
+    assert "Leave out --altered_column and --ablation" in found.err and "First text" not in found.out
+    assert evaluate([*masks, "--device_map", "auto"]) == 2
+    assert "Leave out --device_map" in capsys.readouterr().err
+
+
+def test_advice_names_the_flags_of_its_command() -> None:
+    assert own_flags("model.lm: no. Add --model.trust_remote_code true") == "lm: no. Add --trust_remote_code true"
+    assert own_flags("Learn them with --model.sizes log:12") == "Learn them with --model.sizes log:12"
