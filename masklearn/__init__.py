@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from masklearn.ablation import Ablation
-from masklearn.circuits import circuit
 from masklearn.errors import UserError
 from masklearn.graph import Node, NodeGraph
 from masklearn.mask_file import Mask
@@ -13,7 +12,7 @@ from masklearn.masking.masked_lm import MaskedLM
 from masklearn.models.loading import load_lm, load_tokenizer
 
 if TYPE_CHECKING:
-    from masklearn.api import LearnedBank, baselines, evaluate, learn
+    from masklearn.api import LearnedBank, baselines, circuit, evaluate, learn
     from masklearn.data.datamodule import MaskData
     from masklearn.training.learner import MaskLearner
 
@@ -22,6 +21,7 @@ _LAZY = {
     "MaskData": "masklearn.data",
     "MaskLearner": "masklearn.training.learner",
     "baselines": "masklearn.api",
+    "circuit": "masklearn.api",
     "evaluate": "masklearn.api",
     "learn": "masklearn.api",
 }

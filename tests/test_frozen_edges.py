@@ -112,7 +112,7 @@ def test_a_study_names_how_banks_of_edges_were_evaluated() -> None:
     )
 
     def of(conditions: dict[str, Any]) -> EvaluatedTexts:
-        return EvaluatedTexts(bank.path, bank.mask, bank, bank, 0, bank, conditions)
+        return EvaluatedTexts(bank.path, bank.mask, bank, bank, 0, conditions)
 
     modes = [of({"edges": mode, "keep_residual": keep}) for mode in ("recomputed", "frozen") for keep in (False, True)]
     expected = ["edges", "edges, controls keep residuals", "edges frozen", "edges frozen, controls keep residuals"]

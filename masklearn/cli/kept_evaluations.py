@@ -37,9 +37,9 @@ class KeptEvaluations:
     inputs: Mapping[str, Any]
 
     @classmethod
-    def beside(cls, path: str, layout: Layout, wanted: bool | None) -> Self:
-        """Those of a mask file on a model, if they are wanted."""
-        if not wanted:
+    def beside(cls, path: str, layout: Layout, keep: bool | None) -> Self:
+        """Those of a mask file on a model; none unless they are to be kept."""
+        if not keep:
             return cls(None, {})
         of_bank = {"bank": digest(Path(path).read_bytes()), "model": layout.fingerprint, "dtype": str(layout.lm.dtype)}
         return cls(Path(path).parent / EVALUATED_FOLDER, of_bank | {"masklearn": masklearn_version()})

@@ -103,16 +103,13 @@ class MaskedLM(nn.Module):
 
     @torch.no_grad()
     def full(self, input_ids: Tensor, scored: Tensor, check: bool = True) -> Tensor:
-        """Return the full model's last hidden states at the scored positions.
+        """Return the full model's last hidden states at the scored positions in row-major order, (positions, width).
 
         Args:
             input_ids: Shape (inputs, tokens), padded on the right.
             scored: Which next-token distributions count: boolean, of the same shape; or their indices in the flattened
                 inputs, shape (positions,), for which a GPU need not wait.
             check: Whether to look at the values, for which a GPU is waited for.
-
-        Returns:
-            Shape (positions, width), the positions in row-major order.
 
         Raises:
             UserError: If some of them are NaN or infinite.

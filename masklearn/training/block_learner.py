@@ -80,10 +80,7 @@ class BlockLearner(StaysOnDevice):
         self.prepare(self._data)
 
     def prepare(self, data: MaskData) -> None:
-        """Load the model and plan the blocks, if that is still to do, and fit the ablation to the training split.
-
-        Args:
-            data: The texts, set up.
+        """Load the model and plan the blocks, if that is still to do, and fit the ablation to training texts.
 
         Raises:
             UserError: If the model cannot be loaded, or the texts do not fit it.
