@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Search for subgraphs (attention heads and MLPs) of given sizes that reconstruct a frozen language
 model. Every flag is also a key of a YAML file: see --print_config. Flags after --config override it."""
+USAGE = "train.py [--config FILE] [--model.FLAG VALUE] [--data.FLAG VALUE] [--run.FLAG VALUE] [--trainer.FLAG VALUE]"
 CHECKPOINT_INTERVAL = 50
 """Steps between two checkpoints; a kill loses at most these."""
 LINKED_FLAGS = ("lm", "revision", "scope", "max_groups", "trust_remote_code")
@@ -92,6 +93,7 @@ class TrainCLI(LightningCLI):
                 "exit_on_error": False,
                 "allow_abbrev": False,
                 "description": DESCRIPTION,
+                "usage": USAGE,
             },
             trainer_defaults=trainer_defaults(),
         )
@@ -101,6 +103,8 @@ class TrainCLI(LightningCLI):
         parser.add_class_arguments(RunFlags, "run")
         for flag in LINKED_FLAGS:
             parser.link_arguments(f"model.{flag}", f"data.{flag}")
+        of_trainer = parser.groups["trainer"]
+        parser._action_groups.sort(key=lambda group: group is of_trainer)  # --help ends with Lightning's many flags
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, after its config files have been checked."""
