@@ -1,6 +1,7 @@
 """Sizes: how many nodes a subgraph keeps, given as counts, as fractions or as a named series."""
 
 from collections.abc import Sequence
+from numbers import Real
 
 from masklearn.errors import UserError
 
@@ -23,8 +24,10 @@ def resolve_sizes(sizes: Sequence[int | float] | str, n_nodes: int) -> list[int]
         n_nodes: Nodes of the graph.
 
     Raises:
-        UserError: If there is no size, if one is out of range, or if two are equal.
+        UserError: If there is no size, if one is out of range or not a number, or if two are equal.
     """
+    if not isinstance(sizes, str) and not _are_numbers(sizes):
+        raise _invalid(sizes)
     if sizes in (MIB_SERIES, MIB_INPUT_SERIES):
         counts = mib_counts(n_nodes, with_input=sizes == MIB_INPUT_SERIES)
         if not (inner := sorted({count for count in counts if 0 < count < n_nodes})):
@@ -57,6 +60,17 @@ def mib_counts(n_nodes: int, with_input: bool = False) -> list[int]:
     return [int(fraction * (n_nodes + n_input)) - n_input for fraction in MIB_FRACTIONS]
 
 
+def _are_numbers(sizes: object) -> bool:
+    return isinstance(sizes, Sequence) and all(isinstance(size, Real) for size in sizes)
+
+
+def _invalid(sizes: object) -> UserError:
+    return UserError(
+        f'model.sizes is {sizes!r}; give numbers, for example "[4]" or "[8, 0.5]", log:12 for 12 log-spaced sizes, '
+        "or mib"
+    )
+
+
 def _node_count(size: int | float, n_nodes: int) -> int:
     if isinstance(size, float) and not size.is_integer():
         if not 0 < size < 1:
@@ -75,9 +89,7 @@ def _node_count(size: int | float, n_nodes: int) -> int:
 def _log_spaced(series: str, n_nodes: int) -> list[int]:
     number = series.removeprefix(LOG_PREFIX)
     if not series.startswith(LOG_PREFIX) or not number.isdecimal() or not int(number):
-        raise UserError(
-            f'model.sizes is {series!r}; give numbers, for example "[8, 0.5]", log:12 for 12 log-spaced sizes, or mib'
-        )
+        raise _invalid(series)
     n = int(number)
     if n >= n_nodes:
         raise UserError(

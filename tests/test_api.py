@@ -144,6 +144,7 @@ def test_texts_of_every_kind_are_the_same_texts(tmp_path: Path) -> None:
         ({"texts": datasets.DatasetDict({"a": datasets.Dataset.from_dict({"text": TEXTS})})}, "texts['a']"),
         ({"texts": TEXTS, "path": "a.txt"}, "Remove one"),
         ({"lm": torch.nn.Linear(1, 1)}, "Linear"),
+        ({"texts": TEXTS, "sizes": 4}, 'for example "[4]"'),
     ],
 )
 def test_mistakes_are_one_clear_line(arguments: dict[str, Any], words: str) -> None:

@@ -1,4 +1,5 @@
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -39,9 +40,14 @@ def test_sizes_are_counts_or_fractions() -> None:
         ([8, 8], "names 8 of 36 nodes twice"),
         ([9, 0.25], "names 9 of 36 nodes twice, as 9 and as 0.25"),
         ([8.5], "asks for 8.5 nodes"),
+        (4, "is 4; give numbers, for example .*, log:12 for 12 log-spaced sizes"),
+        (0.5, "is 0.5; give numbers"),
+        (None, "is None; give numbers"),
+        ([None], "give numbers"),
+        (["a"], "give numbers"),
     ],
 )
-def test_invalid_sizes_are_refused(sizes: list[float], message: str) -> None:
+def test_invalid_sizes_are_refused(sizes: Any, message: str) -> None:
     with pytest.raises(ml.UserError, match=message):
         resolve_sizes(sizes, 36)
 
