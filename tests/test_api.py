@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,19 @@ def test_baselines_are_compared_with_the_learned_masks(bank: ml.LearnedBank) -> 
     assert kl[4, "learned"] == pytest.approx(own["kl"][4])
     assert kl[4, "random"] == pytest.approx(own["random kl_mean"][4])
     assert "choose by the texts" in refused(lambda: ml.evaluate(bank.mask, TEXTS[:3], baselines=["norm"]))
+
+
+def test_a_mistyped_baseline_is_one_clear_line(bank: ml.LearnedBank) -> None:
+    for mistake in (lambda: ml.baselines(bank, "gredy"), lambda: ml.evaluate(bank, baselines=["random", "gredy"])):
+        message = refused(mistake)
+        assert "no baseline 'gredy'. Did you mean greedy? Choose from random, random-matched, inverse, norm" in message
+    assert "norm kl" in ml.evaluate(bank, baselines="norm", progress=False).metrics
+
+
+def test_guided_baselines_of_a_bank_without_settings_choose_by_kl(bank: ml.LearnedBank) -> None:
+    bare = replace(bank, mask=replace(bank.mask, config={}))
+    table, expected = (ml.baselines(each, "single-ablation", progress=False) for each in (bare, bank))
+    assert table["kl"].tolist() == pytest.approx(expected["kl"].tolist())
 
 
 def test_masks_of_single_texts(tmp_path: Path) -> None:

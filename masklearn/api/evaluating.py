@@ -16,8 +16,7 @@ from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
 from masklearn.models import ModelOrName, TokenizerOrName, input_device, load_lm, name_of
 from masklearn.progress import ProgressBar, no_bar
-from masklearn.selection.baselines import CONTROLS, UNGUIDED, Baseline
-from masklearn.selection.scorer import MaskScorer
+from masklearn.selection.baselines import CONTROLS, UNGUIDED, Baseline, bank_scorer, known_baselines
 from masklearn.training.progress import phase_bars
 
 MAX_BASELINE_TEXTS = 64
@@ -30,7 +29,7 @@ def evaluate(
     *,
     lm: ModelOrName | None = None,
     tokenizer: TokenizerOrName | None = None,
-    baselines: Sequence[Baseline] = CONTROLS,
+    baselines: Sequence[Baseline] | Baseline = CONTROLS,
     include_learned: bool = False,
     progress: bool = True,
     **settings: Any,
@@ -52,11 +51,12 @@ def evaluate(
         The bank with its metrics on these texts.
 
     Raises:
-        UserError: If the masks do not belong to the model, do not apply to the texts, or were learned on all of them.
+        UserError: If there is no baseline of a name; or if the masks do not belong to the model, do not apply to the
+            texts, or were learned on all of them.
     """
-    known = bank if isinstance(bank, LearnedBank) else None
+    known, names = bank if isinstance(bank, LearnedBank) else None, known_baselines(baselines)
     mask = bank.mask if isinstance(bank, LearnedBank) else bank if isinstance(bank, Mask) else Mask.load(bank)
-    if known is None and not set(baselines) <= set(UNGUIDED):
+    if known is None and not set(names) <= set(UNGUIDED):
         raise UserError(
             f"baselines other than {', '.join(UNGUIDED)} choose by the texts that the masks were learned on. Give "
             "the bank that learn returned, or use evaluate.py on the mask file"
@@ -72,7 +72,7 @@ def evaluate(
         for line in leave_out_learned(data, split, learned, include_learned, "include_learned=True"):
             print(line, flush=True)
     bar = phase_bars(sys.stdout) if progress else no_bar
-    return _evaluated(mask.of(data.groups.names), masked_lm, data, split, baselines, known, bar)
+    return _evaluated(mask.of(data.groups.names), masked_lm, data, split, names, known, bar)
 
 
 def _evaluated(
@@ -86,13 +86,7 @@ def _evaluated(
 ) -> LearnedBank:
     scorer = None
     if known and not set(baselines) <= set(UNGUIDED):
-        index = {name: i for i, name in enumerate(known.data.groups.names)}
-        groups = [index[name] for name in mask.groups]
-        objective, texts = (
-            mask.config["model"]["objective"],
-            known.data.loader("train", groups, None, MAX_BASELINE_TEXTS),
-        )
-        scorer = MaskScorer(masked_lm, texts, groups, objective)
+        scorer = bank_scorer(masked_lm, mask, known.data, MAX_BASELINE_TEXTS)
     batches = data.loader(split, by_length=True)
     rows, by_group = evaluation.evaluate(masked_lm, mask, batches, baselines, scorer, bar=bar)
     results = evaluation.describe(mask, rows, by_group, mask.config.get("data", {}))
@@ -121,9 +115,8 @@ def baselines(
     Raises:
         UserError: If there is no baseline of a name.
     """
-    chosen: Sequence[Baseline] = [names] if isinstance(names, str) else list(names)
     rows = []
-    for row in evaluate(bank, texts, baselines=chosen, progress=progress).results["sizes"]:
+    for row in evaluate(bank, texts, baselines=names, progress=progress).results["sizes"]:
         rows.append({"s": row["s"], "method": "learned", **{metric: row[metric] for metric in ("kl", "tv", "top1")}})
         for name, found in row["controls"].items():
             values = {metric: found.get(f"{metric}_mean", found.get(metric)) for metric in ("kl", "tv", "top1")}

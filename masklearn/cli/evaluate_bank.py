@@ -31,7 +31,7 @@ from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
 from masklearn.models import DTypeName, describe_placement, input_device, load_lm
 from masklearn.progress import ProgressBar
-from masklearn.selection.baselines import UNGUIDED, rank_scorer
+from masklearn.selection.baselines import UNGUIDED, bank_scorer
 from masklearn.selection.scorer import MaskScorer
 from masklearn.text_bank import TextBank
 from masklearn.training.learned_ablation import fit_ablation
@@ -236,14 +236,10 @@ def _training_data(
 
 
 def _baseline_scorer(masked_lm: MaskedLM, mask: Mask, learned_on: MaskData, flags: EvaluateFlags) -> MaskScorer | None:
-    """The scorer by which baselines choose their subgraphs, on training texts of the mask's run; see `rank_scorer`."""
-    index = {name: i for i, name in enumerate(learned_on.groups.names)}
-    groups = [index[name] for name in mask.groups]
+    """The scorer by which baselines choose their subgraphs, on training texts of the mask's run; see `bank_scorer`."""
     names = ", ".join(flags.baselines)
     print(f"Computing the baselines' subgraphs on up to {flags.baseline_texts} training texts of each group: {names}")
-    objective = mask.config.get("model", {}).get("objective", "kl")
-    texts = partial(learned_on.loader, "train", max_texts=flags.baseline_texts)
-    return rank_scorer(masked_lm, texts, groups, objective)
+    return bank_scorer(masked_lm, mask, learned_on, flags.baseline_texts)
 
 
 def _ablation(name: AblationName, bank: Mask, masked_lm: MaskedLM, learned_on: MaskData, bar: ProgressBar) -> Ablation:

@@ -1,13 +1,15 @@
 """Baselines: other ways to choose subgraphs, for comparison with learned masks."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, get_args
+from functools import partial
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from masklearn import ranks
-from masklearn.data import Batch
+from masklearn.data import Batch, MaskData
+from masklearn.errors import UserError, nearest
 from masklearn.gates import top
 from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask
@@ -27,11 +29,27 @@ Control = Literal["random", "random-matched"]
 Complement = Literal["inverse"]
 """The nodes that a learned mask closes."""
 Baseline = Literal[Control, Complement, Score, Search]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 CONTROLS: tuple[Control, ...] = get_args(Control)
 UNGUIDED: tuple[Baseline, ...] = (*CONTROLS, *get_args(Complement))
 """Baselines that need no text."""
 N_RANDOM_MASKS = 10
 """Random subgraphs of every size that a learned mask is compared with."""
+
+
+def known_baselines(names: Sequence[str] | str) -> list[Baseline]:
+    """One name, or several, as a list of baselines.
+
+    Raises:
+        UserError: If there is no baseline of a name; names the nearest, and all there are.
+    """
+    chosen = [names] if isinstance(names, str) else list(names)
+    for name in chosen:
+        if name not in BASELINES:
+            match = nearest(str(name), BASELINES)
+            suggestion = f"Did you mean {match}? " if match else ""
+            raise UserError(f"there is no baseline {name!r}. {suggestion}Choose from {', '.join(BASELINES)}")
+    return cast(list[Baseline], chosen)
 
 
 def subgraphs(name: Baseline, mask: Mask, scorer: MaskScorer | None = None, bar: ProgressBar = no_bar) -> Tensor:
@@ -94,6 +112,21 @@ def rank_scorer(
     """
     own = groups if len(groups) == 1 else ranks.share(groups)
     return MaskScorer(masked_lm, texts(own), own, objective, shared=len(groups) == 1) if own else None
+
+
+def bank_scorer(masked_lm: MaskedLM, mask: Mask, learned_on: MaskData, max_texts: int) -> MaskScorer | None:
+    """A scorer for this rank on training texts of a bank: see `rank_scorer`.
+
+    Args:
+        masked_lm: The model, under the ablation that closed nodes get.
+        mask: The bank. Masks are scored by the objective of its run, or by KL if it is of no run.
+        learned_on: The texts that it was learned on.
+        max_texts: Training texts of each group, at most.
+    """
+    index = {name: i for i, name in enumerate(learned_on.groups.names)}
+    texts = partial(learned_on.loader, "train", max_texts=max_texts)
+    objective = mask.config.get("model", {}).get("objective", "kl")
+    return rank_scorer(masked_lm, texts, [index[name] for name in mask.groups], objective)
 
 
 def subgraphs_of_ranks(
