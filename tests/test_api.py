@@ -96,6 +96,42 @@ def test_a_bank_is_evaluated_on_other_texts_and_from_its_file(
     assert "give the texts" in refused(lambda: ml.evaluate(bank.mask))
 
 
+def test_other_texts_are_read_with_the_settings_of_the_run(tmp_path: Path) -> None:
+    rows = [{"text": "unread", "prompt": text, "reply": " ."} for text in TEXTS]
+    columns = {"text_column": "prompt", "answer_column": "reply"}
+    of_run = {"bos": "always", "max_length": 5, "truncation": "left", "positions": "last"}
+    bank = ml.learn(texts=rows, **columns, **of_run, **FAST)
+    others = ["the king near the cat sings .", "the birds near the cat wait .", "the dog near the king runs ."]
+    found = ml.evaluate(bank, others, progress=False)
+    begin = found.data.load_tokenizer().bos_token_id
+    assert [(len(ids), ids[0]) for ids in found.data.parts["all"].ids] == [(5, begin)] * 3
+    of_texts = found.results["data"]
+    assert of_texts.items() >= of_run.items() and of_texts["text_column"] is of_texts["answer_column"] is None
+    changed = ml.evaluate(bank, others, max_length=4, positions="all", progress=False).results["data"]
+    assert changed.items() >= (of_run | {"max_length": 4, "positions": "all"}).items()
+    read = ml.evaluate(bank, [{"prompt": text, "text": "unread"} for text in others], progress=False)
+    assert read.metrics["kl"].tolist() == found.metrics["kl"].tolist()
+    assert (read.results["data"]["text_column"], read.results["data"]["answer_column"]) == ("prompt", None)
+    (tmp_path / "others.txt").write_text("\n".join(others), encoding="utf-8")
+    from_file = ml.evaluate(bank, tmp_path / "others.txt", progress=False)
+    assert from_file.metrics["kl"].tolist() == found.metrics["kl"].tolist()
+    chosen = ml.evaluate(bank, [{"prompt": "", "text": text} for text in others], text_column="text", progress=False)
+    assert chosen.metrics["kl"].tolist() == found.metrics["kl"].tolist()
+
+
+def test_other_texts_are_read_with_the_tokenizer_of_the_run() -> None:
+    tokenizer = ml.load_tokenizer()
+    bank = ml.learn(ml.load_lm(), TEXTS, tokenizer=tokenizer, **FAST)
+    others = ["the king sings .", "the birds near the cat wait ."]
+    assert ml.evaluate(bank, others, progress=False).data.load_tokenizer() is tokenizer
+    assert ml.evaluate(bank, others, tokenizer="embedded", progress=False).results["data"]["tokenizer"] == "embedded"
+
+
+def test_settings_are_not_ignored_beside_texts_that_have_their_own(bank: ml.LearnedBank) -> None:
+    data = ml.MaskData(texts=["the king sings .", "the birds near the cat wait ."])
+    assert "Give settings of texts to it" in refused(lambda: ml.evaluate(bank, data, positions="last"))
+
+
 def test_masks_of_texts_in_memory_are_not_evaluated_on_texts_of_the_generator(
     bank: ml.LearnedBank, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,8 +9,9 @@ import pandas as pd
 
 from masklearn import evaluation
 from masklearn.api.bank import LearnedBank
-from masklearn.api.texts import as_data, split_settings
+from masklearn.api.texts import as_other_data, settings_of
 from masklearn.data import MaskData, SplitName, leave_out_learned, require_readable
+from masklearn.data.source_settings import without_model
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
@@ -67,7 +68,7 @@ def evaluate(
             raise UserError("give the texts to evaluate on: evaluate(mask, texts)")
         data, split = known.data, "test"
     else:
-        data, split = _other_texts(mask, masked_lm, texts, tokenizer, settings), "all"
+        data, split = _other_texts(mask, masked_lm, known.data if known else None, texts, tokenizer, settings), "all"
         learned = mask.learned_texts.tolist()
         for line in leave_out_learned(data, split, learned, include_learned, "include_learned=True"):
             print(line, flush=True)
@@ -89,7 +90,7 @@ def _evaluated(
         scorer = bank_scorer(masked_lm, mask, known.data, MAX_BASELINE_TEXTS)
     batches = data.loader(split, by_length=True)
     rows, by_group = evaluation.evaluate(masked_lm, mask, batches, baselines, scorer, bar=bar)
-    results = evaluation.describe(mask, rows, by_group, mask.config.get("data", {}))
+    results = evaluation.describe(mask, rows, by_group, settings_of(data))
     kind = "held-out texts" if split == "test" and data.groups.held_out else "texts"
     return LearnedBank(mask, masked_lm, data, results, f"{len(data.parts[split])} {kind} of {data.source}")
 
@@ -136,7 +137,12 @@ def _masked_lm(mask: Mask, lm: ModelOrName | None) -> MaskedLM:
 
 
 def _other_texts(
-    mask: Mask, masked_lm: MaskedLM, texts: Any, tokenizer: TokenizerOrName | None, settings: dict[str, Any]
+    mask: Mask,
+    masked_lm: MaskedLM,
+    learned_on: MaskData | None,
+    texts: Any,
+    tokenizer: TokenizerOrName | None,
+    settings: dict[str, Any],
 ) -> MaskData:
     """Texts given to evaluate masks on, set up."""
     scope = mask.config.get("model", {}).get("scope", "dataset")
@@ -145,9 +151,14 @@ def _other_texts(
             "these are masks of single texts, which do not apply to other texts. To try one on a text, pass it to "
             "gated: gated(lm, bank.select(s, group))"
         )
-    _, for_data = split_settings({"positions": mask.positions, "scope": scope} | settings)
-    for_data |= {"max_groups": len(mask.groups)}
-    data = as_data(texts, name_of(masked_lm.lm), tokenizer, {} if isinstance(texts, MaskData) else for_data)
+    lm = name_of(masked_lm.lm)
+    of_run = {"positions": mask.positions} | without_model(mask.config.get("data", {}))
+    of_run |= {"scope": scope, "max_groups": len(mask.groups)}
+    if lm == mask.model.lm:
+        of_run["revision"] = mask.model.revision
+    if learned_on:
+        of_run["tokenizer"] = learned_on.tokenizer  # a mask file has its name at most
+    data = as_other_data(texts, lm, tokenizer, settings, of_run)
     data.prepare_data()
     data.setup()
     require_readable(data, masked_lm.layout)

@@ -10,8 +10,9 @@ from lightning import Callback, Trainer
 from masklearn import evaluation
 from masklearn.ablation import AblationName
 from masklearn.api.bank import LearnedBank
-from masklearn.api.texts import SHARED_SETTINGS, as_data, split_settings
+from masklearn.api.texts import as_data, settings_of, split_settings
 from masklearn.data import MaskData
+from masklearn.data.source_settings import MODEL_KEYS
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask
 from masklearn.models import EMBEDDED, ModelOrName, TokenizerOrName, dtype_name, input_device, name_of
@@ -59,7 +60,7 @@ def learn(
     for_learner, for_data = split_settings(settings | shared)
     with quiet_lightning():
         learner = MaskLearner(lm, **for_learner)
-        for_data |= {name: for_learner[name] for name in SHARED_SETTINGS if name in for_learner}
+        for_data |= {name: for_learner[name] for name in MODEL_KEYS if name in for_learner}
         data = as_data(texts, lm if isinstance(lm, str) else name_of(lm), tokenizer, for_data)
         mask = replace(_fit(learner, data, progress), config=_config(learner, data))
         batches = data.loader("test", by_length=True)
@@ -112,6 +113,5 @@ def _config(learner: MaskLearner, data: MaskData) -> dict[str, Any]:
     """The settings that the masks depend on, as in a mask file of the command line."""
     settings = {key: list(value) if isinstance(value, tuple) else value for key, value in learner.hparams.items()}
     model = settings | {"lm": name_of(learner.masked_lm.lm), "dtype": dtype_name(learner.masked_lm.lm)}
-    of_texts = {key: value for key, value in data.hparams.items() if key not in ("workers", "lm", *SHARED_SETTINGS)}
     in_memory = {"texts": IN_MEMORY} if data.source.given is not None else {}
-    return {"model": model, "data": of_texts, **in_memory}
+    return {"model": model, "data": settings_of(data), **in_memory}

@@ -9,14 +9,14 @@ import datasets
 import pandas as pd
 
 from masklearn.data import MaskData
+from masklearn.data.columns import has_column
+from masklearn.data.source_settings import COLUMN_KEYS, MODEL_KEYS, without_model, without_source
 from masklearn.errors import UserError, nearest
 from masklearn.models import EMBEDDED, TokenizerOrName
 from masklearn.training.learner import MaskLearner
 
 LEARNER_SETTINGS = {*signature(MaskLearner).parameters} - {"lm"}
 DATA_SETTINGS = {*signature(MaskData).parameters} - {"lm", "texts", "tokenizer"}
-SHARED_SETTINGS = ("revision", "scope", "max_groups", "trust_remote_code")
-"""Settings of the learner that the texts take over."""
 DEVICE_SETTINGS = ("devices", "num_nodes", "strategy")
 """Flags of the command line's trainer that have no counterpart here."""
 
@@ -52,13 +52,52 @@ def as_data(texts: Any, lm: str, tokenizer: TokenizerOrName | None, settings: di
         UserError: If the texts are of another type, or a setting is not valid.
     """
     if isinstance(texts, MaskData):
-        if settings.keys() - set(SHARED_SETTINGS) or tokenizer is not None:
+        if settings.keys() - set(MODEL_KEYS) or tokenizer is not None:
             raise UserError("the texts are a MaskData, which has its own settings. Give settings of texts to it")
         return texts
     if isinstance(texts, str | Path):
         settings = settings | {"path": str(texts)}
         return MaskData(**settings, lm=lm, tokenizer=tokenizer)
     return MaskData(**settings, lm=lm, tokenizer=tokenizer, texts=_rows(texts))
+
+
+def as_other_data(
+    texts: Any, lm: str, tokenizer: TokenizerOrName | None, settings: dict[str, Any], of_run: dict[str, Any]
+) -> MaskData:
+    """The data module of texts to evaluate masks on, with the settings of the masks' run where no others are given.
+
+    Of these, the source is left out, and a column is named only if the texts have it.
+
+    Args:
+        texts: As for `as_data`.
+        lm: As for `as_data`.
+        tokenizer: As for `as_data`; by default that of the run.
+        settings: Settings of `MaskData` that are given.
+        of_run: Settings of the texts of the masks' run, the tokenizer among them.
+
+    Raises:
+        UserError: If the texts are of another type or cannot be read, or a setting is not valid.
+    """
+    if isinstance(texts, MaskData):
+        return as_data(texts, lm, tokenizer, settings)
+    if not isinstance(texts, str | Path):
+        texts = _rows(texts)
+    kept = without_source(of_run)
+    tokenizer_of_run = kept.pop("tokenizer", None)
+    tokenizer = tokenizer_of_run if tokenizer is None else tokenizer
+    columns = {key: kept.pop(key) for key in COLUMN_KEYS if kept.get(key) is not None and key not in settings}
+    _, kept = split_settings(kept | settings)
+    data = as_data(texts, lm, tokenizer, kept)
+    if not columns:
+        return data
+    names = data.source.column_names()
+    found = {key: column for key, column in columns.items() if has_column(names, column)}
+    return as_data(texts, lm, tokenizer, kept | found)
+
+
+def settings_of(data: MaskData) -> dict[str, Any]:
+    """The settings of some texts that results depend on, without those that are taken from the model's."""
+    return {key: value for key, value in without_model(data.hparams).items() if key != "workers"}
 
 
 def _rows(texts: Any) -> Any:

@@ -15,13 +15,13 @@ from masklearn.cli.evaluate_bank import evaluate_bank
 from masklearn.cli.evaluate_devices import on_ranks, require_divisible
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluate_texts import evaluate_text_bank, require_own_texts
-from masklearn.cli.evaluation_texts import MODEL_KEYS
 from masklearn.cli.evidence_command import run_evidence
 from masklearn.cli.parsing import as_user_errors
 from masklearn.cli.run_folder import METRICS_FILE, RunFolder
 from masklearn.cli.study_banks import Evaluated
 from masklearn.cli.study_command import write_study
 from masklearn.data import MaskData
+from masklearn.data.source_settings import MODEL_KEYS
 from masklearn.errors import UserError
 from masklearn.evidence.plan import EvidencePlan
 from masklearn.files import atomic_write

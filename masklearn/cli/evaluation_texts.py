@@ -10,22 +10,18 @@ from jsonargparse import ArgumentParser
 from masklearn import ranks
 from masklearn.cli.parsing import as_user_errors
 from masklearn.data import MaskData, SplitName, keep_groups, require_readable
+from masklearn.data.source_settings import MODEL_KEYS, SOURCE_KEYS, names_source, without_model, without_source
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
 from masklearn.text_bank import TextBank
 
-SOURCE_KEYS = ("path", "dataset", "task", "texts")
-SOURCE_OPTIONS = ("subset", "split", "limit")
-"""Settings that belong to one source, and are dropped with it."""
 SELECTION_KEYS = ("subset", "split", "text_column")
 """Settings that select other texts from the same source."""
 HARMLESS_KEYS = ("positions", "batch_size", "workers", "answer_ids", "max_test")
 """Settings that change neither the texts nor how they are split."""
 COMPLETION = "completion"
 """Scored positions that make the answer part of the text, and so change how texts are split."""
-MODEL_KEYS = ("lm", "revision", "scope", "max_groups", "trust_remote_code")
-"""Settings of the data that are taken from the model's."""
 
 
 LoadTexts = Callable[[dict[str, Any]], MaskData]
@@ -98,7 +94,7 @@ def settings_learned_on(path: str, bank: Mask | TextBank) -> dict[str, Any]:
     Raises:
         UserError: If they are not valid.
     """
-    settings = {key: value for key, value in bank.config.get("data", {}).items() if key not in MODEL_KEYS}
+    settings = without_model(bank.config.get("data", {}))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(MaskData, "data", skip=set(MODEL_KEYS))
     try:
@@ -128,8 +124,7 @@ def choose_settings(
     if COMPLETION in (requested.get("positions"), learned_on.get("positions")):
         harmless.remove("positions")
     if changed & set(SOURCE_KEYS):
-        dropped = (*SOURCE_KEYS, *SOURCE_OPTIONS)
-        return {key: value for key, value in learned_on.items() if key not in dropped} | requested, True
+        return without_source(learned_on) | requested, True
     if changed & set(SELECTION_KEYS):
         return {key: value for key, value in learned_on.items() if key != "limit"} | requested, True
     if changed - harmless and learned_on and not any_split:
@@ -163,7 +158,7 @@ def load_texts(
         UserError: If the texts cannot be read, or do not fit the model or the scope; or if they are those of the masks'
             run and were given in Python.
     """
-    if bank.config.get("texts") and not any(settings.get(key) for key in SOURCE_KEYS):
+    if bank.config.get("texts") and not names_source(settings):
         raise UserError(
             f"the masks were learned on {bank.config['texts']}, which the mask file does not hold. Give texts with "
             "--data.path"

@@ -19,13 +19,14 @@ from masklearn.cli.cost_table import duration
 from masklearn.cli.drawing import draw_evidence, draw_matrix
 from masklearn.cli.evaluate_bank import load_model
 from masklearn.cli.evaluate_flags import EvaluateFlags
-from masklearn.cli.evaluation_texts import SOURCE_KEYS, evaluation_texts, load_texts, settings_learned_on
+from masklearn.cli.evaluation_texts import evaluation_texts, load_texts, settings_learned_on
 from masklearn.cli.evidence_sources import OtherRun, evidence_sources
 from masklearn.cli.rank_watch import GO_ON
 from masklearn.cli.run_folder import MASK_FILE, TABLES_FOLDER, RunFolder
 from masklearn.cli.run_parts import require_shared
 from masklearn.cli.stopping import StopBetweenSteps
 from masklearn.data import leave_out_if_changed
+from masklearn.data.source_settings import names_source
 from masklearn.density.study_folder import REPORT_FILE
 from masklearn.errors import UserError
 from masklearn.evaluation import aligned
@@ -116,7 +117,7 @@ def _require_testable(path: str, mask: Mask) -> None:
             f"{path} holds masks that minimise {objective}, and the evidence judges and searches by the KL from "
             "the full model. Learn them with --model.objective kl, or leave out --evidence"
         )
-    if mask.config.get("texts") and not any(mask.config.get("data", {}).get(key) for key in SOURCE_KEYS):
+    if mask.config.get("texts") and not names_source(mask.config.get("data", {})):
         raise UserError(
             f"{path} was learned on {mask.config['texts']}, which the mask file does not hold, so that its masks "
             "cannot be learned again. Learn them on a file (--data.path of train.py), or leave out --evidence"

@@ -9,9 +9,9 @@ from typing import Any, Protocol, get_args
 from torch import Tensor
 
 from masklearn.cli.evaluate_flags import EvaluateFlags
-from masklearn.cli.evaluation_texts import SOURCE_KEYS, SOURCE_OPTIONS
 from masklearn.data import MaskData, SplitName
 from masklearn.data.batching import SplitDataset
+from masklearn.data.source_settings import COLUMN_KEYS, without_source
 from masklearn.data.sources import TaskName
 from masklearn.data.splits import COLUMN, DATASET
 from masklearn.errors import UserError
@@ -28,16 +28,6 @@ TASKS = get_args(TaskName)
 """Tasks of the embedded generator."""
 TEXT_COLUMN = "text_column:"
 """What `plan.transfer` puts before the name of a column, to mean the held-out rows of the run in that column."""
-ONLY_IN_SOURCE = (
-    *SOURCE_KEYS,
-    *SOURCE_OPTIONS,
-    "text_column",
-    "corrupted_column",
-    "answer_column",
-    "wrong_answer_column",
-    "completion_column",
-)
-"""Settings that say where texts come from, which other texts do not share."""
 OTHER_TASK_TEXTS = 400
 """Texts of another task that a control is learned on."""
 
@@ -160,7 +150,7 @@ def _of_runs(bench: Bench, runs: Sequence[OtherRun], load: LoadTexts) -> Iterato
 
 def _elsewhere(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of the run that hold for other texts, too."""
-    return {key: value for key, value in settings.items() if key not in ONLY_IN_SOURCE}
+    return {key: value for key, value in without_source(settings).items() if key not in COLUMN_KEYS}
 
 
 def _source(name: str) -> dict[str, Any]:

@@ -115,6 +115,14 @@ class Source:
             notices += found
         return texts, notices
 
+    def column_names(self) -> list[str]:
+        """Names of all columns; the embedded generator has none.
+
+        Raises:
+            UserError: If the texts cannot be read.
+        """
+        return [] if self.task else self._rows()[0]
+
     def _generate(self, task: TaskName) -> list[Text]:
         if self.columns.group:
             raise UserError(f"{self} have no column {self.columns.group!r}. Give texts with columns: --data.path")
