@@ -127,9 +127,37 @@ def test_other_texts_are_read_with_the_tokenizer_of_the_run() -> None:
     assert ml.evaluate(bank, others, tokenizer="embedded", progress=False).results["data"]["tokenizer"] == "embedded"
 
 
-def test_settings_are_not_ignored_beside_texts_that_have_their_own(bank: ml.LearnedBank) -> None:
+def test_no_setting_of_an_evaluation_is_ignored(bank: ml.LearnedBank) -> None:
     data = ml.MaskData(texts=["the king sings .", "the birds near the cat wait ."])
     assert "Give settings of texts to it" in refused(lambda: ml.evaluate(bank, data, positions="last"))
+    assert "steps is a setting of learn" in refused(lambda: ml.evaluate(bank, TEXTS, steps=3))
+    for settings in ({"positions": "last"}, {"batch_size": 4}, {"tokenizer": "embedded"}, {"limit": 3}):
+        (name,) = settings
+        for each in (bank, bank.mask):
+            message = refused(lambda each=each, settings=settings: ml.evaluate(each, **settings))
+            assert f"{name} is given without texts" in message and f"evaluate(bank, texts, {name}=" in message
+    assert "Did you mean positions" in refused(lambda: ml.evaluate(bank, postions="last"))
+
+
+def test_an_evaluated_bank_keeps_apart_what_it_was_learned_on(bank: ml.LearnedBank) -> None:
+    others = [*TEXTS, *islice(tasks.texts(1), 24)]
+    evaluated = ml.evaluate(bank, others, progress=False)
+    assert bank.learned_on is bank.data is evaluated.learned_on is not evaluated.data
+    again = ml.evaluate(evaluated, progress=False)
+    assert again.texts == evaluated.texts and again.split == "all"
+    assert again.metrics["kl"].tolist() == evaluated.metrics["kl"].tolist()
+    guided = ml.baselines(evaluated, "norm", progress=False)
+    assert guided["kl"].tolist() == ml.baselines(bank, "norm", others, progress=False)["kl"].tolist()
+    assert guided["kl"].unstack()["learned"].tolist() == evaluated.metrics["kl"].tolist()
+    unknown = ml.evaluate(bank.mask, others, progress=False)
+    assert unknown.learned_on is None
+    assert "choose by the texts" in refused(lambda: ml.baselines(unknown, "norm"))
+
+
+def test_a_data_module_stays_whole_when_learned_texts_are_left_out(bank: ml.LearnedBank) -> None:
+    data = ml.MaskData(texts=[*TEXTS, "the birds near the cat wait ."])
+    assert not ml.evaluate(bank, data, progress=False).texts.startswith("25 texts")
+    assert ml.evaluate(bank, data, include_learned=True, progress=False).texts.startswith("25 texts")
 
 
 def test_masks_of_texts_in_memory_are_not_evaluated_on_texts_of_the_generator(

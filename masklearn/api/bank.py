@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from masklearn import evaluation
-from masklearn.data import MaskData
+from masklearn.data import MaskData, SplitName
 from masklearn.errors import UserError
 from masklearn.files import atomic_write
 from masklearn.mask_file import MASK_FILE, Mask
@@ -32,11 +32,15 @@ class LearnedBank:
     masked_lm: MaskedLM
     """The model under the ablation of the evaluation."""
     data: MaskData
-    """The texts of the evaluation."""
+    """The texts of the evaluation, which are those of `split`."""
     results: dict[str, Any]
     """The metrics, as in `metrics.json`."""
     texts: str
     """The texts of the evaluation in words."""
+    split: SplitName = "test"
+    """The split of `data` that was evaluated: `test` of the masks' own texts, `all` of others."""
+    learned_on: MaskData | None = None
+    """The texts that the masks were learned on; None if unknown, as for masks from a file."""
 
     @property
     def lm(self) -> PreTrainedModel:

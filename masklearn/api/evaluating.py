@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pandas as pd
 
 from masklearn import evaluation
 from masklearn.api.bank import LearnedBank
-from masklearn.api.texts import as_other_data, settings_of
+from masklearn.api.texts import as_other_data, settings_of, text_settings
 from masklearn.data import MaskData, SplitName, leave_out_learned, require_readable
-from masklearn.data.source_settings import without_model
+from masklearn.data.source_settings import names_source, without_model
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
@@ -35,45 +36,75 @@ def evaluate(
     progress: bool = True,
     **settings: Any,
 ) -> LearnedBank:
-    """Evaluate masks on texts: those given, or the held-out ones that a bank was learned with.
+    """Evaluate masks on texts: those given, or those of a bank's last evaluation, so after `learn` its held-out texts.
 
     Args:
-        bank: What `learn` returned; a `Mask`; or a mask file, or the folder of a run.
-        texts: As for `learn`; by default the bank's own held-out texts.
+        bank: What `learn` or `evaluate` returned; a `Mask`; or a mask file, or the folder of a run.
+        texts: As for `learn`. They are read with the settings of the masks' run, such as `max_length`; its columns
+            (`text_column`, ...) count where the texts have them. A list of strings has the column `text` alone.
         lm: The model of a `Mask` or a file; by default loaded by the name in it.
-        tokenizer: As for `learn`.
+        tokenizer: As for `learn`; by default that of the masks' run.
         baselines: Other subgraphs of the same sizes to compare with; see `selection.baselines`. Those that need texts
             choose by training texts of the bank.
         include_learned: Whether to evaluate also on those of the given texts that the masks were learned on.
         progress: Whether to show progress.
-        settings: Settings of `MaskData`, by name.
+        settings: Settings of `MaskData`, by name, in place of those of the run; only together with texts or a source.
 
     Returns:
         The bank with its metrics on these texts.
 
     Raises:
-        UserError: If there is no baseline of a name; or if the masks do not belong to the model, do not apply to the
-            texts, or were learned on all of them.
+        UserError: If a baseline or a setting is not valid; or if the masks do not belong to the model, do not apply to
+            the texts, or were learned on all of them.
     """
     known, names = bank if isinstance(bank, LearnedBank) else None, known_baselines(baselines)
     mask = bank.mask if isinstance(bank, LearnedBank) else bank if isinstance(bank, Mask) else Mask.load(bank)
-    if known is None and not set(names) <= set(UNGUIDED):
+    learned_on = known.learned_on if known else None
+    _require_choosable(names, learned_on)
+    own = _own_texts(known, settings, tokenizer) if texts is None and not names_source(settings) else None
+    masked_lm = known.masked_lm if known and lm is None else _masked_lm(mask, lm)
+    data, split = own or (_other_texts(mask, masked_lm, learned_on, texts, tokenizer, settings), "all")
+    if own is None:
+        _leave_out_learned(data, mask, include_learned)
+    bar = phase_bars(sys.stdout) if progress else no_bar
+    return _evaluated(mask.of(data.groups.names), masked_lm, data, split, names, learned_on, bar)
+
+
+def _require_choosable(names: Sequence[Baseline], learned_on: MaskData | None) -> None:
+    """Refuse baselines that choose by texts if the masks' own are unknown."""
+    if learned_on is None and not set(names) <= set(UNGUIDED):
         raise UserError(
             f"baselines other than {', '.join(UNGUIDED)} choose by the texts that the masks were learned on. Give "
             "the bank that learn returned, or use evaluate.py on the mask file"
         )
-    masked_lm = known.masked_lm if known and lm is None else _masked_lm(mask, lm)
-    if texts is None and not settings:
-        if known is None:
-            raise UserError("give the texts to evaluate on: evaluate(mask, texts)")
-        data, split = known.data, "test"
-    else:
-        data, split = _other_texts(mask, masked_lm, known.data if known else None, texts, tokenizer, settings), "all"
-        learned = mask.learned_texts.tolist()
-        for line in leave_out_learned(data, split, learned, include_learned, "include_learned=True"):
-            print(line, flush=True)
-    bar = phase_bars(sys.stdout) if progress else no_bar
-    return _evaluated(mask.of(data.groups.names), masked_lm, data, split, names, known, bar)
+
+
+def _own_texts(
+    known: LearnedBank | None, settings: dict[str, Any], tokenizer: TokenizerOrName | None
+) -> tuple[MaskData, SplitName]:
+    """The texts of a bank's last evaluation, and which split of them that was.
+
+    Raises:
+        UserError: If there are none; or if there are settings, since these texts were split under others.
+    """
+    text_settings(settings)
+    given = {name: repr(value) for name, value in settings.items()} | ({"tokenizer": "..."} if tokenizer else {})
+    if given:
+        name, value = next(iter(given.items()))
+        raise UserError(
+            f"{name} is given without texts, and a bank's own texts were read and split under its own settings. Give "
+            f"texts as well, for example evaluate(bank, texts, {name}={value})"
+        )
+    if known is None:
+        raise UserError("give the texts to evaluate on: evaluate(mask, texts)")
+    return known.data, known.split
+
+
+def _leave_out_learned(data: MaskData, mask: Mask, include_learned: bool) -> None:
+    """Leave out texts that masks were learned on, unless they are to be included, and say so."""
+    learned = mask.learned_texts.tolist()
+    for line in leave_out_learned(data, "all", learned, include_learned, "include_learned=True"):
+        print(line, flush=True)
 
 
 def _evaluated(
@@ -82,17 +113,18 @@ def _evaluated(
     data: MaskData,
     split: SplitName,
     baselines: Sequence[Baseline],
-    known: LearnedBank | None,
+    learned_on: MaskData | None,
     bar: ProgressBar,
 ) -> LearnedBank:
     scorer = None
-    if known and not set(baselines) <= set(UNGUIDED):
-        scorer = bank_scorer(masked_lm, mask, known.data, MAX_BASELINE_TEXTS)
+    if learned_on and not set(baselines) <= set(UNGUIDED):
+        scorer = bank_scorer(masked_lm, mask, learned_on, MAX_BASELINE_TEXTS)
     batches = data.loader(split, by_length=True)
     rows, by_group = evaluation.evaluate(masked_lm, mask, batches, baselines, scorer, bar=bar)
     results = evaluation.describe(mask, rows, by_group, settings_of(data))
     kind = "held-out texts" if split == "test" and data.groups.held_out else "texts"
-    return LearnedBank(mask, masked_lm, data, results, f"{len(data.parts[split])} {kind} of {data.source}")
+    texts = f"{len(data.parts[split])} {kind} of {data.source}"
+    return LearnedBank(mask, masked_lm, data, results, texts, split, learned_on)
 
 
 def baselines(
@@ -104,9 +136,10 @@ def baselines(
     """Compare a bank with other ways to choose subgraphs of the same sizes.
 
     Args:
-        bank: What `learn` returned.
-        names: The baselines; see `selection.baselines`. Searches such as `greedy` take long on large models.
-        texts: Texts to evaluate on; by default the bank's own held-out texts.
+        bank: What `learn` returned; or `evaluate`, given such a bank.
+        names: The baselines; see `selection.baselines`. They choose by training texts of the bank. Searches such as
+            `greedy` take long on large models.
+        texts: Texts to evaluate on; by default those of the bank's last evaluation, as for `evaluate`.
         progress: Whether to show progress.
 
     Returns:
@@ -114,7 +147,7 @@ def baselines(
         over draws.
 
     Raises:
-        UserError: If there is no baseline of a name.
+        UserError: If there is no baseline of a name, or if it is unknown which texts the masks were learned on.
     """
     rows = []
     for row in evaluate(bank, texts, baselines=names, progress=progress).results["sizes"]:
@@ -162,4 +195,6 @@ def _other_texts(
     data.prepare_data()
     data.setup()
     require_readable(data, masked_lm.layout)
+    data = copy(data)
+    data.parts = dict(data.parts)  # a `MaskData` that was given stays whole when learned texts are left out
     return data

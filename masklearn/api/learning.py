@@ -67,7 +67,8 @@ def learn(
         rows, by_group = evaluation.evaluate(learner.masked_lm, mask, batches, bar=learner.bar)
     results = evaluation.describe(mask, rows, by_group, mask.config["data"])
     kind = "held-out texts" if data.groups.held_out else "texts, each under its own masks"
-    return LearnedBank(mask, learner.masked_lm, data, results, f"{len(data.parts['test'])} {kind}")
+    texts_in_words = f"{len(data.parts['test'])} {kind}"
+    return LearnedBank(mask, learner.masked_lm, data, results, texts_in_words, learned_on=data)
 
 
 def _fit(learner: MaskLearner, data: MaskData, progress: bool) -> Mask:

@@ -38,6 +38,18 @@ def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     return learner, data
 
 
+def text_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of texts alone.
+
+    Raises:
+        UserError: If there is no setting of a name, or if it is one of learning.
+    """
+    for_learner, for_data = split_settings(settings)
+    if of_learning := sorted(for_learner.keys() - for_data.keys()):
+        raise UserError(f"{of_learning[0]} is a setting of learn, and of no effect on learned masks. Leave it out")
+    return for_data
+
+
 def as_data(texts: Any, lm: str, tokenizer: TokenizerOrName | None, settings: dict[str, Any]) -> MaskData:
     """The data module of some texts.
 
@@ -86,7 +98,7 @@ def as_other_data(
     tokenizer_of_run = kept.pop("tokenizer", None)
     tokenizer = tokenizer_of_run if tokenizer is None else tokenizer
     columns = {key: kept.pop(key) for key in COLUMN_KEYS if kept.get(key) is not None and key not in settings}
-    _, kept = split_settings(kept | settings)
+    kept = text_settings(kept | settings)
     data = as_data(texts, lm, tokenizer, kept)
     if not columns:
         return data
