@@ -103,8 +103,10 @@ class TrainCLI(LightningCLI):
         parser.add_class_arguments(RunFlags, "run")
         for flag in LINKED_FLAGS:
             parser.link_arguments(f"model.{flag}", f"data.{flag}")
-        of_trainer = parser.groups["trainer"]
-        parser._action_groups.sort(key=lambda group: group is of_trainer)  # --help ends with Lightning's many flags
+        sections: list[Any] = parser._action_groups  # pyright: ignore[reportAssignmentType]
+        sections.sort(
+            key=lambda section: section is (parser.groups or {})["trainer"]
+        )  # Lightning's many flags come last
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, after its config files have been checked."""
