@@ -128,6 +128,16 @@ def test_masks_of_clean_texts_are_measured_on_corrupted_ones(tmp_path: Path, stu
         assert altered.values("learned", "tv")[1, i] == pytest.approx((full - masked).abs().sum().item() / 2, abs=1e-5)
 
 
+def test_the_table_of_banks_has_the_ablation_of_the_evaluation_and_that_of_learning(
+    tmp_path: Path, studies: list[Study]
+) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("".join(f"{text}\n" for text, _ in zip(tasks.texts(), range(2), strict=False)))
+    banks = study_of(file, tmp_path, studies, "last", "--ablation", "[zero, resample]").tables["banks"]
+    assert banks["ablation"].tolist() == ["zero", "resample"]
+    assert banks["learned under"].tolist() == ["zero", "zero"]
+
+
 def test_prompt_and_answer_densities_match_values_worked_out_by_hand() -> None:
     """TV 0.8 at every size of the prompt's tokens and 0.4 of the answer's, in both texts."""
     names = ["0:1", "0:2", "1:1", "1:2", "1:3"]

@@ -81,6 +81,7 @@ def measurements(name: str, bank: Evaluated) -> MaskMeasurements:
         lengths=[sum(positions) / len(positions) + 1 for positions in scored],
         group_index=texts.groups,
         source=str(data.source),
+        ablation=bank.ablation.name,
         tokens=[token_text(tokenizer, ids[-2], ids[-1]) for ids in texts.ids],
         true_entropy=[mean_true_entropy(*pair) for pair in zip(context_tokens, scored, strict=True)]
         if language_is_known

@@ -77,6 +77,8 @@ class MaskMeasurements:
     """For every input, the index of the group whose masks apply to it."""
     source: str
     """Where the texts come from."""
+    ablation: str
+    """The ablation that the subgraphs were measured under, which need not be that of learning."""
     tokens: Sequence[str] = ()
     """Last token of every input, as text."""
     true_entropy: Sequence[float | None] = ()
@@ -198,7 +200,8 @@ class MaskMeasurements:
             "nodes": graph.n_nodes,
             "layers": graph.n_layers,
             "heads a layer": graph.n_heads,
-            "ablation": self.mask.ablation.name,
+            "ablation": self.ablation,
+            "learned under": self.mask.ablation.name,
             "patterns and norms": self.conditions.get("edges", ""),
             "controls keep residuals": self.conditions.get("keep_residual"),
             "scope": self.mask.config.get("model", {}).get("scope", "dataset"),
