@@ -117,9 +117,13 @@ class BankPair:
     def excess(self, seed: int) -> dict[str, float]:
         """Return how much more the banks' own densities agree than those of random controls, as columns."""
         given = list(self.given.values())
-        if _CONTROL not in self.kinds or len(self.index_of_one) < inputs_needed(len(given)):
+        if _CONTROL not in self.kinds:
             return {}
         own, control = (np.stack([*self.densities(role), *given]) for role in (_OWN, _CONTROL))
+        known = ~np.isnan([own, control]).any((0, 1))
+        if known.sum() < inputs_needed(len(given)):
+            return {}
+        own, control = own[:, known], control[:, known]
         resampled = rank_bootstrap(own, seed) - rank_bootstrap(control, seed)
         low, high = interval(resampled)
         columns = {"excess": partial_rank_correlation(own) - partial_rank_correlation(control)}

@@ -46,10 +46,8 @@ def findings(measurements: Sequence[MaskMeasurements], tables: Tables) -> pd.Dat
 def _bank_claims(measured: MaskMeasurements, tables: Tables) -> list[Claim]:
     of_bank = {name: select_rows(table, bank=measured.name) for name, table in tables.items()}
     phases = of_bank["phases"].set_index("what")
-    if not len(phases) or len(measured.names) < 2:
-        can = " that can hold a path" if measured.n_short_sizes else ""
-        reason = f"too few sizes{can}" if not len(phases) else "one input has no interval"
-        needs = f"at least 3 sizes{can}: --model.sizes log:12" if not len(phases) else "more inputs: --data.limit 100"
+    if lacking := _lacking(measured, has_phases=len(phases) > 0):
+        reason, needs = lacking
         return [Claim(measured.name, finding, reason, needs=needs) for finding in list(RULES)[:-1]]
     own = {name: select_rows(table, kind=measured.own_kind) for name, table in of_bank.items()}
     head, refinement = phases.loc["head in place"], phases.loc["refinement begins"]
@@ -65,6 +63,19 @@ def _bank_claims(measured: MaskMeasurements, tables: Tables) -> list[Claim]:
         _uncertainty(measured, own["relations"]),
         _unigram_like(measured, of_bank["unigram"]),
     ]  # fmt: skip
+
+
+def _lacking(measured: MaskMeasurements, has_phases: bool) -> tuple[str, str] | None:
+    """Why a bank has no verdicts, and what they need; None if it has."""
+    if not has_phases:
+        can = " that can hold a path" if measured.n_short_sizes else ""
+        return f"too few sizes{can}", f"at least 3 sizes{can}: --model.sizes log:12"
+    kinds = [kind for kind in (measured.own_kind, measured.control_kind) if kind and not measured.is_finite(kind)]
+    if kinds:
+        return f"outputs of {' and '.join(kinds)} subgraphs are not finite", "finite outputs: --edges recomputed"
+    if len(measured.names) < 2:
+        return "one input has no interval", "more inputs: --data.limit 100"
+    return None
 
 
 def _two_phases(

@@ -158,6 +158,10 @@ class MaskMeasurements:
         """Return a metric of one kind of subgraph, mean over random draws, shape (sizes, inputs)."""
         return self.results[kind].texts[metric].mean(0).numpy()
 
+    def is_finite(self, kind: str) -> bool:
+        """Whether the outputs of all subgraphs of a kind are finite; the TV of others is NaN."""
+        return bool(np.isfinite(self.values(kind, "tv")).all())
+
     def full_model(self, metric: str) -> np.ndarray:
         """Return a metric of the full model, shape (inputs,)."""
         return self.results[self.own_kind].texts[metric].numpy()
@@ -264,7 +268,7 @@ class MaskMeasurements:
 def size_text(s: float, unit: str) -> str:
     """A size in words: "8 nodes", or "0.1 % of the edges"."""
     if unit != "nodes":
-        return f"{100 * s:.2g} % of the {unit}"
+        return f"{float(f'{100 * s:.2g}'):g} % of the {unit}"  # 100, not 1e+02
     return f"{s:.0f} node{'' if round(s) == 1 else 's'}"
 
 
