@@ -169,6 +169,13 @@ def test_banks_over_different_inputs_get_a_note() -> None:
     assert note == "different inputs (0 shared): one has 5 inputs from a file, other has 6 inputs from another file"
 
 
+def test_few_inputs_that_two_banks_share_are_not_called_different() -> None:
+    """Three texts, the same in both, one of which has another besides."""
+    study = density.study([measured(falling(3), "one"), measured(falling(4), "other")])
+    assert "not defined: one and other share 3 inputs, 4 are needed" in study.notes
+    assert not any("different inputs" in note for note in study.notes)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("sizes", [(1,), (1, 2), (1, 2, 5), (2, 5, 10, 15, 18, 19), (1, 5, 20)])
 def test_small_studies_note_undefined_results_and_print_no_nan(

@@ -105,14 +105,22 @@ class BankPair:
             if measured.n_curve_sizes < MIN_CURVE_SIZES:
                 return {"n": n, "note": f"not defined: {measured.name} has fewer than {MIN_CURVE_SIZES} sizes"}
         if n < MIN_CORRELATION_INPUTS:
-            counts = [f"{bank.name} has {len(bank.names)} inputs from {bank.source}" for bank in (self.one, self.other)]
-            return {"n": n, "note": f"different inputs ({n} shared): {', '.join(counts)}"}
+            return {"n": n, "note": self._too_few_shared(n)}
         x, y = self.densities(role)
         names = (self.one.name, self.other.name)
         partial = correlation(x, y, seed, names, list(self.given.values()))
         columns = {"partial": partial.rho, "partial_low": partial.low, "partial_high": partial.high}
         columns |= {"partial_p": partial.p, "partial_note": partial.note, "given": ", ".join(self.given)}
         return correlation(x, y, seed, names).row() | columns
+
+    def _too_few_shared(self, n: int) -> str:
+        """Say why there is no correlation over n shared inputs: both banks have others, or one has no more."""
+        banks = (self.one, self.other)
+        if all(n < len(set(bank.contexts)) for bank in banks):
+            counts = (f"{bank.name} has {len(bank.names)} inputs from {bank.source}" for bank in banks)
+            return f"different inputs ({n} shared): {', '.join(counts)}"
+        names = f"{self.one.name} and {self.other.name}"
+        return f"not defined: {names} share {n} inputs, {MIN_CORRELATION_INPUTS} are needed"
 
     def excess(self, seed: int) -> dict[str, float]:
         """Return how much more the banks' own densities agree than those of random controls, as columns."""
