@@ -21,8 +21,9 @@ from masklearn.data import MaskData
 from masklearn.data.batching import Item, evenly_spaced
 from masklearn.data.preview import token_text, token_texts
 from masklearn.density import MaskMeasurements, TopTokens
+from masklearn.density.correlations import mean_true_entropy
 from masklearn.density.curves import densities
-from masklearn.density.measurements import Corpus, mean_true_entropy
+from masklearn.density.measurements import Corpus
 from masklearn.mask_file import MASK_FILE
 from masklearn.training.progress import phase_bars
 
