@@ -125,6 +125,7 @@ def inputs(n: int) -> dict[str, Any]:
         "lengths": [float(i % 5) for i in range(n)],
         "group_index": list(range(n)),
         "source": "a file",
+        "ablation": "zero",
         "tokens": [f" word{i}" for i in range(n)],
         "corpus": Corpus(10 * n, n),
     }

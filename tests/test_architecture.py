@@ -57,7 +57,7 @@ ALLOWED_IN = {
     "wandb": {"tracking"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
-    "scipy": {"density", "evidence"},
+    "scipy": {"density", "evaluation", "evidence"},
     "pandas": {"api", "density", "report", "tracking"},
     "jsonargparse": {"cli", "tiny"},
     "transformers": {"api", "models", "masking", "edges", "data", "cli", "tiny", "export"},

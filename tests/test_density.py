@@ -76,7 +76,7 @@ def test_a_curve_that_only_steepens_has_no_refinement() -> None:
 
 def test_phases_of_equal_inputs_have_intervals_of_width_zero() -> None:
     """The top token is recovered at a TV below 0.99; every resample is the same."""
-    tv = [[1.0, 0.95, 0.5, 0.1, 0.08, 0.06]] * 6
+    tv = [[1.0, 0.95, 0.5, 0.1, 0.08, 0.06]] * 10
     head, refinement = phases.phases(measured(tv, sizes=(1, 2, 3, 5, 8, 12)), seed=0)
     assert (head["s"], head["low"], head["high"]) == (2, 2, 2)
     assert refinement["s"] == pytest.approx(refinement["low"]) == pytest.approx(refinement["high"])
@@ -107,9 +107,11 @@ def test_the_unigram_crossover_matches_values_worked_out_by_hand() -> None:
     assert shares.tolist() == [1, 1, 0, 0]
 
 
-def test_a_single_input_has_no_p_value() -> None:
-    table = curves.unigrams(measured([[0.9, 0.6, 0.4, 0.1]]), 0)
-    assert table["nearer_to_unigram_p"].isna().all()
+@pytest.mark.parametrize("n", [1, 9, 10])
+def test_fewer_than_ten_inputs_have_no_p_value_and_no_interval(n: int) -> None:
+    table = curves.unigrams(measured([[0.9, 0.6, 0.4, 0.1]] * n), 0)
+    for column in ("nearer_to_unigram_p", "excess_p", "unigram_kl_low", "unigram_kl_high"):
+        assert (table[table["kind"] == "learned"][column].isna() == (n < 10)).all()
 
 
 def test_heads_and_mlps_have_no_excess_over_subgraphs_that_have_as_many() -> None:
@@ -250,12 +252,12 @@ def test_a_bank_whose_sizes_are_all_shorter_than_a_path_has_no_phases() -> None:
 
 def test_a_curve_that_rises_with_size_gets_a_note() -> None:
     """The first bank's TV rises by 0.1 for every input at two nodes, and by 0.1 for half, or -0.1, at ten."""
-    tv = [[0.6, 0.7, 0.3, 0.4 if i % 2 else 0.2] for i in range(8)]
+    tv = [[0.6, 0.7, 0.3, 0.4 if i % 2 else 0.2] for i in range(10)]
     assert curves.rises(measured(tv), 0) == [2]
-    assert curves.rises(measured(falling(8)), 0) == []
+    assert curves.rises(measured(falling(10)), 0) == []
     assert curves.rises(measured(tv[:1]), 0) == []
     assert curves.rises(of_edges(measured(tv), n_edges=100), 0) == []  # a path takes 8 of them, one node is 5 %
-    notes = density.study([measured(tv), measured(falling(8), "falling")]).notes
+    notes = density.study([measured(tv), measured(falling(10), "falling")]).notes
     assert [note for note in notes if "rises" in note] == [
         "mean TV of the learned subgraphs of a run rises with size, up to 2 nodes, by more than the interval of the "
         "difference allows: a sign of too weak a search (--model.steps)"
@@ -264,14 +266,14 @@ def test_a_curve_that_rises_with_size_gets_a_note() -> None:
 
 def test_a_curve_that_falls_to_its_end_has_its_phases_in_order_in_no_resample() -> None:
     """TV falls by 0.05 an octave up to eight nodes, and by more and more after."""
-    bank = measured([[0.9, 0.85, 0.8, 0.75, 0.5, 0.3]] * 6, sizes=(1, 2, 4, 8, 12, 15))
+    bank = measured([[0.9, 0.85, 0.8, 0.75, 0.5, 0.3]] * 10, sizes=(1, 2, 4, 8, 12, 15))
     assert phases.phases(bank, seed=0)[1]["in_order"] == 0
     row = density.study([bank]).tables["findings"].set_index("finding").loc["two phases"]
     assert row["flips_with"].endswith("it is 0.0000")
 
 
 def test_two_phases_of_edges_are_set_beside_the_shares_of_mlp_and_residual_edges() -> None:
-    tv = [[0.9, 0.8, 0.5, 0.3, 0.1, 0.05]] * 6
+    tv = [[0.9, 0.8, 0.5, 0.3, 0.1, 0.05]] * 10
     nodes = measured(tv, sizes=(1, 2, 5, 8, 12, 15))
     for bank, expected in ((of_edges(nodes), True), (nodes, False)):
         row = density.study([bank]).tables["findings"].set_index("finding").loc["two phases"]

@@ -115,15 +115,17 @@ def test_a_stopped_command_goes_on_where_it_was(run: Run, tmp_path: Path, monkey
 # --- transfer ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_matrix_compares_with_the_mask_of_the_texts_by_hand() -> None:
-    def row(group: str, s: int, what: str, name: str, kl: float) -> dict[str, object]:
-        of_kl = {"kl": kl, "random_kl": 4.0, "recovered": 1 - kl / 4}
-        return {"group": group, "s": s, "what": what, "name": name, "texts": 3, **of_kl}
+def row(group: str, s: int, what: str, name: str, kl: float) -> dict[str, Any]:
+    """A row of a transfer table."""
+    of_kl = {"kl": kl, "random_kl": 4.0, "recovered": 1 - kl / 4}
+    return {"group": group, "s": s, "what": what, "name": name, "texts": 3, **of_kl}
 
+
+def test_the_matrix_compares_with_the_mask_of_the_texts_by_hand() -> None:
     tables = {
         "a": [row("dataset", 2, "own texts", "dataset", 1.0), row("dataset", 2, "run", "b: x", 3.0),
               row("dataset", 2, "length", "longer", 9.0)],
-        "b": [row("x", 2, "own texts", "x", 2.0), row("x", 2, "texts", "y", 2.5), row("x", 2, "texts", "c.jsonl", 8.0),
+        "b": [row("x", 2, "own texts", "x", 2.0), row("x", 2, "group", "y", 2.5), row("x", 2, "texts", "c.jsonl", 8.0),
               row("y", 3, "own texts", "y", 0.5), row("x", 2, "run", "a", 4.0)],
     }  # fmt: skip
     found = {
@@ -133,6 +135,17 @@ def test_the_matrix_compares_with_the_mask_of_the_texts_by_hand() -> None:
         ("a", "a"): (1, 1, 1), ("a", "b: x"): (3, 2, 1.5), ("b: x", "b: x"): (2, 2, 1), ("b: x", "a"): (4, 1, 4),
         ("b: x", "b: y"): (2.5, None, None), ("b: y", "b: y"): (0.5, 0.5, 1),
     }  # fmt: skip
+
+
+def test_the_matrix_takes_other_texts_with_the_name_of_a_group_for_no_group() -> None:
+    """Groups of a column of tasks have the names of the embedded tasks, to which masks are transferred by default."""
+    table = [row("names", 2, "own texts", "names", 1.0), row("names", 2, "group", "years", 3.0),
+             row("names", 2, "texts", "names", 7.0), row("names", 2, "texts", "years", 8.0),
+             row("years", 2, "own texts", "years", 2.0)]  # fmt: skip
+    found = [(row["mask"], row["texts"], row["kl"], row["own_kl"]) for row in transfer_matrix({"run": table})]
+    assert found == [
+        ("run: names", "run: names", 1, 1), ("run: names", "run: years", 3, 2), ("run: years", "run: years", 2, 2),
+    ]  # fmt: skip
 
 
 def test_runs_in_folders_of_the_same_name_are_numbered() -> None:
@@ -185,6 +198,10 @@ def test_several_runs_are_crossed(
     with (tmp_path / "out" / "two" / "tables" / "transfer_matrix.csv").open() as file:  # of the groups of one run
         of_groups = {(row["mask"], row["texts"]): row["kl"] for row in csv.DictReader(file)}
     assert of_groups == {(a, b): matrix[a, b]["kl"] for a in names[1:] for b in names[1:]}
+    found = json.loads((tmp_path / "out" / "two" / "evidence.json").read_text())["tables"]["transfer"]
+    assert {(row["what"], row["name"]) for row in found if row["group"] == "0" and row["what"] != "length"} == {
+        ("own texts", "0"), ("group", "1"), ("texts", str(path)),
+    }  # fmt: skip
     data = MaskData(str(path), scope="column:kind", max_groups=2)
     data.setup("fit")
     batches = data.loader("test", [data.groups.names.index("0")])

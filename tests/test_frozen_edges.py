@@ -1,24 +1,27 @@
 """Edges under the full model's attention patterns and norms."""
 
 import json
+import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from conftest import one_line
 from edge_reference import BUILDS, LlamaReference, edge_lm, text
 from families import BY_NAME
-from studies import measured
+from studies import measured, resample_little
 
 import masklearn as ml
 from masklearn.cli import evaluate, train
 from masklearn.cli.evaluate_texts import EvaluatedTexts
 from masklearn.cli.study_banks import bank_names
 from masklearn.density import Study
-from masklearn.edges import EdgeGraph, EdgeLM, FrozenText, importance
+from masklearn.edges import EdgeGates, EdgeGraph, EdgeLM, FrozenText, importance
 from masklearn.mask_file import ModelId
 from masklearn.text_bank import PositionBank
 
@@ -93,6 +96,42 @@ def test_an_edge_bank_is_evaluated_frozen(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("masklearn.cli.study_command.draw_study", keep)
     assert evaluate(["--mask", str(tmp_path / "run"), "--track", "false", "--out", str(tmp_path / "study")]) == 0
     assert sorted(studies[0].tables["thoughts"]["s"].unique()) == [0.02, 1.0]  # all edges are the full model
+
+
+def test_what_is_not_finite_is_a_dash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen subgraphs of few edges of a deep model: their streams can grow without bound."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    resample_little(monkeypatch)
+    flags = ["--model.graph", "edges", "--model.method", "s-trace", "--model.sizes", "[0.02, 0.1, 0.5, 1.0]"]
+    flags += ["--data.task", "names", "--data.limit", "2", "--run.dir", str(tmp_path / "run")]
+    assert train([*flags, "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]) == 0
+    finite = FrozenText.hidden
+
+    def grown(self: FrozenText, gates: EdgeGates) -> torch.Tensor:
+        few = gates.attention.flatten(1).sum(1) < 30
+        return finite(self, gates).masked_fill(few[:, None], math.nan)
+
+    monkeypatch.setattr(FrozenText, "hidden", grown)
+    out = tmp_path / "study"
+    command = ["--mask", str(tmp_path / "run"), "--edges", "frozen", "--out", str(out), "--track", "false"]
+    assert evaluate(command) == 0
+    found = json.loads((out / "metrics.json").read_text(), parse_constant=not_json)
+    assert [row["kl"] is None for row in found["sizes"]] == [True, False, False, False]
+    assert [group["kl"][0] for group in found["groups"].values()] == [None, None]
+    page = (out / "report.html").read_text()
+    assert not re.findall(r"\bnan\b", page, flags=re.I)
+    assert "No density curve: outputs of subgraphs are not finite." in page
+    (data,) = re.findall(r'id="picker-data">(.*?)</script>', page, flags=re.S)
+    (bank,) = json.loads(data, parse_constant=not_json)
+    assert [tv is None for tv in bank["inputs"][0]["tv"]] == [True, False, False, False]
+    assert bank["inputs"][0]["top"][0][1::2] == [None] * 6
+    findings = pd.read_csv(out / "tables" / "findings.csv")
+    assert set(findings["verdict"]) == {"not known"}
+    assert findings["measured"].tolist()[0] == "outputs of s-trace and random subgraphs are not finite"
+
+
+def not_json(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
 
 
 def test_every_bank_of_a_study_has_a_name_of_its_own() -> None:

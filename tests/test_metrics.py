@@ -1,3 +1,6 @@
+import json
+import math
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,6 +8,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchmetrics.functional import kl_divergence as torchmetrics_kl
 
+from masklearn.evaluation.bank_report import mean_std
+from masklearn.evaluation.measure import nan_to_none
 from masklearn.evaluation.metrics import (
     DistributionPair,
     SubgraphMetrics,
@@ -12,6 +17,7 @@ from masklearn.evaluation.metrics import (
     recovered_nucleus,
     tv_distance,
 )
+from masklearn.evaluation.tables import table
 
 
 def log_of(*probabilities: float) -> Tensor:
@@ -80,3 +86,15 @@ def test_a_perfect_subgraph_has_no_distance_and_recovers_every_nucleus() -> None
     found = {name: value.item() for name, value in meter.compute().items()}
     assert (found["kl"], found["tv"], found["top1"], found["nucleus_median"]) == (0, 0, 1, 99)
     assert found["cross_entropy"] == found["full_cross_entropy"]
+
+
+def test_results_that_are_not_finite_are_none_and_dashes() -> None:
+    """Of a mask, and of one of two random ones; infinity is no number of JSON either."""
+    row = nan_to_none({"kl": math.inf, "tv": math.nan, "js": math.nan, "cross_entropy": math.nan})
+    row |= {"s": 1, "fraction": 0.1, "heads": 1, "mlps": 0, "top1": 0.0, "nucleus_median": 0, "full_cross_entropy": 2.0}
+    row["controls"] = {"random": mean_std([{"kl": 1.0, "tv": 0.5, "top1": 0.0}, {"kl": None, "tv": None, "top1": 0.0}])}
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+    assert (row["controls"]["random"]["kl_mean"], row["controls"]["random"]["top1_mean"]) == (None, 0)
+    titles, cells = table([row])
+    found = dict(zip(titles, cells, strict=True))
+    assert [found[name] for name in ("KL", "random KL", "TV", "JS", "CE", "full CE")] == ["-"] * 5 + ["2.000"]

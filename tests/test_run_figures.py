@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
@@ -47,6 +48,21 @@ def test_no_two_labels_of_a_runs_figures_overlap(graph: ml.NodeGraph, n_sizes: i
             for (one, box), (other, other_box) in combinations(boxes.items(), 2):
                 assert not box.overlaps(other_box), (one, other)
             assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes.values())
+
+
+def test_results_that_are_not_finite_are_gaps_in_a_runs_curves() -> None:
+    """At two of five sizes the mask, and at one of these its control too."""
+    mask, rows = run_of(GRAPH, 5)
+    of_control = dict.fromkeys(("kl_mean", "kl_std", "tv_mean", "tv_std"))
+    rows[0] |= {"kl": None, "tv": None, "controls": {"random": {"n": 10} | of_control}}
+    rows[2] |= {"kl": None, "tv": None}
+    with styled():
+        kl, tv = overview(mask, rows).subfigs[1].axes
+    for axes in (kl, tv):
+        control, own = (line.get_ydata() for line in axes.lines)
+        assert np.isnan(own).tolist() == [True, False, True, False, False]
+        assert np.isnan(control).tolist() == [True] + [False] * 4
+    assert kl.get_ylim()[0] == pytest.approx(rows[4]["kl"] / 1.5)
 
 
 def labels_of(axes: Axes) -> list[Text]:

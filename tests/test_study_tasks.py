@@ -128,16 +128,28 @@ def test_masks_of_clean_texts_are_measured_on_corrupted_ones(tmp_path: Path, stu
         assert altered.values("learned", "tv")[1, i] == pytest.approx((full - masked).abs().sum().item() / 2, abs=1e-5)
 
 
+def test_the_table_of_banks_has_the_ablation_of_the_evaluation_and_that_of_learning(
+    tmp_path: Path, studies: list[Study]
+) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("".join(f"{text}\n" for text, _ in zip(tasks.texts(), range(2), strict=False)))
+    banks = study_of(file, tmp_path, studies, "last", "--ablation", "[zero, resample]").tables["banks"]
+    assert banks["ablation"].tolist() == ["zero", "resample"]
+    assert banks["learned under"].tolist() == ["zero", "zero"]
+
+
 def test_prompt_and_answer_densities_match_values_worked_out_by_hand() -> None:
-    """TV 0.8 at every size of the prompt's tokens and 0.4 of the answer's, in both texts."""
-    names = ["0:1", "0:2", "1:1", "1:2", "1:3"]
-    is_answer = [False, True, False, True, True]
+    """TV 0.8 at every size of the prompt's token and 0.4 of the answer's one or two, in ten texts."""
+    names = [f"{text}:{at}" for text in range(10) for at in range(1, 3 + text % 2)]
+    is_answer = [not name.endswith(":1") for name in names]
     tv = [[0.4 if answer else 0.8] * 4 for answer in is_answer]
     table = answer_densities(measured(tv, names=names, is_answer=is_answer), 0)
     (row,) = table[table["kind"] == "learned"].to_dict("records")
-    assert row["texts"] == 2
+    assert row["texts"] == 10
     assert row["answer"] == pytest.approx(row["prompt"] / 2)
-    assert row["difference"] == row["difference_low"] == row["difference_high"] == pytest.approx(-row["answer"])
+    for end in ("", "_low", "_high"):
+        assert row[f"difference{end}"] == pytest.approx(-row["answer"])
+    assert row["difference_p"] < 0.02
     assert len(answer_densities(measured(falling(4)), 0)) == 0
 
 

@@ -3,6 +3,8 @@
 # pyright: reportGeneralTypeIssues=false
 # (pandas annotates comparisons as anything)
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -44,8 +46,9 @@ def test_a_p_value_times_its_holm_factor_decides_as_the_corrected_p_value(p_valu
 
 
 def test_a_bootstrap_p_value_doubles_the_smaller_tail() -> None:
-    assert bootstrap_p(np.array([-1.0, 1, 2, 3])) == pytest.approx(2 * 2 / 5)
-    assert bootstrap_p(np.array([1.0, 2, 3, 4]), null=9) == pytest.approx(2 / 5)
+    """Of inputs so many that Student's t distribution is the normal one."""
+    assert bootstrap_p(np.array([-1.0, 1, 2, 3]), n=10**6) == pytest.approx(2 * 2 / 5, rel=1e-4)
+    assert bootstrap_p(np.array([1.0, 2, 3, 4]), n=10**6, null=9) == pytest.approx(2 / 5, rel=1e-4)
 
 
 def test_a_verdict_needs_the_right_side_and_a_corrected_p_value() -> None:
@@ -61,11 +64,17 @@ def test_a_verdict_needs_the_right_side_and_a_corrected_p_value() -> None:
 
 
 def test_what_flips_a_verdict_matches_values_worked_out_by_hand() -> None:
-    """A half width of 0.196 is a standard error of 0.1, so one verdict needs an effect of 0.196."""
+    """One verdict needs an effect of the half width, 0.196, which is t(99) = 1.984 standard errors of 0.0988.
+
+    Half of that effect takes t(392) = 1.966 standard errors of 0.0988 times the root of 100 / 393: 0.098.
+    """
     holding = Comparison("rho", 0.5, 0.304, 0.696, 0.0002, 100)
     assert holding.needs(1, holds=True) == "rho at most 0.20"
     weak = Comparison("rho", 0.098, 0.098 - 0.196, 0.098 + 0.196, 0.3, 100)
-    assert weak.needs(1, holds=False) == "rho as now (0.10) on about 400 inputs"
+    assert 1.966 * 0.196 / 1.984 * math.sqrt(100 / 393) == pytest.approx(0.098, abs=1e-4)
+    assert weak.needs(1, holds=False) == "rho as now (0.10) on about 393 inputs"
+    of_texts = Comparison("rho", 0.098, 0.098 - 0.196, 0.098 + 0.196, 0.3, 100, "text")
+    assert of_texts.needs(1, holds=False) == "rho as now (0.10) on about 393 texts"
     opposite = Comparison("share", 1.2, 1.0, 1.4, 0.03, 100, null=1.0, above=False)
     assert opposite.needs(1, holds=False) == "share below 1.00; it is 1.20"
 
@@ -90,29 +99,37 @@ def test_no_verdict_that_holds_has_flipped_already(others: list[float], z: float
 
 
 def test_a_flip_value_takes_the_factor_of_its_own_claim() -> None:
-    """Of eleven claims ten have passed before the last, which so needs 1.96 standard errors of 0.1, not 2.84."""
+    """Of eleven claims ten have passed before the last, which needs t(99) = 1.98 standard errors of 0.0988, not 2.90.
+
+    Its p-value is that of 2.453 standard errors, and 0.24 times 1.984 / 2.453 is 0.194.
+    """
     strong = [Claim("a bank", str(i), "", [Comparison("x", 1, 0.9, 1.1, 0.001, 100)]) for i in range(10)]
     last = verdicts([*strong, Claim("a bank", "rho", "", [Comparison("rho", 0.24, 0.044, 0.436, 0.016, 100)])]).iloc[-1]
-    assert (last["verdict"], last["flips_with"]) == ("holds", "rho at most 0.20")
+    assert (last["verdict"], last["flips_with"]) == ("holds", "rho at most 0.19")
 
 
 def test_shares_of_resamples_flip_at_the_corrected_level() -> None:
-    """Of five verdicts, 1 % of the resamples may be on the two sides together."""
+    """Of five verdicts, each has 0.5 % on one side: 2.626 by t(99), and so 2.640 standard deviations of resamples."""
     one = Comparison("share", 0.99, 0.99, 0.99, 0.02, 100, null=0.975, of_resamples=True)
-    assert one.needs(5, holds=False) == "share above 0.9950; it is 0.9900"
-    assert one.needs(5, holds=True) == "share at most 0.9950"
+    assert stats.norm.cdf(2.626 * math.sqrt(100 / 99)) == pytest.approx(0.9959, abs=1e-4)
+    assert one.needs(5, holds=False) == "share above 0.9959; it is 0.9900"
+    assert one.needs(5, holds=True) == "share at most 0.9959"
 
 
 def test_no_verdict_fails_because_too_few_resamples_are_drawn() -> None:
-    """No resample contradicts 51 claims, and the smallest p-value of a resampling is too large for so many."""
-    smallest = bootstrap_p(np.ones(N_RESAMPLES))
+    """No resample contradicts the claims, and the smallest p-value of a resampling is too large for more than 141.
+
+    One in 10,000 is 3.719 standard deviations of resamples, or 3.700 standard errors: p = 0.000354 by t(99).
+    """
+    smallest = bootstrap_p(np.ones(N_RESAMPLES), n=100)
+    assert smallest == pytest.approx(2 * stats.t.sf(3.719 * math.sqrt(99 / 100), 99), rel=1e-3)
 
     def claims(n: int, value: float = 0.5, p: float = smallest) -> list[Claim]:
         return [Claim("a bank", str(i), "", [Comparison("rho", value, 0.4, 0.6, p, 100)]) for i in range(n)]
 
-    assert set(verdicts(claims(50))["verdict"]) == {"holds"}
-    unknown = verdicts(claims(51))
+    assert set(verdicts(claims(141))["verdict"]) == {"holds"}
+    unknown = verdicts(claims(142))
     assert set(unknown["verdict"]) == {"not known"}
-    assert unknown["flips_with"].str.startswith("fewer banks in one study: 51 verdicts").all()
-    assert set(verdicts(claims(51, value=-0.5))["verdict"]) == {"does not hold"}
-    assert set(verdicts(claims(51, p=2 * smallest))["verdict"]) == {"does not hold"}
+    assert unknown["flips_with"].str.startswith("fewer banks in one study, or more inputs: 142 verdicts").all()
+    assert set(verdicts(claims(142, value=-0.5))["verdict"]) == {"does not hold"}
+    assert set(verdicts(claims(142, p=2 * smallest))["verdict"]) == {"does not hold"}

@@ -21,8 +21,9 @@ from masklearn.data import MaskData
 from masklearn.data.batching import Item, evenly_spaced
 from masklearn.data.preview import token_text, token_texts
 from masklearn.density import MaskMeasurements, TopTokens
+from masklearn.density.correlations import mean_true_entropy
 from masklearn.density.curves import densities
-from masklearn.density.measurements import Corpus, mean_true_entropy
+from masklearn.density.measurements import Corpus
 from masklearn.mask_file import MASK_FILE
 from masklearn.training.progress import phase_bars
 
@@ -81,6 +82,7 @@ def measurements(name: str, bank: Evaluated) -> MaskMeasurements:
         lengths=[sum(positions) / len(positions) + 1 for positions in scored],
         group_index=texts.groups,
         source=str(data.source),
+        ablation=bank.ablation.name,
         tokens=[token_text(tokenizer, ids[-2], ids[-1]) for ids in texts.ids],
         true_entropy=[mean_true_entropy(*pair) for pair in zip(context_tokens, scored, strict=True)]
         if language_is_known

@@ -1,11 +1,10 @@
 """How densely a model computes at the tokens of prompts and of answers."""
 
-import numpy as np
 import pandas as pd
 
 from masklearn.density.curves import normalized_densities
 from masklearn.density.measurements import MaskMeasurements
-from masklearn.density.statistics import bootstrap_ci, bootstrap_means, bootstrap_p
+from masklearn.density.statistics import bootstrap_ci, bootstrap_p_values
 
 
 def answer_densities(measured: MaskMeasurements, seed: int) -> pd.DataFrame:
@@ -26,16 +25,16 @@ def answer_densities(measured: MaskMeasurements, seed: int) -> pd.DataFrame:
     ]
     rows = []
     if measured.is_answer:
-        text = np.array([name.split(":")[0] for name in measured.names])
         for kind in measured.sized_kinds:
-            frame = pd.DataFrame({"text": text, "answer": measured.is_answer})
+            frame = pd.DataFrame({"text": measured.texts, "answer": measured.is_answer})
             frame = frame.assign(density=normalized_densities(measured, kind))
             by_text = frame.pivot_table(index="text", columns="answer", values="density").dropna()
             if by_text.shape[1] < 2 or not len(by_text):
                 continue
             prompt, answer = by_text[False].to_numpy(), by_text[True].to_numpy()
-            mean, low, high = bootstrap_ci(answer - prompt, seed)
-            p = bootstrap_p(bootstrap_means((answer - prompt)[None], seed)[:, 0]) if len(prompt) > 1 else np.nan
-            values = [len(prompt), prompt.mean(), answer.mean(), float(mean), float(low), float(high), p]
-            rows.append([measured.name, kind, *values])
+            difference, texts = (answer - prompt)[None], by_text.index.to_numpy()
+            interval = bootstrap_ci(difference, texts, seed)
+            p = bootstrap_p_values(difference, texts, seed)
+            numbers = [float(values[0]) for values in (*interval, p)]
+            rows.append([measured.name, kind, len(prompt), prompt.mean(), answer.mean(), *numbers])
     return pd.DataFrame(rows, columns=columns)

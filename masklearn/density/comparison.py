@@ -16,11 +16,12 @@ from masklearn.density.statistics import (
     MIN_CORRELATION_INPUTS,
     bootstrap_p,
     correlation,
+    count_units,
     inputs_needed,
-    interval,
     partial_rank_correlation,
     rank_bootstrap,
 )
+from masklearn.evaluation.bootstrap import interval
 from masklearn.evaluation.text_report import STRACE_KIND
 
 N_SHUFFLES = 1000
@@ -61,9 +62,9 @@ class BankPair:
 
     one: MaskMeasurements
     other: MaskMeasurements
-    index_of_one: Sequence[int]
+    index_of_one: list[int]
     """Of every shared input, its index in the first bank; of equal texts, the first one's."""
-    index_of_other: Sequence[int]
+    index_of_other: list[int]
 
     @classmethod
     def of(cls, one: MaskMeasurements, other: MaskMeasurements) -> "BankPair":
@@ -71,6 +72,11 @@ class BankPair:
         first, second = ({text: i for i, text in reversed([*enumerate(bank.contexts)])} for bank in (one, other))
         shared = [text for text in dict.fromkeys(one.contexts) if text in second]
         return cls(one, other, [first[text] for text in shared], [second[text] for text in shared])
+
+    @property
+    def texts(self) -> np.ndarray:
+        """For every shared input the name of its text in the first bank, shape (inputs,)."""
+        return self.one.texts[self.index_of_one]
 
     @property
     def kinds(self) -> dict[str, tuple[str, str]]:
@@ -105,25 +111,37 @@ class BankPair:
             if measured.n_curve_sizes < MIN_CURVE_SIZES:
                 return {"n": n, "note": f"not defined: {measured.name} has fewer than {MIN_CURVE_SIZES} sizes"}
         if n < MIN_CORRELATION_INPUTS:
-            counts = [f"{bank.name} has {len(bank.names)} inputs from {bank.source}" for bank in (self.one, self.other)]
-            return {"n": n, "note": f"different inputs ({n} shared): {', '.join(counts)}"}
+            return {"n": n, "note": self._too_few_shared(n)}
         x, y = self.densities(role)
         names = (self.one.name, self.other.name)
-        partial = correlation(x, y, seed, names, list(self.given.values()))
+        partial = correlation(x, y, self.texts, seed, names, list(self.given.values()))
         columns = {"partial": partial.rho, "partial_low": partial.low, "partial_high": partial.high}
         columns |= {"partial_p": partial.p, "partial_note": partial.note, "given": ", ".join(self.given)}
-        return correlation(x, y, seed, names).row() | columns
+        return correlation(x, y, self.texts, seed, names).row() | columns
+
+    def _too_few_shared(self, n: int) -> str:
+        """Say why there is no correlation over n shared inputs: both banks have others, or one has no more."""
+        banks = (self.one, self.other)
+        if all(n < len(set(bank.contexts)) for bank in banks):
+            counts = (f"{bank.name} has {len(bank.names)} inputs from {bank.source}" for bank in banks)
+            return f"different inputs ({n} shared): {', '.join(counts)}"
+        names = f"{self.one.name} and {self.other.name}"
+        return f"not defined: {names} share {n} inputs, {MIN_CORRELATION_INPUTS} are needed"
 
     def excess(self, seed: int) -> dict[str, float]:
         """Return how much more the banks' own densities agree than those of random controls, as columns."""
         given = list(self.given.values())
-        if _CONTROL not in self.kinds or len(self.index_of_one) < inputs_needed(len(given)):
+        if _CONTROL not in self.kinds:
             return {}
         own, control = (np.stack([*self.densities(role), *given]) for role in (_OWN, _CONTROL))
-        resampled = rank_bootstrap(own, seed) - rank_bootstrap(control, seed)
-        low, high = interval(resampled)
+        known = ~np.isnan([own, control]).any((0, 1))
+        if known.sum() < inputs_needed(len(given)):
+            return {}
+        own, control, texts = own[:, known], control[:, known], self.texts[known]
+        resampled, n = rank_bootstrap(own, texts, seed) - rank_bootstrap(control, texts, seed), count_units(texts)
+        low, high = interval(resampled, n)
         columns = {"excess": partial_rank_correlation(own) - partial_rank_correlation(control)}
-        return columns | {"excess_low": float(low), "excess_high": float(high), "excess_p": bootstrap_p(resampled)}
+        return columns | {"excess_low": float(low), "excess_high": float(high), "excess_p": bootstrap_p(resampled, n)}
 
 
 @dataclass(frozen=True)

@@ -4,38 +4,36 @@ import numpy as np
 import pandas as pd
 
 from masklearn.density.measurements import MaskMeasurements
-from masklearn.density.statistics import bootstrap_ci, bootstrap_means, bootstrap_p
+from masklearn.density.statistics import bootstrap_ci, bootstrap_p_values
 
 
 def composition(measured: MaskMeasurements, seed: int) -> pd.DataFrame:
     """Return the share of each part of the model in the subgraphs, relative to that part's share of the whole graph.
 
     A relative share of 1 is expected of uniformly drawn nodes. `excess` is the relative share minus that of the random
-    control's subgraphs, group by group. Means over groups, with bootstrap intervals over them and two-sided p-values
-    against 1 and 0. Banks of edges count edges, those of nodes count nodes.
+    control's subgraphs, group by group. Means over groups, with bootstrap intervals over them (over whole texts where a
+    text has several) and two-sided p-values against 1 and 0. Banks of edges count edges, those of nodes count nodes.
     """
-    frames, control = [], measured.control_kind
+    frames, control, units = [], measured.control_kind, measured.texts_of_groups
     relative_of_control = control and {part: k / w for part, (k, w) in measured.part_shares(control).items()}
     for kind in measured.sized_kinds:
         for part, (share, model_share) in measured.part_shares(kind).items():
             relative = share / model_share
             columns = {"bank": measured.name, "kind": kind, "s": measured.sizes, "fraction": measured.fractions}
             columns |= {"part": part, "share": share.mean(1), "own_share": model_share.mean()}
-            columns |= _mean_columns("relative", relative, 1.0, seed)
+            columns |= _mean_columns("relative", relative, units, 1.0, seed)
             if relative_of_control and kind != control:
                 excess = relative - relative_of_control[part]
                 excess = excess.round(9)  # a mean of equal numbers is not quite that number
-                columns |= _mean_columns("excess", excess, 0.0, seed)
+                columns |= _mean_columns("excess", excess, units, 0.0, seed)
             frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True).rename(columns={"relative_low": "low", "relative_high": "high"})
 
 
-def _mean_columns(name: str, values: np.ndarray, null: float, seed: int) -> dict[str, np.ndarray]:
+def _mean_columns(name: str, values: np.ndarray, units: np.ndarray, null: float, seed: int) -> dict[str, np.ndarray]:
     """Return mean, interval and p-value of values (sizes, groups), each of shape (sizes,)."""
-    mean, low, high = bootstrap_ci(values, seed)
-    p = np.full(len(values), np.nan)
-    if values.shape[1] > 1:
-        p = np.array([bootstrap_p(resampled, null) for resampled in bootstrap_means(values, seed).T])
+    mean, low, high = bootstrap_ci(values, units, seed)
+    p = bootstrap_p_values(values, units, seed, null)
     return {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_p": p}
 
 

@@ -1,11 +1,14 @@
 """Every input's density and properties, their correlations, and the density of every token of a text."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from masklearn.density.curves import MIN_CURVE_SIZES, densities, normalized_densities
 from masklearn.density.measurements import MaskMeasurements
 from masklearn.density.statistics import correlation
+from masklearn.tiny import language
 
 FULL_MODEL_PROPERTIES = ("entropy", "loss", "next_rarity", "last_rarity")
 """Metrics of the full model at every input (see `TextMetrics`)."""
@@ -63,7 +66,7 @@ def density_correlations(measured: MaskMeasurements, inputs: pd.DataFrame, seed:
                 found = {"n": len(y), "note": f"not defined: density needs {MIN_CURVE_SIZES} sizes or more"}
             else:
                 given = {other: inputs[other].to_numpy(float) for other in GIVEN if other != name}
-                found = _plain_and_partial(density, y, given, seed, label)
+                found = _plain_and_partial(density, y, measured.texts, given, seed, label)
             rows.append({"bank": measured.name, "kind": kind, "with": name, **found})
     columns = ["rho", "low", "high", "p", "n", "note"]
     partial = ["partial", "partial_low", "partial_high", "partial_p", "given", "partial_note"]
@@ -71,11 +74,11 @@ def density_correlations(measured: MaskMeasurements, inputs: pd.DataFrame, seed:
 
 
 def _plain_and_partial(
-    density: np.ndarray, y: np.ndarray, given: dict[str, np.ndarray], seed: int, label: str
+    density: np.ndarray, y: np.ndarray, texts: np.ndarray, given: dict[str, np.ndarray], seed: int, label: str
 ) -> dict[str, object]:
     given = varying(given)
-    plain = correlation(density, y, seed, ("density", label))
-    partial = correlation(density, y, seed, ("density", label), list(given.values()))
+    plain = correlation(density, y, texts, seed, ("density", label))
+    partial = correlation(density, y, texts, seed, ("density", label), list(given.values()))
     columns = {"partial": partial.rho, "partial_low": partial.low, "partial_high": partial.high}
     names = {"partial_p": partial.p, "given": ", ".join(given), "partial_note": partial.note}
     return plain.row() | columns | names
@@ -105,3 +108,20 @@ def token_densities(measured: MaskMeasurements) -> pd.DataFrame:
     columns = ["bank", "text", "at", "token", *(["part"] if measured.is_answer else []), "density"]
     columns += ["normalized_density", *kinds.values(), *(f"normalized_{name}" for name in kinds.values())]
     return table.reset_index(drop=True).reindex(columns=columns)
+
+
+def mean_true_entropy(tokens: Sequence[str], scored: Sequence[int]) -> float | None:
+    """Compute the mean entropy of the embedded language at the scored positions of a text, in nats.
+
+    Args:
+        tokens: The text, beginning token first.
+        scored: Scored positions: indices of tokens after which the next token is predicted.
+
+    Returns:
+        None if the text does not belong to the language.
+    """
+    try:
+        entropies = [language.entropy(choice) for choice in language.truth(tokens[1:])]
+        return sum(entropies[position] for position in scored) / len(scored)
+    except (ValueError, IndexError):
+        return None

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from masklearn.density.measurements import REPORTED_NUCLEI, MaskMeasurements
-from masklearn.density.statistics import bootstrap_ci, bootstrap_means, bootstrap_p
+from masklearn.density.statistics import bootstrap_ci, bootstrap_p_values
 
 MIN_CURVE_SIZES = 3
 """Fewest sizes for which an area under a curve is reported."""
@@ -69,10 +69,11 @@ def curve(measured: MaskMeasurements, seed: int) -> pd.DataFrame:
 def rises(measured: MaskMeasurements, seed: int) -> list[int | float]:
     """Return the sizes whose mean TV is above that of the next smaller size, with all of the difference's interval.
 
-    The difference is paired, input by input, and sizes that cannot hold a path are left out. None with a single input.
+    The difference is paired, input by input, and sizes that cannot hold a path are left out. None without intervals.
     """
     first = measured.n_short_sizes
-    _, low, _ = bootstrap_ci(np.diff(measured.values(measured.own_kind, "tv")[first:], axis=0), seed)
+    differences = np.diff(measured.values(measured.own_kind, "tv")[first:], axis=0)
+    _, low, _ = bootstrap_ci(differences, measured.texts, seed)
     return [s for s, least in zip(measured.sizes[first + 1 :], low, strict=True) if least > 0]
 
 
@@ -80,7 +81,7 @@ def _means_by_size(measured: MaskMeasurements, kind: str, metrics: dict[str, np.
     """Return a row per size with mean and interval of every metric, given as (sizes, inputs)."""
     columns = {"bank": measured.name, "kind": kind, "s": measured.sizes, "fraction": measured.fractions}
     for metric, values in metrics.items():
-        mean, low, high = bootstrap_ci(values, seed)
+        mean, low, high = bootstrap_ci(values, measured.texts, seed)
         columns |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
     return pd.DataFrame(columns)
 
@@ -117,24 +118,17 @@ def unigrams(measured: MaskMeasurements, seed: int) -> pd.DataFrame:
     KL is in nats; `top_rarity` is the unigram surprisal of the subgraphs' top token. `excess` is the share minus that
     of the random control's subgraphs, input by input. P-values are against one half and 0.
     """
-    frames, control = [], measured.control_kind
+    frames, control, texts = [], measured.control_kind, measured.texts
     for kind in measured.sized_kinds:
         metrics = {name: measured.values(kind, name) for name in ("unigram_kl", "unigram_tv", "top_rarity")}
         nearer = measured.nearer_to_unigram(kind)
         metrics |= {"full_kl": measured.values(kind, "kl"), "nearer_to_unigram": nearer}
-        p_values = {"nearer_to_unigram_p": _p_values(nearer, 0.5, seed)}
+        p_values = {"nearer_to_unigram_p": bootstrap_p_values(nearer, texts, seed, null=0.5)}
         if control and kind != control:
             metrics["excess"] = nearer - measured.nearer_to_unigram(control)
-            p_values["excess_p"] = _p_values(metrics["excess"], 0.0, seed)
+            p_values["excess_p"] = bootstrap_p_values(metrics["excess"], texts, seed)
         frames.append(_means_by_size(measured, kind, metrics, seed).assign(**p_values))
     return pd.concat(frames, ignore_index=True)
-
-
-def _p_values(values: np.ndarray, null: float, seed: int) -> list[float]:
-    """Return the p-value of the mean over inputs at every size, NaN of a single one: (sizes, inputs) to (sizes,)."""
-    if values.shape[1] < 2:
-        return [float("nan")] * len(values)
-    return [bootstrap_p(resampled, null) for resampled in bootstrap_means(values, seed).T]
 
 
 def unigram_crossover(measurements: Sequence[MaskMeasurements]) -> pd.DataFrame:

@@ -14,11 +14,15 @@ HALF = 0.5
 
 def headline(measurements: Sequence[MaskMeasurements]) -> str:
     """Say which share of the nodes or edges of every bank gives a mean TV of one half, and which of random ones."""
-    known = [measured for measured in measurements if measured.n_curve_sizes >= MIN_CURVE_SIZES]
-    if not known:
+    with_curve = [measured for measured in measurements if measured.n_curve_sizes >= MIN_CURVE_SIZES]
+    if not with_curve:
         return "No density curve: it needs at least three sizes, of edges such as can hold a path."
+    known = [measured for measured in with_curve if measured.is_finite(measured.own_kind)]
+    if not known:
+        return "No density curve: outputs of subgraphs are not finite."
     own = [f"{_percent(measured, measured.own_kind)} of the {measured.unit} of {measured.name}" for measured in known]
-    random = [_percent(measured, measured.control_kind) for measured in known if measured.control_kind]
+    controls = [(measured, measured.control_kind) for measured in known if measured.control_kind]
+    random = [_percent(measured, kind) for measured, kind in controls if measured.is_finite(kind)]
     control = f"; of random subgraphs, {_listed(random)}" if random else ""
     return f"A mean TV distance of {HALF} from the full model takes {_listed(own)}{control}."
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,6 @@ from masklearn.evaluation.per_text import PerTextResults
 from masklearn.evaluation.text_report import PART_COUNTS, STRACE_KIND, WHOLE_PART_COUNTS
 from masklearn.mask_file import Mask
 from masklearn.text_bank import EdgeBank, TextBank
-from masklearn.tiny import language
 
 LEARNED_KIND = "learned"
 """Subgraphs of the learned masks."""
@@ -77,6 +77,8 @@ class MaskMeasurements:
     """For every input, the index of the group whose masks apply to it."""
     source: str
     """Where the texts come from."""
+    ablation: str
+    """The ablation that the subgraphs were measured under, which need not be that of learning."""
     tokens: Sequence[str] = ()
     """Last token of every input, as text."""
     true_entropy: Sequence[float | None] = ()
@@ -89,6 +91,23 @@ class MaskMeasurements:
     """Size of the corpus of the unigram distribution."""
     is_answer: Sequence[bool] = ()
     """Whether every input's scored token is one of an answer, where the texts have prompts and answers."""
+
+    @cached_property
+    def texts(self) -> np.ndarray:
+        """For every input the name of its text, shape (inputs,): inputs of one text are named `<text>:<position>`."""
+        return np.array([name.split(":")[0] for name in self.names])
+
+    @cached_property
+    def texts_of_groups(self) -> np.ndarray:
+        """For every group the name of its text, shape (groups,); its own name where groups are not single inputs."""
+        inputs = np.argsort(self.group_index)
+        are_inputs = len(set(self.group_index)) == len(self.names) == len(self.mask.groups)
+        return self.texts[inputs] if are_inputs else np.array(self.mask.groups)
+
+    @property
+    def resampled(self) -> str:
+        """What bootstraps resample: inputs, or texts if a text has several."""
+        return "text" if len(set(self.texts)) < len(self.names) else "input"
 
     @property
     def unit(self) -> str:
@@ -156,6 +175,10 @@ class MaskMeasurements:
         """Return a metric of one kind of subgraph, mean over random draws, shape (sizes, inputs)."""
         return self.results[kind].texts[metric].mean(0).numpy()
 
+    def is_finite(self, kind: str) -> bool:
+        """Whether the outputs of all subgraphs of a kind are finite; the TV of others is NaN."""
+        return bool(np.isfinite(self.values(kind, "tv")).all())
+
     def full_model(self, metric: str) -> np.ndarray:
         """Return a metric of the full model, shape (inputs,)."""
         return self.results[self.own_kind].texts[metric].numpy()
@@ -198,7 +221,8 @@ class MaskMeasurements:
             "nodes": graph.n_nodes,
             "layers": graph.n_layers,
             "heads a layer": graph.n_heads,
-            "ablation": self.mask.ablation.name,
+            "ablation": self.ablation,
+            "learned under": self.mask.ablation.name,
             "patterns and norms": self.conditions.get("edges", ""),
             "controls keep residuals": self.conditions.get("keep_residual"),
             "scope": self.mask.config.get("model", {}).get("scope", "dataset"),
@@ -261,22 +285,5 @@ class MaskMeasurements:
 def size_text(s: float, unit: str) -> str:
     """A size in words: "8 nodes", or "0.1 % of the edges"."""
     if unit != "nodes":
-        return f"{100 * s:.2g} % of the {unit}"
+        return f"{float(f'{100 * s:.2g}'):g} % of the {unit}"  # 100, not 1e+02
     return f"{s:.0f} node{'' if round(s) == 1 else 's'}"
-
-
-def mean_true_entropy(tokens: Sequence[str], scored: Sequence[int]) -> float | None:
-    """Compute the mean entropy of the embedded language at the scored positions of a text, in nats.
-
-    Args:
-        tokens: The text, beginning token first.
-        scored: Scored positions: indices of tokens after which the next token is predicted.
-
-    Returns:
-        None if the text does not belong to the language.
-    """
-    try:
-        entropies = [language.entropy(choice) for choice in language.truth(tokens[1:])]
-        return sum(entropies[position] for position in scored) / len(scored)
-    except (ValueError, IndexError):
-        return None

@@ -9,7 +9,8 @@ import numpy as np
 
 from masklearn.density.curves import MIN_CURVE_SIZES
 from masklearn.density.measurements import MaskMeasurements
-from masklearn.density.statistics import bootstrap_means, interval
+from masklearn.density.statistics import bootstrap_means, count_units
+from masklearn.evaluation.bootstrap import MIN_UNITS, interval, p_value
 
 MIN_BEND_POINTS = 6
 """Fewest points of a curve, the full model included, for which a bend is reported with an interval."""
@@ -74,31 +75,32 @@ def phases(measured: MaskMeasurements, seed: int) -> list[dict[str, Any]]:
     The phase `head in place` begins at the smallest size at which at least half of the inputs recover the full model's
     top token (the head of its distribution). Refinement begins where the piecewise linear fit to mean TV over
     log10 of the relative size turns from its steepest descent to a flatter segment. `share` is the share of resamples
-    with such a bend, `in_order` that of resamples with one at or after the head, `p` twice the rest (as p-values are
-    two-sided), and `control_s` the size at which the mean curve of the random control bends.
+    with such a bend, `in_order` that of resamples with one at or after the head, `p` the two-sided p-value of the rest,
+    and `control_s` the size at which the mean curve of the random control bends.
 
     Returns:
         Two rows of the table `phases`; none if there are too few sizes for a curve.
     """
     if measured.n_curve_sizes < MIN_CURVE_SIZES:
         return []
-    n, resample = measured.full_size, len(measured.names) > 1
+    n, n_texts = measured.full_size, count_units(measured.texts)
+    resample = n_texts >= MIN_UNITS
     head, head_sizes = _head_in_place(measured, seed if resample else None)
     curve = MeanCurve.of(measured, measured.own_kind)
     fit = curve.fit(curve.tv.mean(1)[None])[0]
     bends = np.array([])
     if resample and len(curve.x) >= MIN_BEND_POINTS:
-        fits = curve.fit(bootstrap_means(curve.tv, seed))
+        fits = curve.fit(bootstrap_means(curve.tv, measured.texts, seed))
         bends = np.array([np.nan if one.refinement is None else n * 10**one.refinement for one in fits])
     bent = bends[~np.isnan(bends)]
     in_order = head_sizes <= bends * (1 + 1e-9) if len(bends) else bends
     refinement = {
         "what": "refinement begins",
         "s": None if fit.refinement is None else n * 10**fit.refinement,
-        **_interval(bent if len(bent) * 2 >= len(bends) else np.array([])),
+        **_interval(bent if len(bent) * 2 >= len(bends) else np.array([]), n_texts),
         "share": len(bent) / len(bends) if len(bends) else None,
         "in_order": float(in_order.mean()) if len(bends) else None,
-        "p": _two_sided(~in_order) if len(bends) else None,
+        "p": p_value(int((~in_order).sum()), len(bends), n_texts) if len(bends) else None,
         "control_s": _control_bend(measured),
     }
     rows, slopes = [head, refinement], "; ".join(f"{slope:.2f}" for slope in fit.slopes)
@@ -148,19 +150,15 @@ def _head_in_place(measured: MaskMeasurements, seed: int | None) -> tuple[dict[s
         reached = np.pad(means >= 0.5, ((0, 0), (0, 1)), constant_values=True)
         return sizes[reached.argmax(1)].astype(float)
 
-    resampled = np.array([]) if seed is None else head_sizes(bootstrap_means(top_token, seed))
+    resampled = np.array([]) if seed is None else head_sizes(bootstrap_means(top_token, measured.texts, seed))
     size = head_sizes(top_token.mean(1)[None])[0]
-    return {"what": "head in place", "s": size, **_interval(resampled), "share": None}, resampled
+    ends = _interval(resampled, count_units(measured.texts))
+    return {"what": "head in place", "s": size, **ends, "share": None}, resampled
 
 
-def _two_sided(failed: np.ndarray) -> float:
-    """Return the p-value of a claim that fails in some resamples."""
-    return float(min(1.0, 2 * (failed.sum() + 1) / (len(failed) + 1)))
-
-
-def _interval(resampled: np.ndarray) -> dict[str, float | None]:
-    """Return the 95 % percentile interval; None at both ends if there are no resamples."""
+def _interval(resampled: np.ndarray, n: int) -> dict[str, float | None]:
+    """Return the 95 % interval over n texts; None at both ends if there are no resamples."""
     if not len(resampled):
         return {"low": None, "high": None}
-    low, high = interval(resampled)
+    low, high = interval(resampled, n)
     return {"low": float(low), "high": float(high)}

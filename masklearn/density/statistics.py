@@ -1,19 +1,21 @@
-"""Bootstrap intervals and permutation p-values over inputs; every random draw has a seed."""
+"""Bootstrap intervals and p-values over texts, and permutation p-values over inputs; every random draw has a seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 from scipy.linalg import pinv
 
-N_RESAMPLES = 2000
-"""Bootstrap resamples of the inputs; the smallest two-sided p-value is 2 / (N_RESAMPLES + 1)."""
+from masklearn.evaluation.bootstrap import interval, p_value, resampled_counts
+
+N_RESAMPLES = 9999
+"""Bootstrap resamples; the smallest two-sided p-value is above 2 / (N_RESAMPLES + 1), the more so the fewer texts."""
 N_PERMUTATIONS = 9999
 """Permutations of a p-value; the smallest two-sided p-value is 2 / (N_PERMUTATIONS + 1)."""
-CONFIDENCE = 0.95
-"""Level of every interval."""
+ROUNDING = 1e-9
+"""Differences up to which a resample is equal to a value, and so on both sides of it."""
 RESAMPLE_BATCH = 100
 """Resamples held in memory at a time."""
 MIN_CORRELATION_INPUTS = 4
@@ -22,51 +24,57 @@ MIN_PARTIAL_INPUTS, INPUTS_PER_GIVEN = 10, 3
 """Fewest inputs of a partial correlation: so many, and so many more for each variable that is partialled out."""
 
 
-def bootstrap_ci(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute means over inputs and their 95 % percentile bootstrap interval.
+def count_units(units: np.ndarray) -> int:
+    """Count the different units, of which each input names its own."""
+    return len(set(units.tolist()))
+
+
+def bootstrap_ci(values: np.ndarray, units: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute means over inputs and their 95 % bootstrap interval, see `bootstrap.interval`.
 
     Args:
         values: Shape (..., inputs).
-        seed: Seed of the resamples; all leading positions use the same resampled inputs.
+        units: What is resampled: for every input the name of its text, shape (inputs,).
+        seed: Seed of the resamples; all leading positions use the same resampled units.
 
     Returns:
-        Mean, lower and upper end, each of shape (...). The ends are NaN if there is a single input.
+        Mean, lower and upper end, each of shape (...). The ends are NaN if there are too few units.
     """
-    mean, n = values.mean(-1), values.shape[-1]
-    if n < 2:
-        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    resampled = bootstrap_means(values.reshape(-1, n), seed)
-    low, high = interval(resampled)
+    mean = values.mean(-1)
+    resampled = bootstrap_means(values.reshape(-1, values.shape[-1]), units, seed)
+    low, high = interval(resampled, count_units(units))
     return mean, low.reshape(mean.shape), high.reshape(mean.shape)
 
 
-def interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the lower and upper end of the 95 % percentile interval: (resamples, ...) to (...) each."""
-    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
-    return low, high
+def bootstrap_means(values: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:
+    """Compute the mean over inputs in every bootstrap resample of units: (sizes, inputs) to (resamples, sizes)."""
+    counts = resampled_inputs(units, seed)
+    return counts @ values.T / counts.sum(1, keepdims=True)
 
 
-def bootstrap_means(values: np.ndarray, seed: int) -> np.ndarray:
-    """Compute the mean over inputs in every bootstrap resample: (sizes, inputs) to (resamples, sizes)."""
-    n = values.shape[-1]
-    return resampled_counts(n, seed, N_RESAMPLES) @ values.T / n
+def resampled_inputs(units: np.ndarray, seed: int) -> np.ndarray:
+    """Draw how often each input is in every resample of whole units, shape (resamples, inputs)."""
+    index, names = pd.factorize(units)
+    return resampled_counts(len(names), seed, N_RESAMPLES)[:, index]
 
 
-@lru_cache(maxsize=8)
-def resampled_counts(n: int, seed: int, n_resamples: int) -> np.ndarray:
-    """Draw how often each of n inputs is in every bootstrap resample, shape (resamples, inputs)."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
+def bootstrap_p(resampled: np.ndarray, n: int, null: float = 0.0) -> float:
+    """Compute the two-sided bootstrap p-value of a statistic of n units, shape (resamples,), against a value."""
+    difference = resampled - null
+    tails = (difference <= ROUNDING).sum(), (difference >= -ROUNDING).sum()
+    return p_value(int(min(tails)), len(resampled), n)
 
 
-def bootstrap_p(resampled: np.ndarray, null: float = 0.0) -> float:
-    """Compute the two-sided bootstrap p-value of a statistic, shape (resamples,), against a value."""
-    tail = min((resampled <= null).sum(), (resampled >= null).sum())
-    return float(min(1.0, 2 * (tail + 1) / (len(resampled) + 1)))
+def bootstrap_p_values(values: np.ndarray, units: np.ndarray, seed: int, null: float = 0.0) -> np.ndarray:
+    """Compute the p-values of means over inputs against a value: (sizes, inputs) to (sizes,)."""
+    n = count_units(units)
+    return np.array([bootstrap_p(resampled, n, null) for resampled in bootstrap_means(values, units, seed).T])
 
 
-def is_smallest_p(p: float) -> bool:
-    """Whether no resample, or no permutation, was on the other side, so that only more of them could lower p."""
-    return any(np.isclose(p, 2 / (n + 1), rtol=1e-6) for n in (N_RESAMPLES, N_PERMUTATIONS))
+def is_smallest_p(p: float, n: int) -> bool:
+    """Whether no resample of n units, or no permutation, was on the other side, so that only more could lower p."""
+    smallest = p_value(0, N_RESAMPLES, n), 2 / (N_PERMUTATIONS + 1)
+    return any(np.isclose(p, each, rtol=1e-6) for each in smallest)
 
 
 def inputs_needed(n_given: int) -> int:
@@ -76,7 +84,10 @@ def inputs_needed(n_given: int) -> int:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation; all numbers but `n` are None where it is undefined."""
+    """Spearman's rank correlation; all numbers but `n` are None where it is undefined.
+
+    With too few texts for a bootstrap there is no interval; and no p-value if texts have several inputs.
+    """
 
     n: int
     """Inputs that have both values."""
@@ -86,7 +97,7 @@ class Correlation:
     high: float | None = None
     """Upper end of the bootstrap interval of rho."""
     p: float | None = None
-    """Two-sided permutation p-value."""
+    """Two-sided p-value."""
     note: str = ""
     """Why the correlation is undefined."""
 
@@ -96,23 +107,26 @@ class Correlation:
 
 
 def correlation(
-    x: np.ndarray, y: np.ndarray, seed: int, labels: tuple[str, str] = ("one", "the other"),
+    x: np.ndarray, y: np.ndarray, units: np.ndarray, seed: int, labels: tuple[str, str] = ("one", "the other"),
     given: Sequence[np.ndarray] = (),
 ) -> Correlation:  # fmt: skip
-    """Compute Spearman's correlation with its bootstrap interval and permutation p-value; partial if asked for.
+    """Compute Spearman's correlation with its bootstrap interval and its p-value; partial if asked for.
 
     The partial correlation is that of the residuals of the ranks of x and y after a linear fit to the ranks of the
-    given variables. Its p-value comes from permutations of these residuals, each fitted again (Freedman and Lane 1983):
-    a permuted residual correlates with the given variables by chance, unlike those of x and y.
+    given variables. The p-value comes from permutations of these residuals, each fitted again (Freedman and Lane 1983):
+    a permuted residual correlates with the given variables by chance, unlike those of x and y. Inputs of one text are
+    alike, so that they cannot be permuted: where texts have several, the p-value is that of the bootstrap.
 
     Args:
         x, y: One value for each input, shape (inputs,). Inputs with a NaN in any variable are left out.
+        units: What the bootstrap resamples: for every input the name of its text, shape (inputs,).
         seed: Seed of resamples and permutations.
         labels: Names of x and y in the note of an undefined correlation.
         given: Variables that are partialled out, shape (inputs,) each.
     """
     values = np.stack([x, y, *given]).astype(float)
-    values = values[:, ~np.isnan(values).any(0)]
+    known = ~np.isnan(values).any(0)
+    values, units = values[:, known], units[known]
     n, needed = values.shape[1], inputs_needed(len(given))
     if n < needed:
         of_all = "have both values" if not given else "have all values"
@@ -124,14 +138,20 @@ def correlation(
     ranks_given = _centred_ranks(values[2:])
     if min(np.abs(one).max(), np.abs(other).max()) < 1e-6:
         return Correlation(n, note=f"not defined: what is given determines {labels[0]} or {labels[1]}")
-    rho = partial_rank_correlation(values)
-    low, high = interval(rank_bootstrap(values, seed))
-    p = stats.permutation_test(
-        (one, other), lambda x, y, axis: _pearson(_residuals(x, ranks_given), _residuals(y, ranks_given), axis),
+    resampled, n_units = rank_bootstrap(values, units, seed), count_units(units)
+    p = bootstrap_p(resampled, n_units) if n_units < n else _permutation_p(one, other, ranks_given, seed)
+    low, high, p = (None if np.isnan(x) else float(x) for x in (*interval(resampled, n_units), p))
+    return Correlation(n, partial_rank_correlation(values), low, high, p)
+
+
+def _permutation_p(one: np.ndarray, other: np.ndarray, given: np.ndarray, seed: int) -> float:
+    """Compute the p-value of the correlation of two residuals of ranks, given those of other variables."""
+    found = stats.permutation_test(
+        (one, other), lambda x, y, axis: _pearson(_residuals(x, given), _residuals(y, given), axis),
         permutation_type="pairings", vectorized=True, n_resamples=N_PERMUTATIONS,
         batch=RESAMPLE_BATCH, rng=np.random.default_rng(seed),
-    ).pvalue  # fmt: skip
-    return Correlation(n, rho, float(low), float(high), float(p))
+    )  # fmt: skip
+    return float(found.pvalue)
 
 
 def partial_rank_correlation(values: np.ndarray) -> float:
@@ -157,24 +177,26 @@ def _residuals(values: np.ndarray, given: np.ndarray) -> np.ndarray:
     return values - values @ pinv(given) @ given
 
 
-def rank_bootstrap(values: np.ndarray, seed: int) -> np.ndarray:
+def rank_bootstrap(values: np.ndarray, units: np.ndarray, seed: int) -> np.ndarray:
     """Compute the rank correlation of two variables in bootstrap resamples, given the others.
 
-    Equal inputs and seeds draw the same resamples, so that two correlations over the same inputs can be subtracted.
+    Equal units and seeds draw the same resamples, so that two correlations over the same inputs can be subtracted.
 
     Args:
         values: The two variables, and those that are partialled out; no NaN. Shape (variables, inputs).
+        units: What is resampled: for every input the name of its text, shape (inputs,).
         seed: Seed of the resamples.
 
     Returns:
         Shape (resamples,); 0 where a variable is constant in a resample, or is determined by those given.
     """
     batches = []
-    all_counts = resampled_counts(values.shape[1], seed, N_RESAMPLES)
+    all_counts = resampled_inputs(units, seed)
     for begin in range(0, len(all_counts), RESAMPLE_BATCH):
         counts = all_counts[begin : begin + RESAMPLE_BATCH]
         ranks = np.stack([_weighted_ranks(row, counts) for row in values], axis=1)  # (resamples, variables, inputs)
-        centred = ranks - (ranks * counts[:, None]).sum(-1, keepdims=True) / values.shape[1]
+        n_inputs = counts.sum(-1)[:, None, None]
+        centred = ranks - (ranks * counts[:, None]).sum(-1, keepdims=True) / n_inputs
         cross = (centred * counts[:, None]) @ centred.transpose(0, 2, 1)
         batches.append(_partial(cross))
     return np.concatenate(batches)

@@ -11,7 +11,9 @@ from masklearn.density.answers import answer_densities
 from masklearn.density.findings import findings
 from masklearn.density.measurements import LEARNED_KIND, MaskMeasurements, TopTokens, size_text
 from masklearn.density.phases import phases
+from masklearn.density.statistics import count_units
 from masklearn.density.tables import Tables, concat_tables, select_rows
+from masklearn.evaluation.bootstrap import too_few
 
 MAX_PAIR_NOTES = 3
 """Pairs of banks over different inputs that get a note each; the others are counted."""
@@ -133,6 +135,8 @@ def _bank_notes(measured: MaskMeasurements, seed: int) -> list[str]:
         )
     if len(measured.names) == 1:
         notes.append(f"{measured.name} has a single input: no intervals and no correlations")
+    elif few := too_few(count_units(measured.texts), measured.resampled):
+        notes.append(f"{measured.name} has no intervals: {few}")
     return notes
 
 

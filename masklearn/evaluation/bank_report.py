@@ -1,5 +1,6 @@
 """The report on a bank: metrics of every size and of its baselines, as the content of `metrics.json`."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -141,14 +142,17 @@ def _int_if_whole(mean: Tensor) -> int | float:
     return int(value) if value.is_integer() else value
 
 
-def mean_std(rows: list[Row]) -> dict[str, float]:
-    """Mean and standard deviation over random subgraphs of the same size; of a single subgraph, its own metrics."""
+def mean_std(rows: list[Row]) -> dict[str, float | None]:
+    """Mean and standard deviation over random subgraphs of the same size; of a single subgraph, its own metrics.
+
+    Both are None if the metric of a subgraph is.
+    """
     if len(rows) == 1:
         return {name: rows[0][name] for name in CONTROL_METRICS}
-    columns = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in CONTROL_METRICS}
-    statistics: dict[str, float] = {"n": len(rows)}
-    for name, values in columns.items():
-        statistics |= {f"{name}_mean": float(values.mean()), f"{name}_std": float(values.std())}
+    statistics: dict[str, float | None] = {"n": len(rows)}
+    for name in CONTROL_METRICS:
+        values = torch.tensor([math.nan if row[name] is None else row[name] for row in rows], dtype=torch.float64)
+        statistics |= nan_to_none({f"{name}_mean": float(values.mean()), f"{name}_std": float(values.std())})
     return statistics
 
 

@@ -179,9 +179,9 @@ def top_tokens(masked_lm: MaskedLM, batch: Batch, masks: Tensor, k: int) -> tupl
 
 
 def nan_to_none(value: Any) -> Any:
-    """A value with None in place of every NaN in its lists and dictionaries, since JSON has no NaN."""
+    """A value with None in place of every NaN and infinity in its lists and dictionaries, since JSON has neither."""
     if isinstance(value, dict):
         return {key: nan_to_none(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [nan_to_none(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -37,7 +37,9 @@ def _metric(name: str, row: Row) -> str:
 
 def _control(name: str, row: Row) -> str:
     control = row["controls"][name]
-    return "{kl_mean:.2f} ± {kl_std:.2f}".format(**control) if "n" in control else f"{control['kl']:.3f}"
+    if "n" not in control:
+        return _number(control["kl"])
+    return "-" if control["kl_mean"] is None else "{kl_mean:.2f} ± {kl_std:.2f}".format(**control)
 
 
 def table(rows: list[Row]) -> list[list[str]]:
@@ -47,15 +49,15 @@ def table(rows: list[Row]) -> list[list[str]]:
         "of all": lambda r: f"{r['fraction']:.0%}",
         "heads": lambda r: f"{r['heads']:.3g}",
         "mlps": lambda r: f"{r['mlps']:.3g}",
-        "KL": lambda r: f"{r['kl']:.3f}",
+        "KL": partial(_metric, "kl"),
         **{f"{name} KL": partial(_control, name) for name in rows[0]["controls"]},
-        "TV": lambda r: f"{r['tv']:.3f}",
-        "JS": lambda r: f"{r['js']:.3f}",
+        "TV": partial(_metric, "tv"),
+        "JS": partial(_metric, "js"),
         "top-1": lambda r: f"{r['top1']:.1%}",
         "nucleus": lambda r: f"{r['nucleus_median']:.0f}%",
         **{title: partial(_metric, name) for name, title in ANSWER_COLUMNS.items() if name in rows[0]},
-        "CE": lambda r: _number(r["cross_entropy"]),
-        "full CE": lambda r: _number(r["full_cross_entropy"]),
+        "CE": partial(_metric, "cross_entropy"),
+        "full CE": partial(_metric, "full_cross_entropy"),
     }
     return [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]
 

@@ -231,7 +231,7 @@ def describe_texts(bank: TextBank, measured: MeasuredBank, data: dict[str, Any])
         measured: What was measured of its texts.
         data: Settings of the texts.
     """
-    kl, tv = measured.by_group.transpose(1, 2).tolist()
+    kl, tv = nan_to_none(measured.by_group.transpose(1, 2).tolist())
     return {
         "graph": bank.unit,
         "method": bank.method,

@@ -17,8 +17,9 @@ from masklearn.selection.baselines import matched_masks
 
 N_RANDOM = 10
 """Random subgraphs with as many heads and MLPs, for comparison."""
-OWN, TEXTS, RUN, LENGTH, CHECKPOINT = "own texts", "texts", "run", "length", "checkpoint"
-"""What differs from the run: nothing, the texts, the texts and their run, the length, or the model's weights."""
+OWN, GROUP, TEXTS, RUN, LENGTH, CHECKPOINT = "own texts", "group", "texts", "run", "length", "checkpoint"
+"""What differs from the run: nothing, the group of the texts, the texts, the texts and their run, the length, or the
+model's weights."""
 Table = list[dict[str, Any]]
 """Rows of a table, by column."""
 
@@ -135,7 +136,7 @@ def _within(bench: Bench, group: int) -> Table:
     rows = transfer_rows(bench, group, OWN, bench.mask.groups[group], bench.texts(group))
     for other, name in enumerate(bench.mask.groups):
         if other != group:
-            rows += transfer_rows(bench, group, TEXTS, name, bench.texts(other))
+            rows += transfer_rows(bench, group, GROUP, name, bench.texts(other))
     for name, texts in length_texts(bench, group).items():
         rows += transfer_rows(bench, group, LENGTH, name, texts)
     return rows
@@ -163,9 +164,7 @@ def _matrix_rows(run: str, table: Table) -> Iterator[dict[str, Any]]:
     groups = list(dict.fromkeys(row["group"] for row in table))
     for row in table:
         mask = run_texts(run, row["group"], groups)
-        texts = {OWN: mask, RUN: row["name"]}.get(row["what"])
-        if row["what"] == TEXTS and row["name"] in groups:
-            texts = run_texts(run, row["name"], groups)
+        texts = {OWN: mask, GROUP: run_texts(run, row["name"], groups), RUN: row["name"]}.get(row["what"])
         if texts is not None:
             kl = {name: row[name] for name in ("kl", "random_kl", "recovered")}
             yield {"mask": mask, "s": row["s"], "texts": texts, "n_texts": row["texts"], **kl}

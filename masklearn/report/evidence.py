@@ -53,7 +53,8 @@ SECTIONS = {
     "transfer": (
         "Transfer",
         "KL of the masks on other texts, lengths and checkpoints, in nats, beside that of random masks with as many "
-        "heads and MLPs. recovered: 1 minus their ratio.",
+        "heads and MLPs. what: what differs from the run; group stands for the run's texts of another group, texts for "
+        "those of --plan.transfer, run for those of another run. recovered: 1 minus the ratio of the KLs.",
     ),
 }
 """Title and explanation of every table."""

@@ -33,7 +33,8 @@ KIND_DEFINITIONS = {
     "norm": "The nodes with the largest share of the L1 norm of all contributions that are added to the residual "
     "stream at the same point, averaged over tokens. This is a node-level analogue of the edge importance of s-Trace, "
     "not the score of the paper, which ranks edges. Of positions: the share at the position's own token.",
-    "band, low, high": "95 % percentile interval of 2,000 bootstrap resamples of the inputs.",
+    "band, low, high": "95 % interval of 9,999 bootstrap resamples of the inputs, or of whole texts where these have "
+    "several inputs: percentiles, expanded to what Student's t distribution says of so few. None with fewer than 10.",
 }
 """Kinds of subgraphs, and their intervals."""
 TOO_FEW_SIZES = "No figure: curves, densities and phases need at least three sizes."
@@ -112,8 +113,9 @@ PAGE_SECTIONS = (
             "token to the output in half of the texts.",
             "partial": "The rank correlation of what ranks of entropy, both rarities and context length leave of the "
             "two, as far as these vary (`given`).",
-            "rank correlation (rho)": "Spearman's rank correlation over inputs, with the 95 % percentile interval of "
-            "2,000 bootstrap resamples and a two-sided p-value from 9,999 permutations (0.0002 at the least).",
+            "rank correlation (rho)": "Spearman's rank correlation over inputs, with its 95 % bootstrap interval and a "
+            "two-sided p-value from 9,999 permutations (0.0002 at the least), or from the bootstrap where texts have "
+            "several inputs, since these are alike.",
             "entropy": "Entropy of the full model's next-token distribution, in nats.",
             "loss": "Negative log-probability of the next token of the text under the full model, in nats.",
             "rarity": "Negative log-probability of a token in the unigram distribution of the texts, in nats: of the "

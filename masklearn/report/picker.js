@@ -29,8 +29,9 @@ if (source) {
       const row = document.createElement("tr");
       [one.top[size], full].forEach((top) => {
         const [token, p] = [document.createElement("td"), document.createElement("td")];
-        token.append(Object.assign(document.createElement("code"), { textContent: visible(bank.tokens[top[i]]) }));
-        p.textContent = (top[i + 1] / 1000).toFixed(2);
+        const known = top[i + 1] !== null; // a subgraph's output may have no finite probabilities
+        token.append(Object.assign(document.createElement("code"), { textContent: known ? visible(bank.tokens[top[i]]) : "-" }));
+        p.textContent = known ? (top[i + 1] / 1000).toFixed(2) : "-";
         p.style.setProperty("--share", top[i + 1] / 1000);
         row.append(token, p);
       });
@@ -55,7 +56,7 @@ if (source) {
     const heads = kept.filter((isKept, node) => isKept && node % (bank.heads + 1) < bank.heads).length;
     const mlps = kept.filter(Boolean).length - heads;
     const density = one.density === null ? "" : `Density ${one.density}. `;
-    put(".picked-numbers", `${density}${bank.kind}, ${count} ${bank.unit}${parts}: ${heads} heads, ${mlps} MLPs; TV from the full model ${whole ? 0 : one.tv[size]}.`);
+    put(".picked-numbers", `${density}${bank.kind}, ${count} ${bank.unit}${parts}: ${heads} heads, ${mlps} MLPs; TV from the full model ${whole ? 0 : one.tv[size] ?? "-"}.`);
     put(".picked-name", `${bank.name}, input ${one.name}`);
     put(".picked-nodes", { nodes: "Nodes kept", edges: "Nodes with an edge on a path to the output", positions: "Nodes kept at some token" }[bank.unit]);
     drawMap(bank, kept);

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ def picker_json(study: Study) -> str:
     """Return the data as JSON that is safe inside a script element.
 
     Masks are packed to a bit for every node and size; tokens are numbers in a list of all tokens, with probabilities in
-    thousandths.
+    thousandths. Numbers that are not known are null.
     """
     banks = [
         _bank(measured, study.pickable[measured.name])
@@ -41,15 +42,15 @@ def _bank(measured: MaskMeasurements, shown: list[TopTokens]) -> dict[str, Any]:
         i = index[one.name]
         kept = masks[:, measured.group_index[i] if masks.shape[1] > 1 else 0]
         top = [
-            [value for token, p in tokens for value in (number.setdefault(token, len(number)), round(1000 * p))]
+            [value for token, p in tokens for value in (number.setdefault(token, len(number)), _thousandths(p))]
             for tokens in one.tokens[kind]
         ]
         inputs.append(
             {
                 "name": one.name,
                 "text": one.text,
-                "density": None if np.isnan(density[i]) else round(float(density[i]), 3),
-                "tv": [round(float(value), 3) for value in tv[:, i]],
+                "density": _rounded(density[i]),
+                "tv": [_rounded(value) for value in tv[:, i]],
                 "kept": base64.b64encode(np.packbits(kept).tobytes()).decode(),
                 "top": top,
                 **more,
@@ -68,6 +69,14 @@ def _bank(measured: MaskMeasurements, shown: list[TopTokens]) -> dict[str, Any]:
         "tokens": list(number),
         "inputs": inputs,
     }
+
+
+def _rounded(value: float) -> float | None:
+    return round(float(value), 3) if math.isfinite(value) else None
+
+
+def _thousandths(p: float) -> int | None:
+    return round(1000 * p) if math.isfinite(p) else None
 
 
 def _of_texts(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 
@@ -115,7 +116,7 @@ def draw_curves(figure: FigureBase, rows: Sequence[dict[str, Any]], own: str = "
     for axes, metric in zip(panels, ("kl", "tv"), strict=True):
         _draw_curve(axes, rows, metric, own)
     panels[0].set_ylabel("KL from the full model\n(nats per token, log)")
-    nats_axis(panels[0], [row["kl"] for row in rows])
+    nats_axis(panels[0], _numbers([row["kl"] for row in rows]))
     panels[1].set_ylabel("TV distance from the full model")
     panels[1].set_ylim(0, 1.02)
     legend_below(figure, panels[0], 3)
@@ -125,12 +126,17 @@ def _draw_curve(axes: Axes, rows: Sequence[dict[str, Any]], metric: str, own: st
     fractions = [row["fraction"] for row in rows]
     for name in rows[0]["controls"]:
         controls = [row["controls"][name] for row in rows]
-        mean = [control.get(f"{metric}_mean", control.get(metric)) for control in controls]
-        std = [control.get(f"{metric}_std", 0.0) for control in controls]
-        low = [max(MIN_PLOTTED_KL / 10, m - s) for m, s in zip(mean, std, strict=True)]  # a log axis has no 0
-        high = [min(m + s, math.inf if metric == "kl" else 1.0) for m, s in zip(mean, std, strict=True)]
+        mean = _numbers([control.get(f"{metric}_mean", control.get(metric)) for control in controls])
+        std = _numbers([control.get(f"{metric}_std", 0.0) for control in controls])
+        low = np.maximum(MIN_PLOTTED_KL / 10, mean - std)  # a log axis has no 0
+        high = np.minimum(mean + std, math.inf if metric == "kl" else 1.0)
         style, n = line_style(name), controls[0].get("n")
         axes.fill_between(fractions, low, high, color=style["color"], alpha=0.25, linewidth=0)
         axes.plot(fractions, mean, label=f"{name} (mean ± sd of {n})" if n else name, **style)
-    axes.plot(fractions, [row[metric] for row in rows], label=own, **line_style(own))
+    axes.plot(fractions, _numbers([row[metric] for row in rows]), label=own, **line_style(own))
     size_axis(axes, min(fractions), next((unit for unit in ("edges", "positions") if unit in rows[0]), "nodes"))
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    """Return results as an array: NaN, which lines leave out, in place of those that are not finite."""
+    return np.array(values, dtype=float)

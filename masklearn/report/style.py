@@ -1,5 +1,6 @@
 """One style for every figure: legible at the width of a journal column, in colours that the colour-blind tell apart."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -137,9 +138,10 @@ def size_axis(axes: Axes, smallest: float, unit: str = "nodes") -> None:
 
 
 def nats_axis(axes: Axes, values: Iterable[float]) -> None:
-    """Make y a log axis of KL in nats that starts at the smallest value, but not below `MIN_PLOTTED_KL`."""
+    """Make y a log axis of KL in nats that starts at the smallest finite value, but not below `MIN_PLOTTED_KL`."""
+    smallest = min(filter(math.isfinite, values), default=MIN_PLOTTED_KL)
     axes.set_yscale("log")
-    axes.set_ylim(bottom=max(MIN_PLOTTED_KL, min(values)) / 1.5)
+    axes.set_ylim(bottom=max(MIN_PLOTTED_KL, smallest) / 1.5)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 

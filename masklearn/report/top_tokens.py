@@ -1,5 +1,6 @@
 """Figures of one input: its subgraphs as maps, and the next tokens that they predict."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from matplotlib.axes import Axes
@@ -48,7 +49,10 @@ def _token_figure(shown: TopTokens) -> Figure:
 
 
 def _draw_tokens(axes: Axes, columns: Sequence[Sequence[tuple[str, float]]], expected: set[str]) -> None:
-    """Draw tokens with bars as long as their probability, blue for tokens that the full model expects too."""
+    """Draw tokens with bars as long as their probability, blue for tokens that the full model expects too.
+
+    A dash stands for what a subgraph predicts whose output is not finite.
+    """
     axes.set_xlim(0, len(columns))
     axes.set_ylim(len(columns[0]) - 0.4, -0.6)
     axes.set_xticks([])
@@ -56,6 +60,9 @@ def _draw_tokens(axes: Axes, columns: Sequence[Sequence[tuple[str, float]]], exp
     axes.spines[:].set_visible(False)
     for x, tokens in enumerate(columns):
         for y, (token, p) in enumerate(tokens):
+            if not math.isfinite(p):
+                axes.text(x + 0.06, y, "-", va="center", fontsize=SMALL_FONT)
+                continue
             color = BLUE if token in expected else GREY
             axes.barh(y, 0.94 * p, left=x + 0.03, height=0.86, color=color, alpha=0.35)
             axes.text(x + 0.06, y, drawable(token, 9), va="center", fontsize=SMALL_FONT, clip_on=True)
