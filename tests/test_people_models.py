@@ -142,7 +142,7 @@ def test_the_folder_of_an_adapter_is_a_model(tokens: Tensor, tmp_path: Path, mon
     assert loaded.name_or_path == str(tmp_path / "adapter")
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     monkeypatch.setattr("masklearn.models.adapters.find_spec", lambda name: None)
-    assert "masklearn[peft]" in refused(lambda: ml.load_lm(str(tmp_path / "adapter")))
+    assert "pip install peft" in refused(lambda: ml.load_lm(str(tmp_path / "adapter")))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
