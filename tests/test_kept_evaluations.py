@@ -14,7 +14,7 @@ from masklearn.cli.run_folder import EVALUATED_FOLDER
 from masklearn.data import MaskData
 from masklearn.evaluation import MeasuredBank, PerTextResults
 
-RUN = ["--data.limit", "4", "--model.scope", "input", "--trainer.logger", "false", "--model.sizes"]
+RUN = ["--data.limit", "2", "--model.scope", "input", "--trainer.logger", "false", "--model.sizes"]
 NODES = [*RUN, "[3, 9]", "--model.steps", "2", "--model.polish", "0"]
 EDGES = [*RUN, "[0.1, 0.5]", "--model.graph", "edges", "--model.method", "s-trace", "--data.positions", "last"]
 
