@@ -121,6 +121,12 @@ def row(group: str, s: int, what: str, name: str, kl: float) -> dict[str, Any]:
     return {"group": group, "s": s, "what": what, "name": name, "texts": 3, **of_kl}
 
 
+def matrix_of(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
+    """The written matrix by mask and texts."""
+    with (folder / "tables" / "transfer_matrix.csv").open() as file:
+        return {(row["mask"], row["texts"]): row for row in csv.DictReader(file)}
+
+
 def test_the_matrix_compares_with_the_mask_of_the_texts_by_hand() -> None:
     tables = {
         "a": [row("dataset", 2, "own texts", "dataset", 1.0), row("dataset", 2, "run", "b: x", 3.0),
@@ -174,34 +180,29 @@ def test_several_runs_are_crossed(
     masks = [saved(tmp_path / "one", bank, 1), saved(tmp_path / "two", grouped, 1, path=str(path))]
     command = ["--evidence", "true", "--out", str(tmp_path / "out"), *QUICK, "--track", "false"]
     parts = ["--plan.transfer", f"[{path}]", "--plan.parts", "[transfer]"]
-    assert evaluate(["--mask", *masks, *command, *parts]) == 0
-    assert loaded == ["embedded"]
+    assert evaluate(["--mask", *masks, *command, *parts]) == 0 and loaded == ["embedded"]
     printed = capsys.readouterr().out
     assert "KL on the texts of every run" in printed and f"Written: {tmp_path / 'out' / MATRIX_PAGE}, " in printed
     assert re.search(r"Expected time: .* \(transfer [^,]*\)\n", printed)
     kept = {path.stem.split("-")[0] for path in (tmp_path / "out").glob("*/parts/*")}
-    assert kept == {"transfer"}
-    assert not [*(tmp_path / "out").glob("*/rediscovered/*")]
+    assert kept == {"transfer"} and not [*(tmp_path / "out").glob("*/rediscovered/*")]
     found = json.loads((tmp_path / "out" / "one" / "evidence.json").read_text())
     verdicts = {row["claim"]: (row["verdict"], row["measured"]) for row in found["tables"]["verdicts"]}
     assert list(verdicts) == list(CLAIMS)
     assert {*verdicts.values()} == {("not tested", "left out by --plan.parts")}
     assert "Controls: left out by --plan.parts" in found["not_tested"]
     assert not found["tables"]["controls"]
-    with (tmp_path / "out" / "tables" / "transfer_matrix.csv").open() as file:
-        matrix = {(row["mask"], row["texts"]): row for row in csv.DictReader(file)}
+    matrix = matrix_of(tmp_path / "out")
     names = ["one", "two: 0", "two: 1"]
     assert {*matrix} == {(mask, texts) for mask in names for texts in names}
     assert float(matrix["two: 0", "two: 0"]["over_own"]) == 1
     assert "two: 1" in (tmp_path / "out" / "transfer_matrix.html").read_text()
     assert evaluate(["--mask", masks[1], *command, *parts, "--out", str(tmp_path / "out" / "two")]) == 0
-    with (tmp_path / "out" / "two" / "tables" / "transfer_matrix.csv").open() as file:  # of the groups of one run
-        of_groups = {(row["mask"], row["texts"]): row["kl"] for row in csv.DictReader(file)}
+    of_groups = {key: row["kl"] for key, row in matrix_of(tmp_path / "out" / "two").items()}  # of the groups of one run
     assert of_groups == {(a, b): matrix[a, b]["kl"] for a in names[1:] for b in names[1:]}
     found = json.loads((tmp_path / "out" / "two" / "evidence.json").read_text())["tables"]["transfer"]
-    assert {(row["what"], row["name"]) for row in found if row["group"] == "0" and row["what"] != "length"} == {
-        ("own texts", "0"), ("group", "1"), ("texts", str(path)),
-    }  # fmt: skip
+    texts = {(row["what"], row["name"]) for row in found if row["group"] == "0" and row["what"] != "length"}
+    assert texts == {("own texts", "0"), ("group", "1"), ("texts", str(path))}
     data = MaskData(str(path), scope="column:kind", max_groups=2)
     data.setup("fit")
     batches = data.loader("test", [data.groups.names.index("0")])
