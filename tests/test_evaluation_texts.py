@@ -63,34 +63,43 @@ def results(run: Path, *flags: str) -> list[dict[str, Any]]:
     return found if isinstance(found, list) else [found]
 
 
+def shorten_corrupted(pairs: list[dict[str, str]]) -> None:
+    """The run leaves out row 1, whose pair has another length."""
+    pairs[1]["corrupted"] = SHORT
+
+
+def add_altered(pairs: list[dict[str, str]]) -> None:
+    """Of the altered texts row 1 alone has another length than its pair."""
+    for row, pair in enumerate(pairs):
+        pair["altered"] = SHORT if row == 1 else pair["corrupted"]
+
+
+@pytest.mark.parametrize(("change", "column"), [(shorten_corrupted, "corrupted"), (add_altered, "altered")])
 def test_altered_texts_have_the_baselines_of_their_own_rows(
-    learned: Callable[..., Learned], capsys: pytest.CaptureFixture[str]
+    change: Callable[..., None],
+    column: str,
+    learned: Callable[..., Learned],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A row whose pair has another length has no masks, nor has it as an altered text; the others keep theirs."""
-
-    def shorten(pairs: list[dict[str, str]]) -> None:
-        pairs[1]["corrupted"] = SHORT
-
-    run, _ = learned(*NODES, change=shorten)
-    _, altered = results(run, "--altered_column", "corrupted", "--baselines", "[norm]")
-    assert "Column corrupted: Rows without masks, whose texts are left out: 1\n" in capsys.readouterr().out
-    mask = ml.Mask.load(run)
-    assert mask.groups == ("0", "2", "3") and altered["column"] == "corrupted"
-    data = ml.MaskData(path=str(run.parent / "pairs.jsonl"), positions="last", scope="input")
+    """Row 1 is missing: in the run, where it comes back with the altered column, or among the altered texts alone."""
+    run, file = learned(*NODES, change=change)
+    capsys.readouterr()
+    _, altered = results(run, "--altered_column", column, "--baselines", "[norm]")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"Column {column}: ")]
+    assert len(lines) == 1 and altered["column"] == column and [*altered["groups"]] == ["0", "2", "3"]
+    mask, masked_lm = ml.Mask.load(run), ml.MaskedLM(ml.load_lm())
+    data = ml.MaskData(path=str(file), positions="last", scope="input")
     data.setup("fit")
-    masked_lm = ml.MaskedLM(ml.load_lm())
-    chosen = subgraphs("norm", mask, MaskScorer(masked_lm, data.loader("train", range(3)), range(3)))[0]
-    kl = 0.0
-    for i, name in enumerate(mask.groups):
-        tokens = data.load_tokenizer()(
-            json.loads((run.parent / "pairs.jsonl").read_text().splitlines()[int(name)])["corrupted"],
-            return_tensors="pt", return_token_type_ids=False,
-        )  # fmt: skip
+    groups = range(len(mask.groups))
+    chosen = subgraphs("norm", mask, MaskScorer(masked_lm, data.loader("train", groups), groups))[0, 1]
+    texts, kl = [json.loads(line)[column] for line in file.read_text().splitlines()], 0.0
+    for name in altered["groups"]:
+        tokens = data.load_tokenizer()(texts[int(name)], return_tensors="pt", return_token_type_ids=False)
         full = masked_lm.lm(**tokens).logits[0, -1].log_softmax(-1)
-        with ml.gated(masked_lm.lm, chosen[0, i]):
+        with ml.gated(masked_lm.lm, chosen[mask.groups.index(name)]):
             masked = masked_lm.lm(**tokens).logits[0, -1].log_softmax(-1)
         kl += float((full.exp() * (full - masked)).sum()) / 3
-    assert altered["sizes"][0]["controls"]["norm"]["kl"] == pytest.approx(kl, rel=1e-4)
+    assert altered["sizes"][1]["controls"]["norm"]["kl"] == pytest.approx(kl, rel=1e-4)
 
 
 def test_a_table_of_ablations_names_the_altered_texts(

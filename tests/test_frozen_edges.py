@@ -156,7 +156,8 @@ def test_a_study_names_how_banks_of_edges_were_evaluated() -> None:
     modes = [of({"edges": mode, "keep_residual": keep}) for mode in ("recomputed", "frozen") for keep in (False, True)]
     expected = ["edges", "edges, controls keep residuals", "edges frozen", "edges frozen, controls keep residuals"]
     assert bank_names(modes) == expected
-    row = measured([[1.0] * 4], conditions=modes[3].conditions).row()
+    row = measured([[1.0] * 4], conditions=modes[3].conditions, ablation="mean").row()
+    assert (row["ablation"], row["learned under"]) == ("mean", "zero")
     assert (row["patterns and norms"], row["controls keep residuals"]) == ("frozen", True)
 
 

@@ -9,6 +9,7 @@ import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -254,3 +255,14 @@ def test_memory_that_a_forward_keeps_is_what_its_output_needs() -> None:
         return y * y * weights
 
     assert memory.kept_bytes(Layout.of(lm), forward) == 100 * 4
+
+
+def test_steps_on_a_gpu_are_planned_for_the_length_to_which_they_are_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of 130 tokens take steps of 192: a byte each, of which 0.6 times the 960 that are free may be used."""
+    monkeypatch.setattr(memory, "free_everywhere", lambda _: 960)
+    monkeypatch.setattr(memory, "max_chunk_logits", lambda _: 0)
+    monkeypatch.setattr(memory, "bytes_per_row", lambda _, n_tokens: n_tokens)
+    masked_lm: Any = SimpleNamespace(device=torch.device("cuda"), layout=SimpleNamespace(context=1024))
+    assert memory.fit_to_memory(masked_lm, 130, 1, 1, 4)[:2] == (3, 1)
+    masked_lm.device = torch.device("cpu")
+    assert memory.fit_to_memory(masked_lm, 130, 1, 1, 4)[:2] == (4, 1)
