@@ -18,7 +18,7 @@ from studies import measured, resample_little
 
 import masklearn as ml
 from masklearn.cli import evaluate, train
-from masklearn.cli.evaluate_texts import EvaluatedTexts
+from masklearn.cli.evaluate_text_bank import EvaluatedTexts
 from masklearn.cli.study_banks import bank_names
 from masklearn.density import Study
 from masklearn.edges import EdgeGates, EdgeGraph, EdgeLM, FrozenText, importance

@@ -14,7 +14,7 @@ from masklearn import evaluation, ranks
 from masklearn.cli.evaluate_bank import evaluate_bank
 from masklearn.cli.evaluate_devices import on_ranks, require_divisible
 from masklearn.cli.evaluate_flags import EvaluateFlags
-from masklearn.cli.evaluate_texts import evaluate_text_bank, require_own_texts
+from masklearn.cli.evaluate_text_bank import evaluate_text_bank, require_own_texts
 from masklearn.cli.evidence_command import run_evidence
 from masklearn.cli.parsing import as_user_errors
 from masklearn.cli.run_folder import METRICS_FILE, RunFolder

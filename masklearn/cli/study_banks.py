@@ -15,7 +15,7 @@ from torch import Tensor
 
 from masklearn import evaluation
 from masklearn.cli.evaluate_bank import EvaluatedBank
-from masklearn.cli.evaluate_texts import EvaluatedTexts
+from masklearn.cli.evaluate_text_bank import EvaluatedTexts
 from masklearn.cli.run_folder import METRICS_FILE
 from masklearn.data import MaskData
 from masklearn.data.batching import Item, evenly_spaced
