@@ -39,8 +39,10 @@ def require_valid(metadata: dict[str, Any]) -> None:
 
     Raises:
         KeyError: If an entry is missing.
-        ValueError: If an entry is invalid.
+        ValueError: If an entry is invalid, or the file holds edges or positions of single texts.
     """
+    if "graph" in metadata:
+        raise ValueError(f"it holds {metadata['graph']} of single texts; masks of nodes are needed here")
     for name, expected in METADATA_TYPES.items():
         if not isinstance(metadata[name], expected):
             raise ValueError(f"its {name!r} is not a {expected.__name__}")

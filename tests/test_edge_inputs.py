@@ -142,7 +142,7 @@ def test_files_that_are_no_banks_are_refused(llama: EdgeLM, tmp_path: Path) -> N
     (tmp_path / "x.safetensors").write_text("nothing")
     assert "cannot read the mask file" in refused(lambda: load_bank(tmp_path / "x.safetensors"))
     small_bank(llama).save(tmp_path / "bank.safetensors")
-    assert "is not a mask file" in refused(lambda: ml.Mask.load(tmp_path / "bank.safetensors"))
+    assert "it holds edges of single texts" in refused(lambda: ml.Mask.load(tmp_path / "bank.safetensors"))
     content = bytearray((tmp_path / "bank.safetensors").read_bytes())
     (tmp_path / "cut.safetensors").write_bytes(content[:-40])
     assert "cut.safetensors" in refused(lambda: load_bank(tmp_path / "cut.safetensors"))

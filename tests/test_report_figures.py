@@ -60,6 +60,15 @@ def test_a_study_of_few_sizes_draws_the_figures_that_are_defined(sizes: tuple[in
     assert "node-use" in study_figures and "curve-tv" not in study_figures
 
 
+@pytest.mark.parametrize(("n_inputs", "has_bands"), [(5, False), (12, True)])
+def test_the_density_curves_speak_of_bands_where_there_are_any(
+    n_inputs: int, has_bands: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resample_little(monkeypatch)
+    alts = [one.alt for one in draw(density.study([measured(falling(n_inputs))])) if one.name == "curves"]
+    assert ["bands" in alt for alt in alts] == [has_bands]
+
+
 UNDEFINED = {
     "has 2 sizes (1, 2), and densities and phases need 3: no density": lambda: [
         measured([[0.5, 0.4]] * 5, sizes=(1, 2))

@@ -74,9 +74,10 @@ def curves_together(measurements: Sequence[MaskMeasurements], tables: Tables) ->
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("TV distance from the full model")
     legend_below(figure, axes, 2)
+    bands = " with 95 % bands" if tables["curve"]["tv_low"].notna().to_numpy().any() else ""
     alt = (
-        f"Density curves: TV distance from the full model against the share of all {units} kept, means over inputs "
-        "with 95 % bands; dotted: random subgraphs"
+        f"Density curves: TV distance from the full model against the share of all {units} kept, means over inputs"
+        f"{bands}; dotted: random subgraphs"
     )
     yield StudyFigure("curves", FIRST_FIGURE, "all", alt, figure)
 
