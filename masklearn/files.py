@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -41,7 +42,7 @@ def atomic_write(path: Path, content: bytes, keep: Path | None = None) -> None:
     Raises:
         WriteError: If writing fails; an earlier file is then untouched.
     """
-    temp = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temp = path.with_name(f".{path.name}.{os.getpid()}{token_hex(4)}.part")  # processes of two containers may share ids
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temp.open("wb") as file:

@@ -42,7 +42,7 @@ distributions.
 import masklearn as ml
 
 mask = ml.Mask.from_pretrained("{repo}")
-lm = ml.load_lm("{model}")
+lm = ml.load_lm("{model}"{revision})
 with ml.gated(lm, mask.select(s={size}{group}), {values}):
     ...
 ```
@@ -128,6 +128,7 @@ def card(mask: Any, repo: str) -> str:
         base_model=base_model(mask.model.lm),
         name=short_name(mask.model.lm),
         model=mask.model.lm if not Path(mask.model.lm).is_absolute() else f"path/to/{short_name(mask.model.lm)}",
+        revision=f', revision="{mask.model.revision}"' if mask.model.revision else "",
         fingerprint=mask.model.fingerprint,
         ablation=mask.ablation.name,
         values=RESAMPLED if mask.ablation.name == "resample" else "mask.ablation",

@@ -34,8 +34,10 @@ def test_a_bank_is_evaluated_on_other_texts_and_from_its_file(
     assert "learned on all of its texts" in refused(lambda: ml.evaluate(bank, TEXTS[:1]))
     assert ml.evaluate(bank, TEXTS, include_learned=True).texts.startswith(f"{len(TEXTS)} texts")
     assert evaluated.metrics["kl"].tolist() != bank.metrics["kl"].tolist()
-    bank.save(tmp_path)
-    again = ml.evaluate(tmp_path, pd.DataFrame({"text": others}))
+    dotted = tmp_path / "v1.2"
+    dotted.mkdir()
+    assert bank.save(dotted) == dotted / "mask.safetensors"
+    again = ml.evaluate(dotted, pd.DataFrame({"text": others}))
     assert again.metrics["kl"].tolist() == pytest.approx(evaluated.metrics["kl"].tolist())
     own = ml.evaluate(bank)
     assert own.metrics["kl"].tolist() == pytest.approx(bank.metrics["kl"].tolist())

@@ -89,6 +89,7 @@ def test_smaller_blocks_are_recommended_where_ranks_would_wait(monkeypatch: pyte
     data.setup("fit")
     learner.plan = data.block_plan(groups_per_block=8, steps=3)
     assert idle_notice(learner, data) == ""
+    assert idle_notice(learner, data, 8).startswith("16 groups make 2 blocks, with which 8 processes will work 25% of")
     monkeypatch.setattr(ranks, "count", lambda: 3)
     assert idle_notice(learner, data).startswith("16 groups make 2 blocks, with which 3 processes will work 67% of")
     assert "With smaller ones it is 89%, and masks are others: --model.block 2" in idle_notice(learner, data)

@@ -188,6 +188,18 @@ def test_edges_run_upward_and_all_are_found_backward_from_the_output(parallel: b
     assert found == set(graph.exists.nonzero()[:, 0].tolist())
 
 
+@pytest.mark.parametrize("parallel", [False, True])
+def test_edges_into_tokens_that_no_window_carries_to_the_output_do_not_exist(parallel: bool) -> None:
+    """Two layers of one head read two tokens each: of four tokens the last two, then the last three, are read."""
+    window = torch.ones(4, 4, dtype=torch.bool).tril().triu(-1).expand(2, 4, 4)
+    graph = EdgeGraph(window, 1, parallel)
+    direct = 2 if parallel else 3
+    assert graph.n_edges == (4 + 2 * direct) + (2 + direct)
+    assert graph.n_vertices == 3 + graph.levels_per_layer * (2 + 1)
+    weights = torch.rand(graph.n_places) * graph.exists
+    assert sorted(grow(graph, weights, graph.n_edges).tolist()) == graph.exists.nonzero()[:, 0].tolist()
+
+
 def test_edges_outside_a_sliding_window_do_not_exist() -> None:
     graph = importance(edge_lm(BY_NAME["gemma3_text"].build()), text(7)).graph
     assert graph.allowed[0].tolist() == [[t - 3 < j <= t for j in range(7)] for t in range(7)]

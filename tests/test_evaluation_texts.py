@@ -11,6 +11,7 @@ import pytest
 import masklearn as ml
 from masklearn.cli import evaluate, train
 from masklearn.cli.entry_points import own_flags
+from masklearn.cli.user_messages import LESS_MEMORY
 from masklearn.selection.baselines import subgraphs
 from masklearn.selection.scorer import MaskScorer
 from masklearn.tiny import tasks
@@ -162,4 +163,5 @@ def test_a_bank_that_cannot_be_evaluated_is_refused_before_others_are(
 
 def test_advice_names_the_flags_of_its_command() -> None:
     assert own_flags("model.lm: no. Add --model.trust_remote_code true") == "lm: no. Add --trust_remote_code true"
+    assert own_flags(f"out of memory. {LESS_MEMORY}") == "out of memory. Try a smaller --data.batch_size"
     assert own_flags("Learn them with --model.sizes log:12") == "Learn them with --model.sizes log:12"

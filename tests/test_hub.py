@@ -118,6 +118,9 @@ def test_the_card_says_what_the_bank_is_and_how_to_load_it(mask: ml.Mask) -> Non
     assert "| 4 | 50% | 3 | 1 | 0.1235 | 0.5 | 0.75 |" in text
     assert f'ml.Mask.from_pretrained("{REPO}")' in text
     assert "mask.select(s=4)" in text
+    assert 'ml.load_lm("a/model")' in text
+    of_branch = card(replace(mask, model=ModelId("a/model", "step1000", "f")), REPO)
+    assert 'ml.load_lm("a/model", revision="step1000")' in of_branch
     assert text.split("```")[-2].strip().splitlines() == ["1  ··■  ·", "  0  ■■·  ■"]
 
 

@@ -95,6 +95,8 @@ def test_shards_in_one_folder_make_the_masks_of_one_process(
     merged = run_to_end([*merge, f"[{elsewhere}]"], train)
     assert merged.code == 0 and "Gathering the masks of 4 blocks" in merged.out and "Discretising" not in merged.out
     assert same_masks(one_process, folder)
+    late = one_line_of([*flags, str(folder), "--run.shard", "2/2", "--model.steps", "7"])  # the run is finished
+    assert f"run.shard: the run in {folder} was started with model.steps 6, not 7" in late
 
 
 def test_ranks_share_items_and_add_up_gradients() -> None:

@@ -86,7 +86,7 @@ def test_the_job_script_of_the_page_is_requeued_and_goes_on(
     asked = dict(re.findall(r"#SBATCH --(\S+)=(\S+)", script))
     n_nodes, per_node = int(asked["nodes"]), int(asked["ntasks-per-node"])
     assert asked["signal"].startswith("SIGUSR1@") and "#SBATCH --requeue" in script
-    (command,) = re.findall(r"^srun python train\.py (.*)$", script, re.MULTILINE)
+    (command,) = re.findall(r"^srun .*python train\.py (.*)$", script, re.MULTILINE)
     for flag, count in {"num_nodes": n_nodes, "devices": per_node}.items():
         assert f"--trainer.{flag} {count}" in command
     command = command.replace(f"--trainer.devices {per_node}", "--trainer.devices 1")
@@ -119,7 +119,7 @@ def test_a_signal_after_learning_requeues_the_job(
         context.setattr(owner, name, waiting(flag))
         first, *others = signalled(cluster.start(args, n_tasks), flag)
     assert first.one_line and "error: stopped. What was finished is kept. Go on with: " in first.err
-    assert "is requeued and goes on when it starts again" in first.out and cluster.was_asked_once
+    assert "is requeued. A command that names its --run.dir" in first.out and cluster.was_asked_once
     assert all(other.code == 2 and not other.err for other in others)
     tasks = cluster.start(args, n_tasks, SLURM_RESTART_COUNT="1")
     assert [end(task).code for task in tasks] == [0] * n_tasks

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import wandb
 from conftest import Run
 from wandb_file import OfflineRun
 
 import masklearn as ml
 from masklearn import report, tracking
 from masklearn.tracking import logger
+from masklearn.tracking.results import model_in_name
 
 SIZES = (4, 18, 30)
 
@@ -44,6 +46,14 @@ def test_the_schedule_is_logged(tracked: OfflineRun) -> None:
         *_, expected = tracked.column(f"train/open/s={size}")
         assert expected - error == pytest.approx(size, abs=1e-3)
         assert len(tracked.column(f"val/kl/s={size}")) >= 1
+
+
+@pytest.mark.parametrize(
+    ("lm", "name"), [("org/a model_1.5", "org-a-model_1.5"), ("models/模型-7b", "models--7b"), ("模型", "model")]
+)
+def test_wandb_allows_the_names_of_artifacts_of_any_model(lm: str, name: str) -> None:
+    assert model_in_name(lm) == name
+    wandb.Artifact(f"mask-{name}", type="mask")
 
 
 def test_gates_are_logged_as_histograms(tracked: OfflineRun) -> None:

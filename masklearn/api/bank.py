@@ -120,13 +120,13 @@ class LearnedBank:
         return file
 
     def save(self, path: str | Path) -> Path:
-        """Write the mask file; a folder gets a `mask.safetensors`.
+        """Write the mask file; a folder, or a name without a suffix, gets a `mask.safetensors`.
 
         Raises:
             UserError: If the file cannot be written.
         """
         file = Path(path).expanduser()
-        file = file if file.suffix else file / MASK_FILE
+        file = file / MASK_FILE if file.is_dir() or not file.suffix else file
         self.mask.with_metrics(self.results["sizes"]).save(file)
         return file
 

@@ -13,7 +13,7 @@ from masklearn.cli.evaluate_command import run_evaluation
 from masklearn.cli.export_command import run_export
 from masklearn.cli.stopping import interruptible
 from masklearn.cli.train_command import run_training
-from masklearn.cli.user_messages import user_message
+from masklearn.cli.user_messages import LESS_MEMORY, user_message
 from masklearn.training.trainer import quiet_lightning
 
 FLAGS_OF_LOADING = ("trust_remote_code", "allow_pickle", "dtype", "device_map")
@@ -46,7 +46,8 @@ def export(args: list[str] | None = None) -> int:
 
 def own_flags(message: str) -> str:
     """A message with flags of the model as evaluate.py and export.py name them; those of train.py begin with model."""
-    return re.sub(rf"--model\.({'|'.join(FLAGS_OF_LOADING)})\b", r"--\1", message.replace("model.lm:", "lm:"))
+    message = message.replace("model.lm:", "lm:").replace(LESS_MEMORY, "Try a smaller --data.batch_size")
+    return re.sub(rf"--model\.({'|'.join(FLAGS_OF_LOADING)})\b", r"--\1", message)
 
 
 def exit_code(

@@ -154,7 +154,7 @@ def _merge(cli: TrainCLI, store: BlockStore) -> None:
     """Take over the masks of shards from their folders, and refuse to go on if some are missing."""
     plan = cli.model.plan
     for path in cli.merged_folders:
-        folder = RunFolder(Path(path))
+        folder = RunFolder(Path(path).expanduser())
         folder.require_same_settings(cli.requested, "run.merge")
         folder.require_same_inputs(cli.datamodule, cli.model.masked_lm.layout)
         other = BlockStore(folder / BLOCKS_FOLDER)
@@ -183,9 +183,12 @@ def finish_shard(cli: TrainCLI) -> None:
     )
 
 
-def idle_notice(learner: MaskLearner, data: MaskData) -> str:
-    """What the user should know if some processes of a run will wait long for the others; empty if none need."""
-    plan, n_ranks = learner.plan, ranks.count()
+def idle_notice(learner: MaskLearner, data: MaskData, n_shards: int = 1) -> str:
+    """What the user should know if some processes of a run, or of its shards, will have less to do than the others.
+
+    Empty if none will.
+    """
+    plan, n_ranks = learner.plan, ranks.count() * n_shards
 
     def busy(groups_per_block: int) -> float:
         other = data.block_plan(groups_per_block, plan.steps, plan.batch_size)

@@ -10,6 +10,7 @@ from lightning import Callback
 from masklearn import evaluation, ranks
 from masklearn.cli.checkpoints import LAST_CHECKPOINT, AtomicCheckpointIO, newest_intact
 from masklearn.cli.cost_table import actual_costs, compared_costs
+from masklearn.cli.run_folder import CONFIG_FILE
 from masklearn.cli.run_parts import (
     all_ranks,
     claim_folder,
@@ -62,6 +63,8 @@ def _run(cli: TrainCLI) -> None:
     start = time.monotonic()
     if cli.resume:
         cli.folder.require_same_settings(cli.requested)
+    elif cli.is_shard and (cli.folder / CONFIG_FILE).is_file():
+        cli.folder.require_same_settings(cli.requested, "run.shard")
     if (cli.resume or cli.is_shard) and _report_finished(cli):
         return
     if not cli.resume:
@@ -125,7 +128,7 @@ def _prepare(cli: TrainCLI) -> None:
     if cli.tracked and ranks.rank() == 0:
         _start_tracking(cli)
     warning = evaluation.implausible_answers(learner.masked_lm, data)
-    placement, idle = describe_placement(learner.masked_lm.lm), idle_notice(learner, data)
+    placement, idle = describe_placement(learner.masked_lm.lm), idle_notice(learner, data, cli.shard[1])
     lines = [_introduction(learner, data), placement, data.preview, *data.notices, notice, idle, warning]
     print("\n".join(line for line in lines if line), flush=True)
 

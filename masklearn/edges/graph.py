@@ -89,16 +89,27 @@ class EdgeGraph:
         return 1 if self.parallel else 2
 
     @cached_property
+    def _is_read(self) -> Tensor:
+        """Whether each token's stream before the first layer, and after each, can reach the output.
+
+        Boolean, shape (layers + 1, tokens). Of the last layer only the last token is read; with attention in windows,
+        not every token before it is.
+        """
+        is_read = torch.zeros(self.n_layers + 1, self.n_tokens, dtype=torch.bool)
+        is_read[-1, -1] = True
+        for layer in reversed(range(self.n_layers)):
+            after = is_read[layer + 1]
+            is_read[layer] = after | (self.allowed[layer] & after[:, None]).any(0)
+        return is_read
+
+    @cached_property
     def exists(self) -> Tensor:
         """Whether each place of a flat vector is an edge. Boolean, shape (flat,)."""
-        flat = torch.zeros(1, self.n_places, dtype=torch.bool)
+        flat, after = torch.zeros(1, self.n_places, dtype=torch.bool), self._is_read[1:]
         gates = self.gates(flat)
-        gates.attention[0] = self.allowed[:, None]
-        gates.mlp[:] = gates.residual_attention[:] = True
-        gates.residual_mlp[:] = not self.parallel
-        gates.attention[0, -1, :, :-1] = False  # of the last layer, only the last token is read
-        for last in (gates.mlp[0, -1], gates.residual_attention[0, -1], gates.residual_mlp[0, -1]):
-            last[:-1] = False
+        gates.attention[0] = (self.allowed & after[..., None])[:, None]
+        gates.mlp[0] = gates.residual_attention[0] = after
+        gates.residual_mlp[0] = after & (not self.parallel)
         return flat[0]
 
     @cached_property
@@ -117,8 +128,12 @@ class EdgeGraph:
     @property
     def n_vertices(self) -> int:
         """Vertices that can reach the output, which is one of them."""
-        removed = self.levels_per_layer * (self.n_tokens - 1)
-        return self.n_tokens * (self.levels_per_layer * self.n_layers + 1) - removed
+        return int(self._is_read[0].sum()) + self.n_targets
+
+    @property
+    def n_targets(self) -> int:
+        """Vertices that edges lead to: all but the embeddings."""
+        return self.levels_per_layer * int(self._is_read[1:].sum())
 
     @property
     def output(self) -> int:

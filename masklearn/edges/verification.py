@@ -124,9 +124,9 @@ def _require_counts(edge_lm: EdgeLM, graph: EdgeGraph, weights: Tensor) -> None:
     is_causal = bool((graph.allowed == graph.allowed[0].tril()).all() and graph.allowed[0].tril().all())
     if graph.n_edges > edges or (is_causal and graph.n_edges != edges):
         raise no_edges(edge_lm.layout.lm, f"{graph.n_edges} edges in a text of {tokens} tokens", str(edges))
-    vertices = graph.n_vertices - tokens  # embeddings have no edges into them
-    if abs(weights.sum().item() - vertices) > 1e-4 * vertices:
-        found, expected = f"importances that sum to {weights.sum():.6g}", f"1 for each of {vertices} vertices"
+    targets = graph.n_targets
+    if abs(weights.sum().item() - targets) > 1e-4 * targets:
+        found, expected = f"importances that sum to {weights.sum():.6g}", f"1 for each of {targets} vertices"
         raise no_edges(edge_lm.layout.lm, found, expected)
 
 

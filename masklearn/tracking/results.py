@@ -93,10 +93,15 @@ def _log_rows(
 
 
 def _log_artifact(run: Run, prefix: str, model: ModelId, metadata: Mapping[str, Any], file: Path) -> None:
-    model_name = re.sub(r"[^\w.-]+", "-", model.lm).strip("-.")[-MAX_NAME_LENGTH:]
-    artifact = wandb.Artifact(f"{prefix}-{model_name}", type="mask", metadata={"model": vars(model), **metadata})
+    metadata = {"model": vars(model), **metadata}
+    artifact = wandb.Artifact(f"{prefix}-{model_in_name(model.lm)}", type="mask", metadata=metadata)
     artifact.add_file(str(file), policy="immutable")  # sent from where it is, without a copy
     run.log_artifact(artifact)
+
+
+def model_in_name(lm: str) -> str:
+    """A model's name or folder in the name of an artifact, which allows ASCII letters, digits and `_.-` only."""
+    return re.sub(r"[^\w.-]+", "-", lm, flags=re.ASCII).strip("-.")[-MAX_NAME_LENGTH:] or "model"
 
 
 def _node_table(mask: Mask) -> wandb.Table:
