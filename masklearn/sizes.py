@@ -39,7 +39,7 @@ def resolve_sizes(sizes: Sequence[int | float] | str, n_nodes: int) -> list[int]
         raise UserError(f'model.sizes is empty. Choose from 1 to {n_nodes}, for example --model.sizes "[8, 0.5]"')
     given_as: dict[int, int | float] = {}
     for size in sizes:
-        count = _node_count(size, n_nodes)
+        count = _node_count(size if isinstance(size, int) else float(size), n_nodes)  # of NumPy, too
         if count in given_as:
             raise UserError(
                 f"model.sizes names {count} of {n_nodes} nodes twice, as {given_as[count]} and as {size}. Remove one"

@@ -1,8 +1,10 @@
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +28,8 @@ def test_penalty_by_hand() -> None:
 
 def test_sizes_are_counts_or_fractions() -> None:
     assert resolve_sizes([30, 0.25, 8, 1.0], 36) == [1, 8, 9, 30]
+    assert resolve_sizes([np.float32(0.25), np.int64(8)], 36) == [8, 9]
+    assert "asks for 4.5" in refused(lambda: resolve_sizes([np.float32(4.5)], 36))
     assert resolve_sizes([0.001], 36) == [1]  # a fraction keeps at least one node
 
 

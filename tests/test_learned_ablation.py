@@ -16,15 +16,15 @@ from masklearn.training import learned_ablation
 from masklearn.training.learned_ablation import fit_ablation
 
 
-def test_constants_get_gradients_from_closed_gates_only(
+def test_constants_get_gradients_from_gates_that_are_more_closed_than_open(
     masked_lm: MaskedLM, tokens: Tensor, everywhere: Tensor
 ) -> None:
-    """The gradient of a closed node's constant is its central difference; that of a half-open node is zero."""
+    """The gradient of such a node's constant is its central difference; that of a half-open node is zero."""
     closed = masked_lm.mean_ablation([(tokens, everywhere)])
     heads = tuple(v.clone().requires_grad_() for v in closed.heads)
     masked_lm.ablation = replace(closed, name="learned", heads=heads)
     gates = torch.ones(1, 2, masked_lm.graph.n_nodes)
-    gates[..., [0, 1]], gates[..., 2] = 0, 0.5  # the third head of the first layer is half open
+    gates[..., 0], gates[..., 1], gates[..., 2] = 0, 0.25, 0.5  # the third head of the first layer is half open
 
     def loss() -> Tensor:
         return masked_lm.unembed(masked_lm(tokens, everywhere, gates)).log_softmax(-1)[..., 7].mean()
@@ -51,6 +51,35 @@ def test_a_planted_subgraph_is_recovered(tmp_path: Any, name: str) -> None:
     mask = learner.discretize()
     assert {n for n, keep in zip(mask.graph.names, mask.select(s=4), strict=True) if keep} == PLANTED
     assert mask.ablation.name == name and mask.ablation.known == (name != "resample")
+
+
+@pytest.mark.parametrize(("scope", "gates"), [("input", None), ("dataset", "mean-field"), ("dataset", None)])
+def test_constants_are_trained_along_with_every_kind_of_gate(tmp_path: Any, scope: str, gates: str | None) -> None:
+    data = {"task": "names", "limit": 20, "scope": scope}
+    settings = {"scope": scope, "gates": gates, "sizes": [9, 18], "steps": 6, "polish": 0}
+    learner = fitted(tmp_path, "embedded", data, ablation="learned", **settings)
+    assert learner.constants is not None
+    assert max(float(shift.detach().abs().max()) for shift in learner.constants.parameters()) > 1e-3
+
+
+def test_the_refit_sees_texts_from_the_whole_file_with_the_rows_of_a_step(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three texts of twenty in each step, one row of each: twice as many steps as with both sizes of a text."""
+    monkeypatch.setattr(learned_ablation, "REFIT_STEPS", 2)
+    assign, asked = learned_ablation.assign_masks, list[tuple[int, int]]()
+    monkeypatch.setattr(learned_ablation, "assign_masks", lambda *a: asked.append((len(a[0]), a[2])) or assign(*a))
+    data = {"task": "names", "limit": 40, "batch_size": 3}
+    learner = fitted(tmp_path, "embedded", data, sizes=[9, 18], ablation="learned", steps=4, draws=1, polish=0)
+    learner.discretize()
+    assert asked == [(3, 1)] * 4
+    loaded = ml.MaskData(**data)
+    loaded.setup("fit")
+    orders = [
+        torch.cat([batch.text_index for batch in loaded.loader("train", shuffled=shuffled)]).tolist()
+        for shuffled in (False, True, True)
+    ]
+    assert orders[0] == sorted(orders[1]) != orders[1] == orders[2]
 
 
 def fitted(folder: Any, lm: str, data: dict[str, Any], **settings: Any) -> ml.MaskLearner:

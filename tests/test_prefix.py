@@ -92,6 +92,21 @@ def test_streams_are_kept_as_far_as_memory_allows(monkeypatch: pytest.MonkeyPatc
         assert found.nearest_start(1) in (0, 1) and found.nearest_start(5) == streams[-1]
 
 
+def test_what_is_charged_does_not_depend_on_the_streams_that_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that share texts may keep streams of other layers, and must run out of their budget at the same mask."""
+    free_forwards(monkeypatch)
+    masked_lm, spent, layers_run = MaskedLM(tiny_llama(layers=6)), list[float](), list[int]()
+    masks = candidates(masked_lm.graph.n_nodes)
+    for max_bytes in (2**30, 3 * texts()[0].input_ids.numel() * 24 * 4):
+        monkeypatch.setattr(prefix, "MAX_PREFIX_BYTES", max_bytes)
+        scorer = MaskScorer(masked_lm, texts(), GROUPS)
+        with counted_rows(masked_lm, lambda site: site.mlp) as rows:
+            scorer(masks)
+        spent.append(scorer.tokens.spent)
+        layers_run.append(sum(rows))
+    assert layers_run[0] < layers_run[1] and spent[0] == spent[1]
+
+
 def test_a_model_whose_layers_read_earlier_layers_shares_nothing() -> None:
     masked_lm = MaskedLM(tiny_llama())
     first, last = masked_lm.layout.sites[0].layer, masked_lm.layout.sites[2].layer

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from conftest import GROUPS, by_hand, texts
+from conftest import GROUPS, by_hand, texts, tiny_llama
 from torch import Tensor
 from torch.testing import assert_close
 
 from masklearn.data import Batch
 from masklearn.masking import MaskedLM
+from masklearn.selection.candidates import best_candidate
+from masklearn.selection.polish import PER_INPUT
 from masklearn.selection.scorer import MaskScorer
+from masklearn.selection.swaps import openings
 
 
 def test_the_kl_of_a_group_is_the_mean_over_its_own_scored_positions(masked_lm: MaskedLM) -> None:
@@ -49,6 +52,34 @@ def test_the_gradient_is_that_of_the_kl(masked_lm: MaskedLM) -> None:
         nudge = torch.zeros_like(gates).index_fill_(1, torch.tensor([node]), 1e-2)
         slope = (scorer((gates + nudge)[None]) - scorer((gates - nudge)[None]))[0] / 2e-2
         assert_close(gradient[:, node], slope, atol=2e-3, rtol=2e-2)
+
+
+def test_a_kl_that_is_not_a_number_never_wins(masked_lm: MaskedLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first mask's KL is lost; swaps still open and close one node each, without a gradient to go by."""
+    scorer, n_nodes = MaskScorer(masked_lm, texts(), GROUPS), masked_lm.graph.n_nodes
+    masks = torch.rand(4, 3, n_nodes, generator=torch.Generator().manual_seed(1)) > 0.4
+    kl = torch.tensor([[torch.nan], [1], [2], [3]]).expand(4, 3)
+    monkeypatch.setattr(MaskScorer, "_kl_of_all", lambda *_: kl)
+    assert scorer(masks).argmin(0).tolist() == [1, 1, 1]
+    assert best_candidate(scorer, masks, torch.arange(3))[0].equal(masks[1])
+    monkeypatch.setattr(MaskScorer, "_gradient", lambda *args: torch.full_like(args[2], torch.nan))
+    opened = openings(scorer, masks[0], torch.arange(3), 1, PER_INPUT.swap)
+    assert (opened.sum(-1) == masks[0].sum(-1) + 1).all()
+
+
+def test_float16_gradients_of_long_texts_are_finite() -> None:
+    """A text's gradients, summed over many positions in float16, would overflow."""
+    lm, zero = tiny_llama(), torch.zeros(1, dtype=torch.long)
+    lm.get_output_embeddings().weight.data.mul_(200)
+    ids = torch.randint(3, 50, (1, 400), generator=torch.Generator().manual_seed(3))
+    batch = Batch(ids, ids > 0, ids > 0, zero, zero)
+    exact, narrow = (
+        MaskScorer(MaskedLM(lm.to(dtype)), [batch]).gradient(torch.full((1, 15), 0.3))
+        for dtype in (torch.float32, torch.float16)
+    )
+    largest = float(exact.abs().max())
+    assert largest * 400 > torch.finfo(torch.float16).max
+    assert_close(narrow, exact, rtol=0, atol=0.05 * largest)
 
 
 def test_a_group_cannot_be_given_twice(masked_lm: MaskedLM) -> None:

@@ -47,11 +47,14 @@ def test_a_step_on_answers_reads_nothing_back(objective: str) -> None:
 
 def test_the_guard_names_the_first_bad_step_and_skips_from_there_on() -> None:
     guard, good, bad = StepGuard(), torch.tensor(1.0), torch.tensor(float("nan"))
-    assert guard.note(good, torch.ones(3), 0) == 0
+    gates, constants = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    gates.grad, constants.grad = torch.ones(2), torch.ones(2)
+    assert guard.note(good, [gates, constants], 0) == 0
     guard.check()
-    assert guard.note(good, torch.tensor([1.0, float("inf")]), 4) == 1
-    assert guard.note(bad, torch.ones(3), 7) == 1
-    assert guard.note(good, torch.ones(3), 8) == 1
+    constants.grad = torch.tensor([1.0, float("inf")])
+    assert guard.note(good, [gates, constants], 4) == 1
+    assert guard.note(bad, [gates], 7) == 1
+    assert guard.note(good, [gates], 8) == 1
     with pytest.raises(NonFiniteLoss, match="the loss at step 7"):
         guard.check()
     guard.check(before=4)

@@ -85,6 +85,11 @@ def claim_folder(cli: TrainCLI) -> None:
 def require_work(cli: TrainCLI) -> None:
     """Refuse more processes than groups, and constants that are learned from block to block."""
     plan, n_ranks = cli.model.plan, ranks.count()
+    if cli.is_shard and plan.n_groups == 1:
+        raise UserError(
+            "run.shard divides the groups of a run among jobs, and these texts make one group. Leave it out, or use "
+            "several devices: --trainer.devices"
+        )
     if 1 < plan.n_groups < n_ranks:
         raise UserError(
             f"there are {n_ranks} processes, but only {plan.n_groups} groups of texts to learn masks for. Use as many "

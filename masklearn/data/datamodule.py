@@ -7,20 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, RandomSampler, Subset
 from transformers import PreTrainedTokenizerBase
 
 from masklearn.data.answer_tokens import AnswerIds
-from masklearn.data.batching import (
-    Batch,
-    Item,
-    SplitDataset,
-    StepLoader,
-    StepSampler,
-    collate,
-    evenly_spaced,
-)
+from masklearn.data.batching import Batch, Item, SplitDataset, StepLoader, StepSampler, collate, evenly_spaced
 from masklearn.data.block_plan import BlockPlan
 from masklearn.data.columns import RequestedColumns
 from masklearn.data.encoding import Encoding
@@ -250,6 +243,7 @@ class MaskData(LightningDataModule):
         batch_size: int | None = None,
         max_texts: int | None = None,
         by_length: bool = False,
+        shuffled: bool = False,
     ) -> DataLoader[Any]:
         """The texts of a split, in order.
 
@@ -259,6 +253,7 @@ class MaskData(LightningDataModule):
             batch_size: Texts in a batch; by default `batch_size` of this module.
             max_texts: Texts of each group, at most; evenly spread over the group, since files are often sorted.
             by_length: Sort the texts by length, shortest first, to save padding.
+            shuffled: Shuffle the texts, the same way every time.
 
         Raises:
             UserError: If the split has no texts.
@@ -272,7 +267,9 @@ class MaskData(LightningDataModule):
         if by_length:
             lengths = [len(ids) for ids in texts.ids]
             indices.sort(key=lengths.__getitem__)
-        return DataLoader(Subset(texts, indices), batch_size=batch_size or self.batch_size, collate_fn=self.collate)
+        order = RandomSampler(indices, generator=torch.Generator().manual_seed(self.seed)) if shuffled else None
+        batch_size = batch_size or self.batch_size
+        return DataLoader(Subset(texts, indices), batch_size, sampler=order, collate_fn=self.collate)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The texts of every step from the trainer's step on."""

@@ -16,6 +16,8 @@ from masklearn.masking.gate_values import gate_values
 from masklearn.masking.hooks import ActivationEdit, checked_calls, edited_activations
 from masklearn.models import Layout, running_eagerly, unwrapped, verify_gates
 
+HALF_OPEN = 0.5
+"""A gate below it is more closed than open. Mean-field gates are never closed altogether."""
 _CACHED_LAYOUT = "_masklearn_layout"
 """Attribute of a model that holds its verified layout and the dtype in which it was verified."""
 
@@ -152,8 +154,8 @@ def product(factors: Tensor) -> Tensor:
 def _apply_gates(output: Tensor, gate: Tensor, closed: Tensor | None) -> Tensor:
     """Return `gate * output + (1 - gate) * closed` for every node.
 
-    If `closed` requires a gradient, it gets one from fully closed gates only: the values that suit a half-open node
-    are of no use once it is closed.
+    If `closed` requires a gradient, it gets one from gates that are more closed than open: the values that suit an open
+    node are of no use once it is closed.
 
     Args:
         output: The nodes' outputs, concatenated: shape (rows, tokens, nodes * width).
@@ -183,8 +185,8 @@ def _apply_gates(output: Tensor, gate: Tensor, closed: Tensor | None) -> Tensor:
     closed_share = 1 - gate
     if not closed.requires_grad:
         return torch.addcmul(nodes * gate, closed_share, closed).reshape(output.shape)
-    is_closed = (gate == 0).to(gate)
-    emitted = is_closed * closed + (closed_share - is_closed) * closed.detach()
+    learning_share = closed_share * (gate < HALF_OPEN)
+    emitted = learning_share * closed + (closed_share - learning_share) * closed.detach()
     return (nodes * gate + emitted).reshape(output.shape)
 
 

@@ -173,7 +173,7 @@ class MaskScorer:
             groups: Indices of the groups to score, each once, shape (groups,); all groups by default.
 
         Returns:
-            Nats per scored position, shape (K, groups).
+            Nats per scored position, shape (K, groups); infinity where that is not a number.
         """
         if self.known is not None and masks.dtype == torch.bool:
             return self.known.kl(masks, self._mean_kl)
@@ -185,7 +185,7 @@ class MaskScorer:
         total = torch.zeros(masks.shape[:-1], device=masks.device)
         for scored in self._batches_of(groups):
             total += self._kl_of_all(scored, masks)
-        return self.of_all_ranks(total) / self.n_losses[groups]
+        return (self.of_all_ranks(total) / self.n_losses[groups]).nan_to_num(torch.inf, torch.inf)
 
     def gradient(self, masks: Tensor, groups: Tensor | None = None, inverse_temperature: float = 1.0) -> Tensor:
         """The gradient of the KL with respect to every gate.
@@ -196,7 +196,7 @@ class MaskScorer:
             inverse_temperature: Power to which the full model's probabilities are raised first.
 
         Returns:
-            Shape (groups, nodes).
+            Shape (groups, nodes); finite, and 0 where it is not a number.
         """
         if self.known is not None and masks.dtype == torch.bool:
             find = partial(self._mean_gradient, masks, groups, inverse_temperature)
@@ -210,7 +210,7 @@ class MaskScorer:
         for scored in self._batches_of(groups):
             self.tokens.charge(3 * scored.n_tokens)  # once, even if it takes another try
             gradient += self.masked_lm.row_limit.retry(partial(self._gradient, scored, gates, inverse_temperature))
-        return self.of_all_ranks(gradient) / self.n_losses[groups][:, None]
+        return (self.of_all_ranks(gradient) / self.n_losses[groups][:, None]).nan_to_num()
 
     def of_all_ranks(self, total: Tensor) -> Tensor:
         """A sum over the texts of all ranks, from that over `own_batches`, each times its weight."""
@@ -223,7 +223,9 @@ class MaskScorer:
     def _gradient(self, scored: ScoredBatch, gates: Tensor, inverse_temperature: float) -> Tensor:
         """The gradient of the KL, summed over positions, with respect to gates (groups, nodes)."""
         kl = self._kl(scored, self._hidden(scored, gates[None]), len(gates), inverse_temperature)
-        return torch.autograd.grad(kl.sum(), gates)[0]
+        is_narrow = self.masked_lm.lm.dtype == torch.float16  # the sum over the positions of a text may overflow
+        scale = 2.0 ** scored.batch.scored.shape[1].bit_length() if is_narrow else 1.0
+        return torch.autograd.grad(kl.sum() / scale, gates)[0] * scale
 
     @property
     def _all_groups(self) -> Tensor:
@@ -259,9 +261,9 @@ class MaskScorer:
             batches = whole_batches(len(masks), batch_size)
         masks, kl = masks.gather(0, order[..., None].expand_as(masks)), list[Tensor]()
         for chunks in batches:
-            starts = [prefix.nearest_start(first_layers[chunk.stop - 1]) if prefix else 0 for chunk in chunks]
-            forwards = zip(chunks, starts, strict=True)
-            masked = torch.cat([self._hidden(scored, masks[chunk], prefix, start) for chunk, start in forwards])
+            firsts = [first_layers[chunk.stop - 1] if prefix else 0 for chunk in chunks]
+            forwards = zip(chunks, firsts, strict=True)
+            masked = torch.cat([self._hidden(scored, masks[chunk], prefix, first) for chunk, first in forwards])
             kl.append(self._kl(scored, masked, masks.shape[1]))
         return torch.empty_like(masks[..., 0]).scatter_(0, order, torch.cat(kl))
 
@@ -279,14 +281,17 @@ class MaskScorer:
         return first.gather(0, order).amin(1).tolist(), order
 
     def _hidden(self, scored: ScoredBatch, gates: Tensor, prefix: Prefix | None = None, first_layer: int = 0) -> Tensor:
-        """Last hidden states (K, positions, width) under gates (K, groups, nodes)."""
+        """Last hidden states (K, positions, width) under gates (K, groups, nodes).
+
+        Layers before `first_layer` are free, whichever streams the prefix keeps: ranks that share texts spend the same.
+        """
         batch = scored.batch
         if not gates.requires_grad:  # a gradient has been charged already
             share = 1 - first_layer / self.masked_lm.graph.n_layers
             self.tokens.charge(share * len(gates) * scored.n_tokens)
         gates = gates[:, scored.group_index]
         rows = batch.input_ids, batch.scored, gates, batch.corrupted
-        return self.masked_lm(*rows, prefix, first_layer) if prefix else self.forward(*rows)
+        return self.masked_lm(*rows, prefix, prefix.nearest_start(first_layer)) if prefix else self.forward(*rows)
 
     def _kl(self, scored: ScoredBatch, masked: Tensor, n_groups: int, inverse_temperature: float = 1.0) -> Tensor:
         """KL of last hidden states (K, positions, width), summed over the positions of every group: (K, groups)."""

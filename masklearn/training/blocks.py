@@ -136,8 +136,9 @@ class BlockFinisher:
 
     def refit(self, found: DiscretizedMasks, constants: LearnedConstants, bar: ProgressBar) -> DiscretizedMasks:
         """Train learned constants further for the masks of all groups, and polish the masks under the new ones."""
-        train, selection = (partial(self.data.loader, split) for split in ("train", "selection"))
-        constants.refit(self.masked_lm, found.mask, train, selection, bar, self.settings.objective)
+        train, selection = partial(self.data.loader, "train", shuffled=True), partial(self.data.loader, "selection")
+        objective, rows_per_text = self.settings.objective, self.settings.rows_per_text
+        constants.refit(self.masked_lm, found.mask, train, selection, bar, objective, rows_per_text)
         refitted = ranks.from_first(self.masked_lm.ablation.to(torch.device("cpu")))  # devices round differently
         self.masked_lm.ablation = refitted.to(self.masked_lm.device)
         if not self.settings.polish:

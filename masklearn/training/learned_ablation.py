@@ -22,7 +22,7 @@ from masklearn.training.rows import assign_masks, mean_by_mask
 CONSTANTS_LR = 0.02
 """Learning rate of the constants, in standard deviations of a node's output."""
 REFIT_STEPS, REFIT_ROWS_PER_TEXT = 200, 4
-"""Optimiser steps of the refit for discrete masks, and most rows of a text in each step."""
+"""Optimiser steps of the refit for discrete masks, and most rows of a text in each; with fewer rows more steps."""
 LOG_KL_EPS = 0.003
 """Nats added to a KL before taking its logarithm, so that a mask that is good enough stops pulling."""
 
@@ -70,6 +70,7 @@ class LearnedConstants(nn.Module):
         selection: BatchSource,
         bar: ProgressBar = no_bar,
         objective: ObjectiveName = "kl",
+        rows_per_text: int = REFIT_ROWS_PER_TEXT,
     ) -> Ablation:
         """Train the constants further for discrete masks; keep the better of old and new on the selection texts.
 
@@ -80,9 +81,10 @@ class LearnedConstants(nn.Module):
             selection: The texts on which discrete masks are selected.
             bar: Shows the progress.
             objective: What is minimised.
+            rows_per_text: Rows of a text that memory has room for in a step.
         """
         before = self._evaluate(masked_lm, masks, selection, objective)
-        self._train(masked_lm, masks, train, bar, objective)
+        self._train(masked_lm, masks, train, bar, objective, min(rows_per_text, REFIT_ROWS_PER_TEXT, masks.shape[1]))
         after = self._evaluate(masked_lm, masks, selection, objective)
         masked_lm.ablation = min(before, after, key=lambda pair: pair[0])[1]
         return masked_lm.ablation
@@ -97,26 +99,39 @@ class LearnedConstants(nn.Module):
         return (kl + LOG_KL_EPS).log().mean().item(), masked_lm.ablation
 
     def _train(
-        self, masked_lm: MaskedLM, masks: Tensor, train: BatchSource, bar: ProgressBar, objective: ObjectiveName
+        self,
+        masked_lm: MaskedLM,
+        masks: Tensor,
+        train: BatchSource,
+        bar: ProgressBar,
+        objective: ObjectiveName,
+        rows_per_text: int,
     ) -> None:
         """Minimise the log KL of the masks on the training split."""
         gates = masks.float().flatten(0, 1).to(masked_lm.device)
         n_sizes, generator = masks.shape[1], torch.Generator().manual_seed(0)
+        n_steps = REFIT_STEPS * min(REFIT_ROWS_PER_TEXT, n_sizes) // rows_per_text
         optimizer = torch.optim.Adam(self.parameters(), lr=CONSTANTS_LR)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, REFIT_STEPS)
-        for batch in bar(islice(_cycle(train), REFIT_STEPS), "Refit of constants", total=REFIT_STEPS):
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, n_steps)
+        for batch in bar(islice(_cycle(train), n_steps), "Refit of constants", total=n_steps):
             offsets = torch.rand(batch.group.shape, generator=generator)
-            mask_ids = assign_masks(batch.group.cpu(), n_sizes, min(REFIT_ROWS_PER_TEXT, n_sizes), offsets)
-            mask_ids, batch = mask_ids.to(masked_lm.device), batch.to(masked_lm.device)
-            masked_lm.ablation = self()
-            masked = masked_lm(batch.input_ids, batch.scored, gates[mask_ids])
-            full = masked_lm.full(batch.input_ids, batch.scored) if objective == "kl" else None
-            found, inputs = losses(objective, masked_lm, batch, full, masked)
-            kl, count = mean_by_mask(found, mask_ids.index_select(1, inputs), len(gates))
-            optimizer.zero_grad()
-            (kl[count > 0] + LOG_KL_EPS).log().sum().backward()
+            mask_ids = assign_masks(batch.group.cpu(), n_sizes, rows_per_text, offsets).to(masked_lm.device)
+            step = partial(self._backward, masked_lm, gates, batch.to(masked_lm.device), mask_ids, objective)
+            masked_lm.row_limit.retry(step)
             optimizer.step()
             schedule.step()
+
+    def _backward(
+        self, masked_lm: MaskedLM, gates: Tensor, batch: Batch, mask_ids: Tensor, objective: ObjectiveName
+    ) -> None:
+        """Set the gradient of the constants on some texts."""
+        self.zero_grad()
+        masked_lm.ablation = self()
+        masked = masked_lm(batch.input_ids, batch.scored, gates[mask_ids])
+        full = masked_lm.full(batch.input_ids, batch.scored) if objective == "kl" else None
+        found, inputs = losses(objective, masked_lm, batch, full, masked)
+        kl, count = mean_by_mask(found, mask_ids.index_select(1, inputs), len(gates))
+        (kl[count > 0] + LOG_KL_EPS).log().sum().backward()
 
 
 def fit_ablation(
@@ -132,15 +147,17 @@ def fit_ablation(
         bar: Shows the progress.
     """
 
-    def batches(split: SplitName, loaded: ProgressBar = no_bar) -> Iterable[Batch]:
-        return (batch.to(masked_lm.device) for batch in loaded(data.loader(split), "Mean ablation", brief=True))
+    def batches(split: SplitName, loaded: ProgressBar = no_bar, shuffled: bool = False) -> Iterable[Batch]:
+        loader = data.loader(split, shuffled=shuffled)
+        return (batch.to(masked_lm.device) for batch in loaded(loader, "Mean ablation", brief=True))
 
     if name not in STORED_ABLATIONS:
         return Ablation(name)
     if name != "learned":
         return mean_ablation(name, masked_lm, batches("train", bar))
     constants = LearnedConstants(masked_lm, batches("train", bar))
-    return constants.refit(masked_lm, masks, partial(batches, "train"), partial(batches, "selection"), bar)
+    train, selection = partial(batches, "train", shuffled=True), partial(batches, "selection")
+    return constants.refit(masked_lm, masks, train, selection, bar)
 
 
 def begin_ablation(

@@ -244,12 +244,12 @@ class MaskLearner(BlockLearner):
         On the CPU the run stops at once. Elsewhere it stops at the next step that is logged, or at the end of a block,
         as reading the flag any earlier would wait for the device; until then all updates are skipped.
         """
+        learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if self.n_sharing > 1:
-            ranks.sum_gradients(p for group in optimizer.param_groups for p in group["params"])
-        assert self.bank.log_odds.grad is not None
+            ranks.sum_gradients(learned)
         self._log_step(*self._to_log)  # not in the training step, which is repeated if memory runs out
         step = self.global_step
-        skips = self.guard.note(self._loss, self.bank.log_odds.grad, step)
+        skips = self.guard.note(self._loss, learned, step)
         optimizer.found_inf = skips  # pyright: ignore[reportAttributeAccessIssue]  (read by fused optimisers)
         if self.budget.has_penalty:
             self._error = self._error * (1 - skips)

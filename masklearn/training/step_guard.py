@@ -1,6 +1,7 @@
 """Finiteness of every step without waiting for the device: a bad step changes nothing, and the run stops soon after."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,19 @@ class StepGuard(nn.Module):
         """The first step with a bad loss and the first with a bad gradient, -1 as long as there is none."""
         self.register_buffer("first_bad", torch.full((2,), -1), persistent=False)
 
-    def note(self, loss: Tensor, gradient: Tensor, step: int) -> Tensor:
+    def note(self, loss: Tensor, learned: Sequence[nn.Parameter], step: int) -> Tensor:
         """Take note of a step.
 
         Args:
             loss: Its loss.
-            gradient: The gradient of the gates.
+            learned: All parameters, with their gradients.
             step: Its number in the run.
 
         Returns:
             1 if the update must be skipped, otherwise 0. Float32, without dimensions, on the device.
         """
-        finite = torch.stack([loss, gradient.abs().amax()]).isfinite()  # the largest of values with a NaN is NaN
+        gradients = [parameter.grad.abs().amax() for parameter in learned if parameter.grad is not None]
+        finite = torch.stack([loss, torch.stack(gradients).amax()]).isfinite()  # the largest of values with NaN is NaN
         self.first_bad = torch.where(finite | (self.first_bad >= 0), self.first_bad, step)
         return (self.first_bad.amax() >= 0).float()
 
