@@ -131,6 +131,24 @@ def test_a_matrix_of_queries_keys_and_values_is_narrowed(name: str, fused: str, 
     assert [*second.mlp.parameters()]
 
 
+@pytest.mark.parametrize("name", ["gpt2", "phi3", "llama"])
+def test_a_folder_follows_when_its_attention_is_switched(name: str, tmp_path: Path) -> None:
+    """One implementation builds the causal mask by itself, and another needs it from the model."""
+    lm = BY_NAME[name].build()
+    graph = ml.NodeGraph.of(lm)
+    rows = torch.ones(graph.n_layers, graph.n_heads + 1, dtype=torch.int)
+    rows[0, 1] = 0
+    exported(lm, bank(lm, rows.tolist()), folder := tmp_path / "smaller")
+    ids = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(2))
+    for first, then in (("eager", "sdpa"), ("sdpa", "eager")):
+        smaller: Any = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=True, attn_implementation=first
+        ).eval()
+        before = smaller(ids).logits
+        smaller.set_attn_implementation(then)
+        assert_close(smaller(ids).logits, before, atol=1e-5, rtol=1e-4)
+
+
 def test_the_experts_and_the_router_of_a_closed_mlp_are_gone(tmp_path: Path) -> None:
     lm = BY_NAME["mixtral"].build()
     _, smaller = exported(lm, bank(lm, MIXED), tmp_path / "out")

@@ -88,9 +88,20 @@ def _narrow_parts(attention: Any, fused: Any, heads: list[int], width: int, n_he
     narrow(fused, torch.cat([slices(heads, width), of_groups, of_groups + n_groups * width]), output=True)
     attention.split_size = len(heads) * width
     attention.num_key_value_heads = len(groups)
-    attention.config = copy.copy(attention.config)
-    attention.config.num_attention_heads = len(heads)
+    attention.config = FewerHeads(attention.config, len(heads))
     _share_keys(attention, heads, n_heads // n_groups)
+
+
+class FewerHeads:
+    """A model's config with another number of heads. All else is the model's own, also what is changed later."""
+
+    def __init__(self, config: Any, n_heads: int) -> None:
+        self._config, self.num_attention_heads = config, n_heads
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_config" or name.startswith("__"):  # not there yet while it is copied
+            raise AttributeError(name)
+        return getattr(self._config, name)
 
 
 def _narrow_by_group(attention: Any, fused: Any, heads: list[int], width: int, n_heads: int) -> None:
