@@ -4,6 +4,7 @@ EAP-IG's files are JSON with `cfg`, `nodes` and `edges` (hannamw/EAP-IG, `Graph.
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def read_eap(path: str | Path, sizes: Sequence[int | float] | None) -> tuple[Nod
         shape (nodes,): 1 and 0 by membership if the file has none.
 
     Raises:
-        UserError: If it is not such a file, if a size is out of range, or if the circuit is empty.
+        UserError: If it is not such a file, a score is not finite, a size out of range, or the circuit empty.
     """
     path = Path(path).expanduser()
     try:
@@ -134,6 +135,9 @@ def read_eap(path: str | Path, sizes: Sequence[int | float] | None) -> tuple[Nod
         raise UserError(f"{path} is not a graph of EAP-IG or MIB: it has no {error.args[0]!r}") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"cannot read {path} as a graph of EAP-IG or MIB: {one_line(error)}") from error
+    if not scores.isfinite().all():
+        name, score = next((n, s) for n, s in zip(graph.names, scores.tolist(), strict=True) if not math.isfinite(s))
+        raise UserError(f"{path}: the score of {name} is {score}, expected a finite number")
     if sizes is None and not circuit.any():
         raise UserError(f"{path}: no node is in this circuit. Give sizes, to cut its scores")
     if sizes is None:

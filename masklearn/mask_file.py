@@ -256,7 +256,7 @@ class Mask:
             ablation: What closed nodes emit; resample ablation by default, as in those tools.
 
         Raises:
-            UserError: If it is not such a file, if a size is out of range, or if the circuit is empty.
+            UserError: If it is not such a file, a score is not finite, a size out of range, or the circuit empty.
         """
         graph, masks, scores = read_eap(path, sizes)
         return cls(masks[None], scores[None, None], masks.sum(-1), graph, model, ablation=ablation)

@@ -10,8 +10,10 @@ from transformers.models.llama.modeling_llama import rotate_half
 from masklearn.edges import EdgeGates, EdgeGraph, EdgeLM
 from masklearn.models import Layout
 
-BUILDS = ("llama", "llama biases, tied", "gpt2", "gpt_neox", "phi", "olmo2", "gemma2", "gemma3_text", "cohere", "qwen2")
-"""Sequential and parallel layers, norms before and after, biases, grouped heads, sliding windows, soft caps."""
+BUILDS = (
+    "llama", "llama biases, tied", "gpt2", "gpt_neox", "phi", "opt", "olmo2", "gemma2", "gemma3_text", "cohere", "qwen2"
+)  # fmt: skip
+"""Sequential and parallel layers, norms before and after, biases, grouped heads, sliding windows, caps, bare MLPs."""
 
 
 def text(n_tokens: int = 4) -> Tensor:

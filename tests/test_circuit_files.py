@@ -102,6 +102,16 @@ def test_what_is_not_a_circuit_is_refused(tmp_path: Path) -> None:
     assert "no node is in this circuit" in refused(lambda: ml.Mask.from_eap(file, A_MODEL))
 
 
+@pytest.mark.parametrize("score", [float("nan"), float("-inf"), 1e39])
+def test_a_score_that_is_not_finite_is_refused(score: float, tmp_path: Path) -> None:
+    """NaN would rank first."""
+    content = eap_circuit(SMALL_GRAPH, OPEN, torch.arange(6.0), 24, False)
+    content["nodes"]["m0"]["score"] = score
+    file = tmp_path / "graph.json"
+    file.write_text(json.dumps(content))
+    assert "graph.json: the score of m0 is " in refused(lambda: ml.Mask.from_eap(file, A_MODEL, sizes=[1]))
+
+
 @pytest.mark.parametrize("form", ["eap", "mib", "edge-pruning", "list"])
 def test_the_command_writes_every_format(run: Run, form: str, tmp_path: Path) -> None:
     args = ["--mask", str(run.folder / "mask.safetensors"), "--to", form]

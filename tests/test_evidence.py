@@ -1,6 +1,7 @@
 """Evidence on masks: the tests' p-values, stability, completeness, and resampled texts."""
 
 from collections import Counter
+from fnmatch import fnmatch
 from itertools import combinations
 
 import numpy as np
@@ -26,7 +27,7 @@ from masklearn.evidence.hypotheses import (
 from masklearn.evidence.intervals import mean_interval
 from masklearn.evidence.resampled_texts import bootstrapped, half, shuffled
 from masklearn.evidence.stability import chance_jaccard, near_optimal, overlap
-from masklearn.evidence.text_scores import kl_between, score_texts
+from masklearn.evidence.text_scores import TextScores, kl_between, score_texts
 from masklearn.graph import NodeGraph
 from masklearn.masking import MaskedLM
 from masklearn.objective import kl_divergence
@@ -52,10 +53,11 @@ def test_the_tests_reject_from_the_counts_that_the_binomial_distribution_gives()
 
 def test_a_verdict_that_no_node_is_superfluous_names_none() -> None:
     """One of three sizes has p = 0.03, which the correction for their number makes 0.09."""
-    found = [tests.Outcome(tests.MINIMALITY, "g", s, 9, p=p, note="a0.h1") for s, p in ((1, 0.03), (2, 1.0), (3, 1.0))]
+    note = f"not tested: m0; {tests.SUPERFLUOUS}a0.h1"
+    found = [tests.Outcome(tests.MINIMALITY, "g", s, 9, p=p, note=note) for s, p in ((1, 0.03), (2, 1.0), (3, 1.0))]
     (first, *_), (alone,) = corrected(found), corrected(found[:1])
-    assert first.verdict == "no superfluous node found" and not first.note
-    assert alone.verdict == "has superfluous nodes" and alone.note == "a0.h1"
+    assert first.verdict == "no superfluous node found" and first.note == "not tested: m0"
+    assert alone.verdict == "has superfluous nodes" and alone.note == note
 
 
 def test_holm_by_hand() -> None:
@@ -150,6 +152,27 @@ def test_the_tests_find_a_plant_and_tell_it_from_more_nodes_and_from_others() ->
     assert of_plant[tests.INDEPENDENCE].verdict == "no dependence found"
     assert of_elsewhere[tests.INDEPENDENCE].verdict == "the rest still tells"
     assert of_elsewhere[tests.SUFFICIENCY].verdict == of_elsewhere[tests.NECESSITY].verdict == "not shown"
+
+
+@pytest.mark.parametrize(
+    ("names", "verdict", "note"),
+    [
+        (["a0.h1", "m0", "m1", "m2"], "no superfluous node found", "not tested, *: m0, m1, m2"),
+        (["a0.h1", "m0", "m1"], "has superfluous nodes", "matter less *: m0, m1"),
+        (["a1.h1", "m0", "m1", "m2"], "has superfluous nodes", "not tested, *: m0, m1, m2; matter less *: a1.h1"),
+        (["m0", "m1", "m2"], "not tested", "not tested, *: m0, m1, m2"),
+    ],
+)
+def test_nodes_are_compared_with_others_of_their_kind_or_not_at_all(names: list[str], verdict: str, note: str) -> None:
+    """A node that is added lowers the KL by 1; closing a head of layer 0 raises it by 2, other nodes by 0."""
+    mask = torch.tensor([name in names for name in GRAPH.names])
+    less = torch.tensor([3.0 if name.startswith("a0") else 1.0 for name in names])
+    kls = [torch.ones(2), torch.ones(1), torch.ones(1), less, torch.zeros(int((~mask).sum()))]
+    scores = [TextScores(kl[:, None], torch.zeros(len(kl), 1), torch.zeros(1), "none") for kl in kls]
+    results = corrected(run_tests(Circuit(mask, GRAPH, 1, 0), "", scores, 1))
+    (minimality,) = [result for result in results if result.test == tests.MINIMALITY]
+    assert minimality.verdict == verdict
+    assert fnmatch(minimality.note, note)
 
 
 def test_scores_of_texts_are_those_of_the_distributions(masked_lm: MaskedLM) -> None:

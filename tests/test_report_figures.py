@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.text import Text
-from studies import falling, masks, measured, resample_little
+from studies import falling, masks, measured, of_edges, resample_little
 
 from masklearn import density, report
 from masklearn.density import comparison
@@ -45,6 +45,34 @@ def test_characters_that_the_font_lacks_become_boxes() -> None:
     assert drawable("x" * 50, 10) == "x" * 9 + "…"
 
 
+def test_a_bank_whose_name_begins_with_an_underscore_is_in_the_legends(monkeypatch: pytest.MonkeyPatch) -> None:
+    resample_little(monkeypatch)
+    banks = [measured(falling(5), name, kept=masks(5, seed=i)) for i, name in enumerate(("_one", "other"))]
+    figures = {figure.name: figure.figure for figure in draw(density.study(banks))}
+    for name, n_labels in (("curves", 4), ("overlap", 3)):
+        (legend,) = figures[name].legends
+        labels = [text.get_text().strip("\N{ZERO WIDTH SPACE}") for text in legend.texts]
+        assert len(labels) == n_labels and labels[0].startswith("_one")
+
+
+def test_shares_far_below_a_percent_have_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    resample_little(monkeypatch)
+    edges = of_edges(measured(falling(5)))
+    edges = replace(edges, mask=replace(edges.mask, shares=(0.0001, 0.002, 0.05, 0.5)))
+    (nuclei,) = [one.figure for one in draw(density.study([edges])) if one.name == "nuclei"]
+    assert [label.get_text() for label in nuclei.axes[0].get_yticklabels()] == ["0.01", "0.1", "1", "10", "100"]
+
+
+def test_a_bank_without_a_kind_has_no_agreement_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two banks of nodes have norm subgraphs, one of edges has none."""
+    resample_little(monkeypatch)
+    banks = [measured(falling(12), name, fingerprint=name) for name in ("one", "other")]
+    banks.append(of_edges(banks[0], name="edges"))
+    (figure,) = [one.figure for one in draw(density.study(banks)) if one.name == "across"]
+    n_numbers = {axes.get_title(): len(axes.texts) for axes in figure.axes}
+    assert (n_numbers["norm"], n_numbers["learned"], n_numbers["learned / s-trace"]) == (4, 4, 7)
+
+
 @pytest.mark.parametrize(
     ("s", "words"), [(1, "1 node"), (8, "8 nodes"), (1.0, "100 %"), (0.125, "12.5 %"), (0.0001, "0.01 %")]
 )
@@ -61,12 +89,16 @@ def test_a_study_of_few_sizes_draws_the_figures_that_are_defined(sizes: tuple[in
 
 
 @pytest.mark.parametrize(("n_inputs", "has_bands"), [(5, False), (12, True)])
-def test_the_density_curves_speak_of_bands_where_there_are_any(
+def test_the_density_curves_speak_of_bands_and_random_subgraphs_where_there_are_any(
     n_inputs: int, has_bands: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resample_little(monkeypatch)
-    alts = [one.alt for one in draw(density.study([measured(falling(n_inputs))])) if one.name == "curves"]
-    assert ["bands" in alt for alt in alts] == [has_bands]
+    bank = measured(falling(n_inputs))
+    alone = replace(bank, results={"learned": bank.results["learned"]})
+    for shown, has_control in ((bank, True), (alone, False)):
+        (alt,) = [one.alt for one in draw(density.study([shown])) if one.name == "curves"]
+        assert "bands" in alt if has_bands else "bands" not in alt
+        assert alt.endswith("; dotted: random subgraphs") == has_control
 
 
 UNDEFINED = {

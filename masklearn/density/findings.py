@@ -22,7 +22,8 @@ RULES = {
     "heads enter late": "At that same size, the share of attention heads in subgraphs of nodes is smaller than in the "
     "whole model; random-matched subgraphs have as many by construction, so the model's share is the control. In "
     "subgraphs of edges, the share of attention edges is smaller than in the whole graph and than in random connected "
-    "subgraphs.",
+    "subgraphs. In subgraphs of positions, the share of those of heads is smaller than among all positions and than "
+    "among random ones.",
     "density goes with uncertainty": "The rank correlation of density with the entropy of the full model's "
     "distribution is above 0, plain and given token frequencies and context length.",
     "sparse subgraphs are unigram-like": "At the smallest size (of edges: that can hold a path from a token to "

@@ -17,7 +17,7 @@ from masklearn.text_bank import EdgeBank, TextBank
 LEARNED_KIND = "learned"
 """Subgraphs of the learned masks."""
 INVERSE_KIND = "inverse"
-"""All nodes except those of the learned mask."""
+"""All nodes except those of the learned mask; of a text's edges or positions, all that its subgraph leaves out."""
 NORM_KIND = "norm"
 """The nodes that contribute most to the residual stream by L1 norm."""
 MATCHED_KIND = "random-matched"

@@ -18,7 +18,7 @@ from masklearn.edges.edge_lm import EdgeLM
 from masklearn.edges.graph import EdgeGates
 from masklearn.edges.linear_norm import LinearNorm
 from masklearn.masking.hooks import edit_input
-from masklearn.models import override_forward
+from masklearn.models import has_weight_matrix, override_forward
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,14 @@ class FrozenText:
 
 
 def _norms(edge_lm: EdgeLM) -> list[nn.Module]:
-    """The norms in front of attention and MLP, behind them, and at the end: the modules there that have no parts."""
+    """The norms in front of attention and MLP, behind them, and at the end: modules without parts or matrices."""
     found = list[nn.Module]()
     for site in edge_lm.sites.blocks:
         found += [*site.first_readers, *site.attention_norms, site.mlp_end]
         found += [site.second_reader] if site.second_reader else []
     found += [edge_lm.sites.final_norm] if edge_lm.sites.final_norm else []
-    return [module for module in dict.fromkeys(found) if not any(True for _ in module.children())]
+    lm = edge_lm.layout.lm
+    return [part for part in dict.fromkeys(found) if not (list(part.children()) or has_weight_matrix(lm, part))]
 
 
 def _linear(norm: LinearNorm) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -36,6 +36,8 @@ N_RIVALS = 1000
 """Random nodes that every node is compared with; all nodes there are run once, so that many draws cost nothing."""
 MIN_SUBGRAPHS = 20
 """Different subgraphs with as many heads and MLPs as the circuit that there must be to compare it with."""
+SUPERFLUOUS = "matter less than a tenth of the other nodes of their kind would: "
+"""What the note of minimality says of the nodes that it names last."""
 
 
 @dataclass(frozen=True)
@@ -135,27 +137,33 @@ def _too_few_texts(n: int, fewest: int) -> str:
 
 
 def _minimality(circuit: Circuit, group: str, kl: Tensor, less: Tensor, more: Tensor) -> Outcome:
-    """Whether every node matters more than a random node of its kind that is added to the circuit."""
-    s = int(circuit.mask.sum())
-    result = Outcome(MINIMALITY, group, s, N_RIVALS)
+    """Whether every node matters more than a random node of its kind that is added to the circuit.
+
+    A node is not tested if the circuit has all nodes of its kind.
+    """
+    result = Outcome(MINIMALITY, group, int(circuit.mask.sum()), N_RIVALS)
     if not len(more):
         return replace(result, note="the circuit has all nodes, so that none can be added")
     is_mlp = torch.tensor([node.head is None for node in circuit.graph.nodes])
     inside, outside = is_mlp[circuit.mask], is_mlp[~circuit.mask]
     losses, gains = less - kl, kl - more
-    rng, shares = np.random.default_rng(circuit.seed), list[float]()
-    p_values = list[float]()
-    for loss, kind in zip(losses.tolist(), inside.tolist(), strict=True):
-        rivals = gains[outside == kind].numpy() if (outside == kind).any() else gains.numpy()
-        wins = int((loss > rng.choice(rivals, N_RIVALS)).sum())
-        shares.append(wins / N_RIVALS)
-        p_values.append(at_most_p(wins, N_RIVALS))
+    rng, wins, untested = np.random.default_rng(circuit.seed), dict[str, int](), list[str]()
     names = [name for name, inside in zip(circuit.graph.names, circuit.mask.tolist(), strict=True) if inside]
-    superfluous = [name for name, p in zip(names, holm(p_values), strict=True) if p <= ALPHA]
-    share, p = min(shares), min(1.0, s * min(p_values))
-    low, high = share_interval(round(share * N_RIVALS), N_RIVALS)
-    note = f"matter less than a tenth of all other nodes would: {', '.join(superfluous)}" if superfluous else ""
-    return replace(result, share=share, low=low, high=high, p=p, note=note)
+    for name, loss, kind in zip(names, losses.tolist(), inside.tolist(), strict=True):
+        rivals = gains[outside == kind].numpy()
+        if len(rivals):
+            wins[name] = int((loss > rng.choice(rivals, N_RIVALS)).sum())
+        else:
+            untested.append(name)
+    note = f"not tested, as the circuit has all nodes of their kind: {', '.join(untested)}" if untested else ""
+    if not wins:
+        return replace(result, note=note)
+    p_values, fewest = [at_most_p(n, N_RIVALS) for n in wins.values()], min(wins.values())
+    superfluous = [name for name, p in zip(wins, holm(p_values), strict=True) if p <= ALPHA]
+    low, high = share_interval(fewest, N_RIVALS)
+    note = "; ".join(filter(None, [note, f"{SUPERFLUOUS}{', '.join(superfluous)}" if superfluous else ""]))
+    p = min(1.0, len(p_values) * min(p_values))
+    return replace(result, share=fewest / N_RIVALS, low=low, high=high, p=p, note=note)
 
 
 def _against_random(test: str, circuit: Circuit, group: str, won: Tensor, n_tests: int) -> Outcome:
@@ -194,5 +202,6 @@ def corrected(results: Sequence[Outcome]) -> list[Outcome]:
         rejected, kept = VERDICTS[result.test]
         verdict = result.verdict if p is None else rejected if p <= ALPHA else kept
         is_kept = result.test == MINIMALITY and p is not None and p > ALPHA  # no node is superfluous
-        found.append(replace(result, p_corrected=p, verdict=verdict, note="" if is_kept else result.note))
+        note = result.note.partition(SUPERFLUOUS)[0].removesuffix("; ") if is_kept else result.note
+        found.append(replace(result, p_corrected=p, verdict=verdict, note=note))
     return found

@@ -20,7 +20,8 @@ CLAIMS = {
     "necessary": "Closing it raises the KL more than closing nine in ten such subgraphs.",
     "equivalent": "No difference found: texts prefer it to the model about as often as not.",
     "complement independent": "No dependence found between the scores of all other nodes and the model's.",
-    "minimal": "No node found that matters less than one in ten other nodes would.",
+    "minimal": "No node found that matters less than one in ten other nodes of its kind would. Nodes of a kind that it "
+    "has in full are not tested.",
     "beats controls": "Its KL is lower than that of every control, by a 95 % interval over texts. So is that of masks "
     "learned again with the budget of learned controls, if there are any.",
     "stable": f"Masks learned on resampled texts have a mean Jaccard index of at least {STABLE_JACCARD}, with each "

@@ -1,7 +1,7 @@
 """Any Hugging Face causal language model: loading it, finding where its nodes can be gated, and verifying that."""
 
 from masklearn.models.diagnostics import dtype_name, text_config
-from masklearn.models.discovery import LayerSites
+from masklearn.models.discovery import LayerSites, has_weight_matrix
 from masklearn.models.forward_override import Forward, first_output, override_forward, with_first_output
 from masklearn.models.layout import Layout
 from masklearn.models.loading import (
@@ -46,6 +46,7 @@ __all__ = [
     "dtype_name",
     "first_output",
     "has_revisions",
+    "has_weight_matrix",
     "input_device",
     "is_offloaded",
     "is_placed",

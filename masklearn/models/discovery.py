@@ -116,7 +116,7 @@ class SiteFinder:
         Raises:
             UserError: If the layer is not one attention with an output projection and one MLP.
         """
-        children = {name: child for name, child in self.layer.named_children() if self._has_weight_matrix(child)}
+        children = {name: child for name, child in self.layer.named_children() if has_weight_matrix(self.lm, child)}
         attention = self._attention({name: child for name, child in children.items() if "att" in name})
         mlp = self._mlp({name: child for name, child in children.items() if child is not attention})
         paths = BRANCHES_WITHOUT_RESIDUAL.get(self.lm.config.model_type, {})
@@ -156,7 +156,7 @@ class SiteFinder:
     def _output_projection(self, attention: nn.Module) -> nn.Module:
         """Return the submodule whose output is the attention's."""
         projection = self.trace.output_submodule(attention)
-        if projection is None or not self._has_weight_matrix(projection):
+        if projection is None or not has_weight_matrix(self.lm, projection):
             last = "no part" if projection is None else f"a {type(projection).__name__}"
             found = f"{last} that makes the output of {type(attention).__name__}"
             raise self._unsupported(found, "an output projection")
@@ -177,19 +177,24 @@ class SiteFinder:
             raise self._unsupported(f"{others.pop()} attention heads", f"the {n_heads} of its config")
         return call.input
 
-    def _has_weight_matrix(self, module: nn.Module) -> bool:
-        """Whether a module mixes channels: norms hold only vectors of the stream's width.
-
-        The length counts as well as the dimensions, since quantised matrices may be packed into a long vector.
-        """
-        width = text_config(self.lm).hidden_size
-        return any(held.dim() > 1 or held.numel() > width for held in (*module.parameters(), *module.buffers()))
-
     def _chain(self, module: nn.Module) -> list[nn.Module]:
         return self.trace.chain(module, self.layer.children())
 
     def _unsupported(self, found: str, expected: str) -> UserError:
         return unsupported_model(self.lm, f"{found} in layer {self.index} ({type(self.layer).__name__})", expected)
+
+
+def has_weight_matrix(lm: PreTrainedModel, module: nn.Module) -> bool:
+    """Return whether a module mixes channels: norms hold only vectors of the stream's width.
+
+    The length counts as well as the dimensions, since quantised matrices may be packed into a long vector.
+
+    Args:
+        lm: The model.
+        module: A part of it.
+    """
+    width = text_config(lm).hidden_size
+    return any(held.dim() > 1 or held.numel() > width for held in (*module.parameters(), *module.buffers()))
 
 
 def _projection_bias(projection: nn.Module, example_input: Tensor) -> Tensor | None:

@@ -61,7 +61,8 @@ def density_agreement(measurements: Sequence[MaskMeasurements], tables: Tables) 
     labels = [drawable(name, 18) for name in names]
     for axes, kind in zip(grid, kinds, strict=True):
         matrix = _symmetric(select_rows(table, kind=kind), names, "rho")
-        np.fill_diagonal(matrix, 1.0)
+        has_kind = [not set(kind.split(" / ")).isdisjoint(measured.kinds) for measured in measurements]
+        np.fill_diagonal(matrix, np.where(has_kind, 1.0, np.nan))
         _draw_matrix(axes, matrix, labels, RHO_COLORS, -1)
         axes.set_title(kind, fontsize=MATRIX_FONT, pad=3)
     _finish_matrices(figure, grid, labels, ScalarMappable(Normalize(-1, 1), RHO_COLORS), "rank correlation of density")

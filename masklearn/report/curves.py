@@ -27,6 +27,7 @@ from masklearn.report.style import (
     legend_below,
     line_style,
     nats_axis,
+    share_ticks,
     single_axes,
     size_axis,
 )
@@ -75,9 +76,10 @@ def curves_together(measurements: Sequence[MaskMeasurements], tables: Tables) ->
     axes.set_ylabel("TV distance from the full model")
     legend_below(figure, axes, 2)
     bands = " with 95 % bands" if tables["curve"]["tv_low"].notna().to_numpy().any() else ""
+    dotted = "; dotted: random subgraphs" if any(measured.control_kind for measured in measurements) else ""
     alt = (
         f"Density curves: TV distance from the full model against the share of all {units} kept, means over inputs"
-        f"{bands}; dotted: random subgraphs"
+        f"{bands}{dotted}"
     )
     yield StudyFigure("curves", FIRST_FIGURE, "all", alt, figure)
 
@@ -117,9 +119,7 @@ def nuclei(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFigure]:
     axes.set_xticks(range(len(REPORTED_NUCLEI)), [f"{p}" for p in REPORTED_NUCLEI])
     axes.set_xlabel("nucleus (% of the probability)")
     axes.set_yscale("log")
-    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1) if tick >= 0.9 * measured.fractions[0]]
-    axes.set_yticks(ticks, [f"{100 * tick:.3g}" for tick in ticks])
-    axes.minorticks_off()
+    share_ticks(axes.yaxis, measured.fractions[0])
     axes.set_ylabel(f"{measured.unit} until recovered (% of all, log)")
     legend_below(figure, axes, 4)
     alt = f"Size at which ordered nuclei are recovered in {measured.name}, medians and quartiles over inputs"

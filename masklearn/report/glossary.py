@@ -22,8 +22,9 @@ class Result:
 
 KIND_DEFINITIONS = {
     "learned": "The learned masks: for each size, the nodes that training and polish found in lowering the KL from the "
-    "full model.",
-    "inverse": "All nodes except those of the learned mask, plotted at the size of the learned mask.",
+    "full model. Of edges or positions: those that training found for each text, without polish.",
+    "inverse": "All nodes except those of the learned mask, plotted at the size of the learned mask. Of edges or "
+    "positions: all others of the text, plotted at the size of the bank's own subgraph.",
     "s-trace": "The edges that s-Trace keeps: grown backward from the output by importance (docs/edges.md).",
     "random": "Nodes drawn uniformly: the mean of 10 draws per size, which are the same for all inputs. Of edges: "
     "grown backward from the output at random. Of positions: drawn uniformly. Of both: the mean of 4 independent draws "

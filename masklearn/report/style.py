@@ -10,6 +10,7 @@ from typing import Any, cast
 import matplotlib as mpl
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import LayoutEngine, PlaceHolderLayoutEngine
@@ -128,13 +129,22 @@ def size_axis(axes: Axes, smallest: float, unit: str = "nodes") -> None:
     """
     axes.set_xscale("log")
     axes.set_xlim(0.9 * smallest, 1.05)
+    share_ticks(axes.xaxis, smallest)
+    axes.set_xlabel(f"{unit} kept (% of all, log)")
+
+
+def share_ticks(axis: Axis, smallest: float) -> None:
+    """Label a log axis of the relative size in percent.
+
+    Args:
+        axis: The axis.
+        smallest: The smallest fraction.
+    """
     fine = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     choice = fine if smallest > fine[0] / 2 else (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
-    ticks = [tick for tick in choice if tick >= 0.9 * smallest]
-    axes.set_xticks(ticks)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{100 * tick:.3g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(f"{unit} kept (% of all, log)")
+    axis.set_ticks([tick for tick in choice if tick >= 0.9 * smallest])
+    axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{100 * tick:.3g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def nats_axis(axes: Axes, values: Iterable[float]) -> None:
@@ -163,9 +173,13 @@ def _glyphs() -> frozenset[int]:
 
 
 def drawable(text: str, max_length: int = 40) -> str:
-    """Return the text on one line, shortened, with a box for each character that the font lacks."""
+    """Return the text on one line, shortened, with a box for each character that the font lacks.
+
+    A legend leaves out labels that begin with an underscore, so a space of no width stands before it.
+    """
     shown = "".join(c if ord(c) in _glyphs() and c.isprintable() else "\N{WHITE SQUARE}" for c in visible(text))
-    return shown if len(shown) <= max_length else shown[: max_length - 1] + "…"
+    shown = shown if len(shown) <= max_length else shown[: max_length - 1] + "…"
+    return f"\N{ZERO WIDTH SPACE}{shown}" if shown.startswith("_") else shown
 
 
 def visible(text: str) -> str:
