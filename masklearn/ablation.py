@@ -1,7 +1,7 @@
 """Ablations as data: names, and the values that closed nodes emit. `masking/gating.py` applies them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -32,6 +32,9 @@ class Ablation:
     """Values in the input of each layer's output projection, each of shape (inputs or 1, positions, heads, width)."""
     mlps: tuple[Tensor, ...] = ()
     """Values of each MLP's addition to the residual stream, each of shape (inputs or 1, positions, 1, width)."""
+    trained_up_to: float = 0.0
+    """Values that require a gradient get one from gates up to this one: those that suit an open node are of no use once
+    it is closed."""
 
     def __post_init__(self) -> None:
         if self.name not in ABLATIONS:
@@ -59,12 +62,12 @@ class Ablation:
     def to(self, device: torch.device) -> "Ablation":
         """The ablation with its values on a device."""
         heads, mlps = (tuple(value.to(device) for value in values) for values in (self.heads, self.mlps))
-        return Ablation(self.name, heads, mlps)
+        return replace(self, heads=heads, mlps=mlps)
 
     def detach(self) -> "Ablation":
         """The ablation with its values detached from the autograd graph."""
         heads, mlps = (tuple(value.detach() for value in values) for values in (self.heads, self.mlps))
-        return Ablation(self.name, heads, mlps)
+        return replace(self, heads=heads, mlps=mlps)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The values as tensors of a mask file, by name; none for ablations whose values belong to single inputs."""

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -180,7 +181,7 @@ class CompiledSteps:
         masked_lm, n_heads = self.masked_lm, len(ablation.heads)
 
         def eager(input_ids: Tensor, gates: Tensor, *values: Tensor) -> Tensor:
-            given = Ablation(ablation.name, values[:n_heads], values[n_heads:])
+            given = replace(ablation, heads=values[:n_heads], mlps=values[n_heads:])
             with gated(masked_lm.lm, gates, given, masked_lm.layout):
                 return masked_lm.layout.hidden(input_ids)
 

@@ -16,8 +16,6 @@ from masklearn.masking.gate_values import gate_values
 from masklearn.masking.hooks import ActivationEdit, checked_calls, edited_activations
 from masklearn.models import Layout, running_eagerly, unwrapped, verify_gates
 
-HALF_OPEN = 0.5
-"""A gate below it is more closed than open. Mean-field gates are never closed altogether."""
 _CACHED_LAYOUT = "_masklearn_layout"
 """Attribute of a model that holds its verified layout and the dtype in which it was verified."""
 
@@ -115,8 +113,9 @@ class GateEdits:
             if has_norm[layer]:
                 attentions[layer] = partial(_apply_attention_gate, gate=attention)
             gate = (before_norm if has_norm[layer] else of_heads)[layer]
-            heads.append(partial(_apply_gates, gate=gate, closed=closed[0]))
-            mlps.append(partial(_apply_gates, gate=of_mlps[layer], closed=closed[1]))
+            up_to = ablation.trained_up_to
+            heads.append(partial(_apply_gates, gate=gate, closed=closed[0], trained_up_to=up_to))
+            mlps.append(partial(_apply_gates, gate=of_mlps[layer], closed=closed[1], trained_up_to=up_to))
         return cls(layout, tuple(heads), tuple(mlps), attentions)
 
     def applied(self) -> AbstractContextManager[None]:
@@ -151,17 +150,15 @@ def product(factors: Tensor) -> Tensor:
     return factors
 
 
-def _apply_gates(output: Tensor, gate: Tensor, closed: Tensor | None) -> Tensor:
+def _apply_gates(output: Tensor, gate: Tensor, closed: Tensor | None, trained_up_to: float = 0.0) -> Tensor:
     """Return `gate * output + (1 - gate) * closed` for every node.
-
-    If `closed` requires a gradient, it gets one from gates that are more closed than open: the values that suit an open
-    node are of no use once it is closed.
 
     Args:
         output: The nodes' outputs, concatenated: shape (rows, tokens, nodes * width).
         gate: Shape (rows or 1, tokens or 1, nodes).
         closed: What closed nodes emit, shape (inputs or 1, positions, nodes, width); None for zeros. Rows are the
             inputs in order, once or several times over.
+        trained_up_to: If `closed` requires a gradient, it gets one from gates up to this one, see `Ablation`.
     """
     if len(gate) not in (1, len(output)):
         raise UserError(
@@ -185,7 +182,7 @@ def _apply_gates(output: Tensor, gate: Tensor, closed: Tensor | None) -> Tensor:
     closed_share = 1 - gate
     if not closed.requires_grad:
         return torch.addcmul(nodes * gate, closed_share, closed).reshape(output.shape)
-    learning_share = closed_share * (gate < HALF_OPEN)
+    learning_share = closed_share * (gate <= trained_up_to)
     emitted = learning_share * closed + (closed_share - learning_share) * closed.detach()
     return (nodes * gate + emitted).reshape(output.shape)
 

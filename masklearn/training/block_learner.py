@@ -89,7 +89,7 @@ class BlockLearner(StaysOnDevice):
             self.load()
         if self._plan is None or data.plan is not self._plan:
             self.plan_blocks(data)
-        self.constants = begin_ablation(self.settings.ablation, self.masked_lm, data, self.bar)
+        self.constants = begin_ablation(self.settings.ablation, self.masked_lm, data, self.bar, self.settings.gate_kind)
 
     def load(self) -> None:
         """Load the model and resolve the sizes.

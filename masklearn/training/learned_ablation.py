@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from masklearn.ablation import STORED_ABLATIONS, Ablation, AblationName
 from masklearn.data import Batch, MaskData, SplitName
+from masklearn.gates import GateName
 from masklearn.masking import MaskedLM, ablation_from_means
 from masklearn.objective import ObjectiveName
 from masklearn.progress import ProgressBar, no_bar
@@ -23,6 +24,9 @@ CONSTANTS_LR = 0.02
 """Learning rate of the constants, in standard deviations of a node's output."""
 REFIT_STEPS, REFIT_ROWS_PER_TEXT = 200, 4
 """Optimiser steps of the refit for discrete masks, and most rows of a text in each; with fewer rows more steps."""
+NEARLY_CLOSED = 0.1
+"""Up to this probability of being open a mean-field gate trains the constant of its node. It never closes
+altogether, unlike a hard-concrete one."""
 LOG_KL_EPS = 0.003
 """Nats added to a KL before taking its logarithm, so that a mask that is good enough stops pulling."""
 
@@ -45,10 +49,12 @@ class LearnedConstants(nn.Module):
     Args:
         masked_lm: The model.
         batches: The training split.
+        gates: What kind of gates the constants are trained with.
     """
 
-    def __init__(self, masked_lm: MaskedLM, batches: Iterable[Batch]) -> None:
+    def __init__(self, masked_lm: MaskedLM, batches: Iterable[Batch], gates: GateName = "hard-concrete") -> None:
         super().__init__()
+        self.trained_up_to = NEARLY_CLOSED if gates == "mean-field" else 0.0
         heads, mlps = masked_lm.activation_stats((batch.input_ids, batch.real) for batch in batches)
         means = ablation_from_means("learned", heads, mlps)
         self.n_layers = len(means.heads)
@@ -60,7 +66,8 @@ class LearnedConstants(nn.Module):
         """The current ablation, differentiable in the learned shifts."""
         per_node_kind = zip(self.means.buffers(), self.stds.buffers(), self.shifts, strict=True)
         values = [mean + std * shift for mean, std, shift in per_node_kind]
-        return Ablation("learned", tuple(values[: self.n_layers]), tuple(values[self.n_layers :]))
+        heads, mlps = tuple(values[: self.n_layers]), tuple(values[self.n_layers :])
+        return Ablation("learned", heads, mlps, self.trained_up_to)
 
     def refit(
         self,
@@ -161,7 +168,7 @@ def fit_ablation(
 
 
 def begin_ablation(
-    name: AblationName, masked_lm: MaskedLM, data: MaskData, bar: ProgressBar = no_bar
+    name: AblationName, masked_lm: MaskedLM, data: MaskData, bar: ProgressBar, gates: GateName
 ) -> LearnedConstants | None:
     """Let closed nodes emit their means over the training split, or return the constants that are to be learned.
 
@@ -172,7 +179,7 @@ def begin_ablation(
     loader = bar(data.loader("train"), "Mean ablation", brief=True)
     batches = (batch.to(masked_lm.device) for batch in loader)
     if name == "learned":
-        return LearnedConstants(masked_lm, batches)
+        return LearnedConstants(masked_lm, batches, gates)
     masked_lm.ablation = mean_ablation(name, masked_lm, batches)
     return None
 
