@@ -120,6 +120,13 @@ def test_truncation_on_the_left_keeps_the_begin_token_and_the_end(begin: bool, t
     assert shown(tokenizer, scored_targets(data)) == " i"
 
 
+def test_truncation_on_the_left_keeps_no_token_ids_that_are_not_the_begin_token(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(begin=True)
+    rows = [{"tokens": [5, 6, 7, 8]}, {"tokens": [BEGIN, 6, 7, 8]}]
+    data = data_of(tmp_path, rows, tokenizer, max_length=3, truncation="left")
+    assert data.parts["all"].ids == [[6, 7, 8], [BEGIN, 7, 8]]
+
+
 # --- completions ------------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +238,36 @@ def test_tokens_are_used_as_they_are(column: str, tmp_path: Path) -> None:
     assert "row 1: there is no token 700 among the 259" in message
     message = refused(lambda: data_of(tmp_path, [{column: ["a", "b"]}], byte_tokenizer()))
     assert "is neither text nor a list of token ids" in message
+
+
+def test_pairs_of_tokens_are_used_as_they_are(tmp_path: Path) -> None:
+    """Resample ablation took another text of the file in place of the corrupted one."""
+    rows: list[dict[str, Any]] = [
+        {"tokens": [5, 1, 4], "twin": [6, 1, 4]},
+        {"tokens": [7, 8, 9], "twin": [7, 9, 9]},
+        {"tokens": [7, 8], "twin": [7]},
+    ]
+    data = data_of(tmp_path, rows, byte_tokenizer(begin=True), corrupted_column="twin")
+    found = [(text.ids, text.corrupted) for text in data.parts["all"].encoded]
+    assert found == [([5, 1, 4], [6, 1, 4]), ([7, 8, 9], [7, 9, 9])]
+    assert data.notices[0].startswith("1 of 3 pairs are left out, as their token lengths differ")
+    rows[0]["twin"] = [6, 700, 4]
+    message = refused(lambda: data_of(tmp_path, rows, byte_tokenizer(), corrupted_column="twin"))
+    assert "row 1: there is no token 700 among the 259" in message
+    rows[0]["twin"] = [6, -1, 4]
+    message = refused(lambda: data_of(tmp_path, rows, byte_tokenizer(), corrupted_column="twin"))
+    assert "'twin' holds [6, -1, 4]" in message and "--data.corrupted_column" in message
+    data = data_of(tmp_path, [{"tokens": [5, 1, 4], "corrupted": "abc"}], byte_tokenizer())
+    assert shown(byte_tokenizer(), data.parts["all"].encoded[0].corrupted or []) == "abc"
+
+
+def test_a_completion_of_tokens_is_refused(tmp_path: Path) -> None:
+    rows = [{"tokens": [5, 1, 4], "prompt": "a", "completion": "b"}]
+    message = refused(lambda: data_of(tmp_path, rows, byte_tokenizer()))
+    assert "'tokens' holds token ids, which the completion in 'completion' cannot follow" in message
+    assert "--data.text_column" in message
+    data = data_of(tmp_path, rows, byte_tokenizer(), text_column="prompt")
+    assert shown(byte_tokenizer(), data.parts["all"].ids[0]) == "ab"
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
