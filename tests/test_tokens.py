@@ -1,4 +1,4 @@
-"""How texts become tokens: begin and end tokens, truncation, chats and completions, and what is shown of them."""
+"""How texts become tokens: begin and end tokens, truncation and completions, and what is shown of them."""
 
 import json
 from pathlib import Path
@@ -72,16 +72,6 @@ def test_always_without_a_begin_token_takes_the_end_token_and_refuses_without_bo
     assert "data.bos is always" in refused(lambda: TextTokenizer(tokenizer, "it", "a model", "always").ids(["ab"]))
 
 
-@pytest.mark.parametrize("begin", [True, False])
-def test_a_rendered_chat_has_the_tokens_of_the_chat_template(begin: bool, tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer(begin=True)
-    text = tokenizer.apply_chat_template(CHAT, tokenize=False)
-    expected = tokenizer(text, add_special_tokens=False)["input_ids"]
-    data = data_of(tmp_path, [{"text": text}], tokenizer)
-    assert data.parts["all"].ids == [expected]
-    assert expected.count(BEGIN) == 1
-
-
 def test_texts_of_pretrained_tokenizers_keep_their_tokens(stories: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(stories / "models" / "stories260k")
     texts = [json.loads(line)["text"] for line in (SHARED / "data" / "stories.jsonl").read_text().splitlines()[:50]]
@@ -144,40 +134,6 @@ def test_a_prompt_that_ends_with_the_end_token_keeps_its_completion(tmp_path: Pa
     rows: list[dict[str, Any]] = [{"prompt": f"A{tokenizer.eos_token}", "completion": " b"}]
     data = data_of(tmp_path, rows, tokenizer, positions="completion")
     assert shown(tokenizer, scored_targets(data, 0)) == " b"
-
-
-CHATS: dict[str, dict[str, Any]] = {
-    "messages": {"messages": CHAT},
-    "ShareGPT": {"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]},
-    "prompt and completion": {"prompt": CHAT[:1], "completion": CHAT[1:]},
-    "prompt of messages": {"prompt": CHAT[:1], "completion": "Yes"},
-}
-
-
-@pytest.mark.parametrize("name", CHATS)
-def test_a_chat_goes_through_the_template_up_to_its_end_of_turn(name: str, tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer(begin=True)
-    data = data_of(tmp_path, [CHATS[name]], tokenizer, positions="completion")
-    assert shown(tokenizer, data.parts["all"].ids[0]) == "<s><user>Hi</s>\n<assistant>Yes</s>"
-    assert shown(tokenizer, scored_targets(data)) == "Yes</s>"
-    whole = data_of(tmp_path, [CHATS[name]], tokenizer)
-    assert shown(tokenizer, whole.parts["all"].ids[0]) == "<s><user>Hi</s>\n<assistant>Yes</s>\n"
-
-
-def test_plain_texts_become_a_chat_on_request_and_a_question_is_left_open(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer()
-    data = data_of(tmp_path, [{"prompt": "Hi", "completion": "Yes"}], tokenizer, positions="completion", chat=True)
-    assert shown(tokenizer, data.parts["all"].ids[0]) == "<s><user>Hi</s>\n<assistant>Yes</s>"
-    for row, settings in (({"text": "Hi"}, {"chat": True}), ({"messages": CHAT[:1]}, {})):
-        data = data_of(tmp_path, [row], tokenizer, positions="last", **settings)
-        assert shown(tokenizer, data.parts["all"].ids[0]) == "<s><user>Hi</s>\n<assistant>"
-
-
-def test_a_template_that_renders_an_open_question_differently_is_split_at_the_answer(tmp_path: Path) -> None:
-    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    tokenizer = byte_tokenizer(chat=template + "{% if add_generation_prompt %}<assistant><think>{% endif %}")
-    data = data_of(tmp_path, [{"messages": CHAT}], tokenizer, positions="completion")
-    assert shown(tokenizer, scored_targets(data)) == "Yes"
 
 
 def test_a_pair_is_completed_with_its_answer(tmp_path: Path) -> None:

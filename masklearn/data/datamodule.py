@@ -64,7 +64,7 @@ class MaskData(LightningDataModule):
             shows that they are of this tokenizer), this-tokenizer, or ignore.
         max_length: Longest text, in tokens; longer texts are truncated.
         truncation: Where longer texts are cut: right (refused where their end counts) or left.
-        bos: Begin token of every text: auto (one if the tokenizer puts one there), always, or never.
+        bos: Begin token of every text: auto (one if the tokenizer puts one there), always, or never (chats included).
         chat: Make plain texts the message of a user, in the tokenizer's chat template.
         pack: Concatenate the texts and split the result into chunks of max_length tokens, instead of truncating texts.
         positions: Next-token distributions that count: the last one of every text, all, random (one of every text,

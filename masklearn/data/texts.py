@@ -142,7 +142,7 @@ class RowReader:
         return text
 
     def _ids(self, index: int, row: Row, kind: str) -> tuple[int, ...] | None:
-        """The tokens that a column holds, those of the text without marked padding; None if it holds no list of them."""
+        """The tokens that a column holds, those of the text without marked padding; None if it holds none."""
         column: str | None = getattr(self.columns, kind)
         value = value_at(row, column) if column else None
         if not isinstance(value, list) or not value or any(isinstance(part, dict) for part in value):
