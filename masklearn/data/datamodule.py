@@ -117,7 +117,7 @@ class MaskData(LightningDataModule):
             text_column, corrupted_column, answer_column, wrong_answer_column, group_column(scope), completion_column
         )
         task, known = chosen_task(path, dataset, task, texts, lm), answer_ids == "this-tokenizer"
-        self.source = Source(path, dataset, subset, split, task, columns, limit, seed, known, texts)
+        self.source = Source(path, dataset, subset, split, task, columns, limit, seed, known, texts, chat)
         self.plan: BlockPlan | None = None
         """Which groups are learned together; without a plan all of them are."""
         self.token_counts: Counter[int] = Counter()

@@ -73,6 +73,8 @@ class Source:
     """Whether token ids among the answers are meant as they are, even if the texts are of a known task."""
     given: RowsOrTexts | None = None
     """The texts themselves."""
+    chat: bool = False
+    """Whether the texts become messages, so that answers begin a message and get no space before them."""
 
     def __str__(self) -> str:
         if self.given is not None:
@@ -108,9 +110,9 @@ class Source:
             for name in columns.unused
         ]
         if columns.answer and not self.ids_are_known:
-            texts, found = answers_in_words(texts, columns)
+            texts, found = answers_in_words(texts, columns, self.chat)
             notices += found
-        if columns.answer:
+        if columns.answer and not self.chat:
             texts, found = spaced(texts)
             notices += found
         return texts, notices
