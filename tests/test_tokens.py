@@ -144,6 +144,9 @@ def test_a_pair_is_completed_with_its_answer(tmp_path: Path) -> None:
     assert shown(tokenizer, text.ids) == "a dog runs"
     assert shown(tokenizer, text.corrupted or []) == "a cat runs"
     assert shown(tokenizer, scored_targets(data)) == " runs"
+    assert "counts by its first" not in "".join(data.notices)
+    notices = data_of(tmp_path, rows, tokenizer, positions="last").notices
+    assert "counts by its first. --data.positions completion scores all of them" in "".join(notices)
 
 
 def test_the_log_probability_of_a_whole_answer_agrees_with_whole_logits(tmp_path: Path) -> None:

@@ -180,7 +180,8 @@ class TrainCLI(LightningCLI):
         """Decide which part of the run this process does."""
         run, model = self.config.run, self.config.model
         self.shard, self.is_shard = parse_shard(run.shard), run.shard is not None
-        self.merged_folders = run.merge if isinstance(run.merge, list) else []
+        merged = run.merge if isinstance(run.merge, list) else []
+        self.merged_folders = [str(Path(path).expanduser()) for path in merged]
         with_ranks = uses_ranks(self.config.trainer)
         if self.is_shard and model.scope == "dataset":
             raise UserError(
