@@ -1,5 +1,6 @@
 """`evaluate` and `baselines` from Python: which texts, with which settings, and what baselines choose by."""
 
+import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -104,6 +105,27 @@ def test_a_data_module_stays_whole_when_learned_texts_are_left_out(bank: ml.Lear
     data = ml.MaskData(texts=[*TEXTS, "the birds near the cat wait ."])
     assert not ml.evaluate(bank, data, progress=False).texts.startswith("25 texts")
     assert ml.evaluate(bank, data, include_learned=True, progress=False).texts.startswith("25 texts")
+
+
+def test_texts_of_groups_without_masks_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """However many there are: 64 are the most that are learned without asking."""
+    rows = [{"text": text, "kind": f"k{i % 2}"} for i, text in enumerate(TEXTS)]
+    bank = ml.learn(texts=rows, scope="column:kind", **FAST)
+    others = [{"text": text, "kind": f"k{i}"} for i, text in enumerate(islice(tasks.texts(1), 70))]
+    bank.save(tmp_path)
+    path = tmp_path / "others.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in others), encoding="utf-8")
+    capsys.readouterr()
+    data = ml.MaskData(texts=others, scope="column:kind", max_groups=70)
+    for given in (others, data):
+        found = ml.evaluate(bank, given, baselines="norm")
+        assert found.mask.groups == ("k0", "k1") and found.texts.startswith("2 texts")
+    assert len(data.groups.names) == len(data.parts["all"]) == 70
+    assert evaluate(["--mask", str(tmp_path), "--data.path", str(path)]) == 0
+    line = "68 values of the column 'kind' have no masks, and their texts are left out: k2, k3"
+    assert capsys.readouterr().out.count(line) == 3
+    message = refused(lambda: ml.evaluate(bank, others[2:]))
+    assert "masks for the values k0, k1 of the column 'kind', and all of its texts have others: k2, k3" in message
 
 
 def test_masks_of_texts_in_memory_are_not_evaluated_on_texts_of_the_generator(

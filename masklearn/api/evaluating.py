@@ -11,8 +11,9 @@ import pandas as pd
 from masklearn import evaluation
 from masklearn.api.bank import LearnedBank
 from masklearn.api.texts import as_other_data, settings_of, text_settings
-from masklearn.data import MaskData, SplitName, leave_out_learned, require_readable
+from masklearn.data import MaskData, SplitName, leave_out_learned, leave_out_other_groups, require_readable
 from masklearn.data.source_settings import names_source, without_model
+from masklearn.data.splits import UNLIMITED
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
@@ -186,7 +187,7 @@ def _other_texts(
         )
     lm = name_of(masked_lm.lm)
     of_run = {"positions": mask.positions} | without_model(mask.config.get("data", {}))
-    of_run |= {"scope": scope, "max_groups": len(mask.groups)}
+    of_run |= {"scope": scope, "max_groups": UNLIMITED}
     if lm == mask.model.lm:
         of_run["revision"] = mask.model.revision
     if learned_on:
@@ -196,5 +197,7 @@ def _other_texts(
     data.setup()
     require_readable(data, masked_lm.layout)
     data = copy(data)
-    data.parts = dict(data.parts)  # a `MaskData` that was given stays whole when learned texts are left out
+    data.parts = dict(data.parts)  # a `MaskData` that was given stays whole when texts are left out
+    for line in leave_out_other_groups(data, mask.groups) if data.scope == scope else ():
+        print(line, flush=True)
     return data
