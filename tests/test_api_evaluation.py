@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from api_settings import FAST, TEXTS
 from conftest import refused
 
 import masklearn as ml
 from masklearn.cli import evaluate
+from masklearn.mask_file import ModelId
+from masklearn.models import fingerprint
 from masklearn.tiny import tasks
 
 
@@ -134,6 +137,17 @@ def test_masks_of_texts_in_memory_are_not_evaluated_on_texts_of_the_generator(
     bank.save(tmp_path)
     assert evaluate(["--mask", str(tmp_path)]) == 2
     assert "texts given in Python" in capsys.readouterr().err
+
+
+def test_a_model_of_pickled_weights_is_evaluated_where_it_is_trusted(tmp_path: Path) -> None:
+    lm, folder = ml.load_lm(), tmp_path / "pickled"
+    lm.config.save_pretrained(folder)
+    torch.save(lm.state_dict(), folder / "pytorch_model.bin")
+    ml.load_tokenizer().save_pretrained(folder)
+    mask = replace(ml.circuit(lm, ["a0.h1", "m0"]), model=ModelId(str(folder), None, fingerprint(lm)))
+    assert "in Python allow_pickle=True" in refused(lambda: ml.evaluate(mask, TEXTS[:4], baselines=()))
+    found = ml.evaluate(mask, TEXTS[:4], baselines=(), allow_pickle=True, trust_remote_code=True, progress=False)
+    assert found.texts.startswith("4 texts") and found.data.trust_remote_code
 
 
 def test_baselines_are_compared_with_the_learned_masks(bank: ml.LearnedBank) -> None:

@@ -184,7 +184,8 @@ class MaskData(LightningDataModule):
     @cached_property
     def _loaded_tokenizer(self) -> PreTrainedTokenizerBase:
         revision = None if self.tokenizer else self.revision
-        return load_tokenizer(self.tokenizer or self.lm, revision, self.trust_remote_code)
+        flag = "data.tokenizer" if self.tokenizer else "model.lm"
+        return load_tokenizer(self.tokenizer or self.lm, revision, self.trust_remote_code, flag)
 
     @property
     def learned_texts(self) -> list[int]:
