@@ -10,7 +10,14 @@ from jsonargparse import ArgumentParser
 from masklearn import ranks
 from masklearn.cli.parsing import as_user_errors
 from masklearn.data import MaskData, SplitName, keep_groups, leave_out_other_groups, require_readable
-from masklearn.data.source_settings import MODEL_KEYS, SOURCE_KEYS, names_source, without_model, without_source
+from masklearn.data.source_settings import (
+    COLUMN_KEYS,
+    MODEL_KEYS,
+    SOURCE_KEYS,
+    names_source,
+    without_model,
+    without_source,
+)
 from masklearn.data.splits import UNLIMITED
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
@@ -125,7 +132,10 @@ def choose_settings(
     if COMPLETION in (requested.get("positions"), learned_on.get("positions")):
         harmless.remove("positions")
     if changed & set(SOURCE_KEYS):
-        return without_source(learned_on) | requested, True
+        kept = without_source(learned_on)
+        if requested.get("task"):  # its texts have no columns
+            kept = {key: value for key, value in kept.items() if key not in COLUMN_KEYS}
+        return kept | requested, True
     if changed & set(SELECTION_KEYS):
         return {key: value for key, value in learned_on.items() if key != "limit"} | requested, True
     if changed - harmless and learned_on and not any_split:

@@ -76,6 +76,15 @@ class Source:
     chat: bool = False
     """Whether the texts become messages, so that answers begin a message and get no space before them."""
 
+    def __post_init__(self) -> None:
+        """Refuse settings that a source of this kind cannot follow."""
+        if self.subset is not None and self.hub_id is None:
+            raise UserError(f"data.subset is for a dataset of the hub, and texts come from {self}. Leave it out")
+        if self.task and self.split != DEFAULT_SPLIT:
+            raise UserError(f"data.split is {self.split!r}, but {self} have no splits. Leave it out")
+        if self.task and (column := self.columns.named):
+            raise UserError(f"{self} have no column {column!r}. Give texts with columns: --data.path")
+
     def __str__(self) -> str:
         if self.given is not None:
             return f"a list of {len(self.given)}"
@@ -92,7 +101,7 @@ class Source:
         names, rows = self._rows()
         if not names:
             raise UserError(f"{self} holds no text. Give at least one")
-        task = None if self.columns.names_columns else mib_task(names)
+        task = None if self.columns.named else mib_task(names)
         if task and rows:
             return mib_texts(task, rows, str(self))
         columns = Columns.of(str(self), names, self.columns)
@@ -126,8 +135,6 @@ class Source:
         return [] if self.task else self._rows()[0]
 
     def _generate(self, task: TaskName) -> list[Text]:
-        if self.columns.group:
-            raise UserError(f"{self} have no column {self.columns.group!r}. Give texts with columns: --data.path")
         n = self.limit or DEFAULT_TASK_TEXTS
         if task == tasks.MIXED:
             return [Text(index, text, "") for index, text in enumerate(islice(tasks.texts(self.seed), n))]
