@@ -1,7 +1,10 @@
 """Errors for the user: what happened, what is allowed and what to change, in one line."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+MAX_LISTED = 10
+"""Names that a message lists."""
 
 
 class UserError(Exception):
@@ -24,6 +27,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word most similar to a mistyped one; None if none is similar."""
     matches = get_close_matches(word, list(known), n=1, cutoff=0.5)
     return matches[0] if matches else None
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def one_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from masklearn import hub
 from masklearn.ablation import Ablation, AblationName
 from masklearn.circuit_json import read_eap
-from masklearn.errors import UserError, one_line
+from masklearn.errors import UserError, listed, one_line
 from masklearn.files import atomic_write, pack
 from masklearn.graph import NodeGraph
 from masklearn.mask_metadata import MASK_FILE as MASK_FILE
@@ -26,8 +26,6 @@ from masklearn.version import masklearn_version
 
 FORMAT = 2
 """Format version. Format 1, which is still read, had the values of mean ablation stacked over layers."""
-MAX_LISTED_GROUPS = 10
-"""Groups that a message names."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class Mask:
         try:
             index = self.groups.index(group) if isinstance(group, str) else range(len(self.groups))[group]
         except (ValueError, IndexError) as error:
-            raise UserError(f"this bank has no group {group!r}; it has {self._list_groups()}") from error
+            raise UserError(f"this bank has no group {group!r}; it has {listed(self.groups)}") from error
         one = slice(index, index + 1)
         bank = replace(self, mask=self.mask[one].clone(), scores=self.scores[one].clone(), groups=self.groups[one])
         bank.check()
@@ -106,13 +104,9 @@ class Mask:
         index_of = {name: index for index, name in enumerate(self.groups)}
         missing = [name for name in groups if name not in index_of]
         if missing:
-            raise UserError(f"this bank has no masks for group {missing[0]!r}; it has {self._list_groups()}")
+            raise UserError(f"this bank has no masks for group {missing[0]!r}; it has {listed(self.groups)}")
         indices = [index_of[name] for name in groups]
         return replace(self, mask=self.mask[indices], scores=self.scores[indices], groups=tuple(groups))
-
-    def _list_groups(self) -> str:
-        more = len(self.groups) - MAX_LISTED_GROUPS
-        return ", ".join(self.groups[:MAX_LISTED_GROUPS]) + (f" and {more} more" if more > 0 else "")
 
     def share(self) -> Tensor:
         """Fraction of the groups that keep each node, shape (sizes, nodes); with one group, its masks as numbers."""

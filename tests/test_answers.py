@@ -117,12 +117,26 @@ def test_a_column_of_answers_that_is_not_used_is_named(row: Row, column: str, tm
     ("the capital of", "Rome", " Rome"), ("whose capital,", "Rome", " Rome"), ("Q: who?", "Ann", " Ann"),
     ("2 + 2 =", "4", "4"), ("Answer: (", "B", "B"), ("the year 17", "52", "52"), ("it costs 3.", "5", "5"),
     ("in the year", "1752", " 1752"), ("a dog ", "runs", "runs"), ("the dog", ".", "."), ("a dog\n", "runs", "runs"),
+    ("日本の首都は", "東京", "東京"), ("首都:", "東京", "東京"), ("言語は", "Python", "Python"), ("カタカナ", "ｱ", "ｱ"),
+    ("人", "々", "々"), ("เมืองหลวงของ", "ไทย", "ไทย"), ("ເມືອງ", "ລາວ", "ລາວ"), ("ភ្នំពេញ", "ខ្មែរ", "ខ្មែរ"),
+    ("မြို့တော်သည", "မြန်မာ", "မြန်မာ"), ("한국의 수도는", "서울", " 서울"), ("столица", "Рим", " Рим"),
 ])  # fmt: skip
 def test_words_get_the_space_with_which_they_continue_the_text(text: str, answer: str, expected: str) -> None:
     (found,), notices = spaced([Text(0, text, "", "x", (answer,), (answer,))])
     assert (found.answers, found.wrong) == ((expected,), (expected,))
     assert len(notices) == (expected != answer)
     assert spaced([Text(0, text, "", "x", (answer,), (" x",))])[0][0].answers == (answer,)  # the file writes spaces
+
+
+@pytest.mark.parametrize("row", [
+    {"clean": "The capital of Norway is", "corrupted": "The capital of France is", "answer": "Oslo",
+     "wrong_answer": "Lima"},
+    {"clean": IOI[1][0], "corrupted": IOI[1][0], "correct_idx": NAME_IDS["Amy"], "incorrect_idx": NAME_IDS["Laura"]},
+], ids=["words", "ids"])  # fmt: skip
+def test_answers_begin_a_message_without_a_space(row: Row, tmp_path: Path) -> None:
+    data = data_of(tmp_path, [row], chat=True, max_length=512)
+    right, wrong = ("O", "L") if "answer" in row else ("A", "L")
+    assert f"Its right answers: {right!r}; wrong answers: {wrong!r}" in data.preview
 
 
 # --- token ids --------------------------------------------------------------------------------------------------------

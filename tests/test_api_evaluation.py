@@ -1,16 +1,20 @@
 """`evaluate` and `baselines` from Python: which texts, with which settings, and what baselines choose by."""
 
+import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from api_settings import FAST, TEXTS
 from conftest import refused
 
 import masklearn as ml
 from masklearn.cli import evaluate
+from masklearn.mask_file import ModelId
+from masklearn.models import fingerprint
 from masklearn.tiny import tasks
 
 
@@ -108,12 +112,44 @@ def test_a_data_module_stays_whole_when_learned_texts_are_left_out(bank: ml.Lear
     assert ml.evaluate(bank, data, include_learned=True, progress=False).texts.startswith("25 texts")
 
 
+def test_texts_of_groups_without_masks_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """However many there are: 64 are the most that are learned without asking."""
+    rows = [{"text": text, "kind": f"k{i % 2}"} for i, text in enumerate(TEXTS)]
+    bank = ml.learn(texts=rows, scope="column:kind", **FAST)
+    others = [{"text": text, "kind": f"k{i}"} for i, text in enumerate(islice(tasks.texts(1), 70))]
+    bank.save(tmp_path)
+    path = tmp_path / "others.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in others), encoding="utf-8")
+    capsys.readouterr()
+    data = ml.MaskData(texts=others, scope="column:kind", max_groups=70)
+    for given in (others, data):
+        found = ml.evaluate(bank, given, baselines="norm")
+        assert found.mask.groups == ("k0", "k1") and found.texts.startswith("2 texts")
+    assert len(data.groups.names) == len(data.parts["all"]) == 70
+    assert evaluate(["--mask", str(tmp_path), "--data.path", str(path)]) == 0
+    line = "68 values of the column 'kind' have no masks, and their texts are left out: k2, k3"
+    assert capsys.readouterr().out.count(line) == 3
+    message = refused(lambda: ml.evaluate(bank, others[2:]))
+    assert "masks for the values k0, k1 of the column 'kind', and all of its texts have others: k2, k3" in message
+
+
 def test_masks_of_texts_in_memory_are_not_evaluated_on_texts_of_the_generator(
     bank: ml.LearnedBank, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bank.save(tmp_path)
     assert evaluate(["--mask", str(tmp_path)]) == 2
     assert "texts given in Python" in capsys.readouterr().err
+
+
+def test_a_model_of_pickled_weights_is_evaluated_where_it_is_trusted(tmp_path: Path) -> None:
+    lm, folder = ml.load_lm(), tmp_path / "pickled"
+    lm.config.save_pretrained(folder)
+    torch.save(lm.state_dict(), folder / "pytorch_model.bin")
+    ml.load_tokenizer().save_pretrained(folder)
+    mask = replace(ml.circuit(lm, ["a0.h1", "m0"]), model=ModelId(str(folder), None, fingerprint(lm)))
+    assert "in Python allow_pickle=True" in refused(lambda: ml.evaluate(mask, TEXTS[:4], baselines=()))
+    found = ml.evaluate(mask, TEXTS[:4], baselines=(), allow_pickle=True, trust_remote_code=True, progress=False)
+    assert found.texts.startswith("4 texts") and found.data.trust_remote_code
 
 
 def test_baselines_are_compared_with_the_learned_masks(bank: ml.LearnedBank) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from text_files import TEXTS, write
@@ -171,6 +172,18 @@ def test_a_column_may_give_a_group_for_every_text_when_allowed(tmp_path: Path) -
     data.setup("fit")
     assert data.groups.names == tuple("abcdefghijkl")
     assert len(data.parts["train"]) == len(data.parts["test"]) == 12  # no text is held out
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"task": "names", "text_column": "x"}, "embedded names texts have no column 'x'"),
+    ({"completion_column": "x"}, "embedded mixed texts have no column 'x'"),
+    ({"task": "copy", "split": "test"}, "data.split is 'test', but the embedded copy texts have no splits"),
+    ({"subset": "en"}, "data.subset is for a dataset of the hub, and texts come from the embedded mixed texts"),
+    ({"path": "texts.txt", "subset": "en"}, "data.subset is for a dataset of the hub, and texts come from texts.txt"),
+    ({"texts": ["a dog"], "subset": "en"}, "data.subset is for a dataset of the hub, and texts come from a list of 1"),
+])  # fmt: skip
+def test_settings_that_a_source_cannot_follow_are_refused(settings: dict, message: str) -> None:
+    assert message in refused(lambda: ml.MaskData(**settings))
 
 
 def test_the_embedded_texts_have_no_columns_to_group_by() -> None:

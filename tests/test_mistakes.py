@@ -77,6 +77,8 @@ def in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["--trainer.precision", "bf16-true"], "Choose the precision of the frozen model with --model.dtype"),
         (["--trainer.accumulate_grad_batches", "2"], "--data.batch_size"),
         (["--trainer.fast_dev_run", "true"], "--model.steps 10"),
+        (["--model.graph", "edges", "--trainer.max_time", "00:01:00:00"], "trainer.max_time does not limit model.gr"),
+        (["--model.graph", "positions", "--trainer.max_steps", "9"], "max_steps does not limit model.graph positions"),
         (["--run.dir", "texts.jsonl/run"], "cannot write texts.jsonl/run"),
     ],
 )
@@ -154,6 +156,7 @@ def test_settings_of_the_texts_are_those_of_the_run_unless_flags_change_them() -
         (learned_on, harmless, learned_on | harmless, False),
         (learned_on, same_path, learned_on | same_path, False),
         (learned_on, {"task": "copy"}, {"max_length": 128, "task": "copy"}, True),
+        (learned_on | {"text_column": "x"}, {"task": "copy"}, {"max_length": 128, "task": "copy"}, True),
         (learned_on, {"path": "~/texts.jsonl"}, {"max_length": 128, "path": "~/texts.jsonl"}, True),
         (from_hub, {"split": "test"}, hub_test, True),
     ):

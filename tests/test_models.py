@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import tiny_llama
+from conftest import refused, tiny_llama
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -43,6 +43,20 @@ def test_truncated_weights_are_a_user_error(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ml.UserError, match=r"model\.lm: cannot load"):
         ml.load_lm(str(tmp_path))
+
+
+def test_a_tokenizer_that_is_missing_is_named_by_its_flag(tmp_path: Path) -> None:
+    ml.load_lm().save_pretrained(tmp_path)
+    texts = ["the dog runs", "the cat runs", "the bird runs"]
+    message = refused(lambda: ml.MaskData(texts=texts, lm=str(tmp_path)).setup())
+    assert message.startswith("model.lm: cannot load the tokenizer of")
+    assert message.endswith("if the model comes without a tokenizer, name another's with --data.tokenizer")
+    for name in ("./nowhere", "nobody/nothing-at-all", str(tmp_path)):
+        message = refused(lambda name=name: ml.MaskData(texts=texts, tokenizer=name).setup())
+        assert message.startswith("data.tokenizer: ") and name in message and "model.lm" not in message
+    (tmp_path / "cached" / "snapshots").mkdir(parents=True)
+    message = refused(lambda: ml.load_tokenizer(str(tmp_path / "cached"), flag="data.tokenizer"))
+    assert message.startswith("data.tokenizer: ") and "--model.revision" not in message
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Pairs of texts and texts with answers: the files of other circuit tools, and the metrics of answers."""
 
 import json
+from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import masklearn as ml
+from masklearn.data import resampling
 from masklearn.data.columns import Columns, RequestedColumns
 from masklearn.data.encoded import Encoded
 from masklearn.data.resampling import add_resample_texts
@@ -188,6 +190,20 @@ def test_a_text_without_a_pair_is_resampled_from_another(ids: list[list[int]], s
             assert all(text.ids[: len(row)] == row for row in pooled if len(row) <= len(text.ids))
         else:
             assert len(text.corrupted) == len(text.ids) and text.corrupted != text.ids
+
+
+def test_longer_texts_are_searched_only_where_no_other_is_of_equal_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To list them for every text takes a time that is quadratic in the texts."""
+    searched = list[int]()
+
+    def counted(lengths: list[int], n: int) -> int:
+        searched.append(n)
+        return bisect_right(lengths, n)
+
+    monkeypatch.setattr(resampling, "bisect_right", counted)
+    texts = [Encoded(i, "", [i, *[0] * n]) for i, n in enumerate((1, 1, 1, 2, 3, 3))]
+    found = [text.corrupted for text in add_resample_texts(texts, range(6), 0)]
+    assert searched == [3] and found[3] in ([4, 0, 0], [5, 0, 0])
 
 
 def test_resampled_texts_come_from_the_training_split(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from filelock import Timeout
 from jsonargparse import Namespace
 
 from masklearn.cli.run_folder import RunFolder
+from masklearn.cli.train_cli import TrainCLI
 from masklearn.cli.trainer_flags import require_one_process, uses_ranks
 from masklearn.models import placement
 from masklearn.training.block_store import BlockStore
@@ -54,6 +55,14 @@ def test_blocks_that_overlap_or_leave_groups_out_are_refused(groups: tuple[list[
     for block, members in enumerate(groups):
         store.put(block, members, {"kl": torch.zeros(len(members))})
     assert "overlap or leave groups out" in refused(lambda: store.gather(2))
+
+
+def test_folders_to_merge_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    cli = TrainCLI(["--model.scope", "input", "--run.dir", "~/first", "--run.merge", "[~/second, third]"])
+    assert cli.folder.path == tmp_path / "first"
+    assert cli.merged_folders == [str(tmp_path / "second"), "third"]
 
 
 @pytest.mark.parametrize(("devices", "several"), [(1, False), ([0], False), ([3], False), (2, True), ([0, 1], True)])

@@ -1,4 +1,4 @@
-"""How texts become tokens: begin and end tokens, truncation, chats and completions, and what is shown of them."""
+"""How texts become tokens: begin and end tokens, truncation and completions, and what is shown of them."""
 
 import json
 from pathlib import Path
@@ -72,16 +72,6 @@ def test_always_without_a_begin_token_takes_the_end_token_and_refuses_without_bo
     assert "data.bos is always" in refused(lambda: TextTokenizer(tokenizer, "it", "a model", "always").ids(["ab"]))
 
 
-@pytest.mark.parametrize("begin", [True, False])
-def test_a_rendered_chat_has_the_tokens_of_the_chat_template(begin: bool, tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer(begin=True)
-    text = tokenizer.apply_chat_template(CHAT, tokenize=False)
-    expected = tokenizer(text, add_special_tokens=False)["input_ids"]
-    data = data_of(tmp_path, [{"text": text}], tokenizer)
-    assert data.parts["all"].ids == [expected]
-    assert expected.count(BEGIN) == 1
-
-
 def test_texts_of_pretrained_tokenizers_keep_their_tokens(stories: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(stories / "models" / "stories260k")
     texts = [json.loads(line)["text"] for line in (SHARED / "data" / "stories.jsonl").read_text().splitlines()[:50]]
@@ -120,6 +110,13 @@ def test_truncation_on_the_left_keeps_the_begin_token_and_the_end(begin: bool, t
     assert shown(tokenizer, scored_targets(data)) == " i"
 
 
+def test_truncation_on_the_left_keeps_no_token_ids_that_are_not_the_begin_token(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(begin=True)
+    rows = [{"tokens": [5, 6, 7, 8]}, {"tokens": [BEGIN, 6, 7, 8]}]
+    data = data_of(tmp_path, rows, tokenizer, max_length=3, truncation="left")
+    assert data.parts["all"].ids == [[6, 7, 8], [BEGIN, 7, 8]]
+
+
 # --- completions ------------------------------------------------------------------------------------------------------
 
 
@@ -139,40 +136,6 @@ def test_a_prompt_that_ends_with_the_end_token_keeps_its_completion(tmp_path: Pa
     assert shown(tokenizer, scored_targets(data, 0)) == " b"
 
 
-CHATS: dict[str, dict[str, Any]] = {
-    "messages": {"messages": CHAT},
-    "ShareGPT": {"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]},
-    "prompt and completion": {"prompt": CHAT[:1], "completion": CHAT[1:]},
-    "prompt of messages": {"prompt": CHAT[:1], "completion": "Yes"},
-}
-
-
-@pytest.mark.parametrize("name", CHATS)
-def test_a_chat_goes_through_the_template_up_to_its_end_of_turn(name: str, tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer(begin=True)
-    data = data_of(tmp_path, [CHATS[name]], tokenizer, positions="completion")
-    assert shown(tokenizer, data.parts["all"].ids[0]) == "<s><user>Hi</s>\n<assistant>Yes</s>"
-    assert shown(tokenizer, scored_targets(data)) == "Yes</s>"
-    whole = data_of(tmp_path, [CHATS[name]], tokenizer)
-    assert shown(tokenizer, whole.parts["all"].ids[0]) == "<s><user>Hi</s>\n<assistant>Yes</s>\n"
-
-
-def test_plain_texts_become_a_chat_on_request_and_a_question_is_left_open(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer()
-    data = data_of(tmp_path, [{"prompt": "Hi", "completion": "Yes"}], tokenizer, positions="completion", chat=True)
-    assert shown(tokenizer, data.parts["all"].ids[0]) == "<s><user>Hi</s>\n<assistant>Yes</s>"
-    for row, settings in (({"text": "Hi"}, {"chat": True}), ({"messages": CHAT[:1]}, {})):
-        data = data_of(tmp_path, [row], tokenizer, positions="last", **settings)
-        assert shown(tokenizer, data.parts["all"].ids[0]) == "<s><user>Hi</s>\n<assistant>"
-
-
-def test_a_template_that_renders_an_open_question_differently_is_split_at_the_answer(tmp_path: Path) -> None:
-    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    tokenizer = byte_tokenizer(chat=template + "{% if add_generation_prompt %}<assistant><think>{% endif %}")
-    data = data_of(tmp_path, [{"messages": CHAT}], tokenizer, positions="completion")
-    assert shown(tokenizer, scored_targets(data)) == "Yes"
-
-
 def test_a_pair_is_completed_with_its_answer(tmp_path: Path) -> None:
     rows = [{"clean": "a dog", "corrupted": "a cat", "answer": [" runs", " sits"], "wrong_answer": " flies"}]
     tokenizer = byte_tokenizer()
@@ -181,6 +144,9 @@ def test_a_pair_is_completed_with_its_answer(tmp_path: Path) -> None:
     assert shown(tokenizer, text.ids) == "a dog runs"
     assert shown(tokenizer, text.corrupted or []) == "a cat runs"
     assert shown(tokenizer, scored_targets(data)) == " runs"
+    assert "counts by its first" not in "".join(data.notices)
+    notices = data_of(tmp_path, rows, tokenizer, positions="last").notices
+    assert "counts by its first. --data.positions completion scores all of them" in "".join(notices)
 
 
 def test_the_log_probability_of_a_whole_answer_agrees_with_whole_logits(tmp_path: Path) -> None:
@@ -231,6 +197,36 @@ def test_tokens_are_used_as_they_are(column: str, tmp_path: Path) -> None:
     assert "row 1: there is no token 700 among the 259" in message
     message = refused(lambda: data_of(tmp_path, [{column: ["a", "b"]}], byte_tokenizer()))
     assert "is neither text nor a list of token ids" in message
+
+
+def test_pairs_of_tokens_are_used_as_they_are(tmp_path: Path) -> None:
+    """Resample ablation took another text of the file in place of the corrupted one."""
+    rows: list[dict[str, Any]] = [
+        {"tokens": [5, 1, 4], "twin": [6, 1, 4]},
+        {"tokens": [7, 8, 9], "twin": [7, 9, 9]},
+        {"tokens": [7, 8], "twin": [7]},
+    ]
+    data = data_of(tmp_path, rows, byte_tokenizer(begin=True), corrupted_column="twin")
+    found = [(text.ids, text.corrupted) for text in data.parts["all"].encoded]
+    assert found == [([5, 1, 4], [6, 1, 4]), ([7, 8, 9], [7, 9, 9])]
+    assert data.notices[0].startswith("1 of 3 pairs are left out, as their token lengths differ")
+    rows[0]["twin"] = [6, 700, 4]
+    message = refused(lambda: data_of(tmp_path, rows, byte_tokenizer(), corrupted_column="twin"))
+    assert "row 1: there is no token 700 among the 259" in message
+    rows[0]["twin"] = [6, -1, 4]
+    message = refused(lambda: data_of(tmp_path, rows, byte_tokenizer(), corrupted_column="twin"))
+    assert "'twin' holds [6, -1, 4]" in message and "--data.corrupted_column" in message
+    data = data_of(tmp_path, [{"tokens": [5, 1, 4], "corrupted": "abc"}], byte_tokenizer())
+    assert shown(byte_tokenizer(), data.parts["all"].encoded[0].corrupted or []) == "abc"
+
+
+def test_a_completion_of_tokens_is_refused(tmp_path: Path) -> None:
+    rows = [{"tokens": [5, 1, 4], "prompt": "a", "completion": "b"}]
+    message = refused(lambda: data_of(tmp_path, rows, byte_tokenizer()))
+    assert "'tokens' holds token ids, which the completion in 'completion' cannot follow" in message
+    assert "--data.text_column" in message
+    data = data_of(tmp_path, rows, byte_tokenizer(), text_column="prompt")
+    assert shown(byte_tokenizer(), data.parts["all"].ids[0]) == "ab"
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ import pandas as pd
 from masklearn import evaluation
 from masklearn.api.bank import LearnedBank
 from masklearn.api.texts import as_other_data, settings_of, text_settings
-from masklearn.data import MaskData, SplitName, leave_out_learned, require_readable
+from masklearn.data import MaskData, SplitName, leave_out_learned, leave_out_other_groups, require_readable
 from masklearn.data.source_settings import names_source, without_model
+from masklearn.data.splits import UNLIMITED
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
@@ -34,6 +35,8 @@ def evaluate(
     baselines: Sequence[Baseline] | Baseline = CONTROLS,
     include_learned: bool = False,
     progress: bool = True,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
     **settings: Any,
 ) -> LearnedBank:
     """Evaluate masks on texts: those given, or those of a bank's last evaluation, so after `learn` its held-out texts.
@@ -48,6 +51,8 @@ def evaluate(
             choose by training texts of the bank.
         include_learned: Whether to evaluate also on those of the given texts that the masks were learned on.
         progress: Whether to show progress.
+        allow_pickle: For a model that is loaded by its name: see `load_lm`.
+        trust_remote_code: The same, and for its tokenizer.
         settings: Settings of `MaskData`, by name, in place of those of the run; only together with texts or a source.
 
     Returns:
@@ -62,7 +67,9 @@ def evaluate(
     learned_on = known.learned_on if known else None
     _require_choosable(names, learned_on)
     own = _own_texts(known, settings, tokenizer) if texts is None and not names_source(settings) else None
-    masked_lm = known.masked_lm if known and lm is None else _masked_lm(mask, lm)
+    trusted = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    masked_lm = known.masked_lm if known and lm is None else _masked_lm(mask, lm, trusted)
+    settings |= {"trust_remote_code": True} if trust_remote_code else {}
     data, split = own or (_other_texts(mask, masked_lm, learned_on, texts, tokenizer, settings), "all")
     if own is None:
         _leave_out_learned(data, mask, include_learned)
@@ -158,12 +165,12 @@ def baselines(
     return pd.DataFrame(rows).set_index(["s", "method"])
 
 
-def _masked_lm(mask: Mask, lm: ModelOrName | None) -> MaskedLM:
-    """The model that masks belong to, under their ablation."""
+def _masked_lm(mask: Mask, lm: ModelOrName | None, trusted: dict[str, bool]) -> MaskedLM:
+    """The model that masks belong to, under their ablation; `trusted` says what may run code, see `load_lm`."""
     of_run = mask.config.get("model", {})
     placement = {name: of_run.get(name) for name in ("device_map", "quantization")}
     name, revision = (mask.model.lm, mask.model.revision) if lm is None else (lm, None)
-    loaded = load_lm(name, revision, of_run.get("dtype", "float32"), **placement)
+    loaded = load_lm(name, revision, of_run.get("dtype", "float32"), **trusted, **placement)
     masked_lm = MaskedLM(loaded, mask.ablation.to(input_device(loaded)))
     mask.require(ModelId(name_of(loaded), None, masked_lm.layout.fingerprint))
     return masked_lm
@@ -186,7 +193,7 @@ def _other_texts(
         )
     lm = name_of(masked_lm.lm)
     of_run = {"positions": mask.positions} | without_model(mask.config.get("data", {}))
-    of_run |= {"scope": scope, "max_groups": len(mask.groups)}
+    of_run |= {"scope": scope, "max_groups": UNLIMITED}
     if lm == mask.model.lm:
         of_run["revision"] = mask.model.revision
     if learned_on:
@@ -196,5 +203,7 @@ def _other_texts(
     data.setup()
     require_readable(data, masked_lm.layout)
     data = copy(data)
-    data.parts = dict(data.parts)  # a `MaskData` that was given stays whole when learned texts are left out
+    data.parts = dict(data.parts)  # a `MaskData` that was given stays whole when texts are left out
+    for line in leave_out_other_groups(data, mask.groups) if data.scope == scope else ():
+        print(line, flush=True)
     return data

@@ -41,7 +41,7 @@ def evaluate(args: list[str] | None = None) -> int:
 
 def export(args: list[str] | None = None) -> int:
     """Run `python export.py`; arguments and result are those of `train`."""
-    return exit_code(run_export, args, own_flags)
+    return exit_code(run_export, args, lambda message: own_flags(message).replace("--data.tokenizer", "--tokenizer"))
 
 
 def own_flags(message: str) -> str:

@@ -9,8 +9,16 @@ from jsonargparse import ArgumentParser
 
 from masklearn import ranks
 from masklearn.cli.parsing import as_user_errors
-from masklearn.data import MaskData, SplitName, keep_groups, require_readable
-from masklearn.data.source_settings import MODEL_KEYS, SOURCE_KEYS, names_source, without_model, without_source
+from masklearn.data import MaskData, SplitName, keep_groups, leave_out_other_groups, require_readable
+from masklearn.data.source_settings import (
+    COLUMN_KEYS,
+    MODEL_KEYS,
+    SOURCE_KEYS,
+    names_source,
+    without_model,
+    without_source,
+)
+from masklearn.data.splits import UNLIMITED
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
@@ -124,7 +132,10 @@ def choose_settings(
     if COMPLETION in (requested.get("positions"), learned_on.get("positions")):
         harmless.remove("positions")
     if changed & set(SOURCE_KEYS):
-        return without_source(learned_on) | requested, True
+        kept = without_source(learned_on)
+        if requested.get("task"):  # its texts have no columns
+            kept = {key: value for key, value in kept.items() if key not in COLUMN_KEYS}
+        return kept | requested, True
     if changed & set(SELECTION_KEYS):
         return {key: value for key, value in learned_on.items() if key != "limit"} | requested, True
     if changed - harmless and learned_on and not any_split:
@@ -148,15 +159,15 @@ def load_texts(
 
     Args:
         settings: Settings of `MaskData`, without those taken from the model's.
-        bank: The mask file's content; its groups limit those of the texts.
+        bank: The mask file's content; texts of other groups than its are left out, with a notice.
         masked_lm: The model.
         model: Where the model, and so the tokenizer, is loaded from.
         scope: What shares its masks; another scope than that of the masks only groups the texts.
         trust_remote_code: Whether to run code that comes with the tokenizer.
 
     Raises:
-        UserError: If the texts cannot be read, or do not fit the model or the scope; or if they are those of the masks'
-            run and were given in Python.
+        UserError: If the texts cannot be read, or do not fit the model or the scope; if no group of theirs has masks;
+            or if they are those of the masks' run and were given in Python.
     """
     if bank.config.get("texts") and not names_source(settings):
         raise UserError(
@@ -164,10 +175,12 @@ def load_texts(
             "--data.path"
         )
     settings = {"positions": bank.positions, "trust_remote_code": trust_remote_code} | settings
-    max_groups = len(bank.groups) if scope == bank.config.get("model", {}).get("scope", "dataset") else None
+    is_own_scope = scope == bank.config.get("model", {}).get("scope", "dataset")
+    max_groups = UNLIMITED if is_own_scope else None
     data = MaskData(**settings, lm=model.lm, revision=model.revision, scope=scope, max_groups=max_groups)
     ranks.first_alone(data.prepare_data)
     data.setup()
+    data.notices += leave_out_other_groups(data, bank.groups) if is_own_scope else []
     require_readable(data, masked_lm.layout)
     return data
 

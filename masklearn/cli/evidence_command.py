@@ -177,7 +177,8 @@ def _load_one(
         raise UserError(
             f"--evidence learns the masks of {path} again, for which their texts must be where they were: {error}"
         ) from error
-    for line in leave_out_if_changed(data, bank.learned_texts.tolist(), "evaluate.py --part all"):
+    changes = leave_out_if_changed(data, bank.learned_texts.tolist(), "evaluate.py --part all")
+    for line in (*data.notices, *changes):
         print(line)
     mask = bank.of(data.groups.names)
     kept = KeptParts(folder / PARTS_FOLDER, inputs_of(masked_lm, mask, data, plan))

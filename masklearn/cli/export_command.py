@@ -58,7 +58,8 @@ def _tokenizer(bank: Mask, flags: ExportFlags) -> PreTrainedTokenizerBase:
     name = flags.tokenizer or bank.config.get("data", {}).get("tokenizer")
     revision = None if name or flags.lm else bank.model.revision
     try:
-        return load_tokenizer(name or flags.lm or bank.model.lm, revision, flags.trusted["trust_remote_code"])
+        flag = "tokenizer" if name else "model.lm"
+        return load_tokenizer(name or flags.lm or bank.model.lm, revision, flags.trusted["trust_remote_code"], flag)
     except UserError as error:
         if name is None:
             raise

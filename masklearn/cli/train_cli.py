@@ -22,6 +22,7 @@ from masklearn.cli.trainer_flags import (
     parse_shard,
     require_one_process,
     require_supported_flags,
+    require_unlimited,
     uses_ranks,
 )
 from masklearn.data import MaskData
@@ -180,7 +181,8 @@ class TrainCLI(LightningCLI):
         """Decide which part of the run this process does."""
         run, model = self.config.run, self.config.model
         self.shard, self.is_shard = parse_shard(run.shard), run.shard is not None
-        self.merged_folders = run.merge if isinstance(run.merge, list) else []
+        merged = run.merge if isinstance(run.merge, list) else []
+        self.merged_folders = [str(Path(path).expanduser()) for path in merged]
         with_ranks = uses_ranks(self.config.trainer)
         if self.is_shard and model.scope == "dataset":
             raise UserError(
@@ -191,6 +193,7 @@ class TrainCLI(LightningCLI):
             raise UserError("run.shard is for a job that learns. Leave it out with --run.merge and --run.estimate")
         if model.graph != "nodes" and (with_ranks or self.is_shard):
             raise UserError(f"model.graph {model.graph} uses one device. Leave out --trainer.devices and --run.shard")
+        require_unlimited(self.config.trainer, model.graph)
         self.deals_blocks = model.scope != "dataset" and (with_ranks or self.is_shard)
 
     def _settle_trainer(self) -> None:

@@ -131,7 +131,24 @@ def check_validation_interval(trainer: Trainer, steps: int) -> None:
         )
 
 
-def limiting_flags(trainer: dict[str, Any]) -> list[str]:
+def require_unlimited(trainer: Any, graph: str) -> None:
+    """Refuse Lightning's limits where texts with graphs of their own are learned one by one, which it does not count.
+
+    Args:
+        trainer: The trainer's section of the config.
+        graph: What the graph is made of.
+
+    Raises:
+        UserError: What limits such a run instead.
+    """
+    if graph != "nodes" and (flags := limiting_flags(trainer)):
+        raise UserError(
+            f"trainer.{flags[0]} does not limit model.graph {graph}, whose texts are learned one by one. Leave it out; "
+            "for less work choose fewer texts with --data.limit, or fewer steps of each with --model.steps"
+        )
+
+
+def limiting_flags(trainer: Any) -> list[str]:
     """The trainer flags that limit a run whose config has this trainer section."""
     return [flag for flag in NO_LIMIT if trainer[flag] not in (None, -1)]
 

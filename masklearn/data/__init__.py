@@ -3,7 +3,7 @@
 from masklearn.data.batching import Batch
 from masklearn.data.block_plan import BlockPlan, BlockQueue
 from masklearn.data.datamodule import MaskData, SplitName
-from masklearn.data.learned_texts import keep_groups, leave_out_if_changed, leave_out_learned
+from masklearn.data.learned_texts import keep_groups, leave_out_if_changed, leave_out_learned, leave_out_other_groups
 from masklearn.data.positions import Positions
 from masklearn.data.rows_given import RowsOrTexts
 from masklearn.data.sources import TaskName
@@ -21,5 +21,6 @@ __all__ = [
     "keep_groups",
     "leave_out_if_changed",
     "leave_out_learned",
+    "leave_out_other_groups",
     "require_readable",
 ]

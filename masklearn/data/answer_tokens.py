@@ -23,10 +23,12 @@ class AnswerEncoder:
     Args:
         tokenizer: The tokenizer of the texts.
         ids: What token ids among the answers are.
+        scores_all: Whether all tokens of an answer are scored, not its first alone.
     """
 
     tokenizer: TextTokenizer
     ids: AnswerIds = "auto"
+    scores_all: bool = False
 
     def __call__(
         self, texts: Sequence[Text], prompts: Sequence[str], encoded: Sequence[Encoded], notices: list[str]
@@ -65,7 +67,7 @@ class AnswerEncoder:
                 f"In {n_ambiguous} of {len(texts)} texts a right and a wrong answer begin with the same token; "
                 "these answers are ignored, as this token does not distinguish them"
             )
-        if n_long:
+        if n_long and not self.scores_all:
             notices.append(
                 f"In {n_long} of {len(texts)} texts a right answer has several tokens, and counts by its first. "
                 "--data.positions completion scores all of them"

@@ -5,6 +5,7 @@ identification, and gender bias, as in the files of EAP and EAP-IG.
 """
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -21,6 +22,10 @@ PRONOUNS = {"man": " he", "woman": " she", "boy": " he", "girl": " she"}
 SPACED_AFTER = re.compile(r"[^\W_]\Z|[,.;:!?]\Z")
 """The end of a text that a word continues with a space before it."""
 PART_OF_NUMBER = re.compile(r"\d[.,:]?\Z")
+UNSPACED_SCRIPTS = (
+    "CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR",
+)  # fmt: skip
+"""Begin the Unicode names of letters of scripts that are written without spaces between words; Hangul has spaces."""
 
 Found = tuple[Answers, Answers]
 """Right and wrong answers of one text."""
@@ -75,8 +80,14 @@ TASKS = (
 )
 
 
-def answers_in_words(texts: Sequence[Text], columns: Columns) -> tuple[list[Text], list[str]]:
-    """The texts with words in place of token ids, where they are of a known task; and notices for the user."""
+def answers_in_words(texts: Sequence[Text], columns: Columns, chat: bool = False) -> tuple[list[Text], list[str]]:
+    """The texts with words in place of token ids, where they are of a known task; and notices for the user.
+
+    Args:
+        texts: The texts.
+        columns: Where they come from.
+        chat: Whether they become a user's message, so that answers begin a message and need no space before them.
+    """
     texts = list(texts)
     if not any(isinstance(answer, int) for text in texts for answer in text.answers):
         return texts, []
@@ -89,6 +100,8 @@ def answers_in_words(texts: Sequence[Text], columns: Columns) -> tuple[list[Text
         if not all(solved):
             notices.append(f"{len(texts) - sum(solved)} of {len(texts)} texts are not of this task and have no answers")
         pairs = [pair or ((), ()) for pair in found]
+        if chat:
+            pairs = [tuple(tuple(str(word).lstrip() for word in words) for words in pair) for pair in pairs]
         return [text._replace(answers=a, wrong=w) for text, (a, w) in zip(texts, pairs, strict=True)], notices
     if columns.answer != YEAR_COLUMN:
         return texts, []
@@ -137,5 +150,7 @@ def _spaced(text: object, answer: str | int) -> str | int:
     if not isinstance(text, str) or not isinstance(answer, str) or not SPACED_AFTER.search(text):
         return answer
     if PART_OF_NUMBER.search(text) and answer[:1].isdigit():
+        return answer
+    if any(unicodedata.name(letter, "").startswith(UNSPACED_SCRIPTS) for letter in text[-1] + answer[:1]):
         return answer
     return f" {answer}" if answer[:1].isalnum() else answer

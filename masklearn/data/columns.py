@@ -46,9 +46,9 @@ class RequestedColumns:
     completion: str | None = None
 
     @property
-    def names_columns(self) -> bool:
-        """Whether the user requested a column."""
-        return any(name is not None for name in vars(self).values())
+    def named(self) -> str | None:
+        """The first column that the user requested; None if there is none."""
+        return next((name for name in vars(self).values() if name is not None), None)
 
     @property
     def readable(self) -> set[str]:

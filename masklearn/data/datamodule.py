@@ -57,7 +57,7 @@ class MaskData(LightningDataModule):
             shows that they are of this tokenizer), this-tokenizer, or ignore.
         max_length: Longest text, in tokens; longer texts are truncated.
         truncation: Where longer texts are cut: right (refused where their end counts) or left.
-        bos: Begin token of every text: auto (one if the tokenizer puts one there), always, or never.
+        bos: Begin token of every text: auto (one if the tokenizer puts one there), always, or never (chats included).
         chat: Make plain texts the message of a user, in the tokenizer's chat template.
         pack: Concatenate the texts and split the result into chunks of max_length tokens, instead of truncating texts.
         positions: Next-token distributions that count: the last one of every text, all, random (one of every text,
@@ -110,7 +110,7 @@ class MaskData(LightningDataModule):
             text_column, corrupted_column, answer_column, wrong_answer_column, group_column(scope), completion_column
         )
         task, known = chosen_task(path, dataset, task, texts, lm), answer_ids == "this-tokenizer"
-        self.source = Source(path, dataset, subset, split, task, columns, limit, seed, known, texts)
+        self.source = Source(path, dataset, subset, split, task, columns, limit, seed, known, texts, chat)
         self.plan: BlockPlan | None = None
         """Which groups are learned together; without a plan all of them are."""
         self.token_counts: Counter[int] = Counter()
@@ -177,7 +177,8 @@ class MaskData(LightningDataModule):
     @cached_property
     def _loaded_tokenizer(self) -> PreTrainedTokenizerBase:
         revision = None if self.tokenizer else self.revision
-        return load_tokenizer(self.tokenizer or self.lm, revision, self.trust_remote_code)
+        flag = "data.tokenizer" if self.tokenizer else "model.lm"
+        return load_tokenizer(self.tokenizer or self.lm, revision, self.trust_remote_code, flag)
 
     @property
     def learned_texts(self) -> list[int]:

@@ -42,7 +42,7 @@ class Encoding:
             UserError: If there are such texts and `skip_short` is off, or if the texts cannot be used.
         """
         text_tokenizer = TextTokenizer(tokenizer, source, name, self.bos, self.chat)
-        answers = AnswerEncoder(text_tokenizer, self.answer_ids)
+        answers = AnswerEncoder(text_tokenizer, self.answer_ids, self.positions == "completion")
         encoder = Encoder(text_tokenizer, answers, self.max_length, self.truncation, self.positions)
         texts, left_out = text_tokenizer.with_counts(texts)
         encoded, notices = (encoder.packed(texts), []) if self.pack else encoder(texts)

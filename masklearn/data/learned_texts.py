@@ -1,10 +1,11 @@
 """Texts that evaluation leaves out: those that masks were learned on, under any name, and those without masks."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from masklearn.data.datamodule import MaskData, SplitName
-from masklearn.errors import UserError
+from masklearn.data.splits import COLUMN
+from masklearn.errors import UserError, listed
 
 
 def leave_out_learned(
@@ -52,6 +53,34 @@ def leave_out_if_changed(data: MaskData, learned: Collection[int], keep_flag: st
     if not len(learned) or set(learned) == set(data.learned_texts):
         return []
     return leave_out_learned(data, "test", learned, False, keep_flag)
+
+
+def leave_out_other_groups(data: MaskData, names: Sequence[str]) -> list[str]:
+    """Leave out the texts of groups that have no masks, where groups are values of a column.
+
+    Args:
+        data: The texts to evaluate on.
+        names: The groups that have masks.
+
+    Returns:
+        What the user should know on it, a line each.
+
+    Raises:
+        UserError: If no group of the texts has masks.
+    """
+    if not data.scope.startswith(COLUMN):
+        return []
+    others = keep_groups(data, names)
+    column = data.scope.removeprefix(COLUMN)
+    if not data.groups.names:
+        raise UserError(
+            f"{data.source}: there are masks for the values {listed(names)} of the column {column!r}, and all of its "
+            f"texts have others: {listed(others)}. Give texts with these values"
+        )
+    if not others:
+        return []
+    left_out = f"{len(others)} values of the column {column!r} have no masks, and their texts are left out"
+    return [f"{left_out}: {listed(others)}"]
 
 
 def keep_groups(data: MaskData, names: Collection[str]) -> list[str]:

@@ -46,10 +46,11 @@ class _ResamplePool:
         """As many tokens as `ids` has, from other texts; None if the pool holds no different text."""
         n = len(ids)
         generator = random.Random(f"{seed} {ids}")
-        for candidates in (self.by_length[n], self.ascending[bisect_right(self.lengths, n) :]):
-            found = _draw_different(candidates, ids, generator)
-            if found is not None:
-                return found
+        found = _draw_different(self.by_length[n], ids, generator)
+        if found is None:
+            found = _draw_different(self.ascending[bisect_right(self.lengths, n) :], ids, generator)
+        if found is not None:
+            return found
         joined = _draw_different(self.texts, ids, generator)
         while joined is not None and len(joined) < n:
             joined = joined + generator.choice(self.texts)

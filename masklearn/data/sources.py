@@ -73,6 +73,17 @@ class Source:
     """Whether token ids among the answers are meant as they are, even if the texts are of a known task."""
     given: RowsOrTexts | None = None
     """The texts themselves."""
+    chat: bool = False
+    """Whether the texts become messages, so that answers begin a message and get no space before them."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that a source of this kind cannot follow."""
+        if self.subset is not None and self.hub_id is None:
+            raise UserError(f"data.subset is for a dataset of the hub, and texts come from {self}. Leave it out")
+        if self.task and self.split != DEFAULT_SPLIT:
+            raise UserError(f"data.split is {self.split!r}, but {self} have no splits. Leave it out")
+        if self.task and (column := self.columns.named):
+            raise UserError(f"{self} have no column {column!r}. Give texts with columns: --data.path")
 
     def __str__(self) -> str:
         if self.given is not None:
@@ -90,7 +101,7 @@ class Source:
         names, rows = self._rows()
         if not names:
             raise UserError(f"{self} holds no text. Give at least one")
-        task = None if self.columns.names_columns else mib_task(names)
+        task = None if self.columns.named else mib_task(names)
         if task and rows:
             return mib_texts(task, rows, str(self))
         columns = Columns.of(str(self), names, self.columns)
@@ -108,9 +119,9 @@ class Source:
             for name in columns.unused
         ]
         if columns.answer and not self.ids_are_known:
-            texts, found = answers_in_words(texts, columns)
+            texts, found = answers_in_words(texts, columns, self.chat)
             notices += found
-        if columns.answer:
+        if columns.answer and not self.chat:
             texts, found = spaced(texts)
             notices += found
         return texts, notices
@@ -124,8 +135,6 @@ class Source:
         return [] if self.task else self._rows()[0]
 
     def _generate(self, task: TaskName) -> list[Text]:
-        if self.columns.group:
-            raise UserError(f"{self} have no column {self.columns.group!r}. Give texts with columns: --data.path")
         n = self.limit or DEFAULT_TASK_TEXTS
         if task == tasks.MIXED:
             return [Text(index, text, "") for index, text in enumerate(islice(tasks.texts(self.seed), n))]

@@ -14,6 +14,8 @@ HELD_OUT = 0.1
 """Fraction of a group's distinct texts that goes to the validation split, and again to the test split."""
 MAX_GROUPS = 64
 """Groups that a column may make unless `max_groups` allows more."""
+UNLIMITED = 10**9
+"""`max_groups` where groups cost no more than their texts, as in an evaluation."""
 MIN_GROUP_TEXTS = 3
 """Distinct texts that a group needs: one for each split."""
 DATASET, INPUT, COLUMN = "dataset", "input", "column:"

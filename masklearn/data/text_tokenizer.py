@@ -1,5 +1,6 @@
 """A model's tokenizer as masks need it: one begin token where the model knows one, no end token, chats as text."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,8 @@ from masklearn.data.texts import Content, Message, Text
 from masklearn.errors import UserError, one_line
 
 BosRule = Literal["auto", "always", "never"]
-"""When texts begin with a begin token: `auto` if the tokenizer puts one there, `always`, or `never`."""
+"""When texts begin with a begin token: `auto` if the tokenizer puts one there, `always`, or `never`, even if the chat
+template writes one out."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,15 @@ class TextTokenizer:
             return self._render((Message("user", content),), answer_next=True) if self.chat else content
         return self._render(content, answer_next=content[-1].role != "assistant")
 
-    def prompt_and_completion(self, text: Text) -> tuple[str, str] | None:
+    def prompt_and_completion(self, text: Text, whole: bool = False) -> tuple[str, str] | None:
         """A text's prompt, and the completion whose tokens are scored; None if it has none.
 
-        The completion is that of its column, the last answer of a chat, or the first right answer.
+        The completion is that of its column, the last answer of a chat, or the first right answer. It ends with the
+        first special token that the chat template writes behind the answer.
+
+        Args:
+            text: The text.
+            whole: Keep what the template writes behind that token.
         """
         messages, completion = text.text, text.completion
         if completion is None and not isinstance(messages, str) and messages[-1].role == "assistant":
@@ -140,16 +147,34 @@ class TextTokenizer:
         messages = (Message("user", messages),) if isinstance(messages, str) else messages
         completion = (Message("assistant", completion),) if isinstance(completion, str) else completion
         prompt = self._render(messages, answer_next=True)
-        whole = self._render(messages + completion, answer_next=False)
-        if not whole.startswith(prompt):  # some templates write a thought before an answer that is asked for
-            begin = whole.rfind(completion[0].content.strip())
-            prompt = whole[: max(begin, 0)]
-        return prompt, whole[len(prompt) :]
+        chat = self._render(messages + completion, answer_next=False)
+        if not chat.startswith(prompt):  # some templates write a thought before an answer that is asked for
+            begin = chat.rfind(completion[0].content.strip())
+            prompt = chat[: max(begin, 0)]
+        rendered = chat[len(prompt) :]
+        return prompt, rendered if whole else self._up_to_end_of_turn(rendered, completion[-1].content.strip())
+
+    @cached_property
+    def _special_tokens(self) -> re.Pattern[str]:
+        """Matches a special token that a text writes out; the end of a turn need not be the end token."""
+        added: Any = self.tokenizer.added_tokens_decoder
+        names = {*self.tokenizer.all_special_tokens}
+        if isinstance(added, dict):  # tokenizers of mistral-common have no such list
+            names |= {token.content for token in added.values() if token.special}
+        tokens = sorted(names, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+
+    def _up_to_end_of_turn(self, rendered: str, answer: str) -> str:
+        """A rendered answer up to the first special token behind it; as it is if there is none."""
+        without_names = self._special_tokens.sub(lambda found: "\0" * len(found[0]), rendered)
+        begin = without_names.rfind(answer)
+        end = self._special_tokens.search(rendered, begin + len(answer)) if begin >= 0 else None
+        return rendered[: end.end()] if end else rendered
 
     def _render(self, messages: Sequence[Message], answer_next: bool) -> str:
         chat: list[dict[str, Any]] = [message._asdict() for message in messages]
         try:
-            return cast(
+            text = cast(
                 str, self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=answer_next)
             )
         except Exception as error:  # templates raise what they like
@@ -157,6 +182,7 @@ class TextTokenizer:
                 f"{self.source}: the tokenizer of {self.lm} cannot write these messages ({one_line(error)}). "
                 "Give the tokenizer of a chat model with --data.tokenizer"
             ) from error
+        return text.removeprefix(str(self.tokenizer.bos_token or "")) if self.bos == "never" else text
 
     def _raw(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         if not texts:

@@ -60,6 +60,13 @@ class Text(NamedTuple):
     """The text's tokens, if the source holds these."""
     counts: TokenCounts | None = None
     """The text is left out unless this holds."""
+    corrupted_ids: tuple[int, ...] | None = None
+    """The tokens of the other text, if the source holds these."""
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether there is another text to this one."""
+        return self.corrupted is not None or self.corrupted_ids is not None
 
     @property
     def name(self) -> str:
@@ -83,24 +90,30 @@ class RowReader:
         """Convert one row.
 
         Raises:
-            UserError: If a value is not of the type that its column holds.
+            UserError: If a value is not of the type that its column holds; or if a completion follows token ids.
         """
         columns = self.columns
         group_value = value_at(row, columns.group) if columns.group else ""
         if not isinstance(group_value, str | int | float | bool):
             raise self._bad(index, columns.group, group_value, "is not a group name", "group")
         answers, wrong = (self._answers(index, row, kind) for kind in ("answer", "wrong"))
-        value = value_at(row, columns.text)
-        if isinstance(value, list) and value and not any(isinstance(part, dict) for part in value):
-            ids = self._ids(index, row, value)
-            return Text(index, "", str(group_value), None, answers, wrong, None, ids)
-        text, tagged = _split_at_tag(self._content(index, row, "text"))
+        ids, corrupted_ids = (self._ids(index, row, kind) for kind in ("text", "corrupted"))
+        if ids is not None and columns.completion:
+            raise UserError(
+                f"{columns.source}, row {index + 1}: {columns.text!r} holds token ids, which the completion in "
+                f"{columns.completion!r} cannot follow. Name a column of words with --data.text_column, or remove one "
+                "of the two columns"
+            )
+        text, tagged = ("", ()) if ids is not None else _split_at_tag(self._content(index, row, "text"))
         corrupted, corrupted_tagged = None, ()
-        if columns.corrupted:
+        if columns.corrupted and corrupted_ids is None:
             corrupted, corrupted_tagged = _split_at_tag(self._content(index, row, "corrupted"))
         completion = self._content(index, row, "completion") if columns.completion else None
         other = tuple(answer for answer in corrupted_tagged if answer not in tagged)
-        return Text(index, text, str(group_value), corrupted, answers or tagged, wrong or other, completion)
+        return Text(
+            index, text, str(group_value), corrupted, answers or tagged, wrong or other, completion, ids,
+            corrupted_ids=corrupted_ids,
+        )  # fmt: skip
 
     def _content(self, index: int, row: Row, kind: str) -> Content:
         """A string, or the messages of a chat."""
@@ -128,13 +141,16 @@ class RowReader:
             raise self._bad(index, column, text, "contains half a character (a lone surrogate)", kind)
         return text
 
-    def _ids(self, index: int, row: Row, value: list[Any]) -> tuple[int, ...]:
-        """The tokens of a text, without those that the row marks as padding."""
-        column = self.columns.text
+    def _ids(self, index: int, row: Row, kind: str) -> tuple[int, ...] | None:
+        """The tokens that a column holds, those of the text without marked padding; None if it holds none."""
+        column: str | None = getattr(self.columns, kind)
+        value = value_at(row, column) if column else None
+        if not isinstance(value, list) or not value or any(isinstance(part, dict) for part in value):
+            return None
         if not all(type(token) is int and token >= 0 for token in value):
-            raise self._bad(index, column, value, "is neither text nor a list of token ids", "text")
+            raise self._bad(index, column, value, "is neither text nor a list of token ids", kind)
         mask = row.get(ATTENTION_MASK)
-        if not isinstance(mask, list) or len(mask) != len(value):
+        if kind != "text" or not isinstance(mask, list) or len(mask) != len(value):
             return tuple(value)
         return tuple(token for token, real in zip(value, mask, strict=True) if real)
 

@@ -48,10 +48,10 @@ class Encoder:
         """
         notices: list[str] = []
         prompts, completions = self._prompts(texts)
-        ids = self._ids(texts, prompts)
+        ids = self._ids(texts, [text.ids for text in texts], prompts)
         encoded = [Encoded(t.row, t.group_value, row, hashes=_hashes(t)) for t, row in zip(texts, ids, strict=True)]
         encoded = self.answers(texts, prompts, encoded, notices)
-        if any(text.corrupted is not None for text in texts):
+        if any(text.is_pair for text in texts):
             encoded = self._with_corrupted(texts, encoded, notices)
         if completions:
             encoded = self._with_completions(encoded, prompts, completions, {t.row: i for i, t in enumerate(texts)})
@@ -66,13 +66,14 @@ class Encoder:
         Raises:
             UserError: If the tokenizer cannot read the texts, or if they have corrupted texts or answers.
         """
-        if self.positions == "completion" or any(text.corrupted is not None or text.answers for text in texts):
+        if self.positions == "completion" or any(text.is_pair or text.answers for text in texts):
             raise UserError(
                 f"{self.tokenizer.source} holds pairs or answers, which cannot be packed. Leave out --data.pack"
             )
         streams: dict[str, list[tuple[int, int]]] = defaultdict(list)
         end = self.tokenizer.tokenizer.eos_token_id
-        for text, ids in zip(texts, self._ids(texts, self._prompts(texts)[0]), strict=True):
+        tokens_of = self._ids(texts, [text.ids for text in texts], self._prompts(texts)[0])
+        for text, ids in zip(texts, tokens_of, strict=True):
             separator = [end] if isinstance(end, int) and not self.tokenizer.begin else []
             (hashed,) = _hashes(text)
             streams[text.group_value] += [(token, hashed) for token in ids + separator]
@@ -106,20 +107,22 @@ class Encoder:
         return [prompt for prompt, _ in found], [completion for _, completion in found]
 
     def _whole(self, text: Text) -> str:
-        pair = self.tokenizer.prompt_and_completion(text) if text.completion is not None else None
+        pair = self.tokenizer.prompt_and_completion(text, whole=True) if text.completion is not None else None
         return "".join(pair) if pair else self.tokenizer.prompt(text.text)
 
-    def _ids(self, texts: Sequence[Text], prompts: Sequence[str]) -> list[list[int]]:
-        """The tokens of every prompt; those of the source where it holds tokens."""
+    def _ids(
+        self, texts: Sequence[Text], given: Sequence[tuple[int, ...] | None], prompts: Sequence[str]
+    ) -> list[list[int]]:
+        """The tokens of every text's prompt; those of the source where it gives tokens."""
         vocabulary = len(self.tokenizer.tokenizer)
-        for text in texts:
-            if text.ids and max(text.ids) >= vocabulary:
+        for text, ids in zip(texts, given, strict=True):
+            if ids and max(ids) >= vocabulary:
                 raise UserError(
-                    f"{self.tokenizer.source}, row {text.row + 1}: there is no token {max(text.ids)} among the "
+                    f"{self.tokenizer.source}, row {text.row + 1}: there is no token {max(ids)} among the "
                     f"{vocabulary} of the tokenizer of {self.tokenizer.lm}. Give the model that the tokens are of"
                 )
-        of_prompts = iter(self.tokenizer.ids([p for t, p in zip(texts, prompts, strict=True) if t.ids is None]))
-        return [next(of_prompts) if text.ids is None else list(text.ids) for text in texts]
+        of_prompts = iter(self.tokenizer.ids([p for ids, p in zip(given, prompts, strict=True) if ids is None]))
+        return [next(of_prompts) if ids is None else list(ids) for ids in given]
 
     def _require_ends(self, encoded: Sequence[Encoded]) -> None:
         """Check that no text is cut where it counts."""
@@ -145,14 +148,15 @@ class Encoder:
             )
 
     def _cut(self, text: Encoded) -> Encoded:
-        """A text of `max_length` tokens at most; it keeps its begin tokens."""
+        """A text of `max_length` tokens at most; it keeps its begin tokens, which given token ids may lack."""
         excess = len(text.ids) - self.max_length
         if excess <= 0:
             return text
         corrupted = text.corrupted
         if self.truncation == "right":
             return replace(text, ids=text.ids[: self.max_length], corrupted=corrupted and corrupted[: self.max_length])
-        kept = len(self.tokenizer.begin)
+        begin = self.tokenizer.begin
+        kept = len(begin) if text.ids[: len(begin)] == begin else 0
         rows = [row and row[:kept] + row[kept + excess :] for row in (text.ids, corrupted)]
         return replace(
             text, ids=rows[0] or [], corrupted=rows[1], prompt_length=text.prompt_length and text.prompt_length - excess
@@ -179,7 +183,8 @@ class Encoder:
 
     def _with_corrupted(self, texts: Sequence[Text], encoded: list[Encoded], notices: list[str]) -> list[Encoded]:
         """The texts with their corrupted counterparts, without the pairs of unequal length."""
-        corrupted = self.tokenizer.ids([self.tokenizer.prompt(text.corrupted or "") for text in texts])
+        prompts = [self.tokenizer.prompt(text.corrupted or "") for text in texts]
+        corrupted = self._ids(texts, [text.corrupted_ids for text in texts], prompts)
         unequal = {
             i for i, (text, other) in enumerate(zip(encoded, corrupted, strict=True)) if len(text.ids) != len(other)
         }

@@ -27,7 +27,7 @@ from masklearn.models.placement import (
     placement_options,
     settle_placement,
 )
-from masklearn.models.sources import EMBEDDED, ModelSource, model_source
+from masklearn.models.sources import EMBEDDED, MODEL_FLAG, ModelSource, model_source
 from masklearn.models.unwrapping import unwrapped
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
@@ -39,20 +39,31 @@ else:  # what the command line takes
     ModelOrName = TokenizerOrName = str
 MAX_NAMED_WEIGHTS = 3
 """Missing weights that an error message lists by name."""
+ADD_FLAG = "add --model.{0} true, in Python {0}=True"
+"""Advice to set a flag, which the functions in Python have as an argument."""
 WRAPPER_PREFIX = re.compile(r"(_orig_mod\.|module\.)+")
 """What torch.compile and parallel training put in front of the names of weights."""
 
 
-def _load_error(lm: str, error: Exception) -> UserError:
-    """Make the error for a model or tokenizer that transformers fails to load, with advice where its cause is known."""
+def _load_error(lm: str, error: Exception, flag: str = MODEL_FLAG, what: str = "", other: str = "") -> UserError:
+    """Make the error for a model or tokenizer that transformers fails to load, with advice where its cause is known.
+
+    Args:
+        lm: Its name.
+        error: What transformers raises.
+        flag: The flag that names it.
+        what: What of it cannot be loaded, if not the model.
+        other: What else would do.
+    """
     message = str(error)
-    advice = f"Give a model's folder, a hub id that this machine can reach, or {EMBEDDED}"
+    advice = f"Give a model's folder, a hub id that this machine can reach, or {EMBEDDED}{other}"
     if "gated repo" in message:
         advice = f"Accept its licence at {constants.ENDPOINT}/{lm}, then log in with: hf auth login"
     elif "trust_remote_code" in message:
-        advice = "It comes with its own code: if you trust that code, add --model.trust_remote_code true"
+        advice = f"It comes with its own code: if you trust that code, {ADD_FLAG.format('trust_remote_code')}"
     elif "safetensors" in message and any(words in message for words in ("does not appear to have", "no file named")):
-        advice = "Weights are read as safetensors; if you trust this model's pickles, add --model.allow_pickle true"
+        pickles = "Weights are read as safetensors; if you trust this model's pickles"
+        advice = f"{pickles}, {ADD_FLAG.format('allow_pickle')}"
     elif "gguf" in message and isinstance(error, ImportError):
         advice = "Get what reads the file with: pip install gguf"
     elif "compressed-tensors" in message and isinstance(error, ImportError):
@@ -61,7 +72,7 @@ def _load_error(lm: str, error: Exception) -> UserError:
         advice = "Change --model.device_map, or leave it out"
     elif "bitsandbytes" in message:
         advice = "Leave --model.quantization out, or install a bitsandbytes that supports this machine"
-    return UserError(f"model.lm: cannot load {lm!r} ({one_line(error)}). {advice}")
+    return UserError(f"{flag}: cannot load {what}{lm!r} ({one_line(error)}). {advice}")
 
 
 def load_lm(
@@ -195,7 +206,10 @@ def _require_all_weights(lm: str, loading_info: dict[str, Any]) -> None:
 
 
 def load_tokenizer(
-    lm: TokenizerOrName = EMBEDDED, revision: str | None = None, trust_remote_code: bool = False
+    lm: TokenizerOrName = EMBEDDED,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    flag: str = MODEL_FLAG,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model; one without a padding token pads with its end token, on the right.
 
@@ -203,28 +217,32 @@ def load_tokenizer(
         lm: Name of the model, as in `load_lm`; or a tokenizer that is loaded already, which is changed in place.
         revision: Branch, tag or commit on the hub.
         trust_remote_code: Run the Python files that come with the tokenizer.
+        flag: The flag that names it, for messages.
 
     Raises:
         UserError: If the tokenizer cannot be found or loaded.
     """
-    tokenizer = lm if isinstance(lm, PreTrainedTokenizerBase) else _load_tokenizer(lm, revision, trust_remote_code)
+    is_loaded = isinstance(lm, PreTrainedTokenizerBase)
+    tokenizer = lm if is_loaded else _load_tokenizer(lm, revision, trust_remote_code, flag)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     tokenizer.padding_side = "right"
     return tokenizer
 
 
-def _load_tokenizer(lm: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    source = model_source(lm, revision)
+def _load_tokenizer(lm: str, revision: str | None, trust_remote_code: bool, flag: str) -> PreTrainedTokenizerBase:
+    source = model_source(lm, revision, flag)
     try:
         base = base_of_adapter(source)
         if base is not None and not (source.folder and (source.folder / "tokenizer_config.json").is_file()):
-            return _load_tokenizer(base, None, trust_remote_code)
+            return _load_tokenizer(base, None, trust_remote_code, flag)
         return AutoTokenizer.from_pretrained(source.location, trust_remote_code=trust_remote_code, **source.options)
     except UserError:
         raise
     except Exception as error:  # the tokenizers library raises plain exceptions
-        raise _load_error(lm, error) from error
+        what = "the tokenizer of " if source.folder else ""  # of a hub id it is not known whether there is a model
+        other = "; if the model comes without a tokenizer, name another's with --data.tokenizer"
+        raise _load_error(lm, error, flag, what, other if flag == MODEL_FLAG else "") from error
 
 
 def fingerprint(lm: PreTrainedModel) -> str:

@@ -15,6 +15,8 @@ from masklearn.tiny import MODEL_FOLDER
 
 EMBEDDED = "embedded"
 """Name of the model that comes with the package."""
+MODEL_FLAG = "model.lm"
+"""Flag that names a model."""
 HUB_TIMEOUT = 8.0
 """Seconds that the hub may take to answer before it counts as unreachable."""
 
@@ -35,12 +37,13 @@ class ModelSource:
         return path if path.is_dir() else None
 
 
-def model_source(lm: str, revision: str | None = None) -> ModelSource:
+def model_source(lm: str, revision: str | None = None, flag: str = MODEL_FLAG) -> ModelSource:
     """Find what a model's name stands for.
 
     Args:
         lm: Folder, GGUF file, hub id, or `embedded`.
         revision: Branch, tag or commit on the hub.
+        flag: The flag that names it, for messages.
 
     Raises:
         UserError: If the name looks like a path and there is nothing there; the hub is not asked then. Or if it is a
@@ -50,17 +53,17 @@ def model_source(lm: str, revision: str | None = None) -> ModelSource:
         return ModelSource(str(MODEL_FOLDER), {})
     path = Path(lm).expanduser()
     if path.is_dir():
-        return ModelSource(str(_snapshot(path, revision)), {"revision": revision})
+        return ModelSource(str(_snapshot(path, revision, flag)), {"revision": revision})
     if path.is_file():
         if path.suffix.lower() == ".gguf":
             return ModelSource(str(path.parent), {"gguf_file": path.name})
-        raise UserError(f"model.lm: {lm} is a file. Give the folder that it is in, or a .gguf file")
+        raise UserError(f"{flag}: {lm} is a file. Give the folder that it is in, or a .gguf file")
     if lm.startswith((".", "/", "~")) or lm.count("/") > 1 or path.suffix.lower() == ".gguf":
-        raise UserError(f"model.lm: there is no folder {lm}. Give a model's folder, a hub id, or {EMBEDDED}")
+        raise UserError(f"{flag}: there is no folder {lm}. Give a model's folder, a hub id, or {EMBEDDED}")
     why = why_hub_unreachable()
     if why and not isinstance(try_to_load_from_cache(lm, "config.json", revision=revision), str):
         raise UserError(
-            f"model.lm: {lm} is no folder here, and the hub, {constants.ENDPOINT}, cannot be reached ({why}). Give a "
+            f"{flag}: {lm} is no folder here, and the hub, {constants.ENDPOINT}, cannot be reached ({why}). Give a "
             f"model's folder, or {EMBEDDED}; or download it where there is a network and copy the folder"
         )
     return ModelSource(lm, {"revision": revision, "local_files_only": bool(constants.HF_HUB_OFFLINE or why)})
@@ -72,7 +75,7 @@ def has_revisions(lm: str) -> bool:
     return lm != EMBEDDED and (not path.exists() or (path / "snapshots").is_dir())
 
 
-def _snapshot(folder: Path, revision: str | None) -> Path:
+def _snapshot(folder: Path, revision: str | None, flag: str) -> Path:
     """Return the model's files in a folder of the hub's cache (`models--owner--name`); any other folder as it is."""
     snapshots = folder / "snapshots"
     if not snapshots.is_dir() or (folder / "config.json").is_file():
@@ -84,9 +87,10 @@ def _snapshot(folder: Path, revision: str | None) -> Path:
     found = sorted(path.name for path in snapshots.iterdir() if path.is_dir())
     if len(found) == 1 and revision is None:
         return snapshots / found[0]
+    choose = "Choose one with --model.revision" if flag == MODEL_FLAG else f"Give the folder of one in {snapshots}"
     raise UserError(
-        f"model.lm: {folder} holds no revision {revision or 'main'}, but {', '.join(found) or 'none'}. Choose one with "
-        "--model.revision, or download the model again"
+        f"{flag}: {folder} holds no revision {revision or 'main'}, but {', '.join(found) or 'none'}. {choose}, or "
+        "download the model again"
     )
 
 
