@@ -54,7 +54,7 @@ class MaskLearner(BlockLearner):
             scope input 80, or 240.
         draws: Gate vectors drawn for each text and step, spread over the sizes; by default 4; 1 from 60 nodes on, or
             with scope input.
-        restarts: Times to learn every mask, in parallel with different noise; the best one is kept.
+        restarts: Times to learn every mask, in parallel with different noise (mean-field has none); the best is kept.
         block: Groups learned together; by default as many as make 64 texts a step, fewer if memory requires it.
         polish: Most rounds of node swaps after discretisation. A swap is accepted if it lowers the KL on the validation
             split, to which training texts are added if it is small (with scope input: on the text itself). Every size
@@ -65,7 +65,7 @@ class MaskLearner(BlockLearner):
         gates: hard-concrete (drawn with noise), or mean-field (each gate at its probability of being open, without
             noise); by default hard-concrete, and mean-field with scope input.
         lr: Learning rate: how far log-odds move in a step, at most; by default 0.4, and 0.8 with gates mean-field.
-        temperature: Softness of the gates at the first and at the last step (dimensionless).
+        temperature: Softness of hard-concrete gates at the first and at the last step (dimensionless).
         compile: Whether a GPU runs compiled training steps, masks that polish scores, and KLs of many logits: auto
             (steps and masks as CUDA graphs, if the model is so small that launching operations takes the time), true
             (steps also on a CPU), or false. Results change by rounding only. What cannot be compiled runs as it is.
