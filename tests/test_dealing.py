@@ -1,6 +1,7 @@
 """Which blocks a process learns: ranks take them one by one, shards have theirs from the start."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from forked import on_ranks
 import masklearn as ml
 from masklearn import cli, ranks
 from masklearn.cli.run_parts import idle_notice
-from masklearn.data import BlockPlan
+from masklearn.data import BlockPlan, BlockQueue
 from masklearn.tiny import tasks
 from masklearn.training.block_store import BlockStore
 from masklearn.training.dealing import busy_share, deal
@@ -56,6 +57,15 @@ def test_a_slow_rank_learns_fewer_blocks() -> None:
     fast, slow = on_ranks(2, learned)
     assert slow == ([(1, 0), (1, 1), (1, 2)], [1])
     assert fast == ([(block, step) for block in (2, 3, 4) for step in range(3)], [2, 3, 4])
+
+
+@pytest.mark.parametrize("queue", [None, BlockQueue([0, 1])])
+def test_batches_are_not_read_ahead_where_that_would_take_a_block_from_others(queue: BlockQueue | None) -> None:
+    data: Any = ml.MaskData(task="names", limit=9, scope="input", workers=2)
+    data.setup("fit")
+    data.plan = replace(data.block_plan(groups_per_block=5, steps=3), queue=queue)
+    data.trainer = SimpleNamespace(global_step=0)
+    assert data.train_dataloader().num_workers == (0 if queue else 2)
 
 
 def test_shards_have_every_nth_block_from_the_start() -> None:

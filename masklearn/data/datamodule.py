@@ -279,7 +279,8 @@ class MaskData(LightningDataModule):
         plan = self.plan or self.block_plan(len(self.groups.names), self.trainer.max_steps)
         lengths = [len(ids) for ids in texts.ids]
         sampler = StepSampler(self.train_indices_by_group, lengths, plan, self.seed, self.trainer.global_step)
-        return StepLoader(texts, batch_sampler=sampler, collate_fn=self.collate, num_workers=self.workers)
+        n_workers = 0 if plan.queue else self.workers  # they read ahead, and would take a block before its time
+        return StepLoader(texts, batch_sampler=sampler, collate_fn=self.collate, num_workers=n_workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation split."""
