@@ -61,11 +61,11 @@ def test_a_slow_rank_learns_fewer_blocks() -> None:
 
 @pytest.mark.parametrize("queue", [None, BlockQueue([0, 1])])
 def test_batches_are_not_read_ahead_where_that_would_take_a_block_from_others(queue: BlockQueue | None) -> None:
-    data: Any = ml.MaskData(task="names", limit=9, scope="input", workers=2)
+    data: Any = ml.MaskData(task="names", limit=9, scope="input", workers=1)
     data.setup("fit")
     data.plan = replace(data.block_plan(groups_per_block=5, steps=3), queue=queue)
     data.trainer = SimpleNamespace(global_step=0)
-    assert data.train_dataloader().num_workers == (0 if queue else 2)
+    assert data.train_dataloader().num_workers == (0 if queue else 1)
 
 
 def test_shards_have_every_nth_block_from_the_start() -> None:
