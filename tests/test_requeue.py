@@ -119,7 +119,7 @@ def test_a_signal_after_learning_requeues_the_job(
         context.setattr(owner, name, waiting(flag))
         first, *others = signalled(cluster.start(args, n_tasks), flag)
     assert first.one_line and "error: stopped. What was finished is kept. Go on with: " in first.err
-    assert "is requeued. A command that names its --run.dir" in first.out and cluster.was_asked_once
+    assert "is requeued. A run that names its --run.dir goes on" in first.out and cluster.was_asked_once
     assert all(other.code == 2 and not other.err for other in others)
     tasks = cluster.start(args, n_tasks, SLURM_RESTART_COUNT="1")
     assert [end(task).code for task in tasks] == [0] * n_tasks

@@ -159,7 +159,7 @@ def _merge(cli: TrainCLI, store: BlockStore) -> None:
     """Take over the masks of shards from their folders, and refuse to go on if some are missing."""
     plan = cli.model.plan
     for path in cli.merged_folders:
-        folder = RunFolder(Path(path).expanduser())
+        folder = RunFolder(Path(path))
         folder.require_same_settings(cli.requested, "run.merge")
         folder.require_same_inputs(cli.datamodule, cli.model.masked_lm.layout)
         other = BlockStore(folder / BLOCKS_FOLDER)

@@ -51,7 +51,7 @@ class Requeue:
             subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
             return f"Job {job} could not be requeued ({one_line(error)}). Submit it again"
-        return f"Job {job} is requeued. A command that names its --run.dir, or its --out, goes on when it starts again"
+        return f"Job {job} is requeued. A run that names its --run.dir goes on when it starts again"
 
 
 @contextmanager
