@@ -14,7 +14,7 @@ from forked import on_ranks
 
 import masklearn as ml
 from masklearn import cli, ranks
-from masklearn.cli.run_parts import idle_notice
+from masklearn.cli.run_parts import idle_notice, require_work
 from masklearn.data import BlockPlan, BlockQueue
 from masklearn.tiny import tasks
 from masklearn.training.block_store import BlockStore
@@ -72,6 +72,12 @@ def test_shards_have_every_nth_block_from_the_start() -> None:
     first, second = (deal(PLAN, store_with(0), (shard, 2)) for shard in range(2))
     assert (first.own, second.own) == ([2, 4], [1, 3])
     assert [plan.goes_on(5) for plan in (first, second)] == [True, True] and not first.goes_on(6)
+
+
+def test_a_run_of_a_single_group_has_no_shards() -> None:
+    """Every shard would learn all of it."""
+    cli: Any = SimpleNamespace(model=SimpleNamespace(plan=BlockPlan([[0]], steps=3, batch_size=2)), is_shard=True)
+    assert "these texts make one group" in refused(lambda: require_work(cli))
 
 
 def test_ranks_of_a_shard_take_its_blocks_only() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import masklearn as ml
-from masklearn.masking import MaskedLM
+from masklearn.ablation import Ablation
+from masklearn.masking import CompiledSteps, MaskedLM, compiled
 from masklearn.selection.scorer import MaskScorer
 from masklearn.training import learned_ablation
 from masklearn.training.learned_ablation import fit_ablation
@@ -41,6 +42,23 @@ def test_constants_get_gradients_from_closed_gates_only(
                 heads[0][0, 0, head, i] += step
                 slope.append(loss())
             assert_close((slope[0] - slope[1]) / 0.02, found[0, 0, head, i], atol=1e-4, rtol=1e-2)
+
+
+def test_compiled_steps_train_the_constants_that_eager_ones_train(
+    masked_lm: MaskedLM, tokens: Tensor, everywhere: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With mean-field gates, those of nodes that are nearly closed."""
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    means = masked_lm.mean_ablation([(tokens, everywhere)])
+    heads = tuple(value.clone().requires_grad_() for value in means.heads)
+    masked_lm.ablation = Ablation("learned", heads, means.mlps, trained_up_to=0.5)
+    gates = torch.rand(3, len(tokens), masked_lm.graph.n_nodes, generator=torch.Generator().manual_seed(0))
+    steps = CompiledSteps(masked_lm)
+    eager, found = (
+        torch.autograd.grad(run(tokens, everywhere, gates).square().sum(), heads) for run in (masked_lm, steps)
+    )
+    assert all(gradient.any() for gradient in eager) and steps._passes and not steps.failed
+    assert_close(found, eager, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["mean-positional", "resample", "learned"])
