@@ -74,19 +74,26 @@ def measured(
     return MaskMeasurements(name=name, mask=mask, results=kinds, **inputs(n) | others)
 
 
-def of_edges(nodes: MaskMeasurements, n_edges: int = 400, method: str = STRACE_KIND, **others: Any) -> MaskMeasurements:
+def of_edges(
+    nodes: MaskMeasurements,
+    n_edges: int = 400,
+    method: str = STRACE_KIND,
+    shares: tuple[float, ...] | None = None,
+    **others: Any,
+) -> MaskMeasurements:
     """The same measurements as those of a bank of edges, with random connected subgraphs as the control.
 
     A tenth of all edges are MLPs' and a fifth are residual, as in every subgraph.
 
     Args:
         nodes: The measurements.
-        n_edges: Edges of every text; the sizes become the same shares as of nodes.
+        n_edges: Edges of every text.
         method: How the edges were chosen.
+        shares: Sizes as shares of the edges; by default the same as of nodes.
         others: Other fields of `MaskMeasurements`.
     """
     n, mask, n_sizes = len(nodes.names), nodes.mask, len(nodes.sizes)
-    shares = tuple(nodes.fractions.tolist())
+    shares = shares or tuple(nodes.fractions.tolist())
     kept = tuple(tuple(torch.arange(int(share * n_edges)) for share in shares) for _ in range(n))
     groups = tuple(map(str, range(n)))
     bank = EdgeBank(kept, shares, (4,) * n, (n_edges,) * n, mask.graph, mask.model, groups, method)

@@ -12,6 +12,7 @@ from torch import Tensor
 import masklearn as ml
 from masklearn.evaluation.answer_metrics import AnswerMetrics, faithfulness
 from masklearn.evaluation.bank_report import measure
+from masklearn.evaluation.measure import _with_completions
 from masklearn.evaluation.mib import answer_areas
 from masklearn.masking import MaskedLM
 from masklearn.sizes import MIB_FRACTIONS, resolve_sizes
@@ -65,8 +66,29 @@ def test_areas_by_hand_at_the_sizes_of_mib() -> None:
 def test_faithfulness_by_hand() -> None:
     row = {"logit_diff": 2.0, "full_logit_diff": 3.0, "prob_diff": 0.5, "full_prob_diff": 0.9}
     assert faithfulness(row, {"logit_diff": 1.0, "prob_diff": 0.1}) == pytest.approx(0.5)
-    assert faithfulness(row | {"logit_diff": None}, {"logit_diff": None, "prob_diff": 0.1}) == pytest.approx(0.5)
+    without_wrong = row | {"logit_diff": None, "full_logit_diff": None}
+    assert faithfulness(without_wrong, {"logit_diff": None, "prob_diff": 0.1}) == pytest.approx(0.5)
     assert faithfulness(row, {"logit_diff": 3.0}) is None
+    not_finite = row | {"logit_diff": None, "prob_diff": 0.5}
+    assert faithfulness(not_finite, {"logit_diff": 1.0, "prob_diff": 0.1}) is None
+    assert faithfulness(row, {"logit_diff": None, "prob_diff": 0.1}) is None
+
+
+def test_outputs_that_are_not_finite_have_no_difference() -> None:
+    p = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]])
+    metrics = AnswerMetrics(1)
+    logp = torch.cat([p.log(), torch.full_like(p, torch.nan)])
+    metrics.update(logp, torch.tensor([[3, -1], [0, 1]]), torch.tensor([[2, 1], [1, -1]]))
+    found = metrics.compute()
+    assert found["logit_diff"].isnan() and found["prob_diff"].isnan() and found["accuracy"] == 0
+    assert found["full_accuracy"] == 1 and found["full_prob_diff"].item() == pytest.approx((0.4 - 0.5 + 0.8 - 0.1) / 2)
+
+
+def test_whole_completions_without_a_finite_loss_have_no_log_probability() -> None:
+    rows = [{"cross_entropy": 2.0, "full_cross_entropy": 1.0}, {"cross_entropy": None, "full_cross_entropy": 1.0}]
+    found = _with_completions(rows, [2, 4])
+    assert [row["answer_logp"] for row in found] == [-6.0, None]
+    assert [row["full_answer_logp"] for row in found] == [-3.0, -3.0]
 
 
 def test_answer_metrics_agree_with_whole_logits(tmp_path: Path) -> None:

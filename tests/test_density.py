@@ -172,6 +172,15 @@ def test_gini_index_matches_values_worked_out_by_hand() -> None:
     assert composition.lorenz(np.array([3.0, 1.0])) == pytest.approx([0, 0.25, 1])
 
 
+def test_one_mask_for_all_inputs_has_the_gini_index_of_the_nodes_that_its_edges_use() -> None:
+    """A subgraph of few edges uses many nodes, so that the share of its edges says nothing on their use."""
+    nodes = measured(falling(5), kept=studies.masks(1).expand(5, -1, -1))
+    table = composition.inequality(of_edges(nodes, shares=(0.001, 0.002, 0.005, 0.01)))
+    own = table[table["kind"] == "s-trace"]
+    assert own["gini"].tolist() == pytest.approx([1 - s / GRAPH.n_nodes for s in SIZES])
+    assert own["one_mask_for_all"].tolist() == pytest.approx(own["gini"].tolist())
+
+
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=30).filter(lambda use: sum(use) > 0.1))
 def test_the_gini_index_is_half_the_mean_difference_over_the_mean(use: list[float]) -> None:
     values = np.array(use)

@@ -149,6 +149,32 @@ def test_the_contribution_of_every_node_is_a_share(family: Family) -> None:
     assert (masked_lm.graph.by_layer(without_mlp)[:, :, 1, -1] == 0).all()
 
 
+@pytest.mark.parametrize("name", ["llama", "granite"])
+def test_contributions_are_shares_of_what_a_layer_adds(name: str) -> None:
+    """Granite multiplies the outputs of attention and MLP by a factor before it adds them."""
+    lm = BY_NAME[name].build()
+    layer, ids = lm.model.layers[0], random_texts(1)
+    seen: dict[str, Tensor] = {}
+    layer.register_forward_pre_hook(lambda module, args: seen.update(stream=args[0].clone()))
+    layer.post_attention_layernorm.register_forward_pre_hook(lambda module, args: seen.update(middle=args[0].clone()))
+    layer.self_attn.o_proj.register_forward_pre_hook(lambda module, args: seen.update(heads=args[0].clone()))
+    layer.register_forward_hook(lambda module, args, output: seen.update(end=output.clone()))
+    masked_lm = MaskedLM(lm)
+    found = masked_lm.graph.by_layer(node_contributions(masked_lm, ids))[:, :, 0]
+    norm = lambda vectors: vectors.abs().sum(-1)  # noqa: E731
+    by_mlp, by_heads = seen["end"] - seen["middle"], seen["middle"] - seen["stream"]
+    assert_close(found[..., -1], norm(by_mlp) / (norm(by_mlp) + norm(seen["middle"])))
+    whole = layer.self_attn.o_proj(seen["heads"])
+    by_head = [
+        head @ weight.T
+        for head, weight in zip(seen["heads"].chunk(4, -1), layer.self_attn.o_proj.weight.chunk(4, 1), strict=True)
+    ]
+    assert_close(sum(by_head), whole)
+    factor = (norm(by_heads) / norm(whole))[..., None]
+    terms = factor * torch.stack([norm(head) for head in by_head], -1)
+    assert_close(found[..., :-1], terms / (norm(seen["stream"])[..., None] + terms.sum(-1, keepdim=True)))
+
+
 def zeroed(output: Any) -> Any:
     return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
 

@@ -145,6 +145,21 @@ def test_the_folder_of_an_adapter_is_a_model(tokens: Tensor, tmp_path: Path, mon
     assert "pip install peft" in refused(lambda: ml.load_lm(str(tmp_path / "adapter")))
 
 
+@pytest.mark.filterwarnings("ignore:Could not find a config file")  # the hub's cache has it elsewhere
+def test_an_adapter_is_merged_into_the_revision_that_it_was_trained_on(tokens: Tensor, tmp_path: Path) -> None:
+    base = tmp_path / "models--me--base"
+    for name, lm in {"main": tiny_llama(), "early": tiny_llama(seed=1)}.items():
+        lm.save_pretrained(base / "snapshots" / name)
+        (base / "refs").mkdir(exist_ok=True)
+        (base / "refs" / name).write_text(name)
+    model = adapted(AutoModelForCausalLM.from_pretrained(base / "snapshots" / "early"))
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.peft_config["default"].revision = "early"
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = ml.load_lm(str(tmp_path / "adapter"))
+    assert_close(loaded(input_ids=tokens).logits, model(input_ids=tokens).logits, atol=1e-4, rtol=1e-4)
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from two_devices import FIRST, SECOND, TwoDevices
 import masklearn as ml
 from masklearn.ablation import Ablation, AblationName
 from masklearn.cli.entry_points import evaluate, train
-from masklearn.masking import MaskedLM
+from masklearn.masking import MaskedLM, node_contributions
 from masklearn.models import describe_placement, move_model, placement
 from masklearn.objective import chunked_kl
 from masklearn.selection.scorer import MaskScorer
@@ -114,6 +114,16 @@ def test_a_search_over_two_devices_scores_masks_as_on_one() -> None:
             shared = two(ids, SCORED.to(FIRST), gates[None], None, prefix, 2)
         assert_close(shared.to("cpu"), whole.to("cpu"))
     assert_close(found, one)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_contributions_of_nodes_on_two_devices_are_those_on_one(name: str) -> None:
+    lm = MODELS[name]()
+    one = node_contributions(MaskedLM(lm), IDS)
+    with TwoDevices():
+        two = node_contributions(MaskedLM(over_two_devices(lm)), IDS.to(FIRST))
+        assert two.device == FIRST
+    assert_close(two.to("cpu"), one)
 
 
 def test_memory_is_that_of_the_device_that_keeps_most() -> None:

@@ -101,6 +101,26 @@ def test_the_density_curves_speak_of_bands_and_random_subgraphs_where_there_are_
         assert alt.endswith("; dotted: random subgraphs") == has_control
 
 
+def test_the_curve_of_the_unigram_is_within_the_axes_where_it_is_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every distance from the unigram is 1 there; that from the full model is twice the TV, at least 1.2."""
+    resample_little(monkeypatch)
+    study = density.study([measured([[0.9, 0.8, 0.7, 0.6]] * 5)])
+    (axes,) = next(one for one in draw(study) if one.name == "unigram-kl").figure.axes
+    assert axes.get_ylim()[0] == pytest.approx(1 / 1.5)
+
+
+def test_the_use_of_nodes_is_a_share_of_masks_where_inputs_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eleven of twelve inputs share one of two masks."""
+    resample_little(monkeypatch)
+    own = measured(falling(12))
+    pair = replace(own.mask, mask=own.mask.mask[:2], scores=own.mask.scores[:2], groups=("0", "1"))
+    kinds = {name: replace(found, masks=found.masks[:, :, :2]) for name, found in own.results.items()}
+    shared = replace(own, mask=pair, results=kinds, group_index=[0] * 11 + [1])
+    for bank, of_what in ((own, "inputs"), (shared, "masks")):
+        found = next(one for one in draw(density.study([bank])) if one.name == "node-use").figure
+        assert any(f"share of {of_what} that keep" in text.get_text() for text in found.findobj(Text))
+
+
 UNDEFINED = {
     "has 2 sizes (1, 2), and densities and phases need 3: no density": lambda: [
         measured([[0.5, 0.4]] * 5, sizes=(1, 2))

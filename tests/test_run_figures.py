@@ -65,6 +65,15 @@ def test_results_that_are_not_finite_are_gaps_in_a_runs_curves() -> None:
     assert kl.get_ylim()[0] == pytest.approx(rows[4]["kl"] / 1.5)
 
 
+def test_a_control_below_the_masks_is_within_the_axes() -> None:
+    mask, rows = run_of(GRAPH, 5)
+    for row in rows:
+        row["controls"]["greedy"] = {"kl": row["kl"] / 10, "tv": row["tv"] / 10}
+    with styled():
+        kl = overview(mask, rows).subfigs[1].axes[0]
+    assert kl.get_ylim()[0] == pytest.approx(rows[4]["kl"] / 15)
+
+
 def labels_of(axes: Axes) -> list[Text]:
     """Title, axis labels and the visible tick labels within the limits of the axes."""
     labels = [axes.title, axes.xaxis.label, axes.yaxis.label]

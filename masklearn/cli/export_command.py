@@ -99,7 +99,7 @@ def _config(bank: Mask, flags: ExportFlags):
     try:
         source = model_source(name, revision)
         if base := base_of_adapter(source):
-            source = model_source(base)
+            source = model_source(*base)
         remote = flags.trusted["trust_remote_code"]
         return AutoConfig.from_pretrained(source.location, trust_remote_code=remote, **source.options)
     except (OSError, ValueError) as error:

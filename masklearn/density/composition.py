@@ -82,5 +82,5 @@ def inequality(measured: MaskMeasurements) -> pd.DataFrame:
         for i, use in enumerate(measured.node_use(kind, slice(1)).mean(1)):
             fraction = measured.fractions[i]
             columns = {"bank": measured.name, "kind": kind, "s": measured.sizes[i], "fraction": fraction}
-            rows.append(columns | {"gini": gini(use), "one_mask_for_all": 1 - fraction})
+            rows.append(columns | {"gini": gini(use), "one_mask_for_all": 1 - use.mean()})
     return pd.DataFrame(rows)

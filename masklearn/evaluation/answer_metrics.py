@@ -54,12 +54,12 @@ class AnswerMetrics(Metric):
         wrong = torch.full_like(answers[:, :1], -1) if wrong is None else wrong
         has_answer = (answers >= 0).any(-1)
         logp, answers, wrong = logp[:, has_answer], answers[has_answer], wrong[has_answer]
-        right_logp, wrong_logp = _gather(logp, answers), _gather(logp, wrong)  # (1 + K, texts, answers)
+        right, rival = _of_tokens(logp, answers, 0.0), _of_tokens(logp, wrong, 0.0)  # (1 + K, texts, answers)
         contrasted = (wrong >= 0).any(-1)
-        difference = right_logp.nanmean(-1) - wrong_logp.nanmean(-1)
-        prob_diff = right_logp.exp().nansum(-1) - wrong_logp.exp().nansum(-1)
-        best_rival = torch.where(contrasted, wrong_logp.nan_to_num(nan=-torch.inf).amax(-1), logp.amax(-1))
-        best = right_logp.nan_to_num(nan=-torch.inf).amax(-1)
+        difference = right.sum(-1) / (answers >= 0).sum(-1) - rival.sum(-1) / (wrong >= 0).sum(-1)
+        prob_diff = _of_tokens(logp.exp(), answers, 0.0).sum(-1) - _of_tokens(logp.exp(), wrong, 0.0).sum(-1)
+        best = _of_tokens(logp, answers, -torch.inf).amax(-1)
+        best_rival = torch.where(contrasted, _of_tokens(logp, wrong, -torch.inf).amax(-1), logp.amax(-1))
         accurate, first_of_all = torch.where(contrasted, best > best_rival, best >= best_rival), best >= logp.amax(-1)
         values = {"logit_diff": difference[:, contrasted], "prob_diff": prob_diff}
         values |= {"accuracy": accurate, "answer_top1": first_of_all}
@@ -78,24 +78,26 @@ class AnswerMetrics(Metric):
         return {name: mean[1:] for name, mean in means.items()} | full
 
 
-def _gather(logp: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probabilities of tokens (texts, tokens), NaN at -1. Shape (1 + K, texts, tokens)."""
-    values = logp.gather(-1, tokens.clamp(min=0).expand(len(logp), -1, -1))
-    return values.masked_fill(tokens < 0, torch.nan)
+def _of_tokens(values: Tensor, tokens: Tensor, filler: float) -> Tensor:
+    """Values (1 + K, texts, vocabulary) of tokens (texts, tokens), and a filler at -1: (1 + K, texts, tokens)."""
+    return values.gather(-1, tokens.clamp(min=0).expand(len(values), -1, -1)).masked_fill(tokens < 0, filler)
 
 
 def faithfulness(row: dict[str, Any], empty: dict[str, Any]) -> float | None:
     """`(m(S) - m(empty)) / (m(full) - m(empty))`, with the logit difference as m.
 
-    Without wrong answers, m is the probability difference. None if m(full) equals m(empty).
+    Without wrong answers, m is the probability difference. None if m(full) equals m(empty), or if one of the three
+    is None, since an output is not finite.
 
     Args:
         row: Metrics of the subgraph S.
         empty: Metrics of the model without nodes, under the same ablation: see `bank_report`.
     """
-    name = "prob_diff" if row["logit_diff"] is None else "logit_diff"
-    full_effect = row[f"full_{name}"] - empty[name]
-    return (row[name] - empty[name]) / full_effect if full_effect else None
+    name = "prob_diff" if row["full_logit_diff"] is None else "logit_diff"
+    of_row, of_full, of_empty = row[name], row[f"full_{name}"], empty[name]
+    if of_row is None or of_full is None or of_empty is None or of_full == of_empty:
+        return None
+    return (of_row - of_empty) / (of_full - of_empty)
 
 
 def areas(curve: Sequence[tuple[float, float]]) -> dict[str, float]:

@@ -108,10 +108,17 @@ def sum_over_ranks(*meters: Metric) -> None:
 
 
 def _with_completions(rows: list[Row], lengths: list[int]) -> list[Row]:
-    """The rows with the log-probabilities of whole completions of these lengths, in nats, means over texts."""
+    """The rows with the log-probabilities of whole completions of these lengths, in nats, means over texts.
+
+    A log-probability is None where an output is not finite.
+    """
     mean_length = sum(lengths) / len(lengths)
     names = {"answer_logp": "cross_entropy", "full_answer_logp": "full_cross_entropy"}
-    return [row | {name: -mean_length * row[loss] for name, loss in names.items()} for row in rows]
+    found = ({name: row[loss] for name, loss in names.items()} for row in rows)
+    return [
+        row | {name: None if loss is None else -mean_length * loss for name, loss in losses.items()}
+        for row, losses in zip(rows, found, strict=True)
+    ]
 
 
 def forward_parts(n_masks: int, batch: Batch, device: torch.device) -> list[slice]:

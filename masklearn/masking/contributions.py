@@ -14,8 +14,8 @@ def node_contributions(masked_lm: MaskedLM, input_ids: Tensor) -> Tensor:
     """Return the share of every node in the sum that it enters, at every token of the full model.
 
     The share is the L1 norm of the node's contribution to the residual stream over the sum of the L1 norms of all
-    terms: for a head, the incoming stream and the heads of its layer; for an MLP, the stream and the MLP. A norm after
-    the attention is not applied.
+    terms: for a head, the incoming stream and the heads of its layer; for an MLP, the stream and the MLP. The factor
+    of Granite's layers, `residual_multiplier`, is applied. A norm after the attention is not.
 
     This is a node-level analogue of s-Trace's edge importance, in its L1 form (Kervadec et al. 2026, arXiv
     2605.27033). It is not the paper's score, which is defined on edges.
@@ -29,6 +29,7 @@ def node_contributions(masked_lm: MaskedLM, input_ids: Tensor) -> Tensor:
     """
     latest: dict[str, Tensor] = {}  # activations of the layer that is running
     contributions: list[Tensor] = []
+    branch_factor = getattr(masked_lm.lm.config, "residual_multiplier", 1.0)
 
     def record(name: str) -> ActivationEdit:
         def run(value: Tensor) -> Tensor:
@@ -40,7 +41,8 @@ def node_contributions(masked_lm: MaskedLM, input_ids: Tensor) -> Tensor:
     def finish_layer(projection: nn.Module) -> ActivationEdit:
         def run(output: Tensor) -> Tensor:
             record("layer output")(output)
-            contributions.append(_shares(projection, latest, masked_lm.graph.n_heads))
+            shares = _shares(projection, latest, masked_lm.graph.n_heads, branch_factor)
+            contributions.append(shares.to(input_ids.device))
             return output
 
         return run
@@ -54,11 +56,15 @@ def node_contributions(masked_lm: MaskedLM, input_ids: Tensor) -> Tensor:
     return torch.cat(contributions, -1).nan_to_num()
 
 
-def _shares(projection: nn.Module, activations: dict[str, Tensor], n_heads: int) -> Tensor:
-    """Return the contributions of one layer's nodes, from its recorded activations: (inputs, tokens, heads + 1)."""
-    heads, stream = _head_norms(projection, activations["heads"], n_heads), _l1_norm(activations["layer input"])
-    mlp = _l1_norm(activations["mlp"])
-    stream_before_mlp = _l1_norm(activations["layer output"] - activations["mlp"])
+def _shares(projection: nn.Module, activations: dict[str, Tensor], n_heads: int, branch_factor: float) -> Tensor:
+    """Return the contributions of one layer's nodes, from its recorded activations: (inputs, tokens, heads + 1).
+
+    The layer adds `branch_factor` times the outputs of its attention and its MLP. Its input may be on another device.
+    """
+    heads = branch_factor * _head_norms(projection, activations["heads"], n_heads)
+    stream = _l1_norm(activations["layer input"]).to(heads.device)
+    added_by_mlp = branch_factor * activations["mlp"]
+    mlp, stream_before_mlp = _l1_norm(added_by_mlp), _l1_norm(activations["layer output"] - added_by_mlp)
     return torch.cat([heads / (stream + heads.sum(-1, keepdim=True)), mlp / (stream_before_mlp + mlp)], -1)
 
 

@@ -15,13 +15,16 @@ from masklearn.models.unwrapping import unwrapped
 SAFE_WEIGHTS = "adapter_model.safetensors"
 
 
-def base_of_adapter(source: ModelSource) -> str | None:
-    """Return the name of an adapter's base model; None if the source is a whole model."""
+def base_of_adapter(source: ModelSource) -> tuple[str, str | None] | None:
+    """Return the name of an adapter's base model and its revision, if that is known; None for a whole model."""
     folder = source.folder
     if "gguf_file" in source.options or (folder and (folder / "config.json").is_file()):
         return None
     config = find_adapter_config_file(source.location, **source.options)
-    return json.loads(Path(config).read_text(encoding="utf-8"))["base_model_name_or_path"] if config else None
+    if config is None:
+        return None
+    known = json.loads(Path(config).read_text(encoding="utf-8"))
+    return known["base_model_name_or_path"], known.get("revision")
 
 
 def merge_adapter(lm: str, source: ModelSource, base: PreTrainedModel, allow_pickle: bool) -> PreTrainedModel:

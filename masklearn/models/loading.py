@@ -136,7 +136,7 @@ def _load(
                 "--model.quantization out, or save the merged model and give its folder"
             )
         else:
-            model = _load(base, None, dtype, allow_pickle, trust_remote_code)
+            model = _load(*base, dtype, allow_pickle, trust_remote_code)
             model = merge_adapter(lm, source, model, allow_pickle)
     except UserError:
         raise
@@ -235,7 +235,7 @@ def _load_tokenizer(lm: str, revision: str | None, trust_remote_code: bool, flag
     try:
         base = base_of_adapter(source)
         if base is not None and not (source.folder and (source.folder / "tokenizer_config.json").is_file()):
-            return _load_tokenizer(base, None, trust_remote_code, flag)
+            return _load_tokenizer(*base, trust_remote_code, flag)
         return AutoTokenizer.from_pretrained(source.location, trust_remote_code=trust_remote_code, **source.options)
     except UserError:
         raise

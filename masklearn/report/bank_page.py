@@ -117,8 +117,12 @@ def _tables(bank: Mask | TextBank, described: dict[str, Any]) -> list[tuple[str,
         for name, by_size in described.get("groups", {}).items()
     ]
     known = {
-        "sizes": ("Metrics", "KL, JS and cross-entropy in nats per scored token, means over the texts.", scalars),
-        "controls": ("Controls", "Other subgraphs of the same sizes, on the same texts.", controls),
+        "sizes": ("Metrics", "KL, JS and cross-entropy in nats, means over all scored tokens of the texts.", scalars),
+        "controls": (
+            "Controls",
+            "Other subgraphs of the same sizes, on the same texts; inverse: what the mask leaves out.",
+            controls,
+        ),
         "stages": (
             "Stages",
             f"{loss} from gates to masks. soft: gates at their probability of being open; sampled: gates found at "

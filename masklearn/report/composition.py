@@ -92,8 +92,9 @@ def node_use(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFigure
     kinds = measured.compared_kinds
     sizes = [measured.sizes[i] for i in linspace_indices(len(measured.sizes), MAX_MAP_SIZES)]
     use = {kind: [select_rows(table, kind=kind, s=s)["use"].to_numpy() for s in sizes] for kind in kinds}
-    one_mask = len(measured.mask.groups) == 1
-    label = "kept (1) or closed (0)" if one_mask else "share of inputs that keep the node"
+    n_masks, n_inputs = len(measured.mask.groups), len(measured.names)
+    of_what = "inputs" if n_masks == n_inputs else "masks"
+    label = "kept (1) or closed (0)" if n_masks == 1 else f"share of {of_what} that keep the node"
     figure = map_figure(measured.mask.graph, sizes, use, label)
     alt = f"How often subgraphs of {measured.name} keep each node, by layer and head, at growing size"
     yield StudyFigure("node-use", "node_use", measured.name, alt, figure)

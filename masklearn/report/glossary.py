@@ -71,7 +71,8 @@ PAGE_SECTIONS = (
         ("nuclei",),
         ("nuclei",),
         {
-            "nucleus at p": "The smallest set of top tokens that holds p percent of the probability.",
+            "nucleus at p": "The smallest set of top tokens that holds p percent of the probability; at 1 percent, the "
+            "top token, if it has as much.",
             "recovered": "A nucleus is recovered if full model and subgraph have the same tokens in the same order, "
             "in this nucleus and in every smaller one of 1, 5, 10, 20, 30, ... percent. An input counts if half or "
             "more of its scored positions do.",
@@ -91,13 +92,13 @@ PAGE_SECTIONS = (
             "Of edges: those of the attention, of MLPs and of the residual stream, by the layer of their target. "
             "`excess` is the relative share minus that of the random control, input by input. "
             "Quarter 1 holds the earliest layers; layer l of n belongs to quarter floor(4 l / n) + 1.",
-            "use": "The share of inputs whose subgraph of a given size keeps the node. For random-matched: of one "
-            "draw per input.",
+            "use": "The share of inputs whose subgraph of a given size keeps the node; where inputs share masks, the "
+            "share of masks. For random-matched: of one draw per input.",
             "Lorenz curve": "The share of all use that falls on the least used nodes, against their share of all "
             "nodes.",
             "Gini index": "Twice the area between the Lorenz curve and the diagonal; 0 if all nodes are used equally. "
-            "One mask for all inputs has 1 - s / n_nodes. The curve of random-matched is what independent random "
-            "subgraphs for each input have by chance.",
+            "One mask for all inputs that uses k of n nodes has 1 - k / n. The curve of random-matched is what "
+            "independent random subgraphs for each input have by chance.",
         },
         TOO_FEW_SIZES,
     ),

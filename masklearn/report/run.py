@@ -116,7 +116,8 @@ def draw_curves(figure: FigureBase, rows: Sequence[dict[str, Any]], own: str = "
     for axes, metric in zip(panels, ("kl", "tv"), strict=True):
         _draw_curve(axes, rows, metric, own)
     panels[0].set_ylabel("KL from the full model\n(nats per token, log)")
-    nats_axis(panels[0], _numbers([row["kl"] for row in rows]))
+    controls = [_mean(control, "kl") for row in rows for control in row["controls"].values()]
+    nats_axis(panels[0], _numbers([row["kl"] for row in rows] + controls))
     panels[1].set_ylabel("TV distance from the full model")
     panels[1].set_ylim(0, 1.02)
     legend_below(figure, panels[0], 3)
@@ -126,7 +127,7 @@ def _draw_curve(axes: Axes, rows: Sequence[dict[str, Any]], metric: str, own: st
     fractions = [row["fraction"] for row in rows]
     for name in rows[0]["controls"]:
         controls = [row["controls"][name] for row in rows]
-        mean = _numbers([control.get(f"{metric}_mean", control.get(metric)) for control in controls])
+        mean = _numbers([_mean(control, metric) for control in controls])
         std = _numbers([control.get(f"{metric}_std", 0.0) for control in controls])
         low = np.maximum(MIN_PLOTTED_KL / 10, mean - std)  # a log axis has no 0
         high = np.minimum(mean + std, math.inf if metric == "kl" else 1.0)
@@ -135,6 +136,11 @@ def _draw_curve(axes: Axes, rows: Sequence[dict[str, Any]], metric: str, own: st
         axes.plot(fractions, mean, label=f"{name} (mean ± sd of {n})" if n else name, **style)
     axes.plot(fractions, _numbers([row[metric] for row in rows]), label=own, **line_style(own))
     size_axis(axes, min(fractions), next((unit for unit in ("edges", "positions") if unit in rows[0]), "nodes"))
+
+
+def _mean(control: dict[str, Any], metric: str) -> float | None:
+    """Return a metric of a control: the mean over its draws, if it has several."""
+    return control.get(f"{metric}_mean", control.get(metric))
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:
