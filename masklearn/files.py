@@ -60,6 +60,17 @@ def atomic_write(path: Path, content: bytes, keep: Path | None = None) -> None:
         ) from error
 
 
+def require_writable(path: Path) -> None:
+    """Check that a file can be written later, by writing an empty temporary one beside it.
+
+    Raises:
+        WriteError: If it cannot be written.
+    """
+    probe = path.with_name(f".{path.name}.{os.getpid()}{token_hex(4)}.part")
+    atomic_write(probe, b"")
+    probe.unlink()
+
+
 def write_checked(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors and their checksum; a kill leaves the old file or the new one.
 

@@ -4,14 +4,17 @@ import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from api_settings import FAST, TEXTS
 from conftest import refused
+from transformers import PreTrainedModel
 
 import masklearn as ml
+from masklearn.api import evaluating
 from masklearn.cli import evaluate
 from masklearn.mask_file import ModelId
 from masklearn.models import fingerprint
@@ -139,6 +142,22 @@ def test_masks_of_texts_in_memory_are_not_evaluated_on_texts_of_the_generator(
     bank.save(tmp_path)
     assert evaluate(["--mask", str(tmp_path)]) == 2
     assert "texts given in Python" in capsys.readouterr().err
+
+
+def test_a_model_that_is_loaded_by_its_name_goes_to_the_best_device(
+    bank: ml.LearnedBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluating, "best_device", lambda: "meta")
+    devices: list[str | None] = []
+
+    def load(lm: Any, revision: str | None, dtype: Any, device: str | None, **others: Any) -> PreTrainedModel:
+        devices.append(device)
+        return ml.load_lm(lm, revision, dtype)
+
+    monkeypatch.setattr(evaluating, "load_lm", load)
+    ml.evaluate(bank.mask, TEXTS[:4], baselines=(), include_learned=True, progress=False)
+    ml.evaluate(bank.mask, TEXTS[:4], lm=ml.load_lm(), baselines=(), include_learned=True, progress=False)
+    assert devices == ["meta", None]
 
 
 def test_a_model_of_pickled_weights_is_evaluated_where_it_is_trusted(tmp_path: Path) -> None:

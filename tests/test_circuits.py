@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 import masklearn as ml
+from masklearn.cli import evaluate
 
 SMALL, LARGE = ["m0", "a0.h1"], ["m0", "m1", "a1.h0"]
 
@@ -32,6 +33,19 @@ def test_a_circuit_is_evaluated_saved_and_opened_as_a_bank(embedded: PreTrainedM
     metrics = ml.evaluate(opened, task="names", positions="last", limit=10, progress=False).metrics
     assert metrics.index.tolist() == [2]
     assert 0 < metrics.loc[2, "kl"] < metrics.loc[2, "random kl_mean"]
+
+
+def test_baselines_that_choose_by_texts_need_those_that_masks_were_learned_on(
+    embedded: PreTrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A circuit of nodes that somebody named was learned on none, and no others take their place."""
+    ml.circuit(embedded, SMALL).save(tmp_path / "mine.safetensors")
+    (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "the {noun} sings ."}}\n' for noun in ("king", "bird")))
+    flags = ["--mask", str(tmp_path / "mine.safetensors"), "--data.path", str(tmp_path / "texts.jsonl")]
+    assert evaluate([*flags, "--baselines", "[norm, attribution]"]) == 2
+    message = capsys.readouterr().err
+    assert "by which baselines (attribution, norm) are computed. Leave them out" in message
+    assert evaluate([*flags, "--baselines", "[random]"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ import yaml
 from conftest import ROOT, SMALL, Run, contents, one_line
 
 import masklearn as ml
-from masklearn.cli import evaluate, train
+from masklearn.cli import evaluate, evaluate_bank, train
+from masklearn.data.digests import texts_digest
 from masklearn.training import learner
 
 
@@ -121,6 +122,22 @@ def test_baselines_are_chosen_on_the_texts_that_the_mask_was_learned_on(
     assert own[1]["kl"] < own[1]["controls"]["norm"]["kl"]
 
 
+def test_constants_and_baselines_come_from_the_training_texts_whatever_is_evaluated(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a smaller limit, other texts would be the training texts."""
+    used: list[str] = []
+    fit, choose = evaluate_bank._ablation, evaluate_bank.bank_scorer
+    monkeypatch.setattr(evaluate_bank, "_ablation", lambda *args: (used.append(texts_digest(args[3])), fit(*args))[1])
+    monkeypatch.setattr(
+        evaluate_bank, "bank_scorer", lambda *args: (used.append(texts_digest(args[2])), choose(*args))[1]
+    )
+    flags = ["--mask", str(run.folder), "--ablation", "[mean]", "--baselines", "[attribution]"]
+    for others in ([], ["--part", "all", "--data.limit", "12"], ["--part", "train", "--data.seed", "5"]):
+        assert evaluate([*flags, *others]) == 0
+    assert len(used) == 6 and len(set(used)) == 1
+
+
 def test_an_impossible_baseline_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     mask = str(run.folder / "mask.safetensors")
     assert evaluate(["--mask", mask, "--baselines", "[gredy]"]) == 2
@@ -204,6 +221,27 @@ def test_a_killed_run_resumes_to_the_same_mask(run: Run, tmp_path: Path) -> None
     assert not (folder / "wandb").exists()
 
 
+def test_a_folder_that_a_flag_names_is_not_replaced_by_that_of_the_config(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new run that took its settings from the config of another one: resumed by hand, and requeued."""
+    flags = ["--config", str(run.folder / "config.yaml"), "--trainer.logger", "false", "--run.dir", "own"]
+    assert train([*flags, "--run.resume", "true"]) == 2
+    assert "there is no run in own" in one_line(capsys)
+    assert train([*flags, "--trainer.max_steps", "20"]) == 2
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert train(flags) == 0
+    assert torch.equal(ml.Mask.load("own/mask.safetensors").mask, ml.Mask.load(run.folder / "mask.safetensors").mask)
+
+
+def test_a_config_of_ones_own_beside_which_no_run_is_resumes_none(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = yaml.safe_load((run.folder / "config.yaml").read_text())
+    Path("config.yaml").write_text(yaml.safe_dump(settings | {"run": {"dir": "runs/typo"}}))
+    assert train(["--config", "config.yaml", "--run.resume", "true"]) == 2
+    assert "there is no run in runs/typo" in one_line(capsys)
+    assert not Path("mask.safetensors").exists()
+
+
 def test_a_run_is_not_resumed_under_other_settings(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert train([*SMALL, "--model.steps", "70", "--run.dir", str(run.folder), "--run.resume", "true"]) == 2
     message = one_line(capsys)
@@ -220,6 +258,13 @@ def test_existing_files_in_a_folder_are_kept(run: Run, tmp_path: Path, capsys: p
     before = contents(run.folder)
     assert evaluate(["--mask", str(run.folder / "mask.safetensors"), "--out", str(run.folder)]) == 2
     assert "metrics.json already exists and is kept" in one_line(capsys)
+    assert contents(run.folder) == before
+    (tmp_path / "stopped").mkdir()
+    shutil.copy(run.folder / "config.yaml", tmp_path / "stopped")
+    assert evaluate(["--mask", str(run.folder / "mask.safetensors"), "--out", "stopped"]) == 2
+    assert "stopped holds a run that is not finished" in one_line(capsys)
+    assert evaluate(["--mask", str(run.folder), "--evidence", "true", "--out", str(run.folder)]) == 2
+    assert "holds a run, whose report would be replaced" in one_line(capsys)
     assert contents(run.folder) == before
 
 

@@ -145,6 +145,9 @@ def test_an_estimate_is_printed_and_nothing_is_written(
     assert "Expected cost, from 4 steps" in printed and "Discretising" not in printed
     assert list(in_an_empty_folder.iterdir()) == []
     assert train([*SHORT, "--run.estimate", "true", "--run.resume", "true"]) == 2
+    capsys.readouterr()
+    assert train([*SHORT, "--run.estimate", "true", "--trainer.max_steps", "2"]) == 2
+    assert "before its cost was measured, by --trainer.max_steps. Leave it out" in capsys.readouterr().err
 
 
 def test_a_process_expects_to_make_the_masks_of_its_own_blocks(

@@ -252,6 +252,8 @@ def test_a_stopped_run_goes_on_with_the_next_text(
         ([*EDGES, "--model.ablation", "mean"], "--model.scope input --model.ablation zero"),
         ([*EDGES, "--model.scope", "column:task"], "not scope column:task"),
         ([*EDGES, "--model.sizes", "[4, 8]"], "model.sizes asks for 4 edges"),
+        ([*EDGES, "--model.polish", "7"], "model.polish is for masks of nodes"),
+        ([*EDGES, "--model.gates", "mean-field"], "Leave out --model.gates, or --model.graph"),
     ],
 )
 def test_settings_that_edges_cannot_follow(

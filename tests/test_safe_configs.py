@@ -40,13 +40,38 @@ HARMFUL = {
 
 @pytest.mark.parametrize("name", HARMFUL)
 def test_a_harmful_config_is_refused_before_it_is_used(name: str, tmp_path: Path) -> None:
-    text, message = HARMFUL[name]
+    text, expected = HARMFUL[name]
     path = tmp_path / "evil.yaml"
     path.write_text(text)
-    for args in (["--config", str(path)], ["--model.steps", "3", f"--config={path}"]):
-        message = refused(lambda args=args: require_harmless_configs(args))
-        assert "evil.yaml" in message
-        assert message in message
+    message = refused(lambda: require_harmless_configs(["--model.steps", "3", "--config", str(path)]))
+    assert "evil.yaml" in message
+    assert expected in message
+
+
+@pytest.mark.parametrize("way", ["--config {}", "--config={}", "-c {}", "-c{}", "-c={}"])
+def test_every_way_to_give_a_config_is_checked(way: str, tmp_path: Path) -> None:
+    (tmp_path / "evil.yaml").write_text("trainer: {callbacks: evil.Callback}\n")
+    assert "evil.Callback" in refused(lambda: require_harmless_configs(way.format(tmp_path / "evil.yaml").split()))
+
+
+def test_harmful_files_of_sections_are_refused_too(tmp_path: Path) -> None:
+    evil, bomb, twice = (tmp_path / name for name in ("evil.yaml", "bomb.yaml", "twice.yaml"))
+    evil.write_text("callbacks: [{class_path: evil.Callback}]\n")
+    bomb.write_text(BOMB)
+    twice.write_text("steps: 3\nsteps: 4\n")
+    nested = tmp_path / "nested.yaml"
+    nested.write_text("trainer: {callbacks: evil.yaml}\n")
+    commands = {
+        "line 1: evil.Callback names code": ["--trainer", str(evil)],
+        "expands to more than": [f"--model={bomb}"],
+        "line 2: steps is already set": ["--model", str(twice)],
+        "trainer.callbacks+ is the file": ["--trainer.callbacks+", str(evil)],
+        "trainer.logger is the file": [f"--trainer.logger={evil}"],
+        "line 1: evil.yaml is a file": ["--config", str(nested)],
+    }
+    for expected, args in commands.items():
+        assert expected in refused(lambda args=args: require_harmless_configs(args))
+    require_harmless_configs(["--data.path", str(evil), "--model", "{steps: 3}", "--run.dir", "x" * 5000])
 
 
 def test_files_that_are_not_text_or_too_large_are_refused(tmp_path: Path) -> None:

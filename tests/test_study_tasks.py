@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refused
 from studies import falling, measured, resample_little
 
 import masklearn as ml
@@ -61,6 +62,15 @@ def study_of(file: Path, folder: Path, studies: list[Study], positions: str, *fl
     out = ["--out", str(folder / "study"), "--track", "false", "--study", "true"]
     assert evaluate(["--mask", str(folder / "run" / "mask.safetensors"), *out, *flags]) == 0
     return studies[-1]
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_a_model_is_loaded(
+    generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("masklearn.cli.generate.load_lm", None)
+    message = refused(lambda: generate(str(generated.with_name("prompts.jsonl")), str(tmp_path / "file" / "x.jsonl")))
+    assert "cannot write" in message and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_generated_texts_are_the_models_own_greedy_tokens(generated: Path) -> None:

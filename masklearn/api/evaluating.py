@@ -17,7 +17,7 @@ from masklearn.data.splits import UNLIMITED
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
-from masklearn.models import ModelOrName, TokenizerOrName, input_device, load_lm, name_of
+from masklearn.models import ModelOrName, TokenizerOrName, best_device, input_device, load_lm, name_of
 from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.baselines import CONTROLS, UNGUIDED, Baseline, bank_scorer, known_baselines
 from masklearn.training.progress import phase_bars
@@ -170,7 +170,8 @@ def _masked_lm(mask: Mask, lm: ModelOrName | None, trusted: dict[str, bool]) -> 
     of_run = mask.config.get("model", {})
     placement = {name: of_run.get(name) for name in ("device_map", "quantization")}
     name, revision = (mask.model.lm, mask.model.revision) if lm is None else (lm, None)
-    loaded = load_lm(name, revision, of_run.get("dtype", "float32"), **trusted, **placement)
+    device = best_device() if isinstance(name, str) and not placement["device_map"] else None
+    loaded = load_lm(name, revision, of_run.get("dtype", "float32"), device, **trusted, **placement)
     masked_lm = MaskedLM(loaded, mask.ablation.to(input_device(loaded)))
     mask.require(ModelId(name_of(loaded), None, masked_lm.layout.fingerprint))
     return masked_lm

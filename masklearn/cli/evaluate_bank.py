@@ -26,10 +26,11 @@ from masklearn.cli.export_flags import ExportFlags
 from masklearn.cli.kept_evaluations import KeptEvaluations
 from masklearn.data import MaskData, SplitName, leave_out_if_changed, leave_out_learned
 from masklearn.data.digests import digest, texts_digest
+from masklearn.data.source_settings import names_source
 from masklearn.errors import UserError
 from masklearn.mask_file import Mask, ModelId
 from masklearn.masking import MaskedLM
-from masklearn.models import DTypeName, describe_placement, input_device, load_lm
+from masklearn.models import DTypeName, best_device, describe_placement, input_device, load_lm
 from masklearn.progress import ProgressBar
 from masklearn.selection.baselines import UNGUIDED, bank_scorer
 from masklearn.selection.scorer import MaskScorer
@@ -194,7 +195,7 @@ def model_of_bank(
         raise UserError(f"{path} names a precision that does not exist, {dtype!r}. Give one with --dtype float32")
     if dtype != learned_in and learned_in in get_args(DTypeName):
         raise UserError(f"{path} was learned in {learned_in}; the weights differ in {dtype}. Leave --dtype out")
-    device = None if device_map else "cuda" if torch.cuda.is_available() else "cpu"
+    device = None if device_map else best_device()
     quantization = bank.config.get("model", {}).get("quantization")
     lm = load(name, revision, dtype, device, **flags.trusted, device_map=device_map, quantization=quantization)
     if placement := describe_placement(lm):
@@ -226,12 +227,18 @@ def _training_data(
             f"{path} has no values for {missing} ablation, and does not say what it was learned on, so they cannot be "
             "computed. Evaluate it under an ablation that needs none: zero or resample"
         )
-    if not texts.are_others or not (missing or _needs_scorer(flags)):
+    if texts.are_split_alike or not (missing or _needs_scorer(flags)):
         return data
+    what = f"values for {missing} ablation" if missing else "baselines"
+    if not names_source(texts.learned_on):
+        names = "" if missing else f" ({', '.join(sorted(set(flags.baselines) - set(UNGUIDED)))})"
+        raise UserError(
+            f"{path} does not hold the texts that it was learned on, by which {what}{names} are computed. Leave them "
+            "out, or use masklearn.evaluate on the bank that masklearn.learn returned"
+        )
     try:
         return load(texts.learned_on)
     except UserError as error:
-        what = f"values for {missing} ablation" if missing else "baselines"
         raise UserError(f"{path}: {what} are computed on the texts that it was learned on: {error}") from error
 
 

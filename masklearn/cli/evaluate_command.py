@@ -17,7 +17,7 @@ from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluate_text_bank import evaluate_text_bank, require_own_texts
 from masklearn.cli.evidence_command import run_evidence
 from masklearn.cli.parsing import as_user_errors
-from masklearn.cli.run_folder import METRICS_FILE, RunFolder
+from masklearn.cli.run_folder import CONFIG_FILE, METRICS_FILE, RunFolder
 from masklearn.cli.study_banks import Evaluated
 from masklearn.cli.study_command import write_study
 from masklearn.data import MaskData
@@ -127,6 +127,8 @@ def locked_output(out: str | None) -> Iterator[Path | None]:
     def require_free() -> None:
         if file.exists():
             raise UserError(f"{file} already exists and is kept. Choose another --out")
+        if (folder / CONFIG_FILE).is_file():  # the results would mark its run as finished
+            raise UserError(f"{out} holds a run that is not finished. Choose another --out")
 
     require_free()
     folder.acquire("--out")

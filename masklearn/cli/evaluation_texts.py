@@ -52,6 +52,14 @@ class EvaluationTexts:
     scope: str
 
     @property
+    def are_split_alike(self) -> bool:
+        """Whether the training texts among these are those that the masks were learned on."""
+        if self.are_others or self.scope == "input":
+            return not self.are_others
+        keys = (self.learned_on.keys() | self.settings.keys()) - {*HARMLESS_KEYS, "path"}
+        return all(self.learned_on.get(key) == self.settings.get(key) for key in keys)
+
+    @property
     def has_other_settings(self) -> bool:
         """Whether texts may differ from those of the mask's run because flags ask for other settings than its."""
         return {**self.learned_on, "path": None} != {**self.settings, "path": None}

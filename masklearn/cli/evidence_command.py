@@ -22,7 +22,7 @@ from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import evaluation_texts, load_texts, settings_learned_on
 from masklearn.cli.evidence_sources import OtherRun, evidence_sources
 from masklearn.cli.rank_watch import GO_ON
-from masklearn.cli.run_folder import MASK_FILE, TABLES_FOLDER, RunFolder
+from masklearn.cli.run_folder import CONFIG_FILE, MASK_FILE, TABLES_FOLDER, RunFolder
 from masklearn.cli.run_parts import require_shared
 from masklearn.cli.stopping import StopBetweenSteps
 from masklearn.data import leave_out_if_changed
@@ -134,7 +134,11 @@ def run_names(paths: Sequence[str]) -> list[str]:
 
 
 def _folder(path: str, name: str, flags: EvaluateFlags) -> Path:
-    """Where the evidence on a mask file goes."""
+    """Where the evidence on a mask file goes; not where the report of a run is."""
+    if flags.out and (Path(flags.out) / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{flags.out} holds a run, whose report would be replaced. Choose another --out, or leave it out"
+        )
     if flags.out is None:
         own = "" if Path(path).name == MASK_FILE else f"-{Path(path).stem}"
         return Path(path).parent / f"{EVIDENCE_FOLDER}{own}"

@@ -20,8 +20,8 @@ from masklearn.cli.parsing import as_user_errors
 from masklearn.data import MaskData
 from masklearn.data.text_tokenizer import TextTokenizer
 from masklearn.errors import UserError
-from masklearn.files import atomic_write
-from masklearn.models import load_lm, text_config
+from masklearn.files import atomic_write, require_writable
+from masklearn.models import best_device, load_lm, text_config
 
 
 def generate(
@@ -50,13 +50,14 @@ def generate(
         raise UserError(f"tokens is {tokens}; it must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top_p is {top_p}; it must be above 0 and at most 1: --top_p 0.9")
+    require_writable(Path(out))
     data = MaskData(path=path, lm=lm, text_column=text_column, limit=limit, max_length=max_length, scope="input")
     try:
         data.prepare_data()
         data.setup()
     except UserError as error:  # here the flags of the data have no group
         raise UserError(str(error).replace("--data.", "--")) from error
-    model, tokenizer = load_lm(lm, device="cuda" if torch.cuda.is_available() else "cpu"), data.load_tokenizer()
+    model, tokenizer = load_lm(lm, device=best_device()), data.load_tokenizer()
     context = getattr(text_config(model), "max_position_embeddings", None)
     if context and data.longest_text + tokens > context:
         raise UserError(

@@ -24,6 +24,8 @@ CLASS_PROBLEM = re.compile(
 """The parser's message about a class that cannot be created, among those about types that were not given."""
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 """A string that may name code."""
+CONFIG_FLAGS, SECTION_FLAGS = ("--config", "-c"), ("--model", "--data", "--trainer", "--run")
+"""Flags that read a file of all settings, and of those of a section."""
 NULLABLE = ("model.polish_budget", "trainer.check_val_every_n_epoch")
 """Settings whose default is not null, and for which null means something: no limit, or one count over all epochs."""
 
@@ -83,14 +85,35 @@ def require_harmless_configs(args: Sequence[str]) -> None:
     Raises:
         UserError: Names the file, the line, and what to do instead.
     """
-    paths = [value for flag, value in pairwise([*args, ""]) if flag == "--config"]
-    paths += [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
-    for path in map(Path, paths):
-        if path.is_file():
-            _require_harmless(path)
+    for flag, value in _values(args):
+        if not _is_file(Path(value)):
+            continue
+        if flag in CONFIG_FLAGS or flag in SECTION_FLAGS:
+            _require_harmless(Path(value), is_trainer=flag == "--trainer")
+        elif flag.startswith("--trainer."):
+            raise UserError(f"{flag.lstrip('-')} is the file {value}. Give its settings in a file of --config")
 
 
-def _require_harmless(path: Path) -> None:
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a text that is no path, such as a long list, names none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _values(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The flags of a command line with their values; of a flag without one, what follows it."""
+    for arg, following in pairwise([*args, ""]):
+        if arg.startswith("-c"):
+            yield "-c", arg[2:].removeprefix("=") or following
+        elif arg.startswith("--"):
+            flag, has_value, value = arg.partition("=")
+            yield flag, value if has_value else following
+
+
+def _require_harmless(path: Path, is_trainer: bool) -> None:
+    """Refuse a harmful config; it may hold all settings, or those of the trainer alone."""
     root = _read_yaml(path)
     if _expanded_size(root, {}) > MAX_CONFIG_VALUES:
         raise UserError(
@@ -99,7 +122,7 @@ def _require_harmless(path: Path) -> None:
         )
     _require_unique_keys(path, root)
     for key, value in root.value:
-        if key.value == "trainer":
+        if is_trainer or key.value == "trainer":
             _require_known_code(path, value)
 
 
@@ -156,9 +179,12 @@ def _require_unique_keys(path: Path, node: yaml.Node) -> None:
 
 def _require_known_code(path: Path, node: yaml.Node) -> None:
     if isinstance(node, yaml.ScalarNode):
+        line = node.start_mark.line + 1
+        if _is_file(path.parent / node.value):
+            raise UserError(f"{path}, line {line}: {node.value} is a file. Write its settings here instead")
         if DOTTED_NAME.fullmatch(node.value) and not node.value.startswith(ALLOWED_MODULES):
             raise UserError(
-                f"{path}, line {node.start_mark.line + 1}: {node.value} names code that is not Lightning's, "
+                f"{path}, line {line}: {node.value} names code that is not Lightning's, "
                 f"and a config may name no other. Use a class of {ALLOWED_MODULES[0].rstrip('.')}, or train from Python"
             )
         return

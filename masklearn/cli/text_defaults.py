@@ -2,8 +2,14 @@
 
 from typing import Any
 
+from masklearn.errors import UserError
 from masklearn.shares import DEFAULT_SHARES
 from masklearn.training.text_learner import TEXT_TEMPERATURE
+
+NODE_FLAGS = (
+    "family", "budget", "draws", "restarts", "block", "polish", "polish_budget", "gates", "sampled_kl_draws",
+)  # fmt: skip
+"""Flags of the model that only runs on nodes follow."""
 
 
 def settle_text_defaults(config: Any, defaults: Any) -> None:
@@ -12,10 +18,18 @@ def settle_text_defaults(config: Any, defaults: Any) -> None:
     Args:
         config: All settings; changed in place.
         defaults: The defaults of node runs, of the model's flags.
+
+    Raises:
+        UserError: If a flag is given that only node runs follow.
     """
     model, data = config.model, config.data
     if model.graph == "nodes":
         return
+    if given := [flag for flag in NODE_FLAGS if model[flag] != defaults[flag]]:
+        raise UserError(
+            f"model.{given[0]} is for masks of nodes, and graphs of {model.graph} are learned in another way. Leave "
+            f"out --model.{given[0]}, or --model.graph"
+        )
     if model.scope == "dataset":
         model.scope = data.scope = "input"
     if data.positions == "all":

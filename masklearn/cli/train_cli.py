@@ -247,12 +247,12 @@ def start_tracking(cli: TrainCLI) -> "Tracker":
 def _belongs_to_run(config_file: Path, folder: str | None) -> bool:
     """Whether a config given to resume a run is the one in that run's folder, which may have been moved.
 
-    A file of that name is not if a run exists in the folder it names, and no checkpoints are beside the file; nor if it
-    names no folder.
+    Checkpoints are beside it then, and the folder is the one that it names: a flag of the command names another one.
     """
-    if config_file.name != CONFIG_FILE or folder is None:
+    if config_file.name != CONFIG_FILE or not (config_file.parent / CHECKPOINT_FOLDER).is_dir():
         return False
-    return not (Path(folder) / CONFIG_FILE).is_file() or (config_file.parent / CHECKPOINT_FOLDER).is_dir()
+    named = yaml.safe_load(config_file.read_text(encoding="utf-8")).get("run") or {}
+    return folder is not None and str(Path(named.get("dir") or "").expanduser()) == folder
 
 
 def _is_requeued(folder: str | None) -> bool:

@@ -77,6 +77,9 @@ def _run(cli: TrainCLI) -> None:
     _prepare(cli)
     if cli.estimate:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+        if not cli.probe.costs:
+            limits = limiting_flags(cli.requested["trainer"])
+            raise UserError(f"the run was stopped before its cost was measured, by {name_limits(limits)}. Leave it out")
         return
     _fit(cli)
     if cli.is_shard:

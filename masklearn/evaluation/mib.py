@@ -26,7 +26,7 @@ def answer_areas(rows: Sequence[dict[str, Any]], n_nodes: int) -> dict[str, Any]
         `cpr`, `cmd`, `over` (`mib`, `mib-input` or `sizes`), and at MIB's fractions also `average`, the mean
         faithfulness, and `curve`, a row for each fraction. None if a faithfulness is not defined.
     """
-    if any(row.get("faithfulness") is None for row in [*rows, *rows[0]["references"].values()]):
+    if any(found.get("faithfulness") is None for row in rows for found in (row, *row.get("references", {}).values())):
         return None
     full = {name: rows[0].get(f"full_{name}") for name in ON_CURVE} | {"faithfulness": 1.0}
     by_count = {-1: rows[0]["references"]["empty"], 0: rows[0]["references"]["input"], n_nodes: full}

@@ -15,6 +15,7 @@ from masklearn.models.loading import (
 from masklearn.models.placement import (
     DeviceMap,
     QuantizationName,
+    best_device,
     compute_devices,
     describe_placement,
     input_device,
@@ -39,6 +40,7 @@ __all__ = [
     "Prefix",
     "QuantizationName",
     "TokenizerOrName",
+    "best_device",
     "can_share_prefixes",
     "compute_devices",
     "describe_placement",

@@ -98,6 +98,11 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def best_device() -> str:
+    """Name the device for a model that fits on one: the GPU if there is one, else the CPU."""
+    return "cuda" if has_gpu() else "cpu"
+
+
 def _require_package(package: str, flag: str) -> None:
     if not find_spec(package):
         raise UserError(f"{flag} needs {package}, which is not installed. Get it with: pip install {package}")
