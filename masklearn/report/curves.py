@@ -153,8 +153,8 @@ def _unigram_kl(measured: MaskMeasurements, table: pd.DataFrame, crossover: pd.D
         for metric, color in (("full_kl", BLUE), ("unigram_kl", PURPLE)):
             axes.plot(rows["fraction"], rows[metric], color=color, linestyle=line, linewidth=0.8)
         axes.plot([], [], color=GREY, linestyle=line, linewidth=0.8, label=f"the same for {kind}")
-    drawn = pd.concat([own, *(select_rows(table, kind=kind) for kind in other_kinds)])
-    nats_axis(axes, drawn[["full_kl", "unigram_kl"]].to_numpy().ravel())
+    plotted = pd.concat([own, *(select_rows(table, kind=kind) for kind in other_kinds)])
+    nats_axis(axes, plotted[["full_kl", "unigram_kl"]].to_numpy().ravel())
     size = crossover.set_index("kind").loc[measured.own_kind]
     axes.axvspan(size["lower_quartile"], size["upper_quartile"], color=LINE, alpha=0.5, linewidth=0)
     axes.axvline(size["median"], color=INK, linewidth=0.6, linestyle=":")
