@@ -121,7 +121,8 @@ PAGE_SECTIONS = (
             "entropy": "Entropy of the full model's next-token distribution, in nats.",
             "loss": "Negative log-probability of the next token of the text under the full model, in nats.",
             "rarity": "Negative log-probability of a token in the unigram distribution of the texts, in nats: of the "
-            "next token of the text (`next_rarity`), or of the last token of the context (`last_rarity`).",
+            "next token of the text (`next_rarity`), or of the last token of the context (`last_rarity`). Tokens that "
+            "begin a text are not counted, so a beginning token that is the whole context is among the rarest.",
             "context": "Tokens of the context, the beginning token included.",
             "true entropy": "Entropy of the language from which the text was sampled, in nats; known for the embedded "
             "language only.",
