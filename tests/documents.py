@@ -14,8 +14,9 @@ from masklearn.tiny import MODEL_FOLDER, tasks
 
 README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-IN_SMALL = ["--model.steps", "2", "--model.polish", "0", "--data.limit", "8", "--trainer.logger", "false"]
-"""Flags that make a run of a few seconds."""
+FEW_STEPS = ["--model.steps", "2", "--data.limit", "8", "--trainer.logger", "false"]
+IN_SMALL = [*FEW_STEPS, "--model.polish", "0"]
+"""Flags that make a run of a few seconds; the first are for every graph, not of nodes alone."""
 
 
 def blocks(document: Path, language: str) -> list[str]:

@@ -9,7 +9,7 @@ import draw_architecture as architecture
 import pytest
 import torch
 from conftest import ROOT, Run
-from documents import DOCUMENTS, IN_SMALL, blocks, commands, lay_out_desk
+from documents import DOCUMENTS, FEW_STEPS, IN_SMALL, blocks, commands, lay_out_desk
 from jsonargparse import auto_cli
 
 from masklearn.cli import evaluate, export, train
@@ -46,7 +46,19 @@ def test_every_command_of_the_documents_runs(command: list[str], desk: Path, req
     else:
         request.getfixturevalue("undrawn")
         fewer = ["--data.limit", "2"] if {"edges", "positions"} & set(args) else []
-        assert train([*args, *([] if "--run.resume" in args else [*IN_SMALL, *fewer])]) == 0
+        assert (
+            train(
+                [
+                    *args,
+                    *(
+                        []
+                        if "--run.resume" in args
+                        else [*(FEW_STEPS if "--model.graph" in args else IN_SMALL), *fewer]
+                    ),
+                ]
+            )
+            == 0
+        )
 
 
 @pytest.mark.parametrize("command", OTHER_COMMANDS)

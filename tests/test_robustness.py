@@ -40,8 +40,13 @@ def test_a_run_is_resumed_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.
     assert "run.resume needs the run to resume" in refused(lambda: TrainCLI([*command[:2], "--run.resume", "true"]))
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert TrainCLI(command).resume and TrainCLI(command).folder.path == Path("run")
-    (tmp_path / "mine" / CHECKPOINT_FOLDER).mkdir()  # now the config is that of a run that was moved
-    assert TrainCLI([*command, "--run.resume", "true"]).folder.path == Path("mine")
+    (tmp_path / "mine" / CHECKPOINT_FOLDER).mkdir()
+    assert TrainCLI([*command, "--run.resume", "true"]).folder.path == Path("run")  # what the command says
+    Path("mine", CONFIG_FILE).write_text(
+        "model: {steps: 60}\nrun: {dir: run}\n"
+    )  # a copy of a run, or one that was moved
+    assert TrainCLI([*command[:2], "--run.resume", "true"]).folder.path == Path("mine")
+    assert TrainCLI([*command[:2], "--run.dir", "other", "--run.resume", "true"]).folder.path == Path("other")
 
 
 def test_temporary_files_of_a_killed_run_are_removed_and_no_others(tmp_path: Path) -> None:
