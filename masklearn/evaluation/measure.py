@@ -114,11 +114,11 @@ def _with_completions(rows: list[Row], lengths: list[int]) -> list[Row]:
     """
     mean_length = sum(lengths) / len(lengths)
     names = {"answer_logp": "cross_entropy", "full_answer_logp": "full_cross_entropy"}
-    found = ({name: row[loss] for name, loss in names.items()} for row in rows)
-    return [
-        row | {name: None if loss is None else -mean_length * loss for name, loss in losses.items()}
-        for row, losses in zip(rows, found, strict=True)
-    ]
+
+    def of_completion(loss: float | None) -> float | None:
+        return None if loss is None else -mean_length * loss
+
+    return [row | {name: of_completion(row[loss]) for name, loss in names.items()} for row in rows]
 
 
 def forward_parts(n_masks: int, batch: Batch, device: torch.device) -> list[slice]:
