@@ -1,6 +1,7 @@
 """Polish: what a local search over swaps guarantees, on small models and on made-up KLs."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from masklearn.selection.attribution import single_ablation
 from masklearn.selection.polish import PER_INPUT, SHARED, SearchWidths, Step, StepKind, polish, visit_order
 from masklearn.selection.scorer import MaskScorer, TokenBudget
 from masklearn.selection.search import exhaustive, greedy
-from masklearn.selection.swaps import SearchWidth
+from masklearn.selection.swaps import SearchWidth, guided_swap
 
 FEW_CANDIDATES = SearchWidths(*2 * (SearchWidth(3, (4, 8), 0.1, 1e-5),))
 """A search that is too narrow to find what the wider one finds."""
@@ -150,6 +151,17 @@ def test_the_best_single_node_to_close_is_found_whatever_the_scores(masked_lm: M
     assert (~polished[0]).nonzero()[:, 1].tolist() == best.tolist()
 
 
+@pytest.mark.parametrize("width", [SHARED.swap, PER_INPUT.swap])
+@pytest.mark.parametrize("size", [1, 3, 8, 14])
+def test_a_swap_scores_no_more_tokens_than_its_width_says(masked_lm: MaskedLM, size: int, width: SearchWidth) -> None:
+    """With one closed node, too: opening it gives the full model, of which not every node is tried."""
+    narrow = width._replace(n_close_candidates=(4, 6))
+    scorer = MaskScorer(masked_lm, texts(), GROUPS)
+    scores = torch.rand(3, masked_lm.graph.n_nodes, generator=torch.Generator().manual_seed(2))
+    guided_swap(scorer, top(scores, torch.tensor(size)), scores, torch.arange(3), narrow)
+    assert 0 < scorer.tokens.spent <= narrow.tokens(size) * sum(batch.n_tokens for batch in scorer.batches)
+
+
 def test_good_masks_of_one_size_improve_all_other_sizes(masked_lm: MaskedLM) -> None:
     """Without swaps: they are resized to the next larger and the next smaller size, and so on."""
     n_nodes = masked_lm.graph.n_nodes
@@ -173,6 +185,31 @@ def test_the_steps_of_two_sizes_by_hand() -> None:
     swaps_and_up = [Step(StepKind.SWAP, 0), Step(StepKind.SWAP, 1), Step(StepKind.GROW_FROM_NONE, 0), grow]
     assert visit_order(2, from_all=True) == [*swaps_and_up, Step(StepKind.SHRINK_FROM_ALL, 1), shrink]
     assert visit_order(2, from_all=False) == [*swaps_and_up, shrink]
+    assert visit_order(2, from_all=False, n_small=1) == [*swaps_and_up, shrink]
+    assert visit_order(2, from_all=False, n_small=2) == [*swaps_and_up[:2], shrink, *swaps_and_up[2:]]
+
+
+def test_small_masks_of_large_graphs_shrink_before_the_way_up(
+    masked_lm: MaskedLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four sizes, three are those of small masks: their two ways down come first, and the third one last."""
+    monkeypatch.setattr(polish_module, "SMALL_MASK_NODES", 6)
+    seen: list[list[Step]] = []
+
+    def track(steps: Any, *state: Any) -> list[Step]:
+        seen.append(list(steps))
+        return []
+
+    sizes = torch.tensor([2, 4, 6, 9])
+    scores = torch.rand(4, 3, masked_lm.graph.n_nodes, generator=torch.Generator().manual_seed(2))
+    for large_graph_nodes in (16, 15):
+        monkeypatch.setattr(polish_module, "LARGE_GRAPH_NODES", large_graph_nodes)
+        masks = top(scores, sizes[:, None])
+        polish(MaskScorer(masked_lm, texts(), GROUPS), masks, scores, rounds=2, tracker=track)
+    small, large = seen
+    shrinks = [Step(StepKind.SHRINK_FROM_LARGER, i) for i in (2, 1, 0)]
+    assert small[-3:] == shrinks and len(small) == len(large) and set(small) == set(large)
+    assert large[4:6] == shrinks[1:] and large[-1] == shrinks[0]
 
 
 def test_a_polish_stops_at_its_budget_with_masks_no_worse_than_before(masked_lm: MaskedLM) -> None:

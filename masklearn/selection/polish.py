@@ -5,6 +5,9 @@ A polish is a sequence of steps. Each works on the masks of one size, in three p
 1. Swaps of one node for another (`swaps`), at every size. They gain most for what they cost, and share the budget.
 2. Way up, from no node to the largest size. The masks compete with those of the next smaller size, grown.
 3. Way down, from all nodes to the smallest size. The masks compete with those of the next larger size, shrunk.
+
+In large graphs the budget rarely lasts until the way down. There its part among small masks, which is cheap, comes
+before the way up.
 """
 
 import math
@@ -39,6 +42,8 @@ LARGE_GRAPH_NODES = 60
 """Nodes from which on a graph is large: one node at a time, the way through all sizes would cost too much."""
 LARGE_GRAPH_RESIZE_DIVISOR = 4
 """In large graphs, on the way to another size, a mask gains or loses one node at a time for every four that it has."""
+SMALL_MASK_NODES = 12
+"""Nodes up to which a mask is small: shrinking it to the next smaller size takes few candidates."""
 MAX_KL_RATIO = 2.0
 """A resized mask is worth swaps if its KL is below this multiple of its competitor's."""
 
@@ -109,25 +114,28 @@ def polish(
     """
     masks, kl = masks.clone(), scorer(masks) if kl is None else kl.clone()
     n_nodes = masks.shape[-1]
-    divisor = LARGE_GRAPH_RESIZE_DIVISOR if n_nodes >= LARGE_GRAPH_NODES else n_nodes
-    state = _Polish(scorer, masks, kl, scores, rounds, widths, divisor)
-    state.run_all(visit_order(len(masks), from_all=not bool(masks[-1, 0].all())), tracker, budget)
+    is_large = n_nodes >= LARGE_GRAPH_NODES
+    state = _Polish(scorer, masks, kl, scores, rounds, widths, LARGE_GRAPH_RESIZE_DIVISOR if is_large else n_nodes)
+    n_small = int((masks[:, 0].sum(-1) <= SMALL_MASK_NODES).sum()) if is_large else 0
+    state.run_all(visit_order(len(masks), not bool(masks[-1, 0].all()), n_small), tracker, budget)
     return masks, kl
 
 
-def visit_order(n_sizes: int, from_all: bool) -> list[Step]:
-    """The steps of a polish: swaps, then the way up and the way down.
+def visit_order(n_sizes: int, from_all: bool, n_small: int = 0) -> list[Step]:
+    """The steps of a polish: swaps, the way down among small masks, the way up, and the rest of the way down.
 
     Args:
         n_sizes: Sizes, ascending.
         from_all: Begin the way down with all nodes; if the largest size is all nodes, this would lead nowhere.
+        n_small: How many of the sizes are those of small masks.
     """
     largest = n_sizes - 1
     swaps = [Step(StepKind.SWAP, i) for i in range(n_sizes)]
     up = [Step(StepKind.GROW_FROM_NONE, 0), *(Step(StepKind.GROW_FROM_SMALLER, i) for i in range(1, n_sizes))]
     down = [Step(StepKind.SHRINK_FROM_ALL, largest)] if from_all else []
-    down += [Step(StepKind.SHRINK_FROM_LARGER, i) for i in range(largest - 1, -1, -1)]
-    return [*swaps, *up, *down]
+    shrink = [Step(StepKind.SHRINK_FROM_LARGER, i) for i in range(largest - 1, -1, -1)]
+    n_late = largest - max(0, n_small - 1)
+    return [*swaps, *shrink[n_late:], *up, *down, *shrink[:n_late]]
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def guided_swap(
 ) -> tuple[Tensor, Tensor]:
     """The masks after opening the best candidate and then closing the best candidate, and their KL."""
     grown, _ = screened_best(scorer, openings(scorer, mask, groups, 1, width), groups)
-    return screened_best(scorer, closings(grown, scores, 1, width), groups)
+    return screened_best(scorer, closings(grown, scores, 1, width.n_closings(int(grown[0].sum()))), groups)
 
 
 def pair_swap(
@@ -103,7 +103,10 @@ def pair_swap(
         return other, kl
     opened, closed = (
         best_candidates(scorer, shortlist(scorer, candidates, groups, n), groups, n)
-        for candidates in (openings(scorer, mask, groups, 1, width), closings(mask, scores, 1, width))
+        for candidates in (
+            openings(scorer, mask, groups, 1, width),
+            closings(mask, scores, 1, width.n_closings(size)),
+        )
     )
     return screened_best(scorer, (opened[:, None] & (closed | ~mask)).flatten(0, 1), groups)
 
@@ -121,7 +124,9 @@ def resize(
         if size > current:
             candidates = openings(scorer, mask, groups, step, width)
         else:
-            candidates = closings(mask, scores, step, width)
+            # Scores say little next to the full model: the first node to be closed is chosen among all.
+            n = current if mask[0].all() else width.n_closings(current)
+            candidates = closings(mask, scores, step, n)
         mask, kl = screened_best(scorer, candidates, groups)
     return mask, kl
 
@@ -134,12 +139,8 @@ def openings(scorer: MaskScorer, mask: Tensor, groups: Tensor, step: int, width:
     return flip_each(mask, order[:, step - 1 : n_closed][:, : width.n_open_candidates], True)
 
 
-def closings(mask: Tensor, scores: Tensor, step: int, width: SearchWidth) -> Tensor:
-    """Candidates with `step` fewer nodes: those with the lowest scores; candidates differ in the last node.
-
-    The first node to be closed is chosen among all nodes, because scores say little next to the full model.
-    """
+def closings(mask: Tensor, scores: Tensor, step: int, n: int) -> Tensor:
+    """Up to `n` candidates with `step` fewer nodes: those with the lowest scores; they differ in the last node."""
     order, size = scores.masked_fill(~mask, torch.inf).argsort(-1), int(mask[0].sum())
     mask = mask.scatter(-1, order[:, : step - 1], False)
-    n_candidates = size if mask[0].all() else width.n_closings(size)
-    return flip_each(mask, order[:, step - 1 : size][:, :n_candidates], False)
+    return flip_each(mask, order[:, step - 1 : size][:, :n], False)
