@@ -15,8 +15,9 @@ from masklearn.tiny import MODEL_FOLDER, tasks
 README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FEW_STEPS = ["--model.steps", "2", "--data.limit", "8", "--trainer.logger", "false"]
+"""Flags that shorten every run."""
 IN_SMALL = [*FEW_STEPS, "--model.polish", "0"]
-"""Flags that make a run of a few seconds; the first are for every graph, not of nodes alone."""
+"""Flags that make a run on the graph of nodes take a few seconds."""
 
 
 def blocks(document: Path, language: str) -> list[str]:

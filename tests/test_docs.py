@@ -46,19 +46,8 @@ def test_every_command_of_the_documents_runs(command: list[str], desk: Path, req
     else:
         request.getfixturevalue("undrawn")
         fewer = ["--data.limit", "2"] if {"edges", "positions"} & set(args) else []
-        assert (
-            train(
-                [
-                    *args,
-                    *(
-                        []
-                        if "--run.resume" in args
-                        else [*(FEW_STEPS if "--model.graph" in args else IN_SMALL), *fewer]
-                    ),
-                ]
-            )
-            == 0
-        )
+        few = FEW_STEPS if "--model.graph" in args else IN_SMALL
+        assert train([*args, *([] if "--run.resume" in args else [*few, *fewer])]) == 0
 
 
 @pytest.mark.parametrize("command", OTHER_COMMANDS)

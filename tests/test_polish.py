@@ -192,7 +192,7 @@ def test_the_steps_of_two_sizes_by_hand() -> None:
 def test_small_masks_of_large_graphs_shrink_before_the_way_up(
     masked_lm: MaskedLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of four sizes, three are those of small masks: their two ways down come first, and the third one last."""
+    """Three of four sizes are those of small masks: the two steps between them come first, and the third step last."""
     monkeypatch.setattr(polish_module, "SMALL_MASK_NODES", 6)
     seen: list[list[Step]] = []
 

@@ -42,9 +42,8 @@ def test_a_run_is_resumed_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.
     assert TrainCLI(command).resume and TrainCLI(command).folder.path == Path("run")
     (tmp_path / "mine" / CHECKPOINT_FOLDER).mkdir()
     assert TrainCLI([*command, "--run.resume", "true"]).folder.path == Path("run")  # what the command says
-    Path("mine", CONFIG_FILE).write_text(
-        "model: {steps: 60}\nrun: {dir: run}\n"
-    )  # a copy of a run, or one that was moved
+    # A copy of a run, or one that was moved:
+    Path("mine", CONFIG_FILE).write_text("model: {steps: 60}\nrun: {dir: run}\n")
     assert TrainCLI([*command[:2], "--run.resume", "true"]).folder.path == Path("mine")
     assert TrainCLI([*command[:2], "--run.dir", "other", "--run.resume", "true"]).folder.path == Path("other")
 

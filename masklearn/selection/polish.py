@@ -43,7 +43,7 @@ LARGE_GRAPH_NODES = 60
 LARGE_GRAPH_RESIZE_DIVISOR = 4
 """In large graphs, on the way to another size, a mask gains or loses one node at a time for every four that it has."""
 SMALL_MASK_NODES = 12
-"""Nodes up to which a mask is small: shrinking it to the next smaller size takes few candidates."""
+"""Nodes up to which a mask of a large graph is small: it shrinks to the next smaller size before the way up."""
 MAX_KL_RATIO = 2.0
 """A resized mask is worth swaps if its KL is below this multiple of its competitor's."""
 
@@ -134,8 +134,8 @@ def visit_order(n_sizes: int, from_all: bool, n_small: int = 0) -> list[Step]:
     up = [Step(StepKind.GROW_FROM_NONE, 0), *(Step(StepKind.GROW_FROM_SMALLER, i) for i in range(1, n_sizes))]
     down = [Step(StepKind.SHRINK_FROM_ALL, largest)] if from_all else []
     shrink = [Step(StepKind.SHRINK_FROM_LARGER, i) for i in range(largest - 1, -1, -1)]
-    n_late = largest - max(0, n_small - 1)
-    return [*swaps, *shrink[n_late:], *up, *down, *shrink[:n_late]]
+    of_small = [step for step in shrink if step.size_index + 1 < n_small]  # the mask that shrinks is small, too
+    return [*swaps, *of_small, *up, *down, *(step for step in shrink if step not in of_small)]
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def guided_swap(
 ) -> tuple[Tensor, Tensor]:
     """The masks after opening the best candidate and then closing the best candidate, and their KL."""
     grown, _ = screened_best(scorer, openings(scorer, mask, groups, 1, width), groups)
-    return screened_best(scorer, closings(grown, scores, 1, width.n_closings(int(grown[0].sum()))), groups)
+    return screened_best(scorer, closings(grown, scores, 1, width), groups)
 
 
 def pair_swap(
@@ -103,10 +103,7 @@ def pair_swap(
         return other, kl
     opened, closed = (
         best_candidates(scorer, shortlist(scorer, candidates, groups, n), groups, n)
-        for candidates in (
-            openings(scorer, mask, groups, 1, width),
-            closings(mask, scores, 1, width.n_closings(size)),
-        )
+        for candidates in (openings(scorer, mask, groups, 1, width), closings(mask, scores, 1, width))
     )
     return screened_best(scorer, (opened[:, None] & (closed | ~mask)).flatten(0, 1), groups)
 
@@ -125,8 +122,7 @@ def resize(
             candidates = openings(scorer, mask, groups, step, width)
         else:
             # Scores say little next to the full model: the first node to be closed is chosen among all.
-            n = current if mask[0].all() else width.n_closings(current)
-            candidates = closings(mask, scores, step, n)
+            candidates = closings(mask, scores, step, width, every=bool(mask[0].all()))
         mask, kl = screened_best(scorer, candidates, groups)
     return mask, kl
 
@@ -139,8 +135,12 @@ def openings(scorer: MaskScorer, mask: Tensor, groups: Tensor, step: int, width:
     return flip_each(mask, order[:, step - 1 : n_closed][:, : width.n_open_candidates], True)
 
 
-def closings(mask: Tensor, scores: Tensor, step: int, n: int) -> Tensor:
-    """Up to `n` candidates with `step` fewer nodes: those with the lowest scores; they differ in the last node."""
+def closings(mask: Tensor, scores: Tensor, step: int, width: SearchWidth, every: bool = False) -> Tensor:
+    """Candidates with `step` fewer nodes: those with the lowest scores; candidates differ in the last node.
+
+    With `every`, each node that is left is a candidate for the last one.
+    """
     order, size = scores.masked_fill(~mask, torch.inf).argsort(-1), int(mask[0].sum())
     mask = mask.scatter(-1, order[:, : step - 1], False)
-    return flip_each(mask, order[:, step - 1 : size][:, :n], False)
+    n_candidates = size if every else width.n_closings(size)
+    return flip_each(mask, order[:, step - 1 : size][:, :n_candidates], False)
