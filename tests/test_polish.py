@@ -17,7 +17,7 @@ from masklearn.selection.attribution import single_ablation
 from masklearn.selection.polish import PER_INPUT, SHARED, SearchWidths, Step, StepKind, polish, visit_order
 from masklearn.selection.scorer import MaskScorer, TokenBudget
 from masklearn.selection.search import exhaustive, greedy
-from masklearn.selection.swaps import SearchWidth, guided_swap
+from masklearn.selection.swaps import SearchWidth, guided_swap, resize
 
 FEW_CANDIDATES = SearchWidths(*2 * (SearchWidth(3, (4, 8), 0.1, 1e-5),))
 """A search that is too narrow to find what the wider one finds."""
@@ -160,6 +160,27 @@ def test_a_swap_scores_no_more_tokens_than_its_width_says(masked_lm: MaskedLM, s
     scores = torch.rand(3, masked_lm.graph.n_nodes, generator=torch.Generator().manual_seed(2))
     guided_swap(scorer, top(scores, torch.tensor(size)), scores, torch.arange(3), narrow)
     assert 0 < scorer.tokens.spent <= narrow.tokens(size) * sum(batch.n_tokens for batch in scorer.batches)
+
+
+@pytest.mark.parametrize(("divisor", "n_candidates"), [(15, 15 + 6), (4, 6)])
+def test_only_a_first_node_that_is_closed_alone_is_chosen_among_all(
+    masked_lm: MaskedLM, divisor: int, n_candidates: int
+) -> None:
+    """From 15 nodes to 13 and 12: one by one, 15 candidates and then a few; three at once, a few."""
+    scorer, width = MaskScorer(masked_lm, texts(), GROUPS), SearchWidth(5, (4, 6), 0.0, 0.0)
+    scored = list[int]()
+    score = MaskScorer.__call__
+
+    def count(self: MaskScorer, gates: Tensor, groups: Tensor | None = None) -> Tensor:
+        scored.append(len(gates))
+        return score(self, gates, groups)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MaskScorer, "__call__", count)
+        full = torch.ones(3, masked_lm.graph.n_nodes, dtype=torch.bool)
+        size = 13 if divisor == 15 else 12
+        resize(scorer, full, torch.rand(3, 15), torch.arange(3), size, divisor, width)
+    assert sum(scored) == n_candidates
 
 
 def test_good_masks_of_one_size_improve_all_other_sizes(masked_lm: MaskedLM) -> None:

@@ -121,8 +121,8 @@ def resize(
         if size > current:
             candidates = openings(scorer, mask, groups, step, width)
         else:
-            # Scores say little next to the full model: the first node to be closed is chosen among all.
-            candidates = closings(mask, scores, step, width, every=bool(mask[0].all()))
+            # Scores say little next to the full model: a first node that is closed alone is chosen among all.
+            candidates = closings(mask, scores, step, width, every=step == 1 and bool(mask[0].all()))
         mask, kl = screened_best(scorer, candidates, groups)
     return mask, kl
 
