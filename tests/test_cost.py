@@ -168,8 +168,8 @@ def test_a_process_expects_to_make_the_masks_of_its_own_blocks(
     assert sum(shards) == pytest.approx(tokens("--run.dir", "whole"), rel=0.02)
 
 
-def test_forwards_that_are_compiled_run_once_before_they_are_timed() -> None:
-    """Recording a CUDA graph takes longer than all that is timed."""
+def test_what_is_timed_ran_once_before() -> None:
+    """The first forward of a shape allocates its memory; if it is compiled, it even records a CUDA graph."""
     shapes: list[torch.Size] = []
 
     class Probe(Callback):

@@ -70,8 +70,7 @@ def seconds_per_scored_token(learner: BlockLearner, limit: float) -> tuple[float
     def short_polish() -> Tensor:
         return polish(scorer, masks[None], scores[None], settings.polish, settings.search_widths, budget=limit)[1]
 
-    if learner.score_rows != learner.masked_lm.forward:  # compiled: the first forward of every shape compiles it
-        scorer(soft)
-        short_polish()
+    for first_of_its_shape in (lambda: scorer(soft), short_polish):  # takes longer: it allocates, or compiles
+        first_of_its_shape()
     first_masks = batch.input_ids.numel()  # which polish scores before it counts
     return seconds_per_token(lambda: scorer(soft)), seconds_per_token(short_polish, first_masks)
