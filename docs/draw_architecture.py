@@ -21,6 +21,7 @@ FLOORS = {
     "data and selection": ["data", "selection", "positions"],
     "the gated model": ["models", "masking", "edges"],
     "ideas": [
+        "choices",
         "errors",
         "files",
         "graph",

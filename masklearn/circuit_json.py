@@ -51,18 +51,22 @@ def eap_circuit(graph: NodeGraph, mask: Tensor, scores: Tensor, width: int, para
     Args:
         graph: The model's nodes.
         mask: Boolean, shape (nodes,).
-        scores: Shape (nodes,).
+        scores: Shape (nodes,). They are written from 0 up, since EAP-IG and MIB rank nodes by magnitude.
         width: Width of the residual stream, which their config has.
         parallel: Whether attention and MLP of a layer read the same stream.
     """
-    content = _eap_nodes(graph, mask, scores, width, parallel)
+    content = _eap_nodes(graph, mask, scores - scores.min(), width, parallel)
+    content["edges"] = {name: {"score": 1.0, "in_graph": True} for name in _eap_edges(graph, mask, parallel)}
+    return content
+
+
+def _eap_edges(graph: NodeGraph, mask: Tensor, parallel: bool) -> Iterator[str]:
+    """The edges between open nodes in the names of EAP-IG."""
     for source, node in edges(graph, mask, parallel):
         ends = [LOGITS] if node is None else [node.name]
         if node is not None and node.head is not None:
             ends = [f"{node.name}<{read}>" for read in "qkv"]
-        for end in ends:
-            content["edges"][f"{source}->{end}"] = {"score": 1.0, "in_graph": True}
-    return content
+        yield from (f"{source}->{end}" for end in ends)
 
 
 def eap_importances(
@@ -91,23 +95,27 @@ def _eap_nodes(graph: NodeGraph, mask: Tensor, scores: Tensor, width: int, paral
     return {"cfg": config, "nodes": nodes | {LOGITS: {"in_graph": True}}, "edges": {}}
 
 
-def edge_pruning_edges(graph: NodeGraph, mask: Tensor, parallel: bool, positions: bool) -> list[list[str]]:
-    """The edges between open nodes in the names of Edge-Pruning.
+def edge_pruning_edges(
+    graph: NodeGraph, mask: Tensor, parallel: bool, positions: bool, n_kv_heads: int
+) -> list[list[str]]:
+    """The edges between open nodes in the names of Edge-Pruning (princeton-nlp/Edge-Pruning, `src/modeling`).
 
     Args:
         graph: The model's nodes.
         mask: Boolean, shape (nodes,).
         parallel: Whether attention and MLP of a layer read the same stream.
         positions: Whether the model adds learned positions to its tokens, which are then a source of their own.
+        n_kv_heads: Key-value heads of a layer, by which keys and values are numbered.
     """
-    found = []
+    found = dict[tuple[str, str], None]()  # in order; heads that share keys and values read by the same edges
     for source, node in edges(graph, mask, parallel):
-        sources = [source] if source != INPUT else ["tok_embeds", "pos_embeds"] if positions else ["tok_embeds"]
+        sources = [source] if source != INPUT else ["tok_embeds", "pos_embeds"] if positions else ["embeds"]
         ends = ["resid_post"] if node is None else [node.name]
         if node is not None and node.head is not None:
-            ends = [f"{node.name}.{read}" for read in "qkv"]
-        found += [[start, end] for end in ends for start in sources]
-    return found
+            shared = Node(node.layer, node.head * n_kv_heads // graph.n_heads).name
+            ends = [f"{node.name}.q", f"{shared}.k", f"{shared}.v"]
+        found |= dict.fromkeys((start, end) for end in ends for start in sources)
+    return [[start, end] for start, end in found]
 
 
 def read_eap(path: str | Path, sizes: Sequence[int | float] | None) -> tuple[NodeGraph, Tensor, Tensor]:
@@ -115,14 +123,15 @@ def read_eap(path: str | Path, sizes: Sequence[int | float] | None) -> tuple[Nod
 
     Args:
         path: The JSON file.
-        sizes: Cut the scores to so many nodes, the highest first; None for the circuit as it is.
+        sizes: Cut the scores to so many nodes, the highest first, with their sign; None for the circuit as it is.
 
     Returns:
         The node graph; a mask for each size, ascending, boolean of shape (sizes, nodes); and the scores of the nodes,
         shape (nodes,): 1 and 0 by membership if the file has none.
 
     Raises:
-        UserError: If it is not such a file, a score is not finite, a size out of range, or the circuit empty.
+        UserError: If it is not such a file, nodes to cut have no scores, a score is not finite, a size is out of range,
+            or the circuit is empty or lacks edges between its nodes.
     """
     path = Path(path).expanduser()
     try:
@@ -138,10 +147,28 @@ def read_eap(path: str | Path, sizes: Sequence[int | float] | None) -> tuple[Nod
     if not scores.isfinite().all():
         name, score = next((n, s) for n, s in zip(graph.names, scores.tolist(), strict=True) if not math.isfinite(s))
         raise UserError(f"{path}: the score of {name} is {score}, expected a finite number")
-    if sizes is None and not circuit.any():
-        raise UserError(f"{path}: no node is in this circuit. Give sizes, to cut its scores")
     if sizes is None:
+        _require_nodes_alone(path, graph, circuit, content)
         return graph, circuit[None], scores
+    if unscored := [name for name, node in zip(graph.names, nodes, strict=True) if "score" not in node]:
+        raise UserError(f"{path}: {unscored[0]} has no score to cut by. Its scores may be those of edges")
     order = scores.argsort(descending=True, stable=True)
     counts = torch.tensor(resolve_sizes(sizes, graph.n_nodes))
     return graph, order.argsort() < counts[:, None], scores
+
+
+def _require_nodes_alone(path: Path, graph: NodeGraph, circuit: Tensor, content: dict[str, Any]) -> None:
+    """Refuse a circuit without nodes, and one that leaves out edges between its nodes, all of which a mask keeps."""
+    if not circuit.any():
+        raise UserError(f"{path}: no node is in this circuit. Give sizes, to cut its scores")
+    known, parallel = content.get("edges"), bool(content["cfg"].get("parallel_attn_mlp"))
+    closed = (
+        [name for name in _eap_edges(graph, circuit, parallel) if not known.get(name, {}).get("in_graph")]
+        if known
+        else []
+    )
+    if closed:
+        raise UserError(
+            f"{path} is a circuit of edges: it leaves out {len(closed)} of those between its nodes, such as "
+            f"{closed[0]}, and a mask of nodes keeps them all. For a mask of its nodes: masklearn.circuit(lm, [names])"
+        )

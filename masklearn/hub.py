@@ -34,9 +34,8 @@ library_name: masklearn
 
 # Masks of {name}
 
-{n_groups} of the {n_nodes} attention heads and MLPs of `{name}` (fingerprint `{fingerprint}`), learned under
-{ablation} ablation with masklearn. A mask keeps the nodes that best reproduce the whole model's next-token
-distributions.
+{n_groups} of the {n_nodes} attention heads and MLPs of `{name}` (fingerprint `{fingerprint}`), under {ablation}
+ablation. {origin}
 
 ```python
 import masklearn as ml
@@ -131,6 +130,7 @@ def card(mask: Any, repo: str) -> str:
         revision=f', revision="{mask.model.revision}"' if mask.model.revision else "",
         fingerprint=mask.model.fingerprint,
         ablation=mask.ablation.name,
+        origin=_origin(mask),
         values=RESAMPLED if mask.ablation.name == "resample" else "mask.ablation",
         repo=repo,
         n_groups="Masks" if n_groups == 1 else f"Masks of {n_groups} groups",
@@ -140,6 +140,15 @@ def card(mask: Any, repo: str) -> str:
         table=_size_table(mask),
         figure=_node_map(mask, middle) if n_groups == 1 else "",
     )
+
+
+def _origin(mask: Any) -> str:
+    """Where the masks come from: learned, and by what, or given."""
+    if not mask.config:
+        return "They were not learned by masklearn, but given as circuits."
+    if (objective := mask.config.get("model", {}).get("objective", "kl")) != "kl":
+        return f"masklearn has learned which nodes lead to the answers of its texts ({objective})."
+    return "masklearn has learned which nodes best reproduce the whole model's next-token distributions."
 
 
 def _size_table(mask: Any) -> str:

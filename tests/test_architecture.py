@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     (
         "ablation",
+        "choices",
         "circuit_json",
         "errors",
         "files",

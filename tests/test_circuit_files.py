@@ -48,7 +48,7 @@ def test_circuits_are_parallel_where_the_layers_of_the_model_are(family: Family)
 
 def test_the_edges_of_a_circuit_by_hand() -> None:
     """Every open node reads the input and all open nodes before it; in parallel, an MLP not the heads of its layer."""
-    circuit = eap_circuit(SMALL_GRAPH, OPEN, torch.arange(6.0), 24, parallel=False)
+    circuit = eap_circuit(SMALL_GRAPH, OPEN, torch.arange(6.0) - 3, 24, parallel=False)  # EAP-IG ranks by magnitude
     into_heads = {f"{source}->{head}<{read}>" for read in "qkv" for source, head in (
         ("input", "a0.h0"), ("input", "a1.h1"), ("a0.h0", "a1.h1"), ("m0", "a1.h1"))}  # fmt: skip
     others = {"input->m0", "a0.h0->m0", "input->logits", "a0.h0->logits", "m0->logits", "a1.h1->logits"}
@@ -62,12 +62,24 @@ def test_the_edges_of_a_circuit_by_hand() -> None:
 
 def test_edge_pruning_names_embeddings_apart() -> None:
     only = torch.tensor([False, False, False, False, True, False])
-    assert edge_pruning_edges(SMALL_GRAPH, only, False, positions=True) == [
+    assert edge_pruning_edges(SMALL_GRAPH, only, False, positions=True, n_kv_heads=2) == [
         *(["tok_embeds", "a1.h1.q"], ["pos_embeds", "a1.h1.q"], ["tok_embeds", "a1.h1.k"], ["pos_embeds", "a1.h1.k"]),
         *(["tok_embeds", "a1.h1.v"], ["pos_embeds", "a1.h1.v"]),
         *(["tok_embeds", "resid_post"], ["pos_embeds", "resid_post"], ["a1.h1", "resid_post"]),
     ]
-    assert ["tok_embeds", "resid_post"] in edge_pruning_edges(SMALL_GRAPH, only, False, positions=False)
+    without = edge_pruning_edges(SMALL_GRAPH, only, False, positions=False, n_kv_heads=2)
+    assert without == [[start, end] for start, end in (
+        ("embeds", "a1.h1.q"), ("embeds", "a1.h1.k"), ("embeds", "a1.h1.v"), ("embeds", "resid_post"),
+        ("a1.h1", "resid_post"))]  # fmt: skip
+
+
+def test_edge_pruning_numbers_keys_and_values_by_their_own_heads() -> None:
+    """As `reader_idx_to_name` of its Llama does. Heads that share them read by one edge."""
+    both = torch.tensor([False, False, False, True, True, False])
+    found = edge_pruning_edges(SMALL_GRAPH, both, False, positions=False, n_kv_heads=1)
+    assert [end for start, end in found if start == "embeds"] == [
+        "a1.h0.q", "a1.h0.k", "a1.h0.v", "a1.h1.q", "resid_post",
+    ]  # fmt: skip
 
 
 def test_a_circuit_comes_back_as_the_mask_it_was(tmp_path: Path) -> None:
@@ -76,7 +88,7 @@ def test_a_circuit_comes_back_as_the_mask_it_was(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["circuit-1.json", "circuit-3.json"]
     back = ml.Mask.from_eap(files[1], A_MODEL)
     assert torch.equal(back.select(3), mask.select(3))
-    assert torch.equal(back.scores[0, 0], mask.scores[0, 1])
+    assert torch.equal(back.scores[0, 0], mask.scores[0, 1] - mask.scores[0, 1].min())
     assert back.ablation.name == "resample"
     cut = ml.Mask.from_eap(files[1], A_MODEL, sizes=[1, 2])
     assert cut.select(2).tolist() == [False] * 4 + [True] * 2  # the highest scores
@@ -88,7 +100,9 @@ def test_nested_masks_are_one_ranking_for_mib_and_others_one_file_each(tmp_path:
     config = tiny_llama().config
     (file,) = to_circuits(bank([[1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0]]), config, tmp_path / "nested", "mib")
     content = json.loads(file.read_text())
-    assert [content["nodes"][name]["score"] for name in SMALL_GRAPH.names] == [2, 0, 1, 0, 0, 0]
+    scores = [content["nodes"][name]["score"] for name in SMALL_GRAPH.names]
+    assert [int(score) for score in scores] == [2, 0, 1, 0, 0, 0]
+    assert scores[1] < scores[3] < scores[4] < scores[5]  # at other cuts, by the scores that were learned
     assert content["edges"] == {}
     assert len(to_circuits(bank([[1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0]]), config, tmp_path / "other", "mib")) == 2
 
@@ -100,6 +114,19 @@ def test_what_is_not_a_circuit_is_refused(tmp_path: Path) -> None:
         assert reason in refused(lambda: ml.Mask.from_eap(file, A_MODEL))
     file.write_text(json.dumps(eap_circuit(SMALL_GRAPH, OPEN & False, torch.zeros(6), 24, False)))
     assert "no node is in this circuit" in refused(lambda: ml.Mask.from_eap(file, A_MODEL))
+
+
+def test_graphs_of_edges_are_not_masks_of_nodes(tmp_path: Path) -> None:
+    """EAP-IG scores edges by default: its nodes then have no score, and a circuit leaves out edges between them."""
+    content, file = eap_circuit(SMALL_GRAPH, OPEN, torch.arange(6.0), 24, False), tmp_path / "graph.json"
+    content["edges"]["a0.h0->m0"]["in_graph"] = False
+    file.write_text(json.dumps(content))
+    message = refused(lambda: ml.Mask.from_eap(file, A_MODEL))
+    assert "it leaves out 1 of those between its nodes, such as a0.h0->m0" in message
+    assert ml.Mask.from_eap(file, A_MODEL, sizes=[2]).select(2).tolist() == [False] * 4 + [True] * 2
+    del content["nodes"]["m0"]["score"]
+    file.write_text(json.dumps(content))
+    assert "m0 has no score to cut by" in refused(lambda: ml.Mask.from_eap(file, A_MODEL, sizes=[2]))
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("-inf"), 1e39])

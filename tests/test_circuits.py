@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refused
 from transformers import PreTrainedModel
 
 import masklearn as ml
@@ -23,6 +24,13 @@ def test_a_circuit_keeps_the_nodes_named(embedded: PreTrainedModel) -> None:
     names = bank.graph.names
     assert [name for name, kept in zip(names, bank.select(s=2), strict=True) if kept] == ["a0.h1", "m0"]
     assert [name for name, kept in zip(names, bank.select(s=3), strict=True) if kept] == ["m0", "a1.h0", "m1"]
+
+
+def test_a_circuit_is_of_a_model_by_name_and_has_the_values_of_its_ablation() -> None:
+    bank = ml.circuit("embedded", SMALL)
+    assert bank.sizes.tolist() == [2] and bank.ablation.name == "zero"
+    message = refused(lambda: ml.circuit("embedded", SMALL, ablation="mean"))  # pyright: ignore[reportArgumentType]
+    assert message == "ablation 'mean' has no values. Take that of a bank: ablation=Mask.load(FILE).ablation"
 
 
 def test_a_circuit_is_evaluated_saved_and_opened_as_a_bank(embedded: PreTrainedModel, tmp_path: Path) -> None:

@@ -227,6 +227,14 @@ def test_compiling_counts_once_and_not_as_steps(monkeypatch: pytest.MonkeyPatch)
     assert probe.costs["learning"].seconds - 50 * at_the_probe[0] == pytest.approx(20, rel=0.4)
 
 
+def test_memory_is_that_of_the_peak() -> None:
+    """What is freed counts."""
+    device = torch.device("cpu")
+    before = cost.memory_so_far(device)
+    torch.ones(before // 4 + 2**25)  # of four bytes: more than the peak so far, and freed at once
+    assert cost.memory_so_far(device) > before + 2**26
+
+
 def test_the_probe_leaves_no_trace_in_the_masks(in_an_empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train([*SHORT, "--run.dir", "probed"]) == 0
     monkeypatch.setattr(cost_probe.CostProbe, "on_train_batch_end", lambda *_: None)

@@ -47,6 +47,8 @@ def test_masks_are_selected_on_validation_texts_and_training_texts_where_these_a
     assert groups.selection(splits, 1) == [2, 4, 8]
     assert groups.selection(splits, 2) == [0, 2, 4, 8]
     assert groups.selection(splits, 9) == [0, 1, 2, 3, 4, 5, 7, 8]
+    sorted_file = Groups(("a",), [0] * 12, held_out=True)
+    assert sorted_file.selection({"train": [*range(10)], "validation": [10], "test": [11]}, 3) == [0, 5, 10]
     one_text_each = Groups(("a", "b"), [0, 1], held_out=False)
     assert one_text_each.selection({"train": [0, 1], "validation": [0, 1], "test": [0, 1]}, 9) == [0, 1]
 
@@ -157,6 +159,7 @@ def test_blocks_are_even_and_the_longest_texts_come_first(tmp_path: Path) -> Non
             "one value per text, so that 12 groups .* up to 12 times .*max_groups 12",
         ),
         ("column:lang", ["en"] * 11 + [None], "row 12: 'lang' holds None, which is not a group name"),
+        ("column:lang", ["en"] * 11 + [float("nan")], "row 12: 'lang' holds nan, which is not a group name"),
         ("column:lang", ["en"] * 10 + ["fr"] * 2, "group 'fr' of .* holds 2 different texts.*--model.scope input"),
         ("inputs", ["en"] * 12, "model.scope is 'inputs'; choose dataset .*, input .*, or column:NAME"),
     ],
@@ -164,6 +167,22 @@ def test_blocks_are_even_and_the_longest_texts_come_first(tmp_path: Path) -> Non
 def test_invalid_scopes_are_rejected(tmp_path: Path, scope: str, values: list[object], message: str) -> None:
     with pytest.raises(ml.UserError, match=message):
         ml.MaskData(path=languages(tmp_path / "texts.jsonl", values), scope=scope).setup("fit")
+
+
+def test_texts_that_are_set_up_already_are_checked_before_they_are_learned_on() -> None:
+    data = ml.MaskData(texts=[*islice(tasks.texts(), 2)])
+    data.setup()
+    with pytest.raises(ml.UserError, match="holds 2 different texts, but the train, validation and test splits"):
+        data.setup("fit")
+
+
+def test_a_plan_of_smaller_steps_ends_with_it() -> None:
+    data = ml.MaskData(task="names", limit=40, batch_size=8)
+    data.setup("fit")
+    data.use_plan(data.block_plan(1, 2, batch_size=3))
+    assert data.texts_per_group == 3
+    data.use_plan(None)
+    assert data.texts_per_group == 8
 
 
 def test_a_column_may_give_a_group_for_every_text_when_allowed(tmp_path: Path) -> None:

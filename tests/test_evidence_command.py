@@ -235,6 +235,13 @@ def test_masks_of_another_objective_have_no_evidence(
     assert "minimise logit-diff" in capsys.readouterr().err
 
 
+def test_masks_of_every_position_have_no_evidence(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tokens of one text are not independent."""
+    replace(ml.Mask.load(run.folder), positions="each").save(tmp_path / "mask.safetensors")
+    assert evaluate(["--mask", str(tmp_path), "--evidence", "true"]) == 2
+    assert "a text makes several inputs" in one_line(capsys)
+
+
 def test_masks_of_single_texts_have_no_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--model.scope", "input", "--data.limit", "2", "--model.sizes", "[4]", "--model.steps", "2"]
     assert train([*flags, "--model.polish", "0", "--trainer.logger", "false", "--run.dir", str(tmp_path)]) == 0

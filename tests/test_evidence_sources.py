@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from conftest import refused
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -56,6 +57,10 @@ def test_texts_of_a_column_are_the_held_out_rows(tmp_path: Path) -> None:
     assert sorted(found["column:kind: 0"] + found["column:kind: 1"]) == sorted(found[str(path)]) == held_out
     in_other = {text.row: tuple(text.ids) for text in other.parts["all"].encoded}
     assert sorted(found["text_column:other"]) == sorted(in_other[text.row] for text in data.parts["test"].encoded)
+    reworded = EvidencePlan(paraphrase_column="other")
+    packed = {"path": str(path), "pack": True}
+    message = refused(lambda: evidence_sources(of_bench, reworded, load, packed, EvaluateFlags(mask=[])))
+    assert "plan.paraphrase_column: other cannot be used: the run has joined its rows (data.pack)" in message
     (checkpoint,) = sources.checkpoints
     assert checkpoint.fingerprint == model.fingerprint
     assert_close(checkpoint.load().full(*only_text(data)), masked_lm.full(*only_text(data)))

@@ -31,7 +31,9 @@ def evidence_tables() -> dict[str, list[dict[str, Any]]]:
     return {
         "verdicts": verdicts,
         "controls": [control | {"difference": 2.0}, control],
-        "stability": [cell | {"source": "bootstrap", "jaccard": 0.3, "chance": 0.04, "run_kl": 1.234}],
+        "stability": [
+            cell | {"source": "bootstrap", "jaccard": 0.95, "run_jaccard": 0.3, "chance": 0.04, "run_kl": 1.234}
+        ],
         "completeness": [cell | {"excess": 2.0, "low": 1.0, "high": 3.0, "run_kl": 1.234}],
         "transfer": [{"group": "dataset", "s": 7, "what": "own texts", "kl": 0.25}],
     }
@@ -56,7 +58,9 @@ def test_the_paragraph_has_numbers_and_intervals() -> None:
     )
     assert "; not tested at s = 7." in text
     assert "no at s = 4 (+0.1 at equal search, 95 % interval -0.2 to 0.4)" in paragraph(lost_at_equal_search(), facts)
-    assert "Stable (Jaccard index over bootstraps): no at s = 4 (0.30, by chance 0.04)." in text
+    assert (
+        "Stable (Jaccard index over bootstraps): no at s = 4 (0.95, with the run's mask 0.30, by chance 0.04)." in text
+    )
     assert "Complete (KL that closing adds): no at s = 4 (+2, 95 % interval 1 to 3)." in text
 
 

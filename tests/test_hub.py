@@ -119,6 +119,11 @@ def test_the_card_says_what_the_bank_is_and_how_to_load_it(mask: ml.Mask) -> Non
     assert f'ml.Mask.from_pretrained("{REPO}")' in text
     assert "mask.select(s=4)" in text
     assert 'ml.load_lm("a/model")' in text
+    assert "nodes best reproduce the whole model's next-token distributions" in text
+    given = card(replace(mask, config={}), REPO)
+    assert "not learned by masklearn" in given and "best reproduce" not in given
+    by_answers = card(replace(mask, config={"model": {"objective": "logit-diff"}}), REPO)
+    assert "(logit-diff)" in by_answers and "best reproduce" not in by_answers
     of_branch = card(replace(mask, model=ModelId("a/model", "step1000", "f")), REPO)
     assert 'ml.load_lm("a/model", revision="step1000")' in of_branch
     assert text.split("```")[-2].strip().splitlines() == ["1  ··■  ·", "  0  ■■·  ■"]

@@ -37,6 +37,7 @@ def test_arrays_lists_and_names_are_gates(tokens: Tensor) -> None:
     expected = gated_logits(lm, tokens)
     assert_close(gated_logits(lm, tokens, HALF.numpy()), expected)
     assert_close(gated_logits(lm, tokens, HALF.tolist()), expected)
+    assert "gates by name are not read" in refused(lambda: gated_logits(lm, tokens, {"a0.h1": 0.0}))
     kept = torch.zeros(15)
     kept[[1, 14]] = 1  # a0.h1 and m2, of three layers of four heads
     assert_close(gated_logits(lm, tokens, ["a0.h1", "m2"]), gated_logits(lm, tokens, kept))

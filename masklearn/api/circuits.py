@@ -3,30 +3,32 @@
 from collections.abc import Collection
 
 import torch
-from transformers import PreTrainedModel
 
 from masklearn.ablation import Ablation
 from masklearn.errors import UserError
 from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask, ModelId
-from masklearn.models import fingerprint, name_of
+from masklearn.models import ModelOrName, fingerprint, load_lm, name_of
 
 
-def circuit(lm: PreTrainedModel, *circuits: Collection[str], ablation: Ablation = Ablation()) -> Mask:
+def circuit(lm: ModelOrName, *circuits: Collection[str], ablation: Ablation = Ablation()) -> Mask:
     """A bank of circuits that are given by the names of their nodes.
 
     Args:
-        lm: The model.
+        lm: The model, or its hub id or folder.
         circuits: The nodes of each, such as `["a0.h1", "m0"]`: layer 0's head 1, and layer 0's MLP.
-        ablation: What all other nodes emit; zero by default.
+        ablation: What all other nodes emit: zero by default, or that of a bank (`bank.ablation`), with its values.
 
     Returns:
         The bank, with one group, and the circuits as its sizes in ascending order. Its scores are 1 for nodes kept.
 
     Raises:
         UserError: If there is no circuit, if one is empty or names a node that the model lacks, or if two are of one
-            size.
+            size; or if the ablation is only a name.
     """
+    if not isinstance(ablation, Ablation):
+        raise UserError(f"ablation {ablation!r} has no values. Take that of a bank: ablation=Mask.load(FILE).ablation")
+    lm = load_lm(lm) if isinstance(lm, str) else lm
     graph = NodeGraph.of(lm)
     if not circuits or not all(circuits):
         raise UserError("a circuit has no nodes; name at least one, such as circuit(lm, ['a0.h1', 'm0'])")

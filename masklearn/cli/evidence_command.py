@@ -112,6 +112,11 @@ def _require_testable(path: str, mask: Mask) -> None:
             "one text behind each. Learn shared masks (--model.scope dataset, or column:NAME), or compare those of "
             "single texts in a study: leave out --evidence"
         )
+    if mask.positions == "each":
+        raise UserError(
+            f"{path} was learned with positions each, so that a text makes several inputs, and tests and intervals "
+            "over inputs that are not independent mean nothing. Learn with --data.positions all, last or random"
+        )
     if (objective := mask.config.get("model", {}).get("objective", "kl")) != "kl":
         raise UserError(
             f"{path} holds masks that minimise {objective}, and the evidence judges and searches by the KL from "

@@ -162,13 +162,19 @@ def _in_column(column: str, bench: Bench, load: LoadTexts, settings: dict[str, A
     """The rows of the run in the text of another column."""
     if bench.data.source.task is not None:
         raise UserError(f"{bench.data.source} have no columns")
+    _require_rows(settings)
     return load(settings | {"text_column": column})
+
+
+def _require_rows(settings: dict[str, Any]) -> None:
+    """Refuse the columns of a run that has joined its rows."""
+    if settings.get("pack"):
+        raise UserError("the run has joined its rows (data.pack), so that they have no columns. Leave it out")
 
 
 def _of_column(bench: Bench, name: str, load: LoadTexts, settings: dict[str, Any]) -> Iterator[OtherTexts | str]:
     """The held-out rows of the run, by the values of a column or in the text of another column."""
-    if settings.get("pack"):
-        raise UserError("the run has joined its rows (data.pack), so that they have no columns. Leave it out")
+    _require_rows(settings)
     if name.startswith(COLUMN):
         data = load(settings, scope=name)
     else:

@@ -91,5 +91,10 @@ def print_location(folder: RunFolder, tracker: "Tracker | None") -> None:
 
 def evaluated_texts(data: MaskData) -> str:
     """What the test split holds, in words: held-out texts, unless every text has masks of its own."""
-    n_texts = len(data.parts["test"])
-    return f"{n_texts} held-out texts" if data.groups.held_out else f"{n_texts} texts, each under its own masks"
+    n_inputs, n_texts = len(data.parts["test"]), len({text.row for text in data.parts["test"].encoded})
+    inputs = f"{n_inputs} inputs of " if n_inputs > n_texts else ""  # positions each
+    return (
+        f"{inputs}{n_texts} held-out texts"
+        if data.groups.held_out
+        else f"{inputs}{n_texts} texts, each under its own masks"
+    )

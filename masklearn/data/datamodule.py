@@ -5,13 +5,14 @@ from collections.abc import Collection
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_type_hints
 
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, RandomSampler, Subset
 from transformers import PreTrainedTokenizerBase
 
+from masklearn.choices import require_choices
 from masklearn.data.answer_tokens import AnswerIds
 from masklearn.data.batching import Batch, Item, SplitDataset, StepLoader, StepSampler, collate, evenly_spaced
 from masklearn.data.block_plan import BlockPlan
@@ -95,6 +96,7 @@ class MaskData(LightningDataModule):
         path = None if path is None else str(path)
         in_memory = ["texts"] if isinstance(tokenizer, str | None) else ["texts", "tokenizer"]
         self.save_hyperparameters(ignore=in_memory, logger=False)
+        require_choices("data", self.hparams, get_type_hints(MaskData.__init__))
         self.encoding = Encoding(max_length, truncation, positions, bos, chat, pack, answer_ids, skip_short)
         self.positions: Positions = positions
         self.batch_size, self.max_test, self.seed, self.workers = batch_size, max_test, seed, workers
@@ -136,8 +138,13 @@ class MaskData(LightningDataModule):
         Raises:
             UserError: If the texts cannot be used, or at stage "fit" if a group has no text in one of the splits.
         """
-        if self.parts:
-            return
+        if not self.parts:
+            self._read()
+        if stage == "fit" and self._shortage:
+            raise UserError(self._shortage)
+
+    def _read(self) -> None:
+        """Fill `parts`."""
         tokenizer = self.load_tokenizer()
         self.pad_id = cast(int, tokenizer.pad_token_id or 0)
         texts, self.notices = self.source.read()
@@ -151,8 +158,7 @@ class MaskData(LightningDataModule):
         content = {text.row: " ".join(map(str, text.ids)) for text in whole}
         contents = [content[text.row] for text in texts]
         indices = self.groups.split(contents)
-        if stage == "fit":
-            self.groups.require_texts_in_every_split(indices, contents, str(self.source))
+        self._shortage = self.groups.shortage(indices, contents, str(self.source))
         everything = list(range(len(texts)))
         n_held_out = len(indices["validation"]) + len(indices["test"])
         indices = self.groups.capped(indices, self.max_test)
@@ -233,9 +239,9 @@ class MaskData(LightningDataModule):
         bounds = [len(order) * i // n_blocks for i in range(n_blocks + 1)]
         return BlockPlan([order[start:end] for start, end in pairwise(bounds)], steps, batch_size or self.batch_size)
 
-    def use_plan(self, plan: BlockPlan) -> None:
-        """Serve the training texts by a plan, and as many texts at a time as it says."""
-        self.plan, self.batch_size = plan, plan.batch_size
+    def use_plan(self, plan: BlockPlan | None) -> None:
+        """Serve the training texts by a plan, and as many texts at a time as it says; without one, as requested."""
+        self.plan, self.batch_size = plan, plan.batch_size if plan else self.hparams["batch_size"]
 
     def loader(
         self,
@@ -269,8 +275,7 @@ class MaskData(LightningDataModule):
             lengths = [len(ids) for ids in texts.ids]
             indices.sort(key=lengths.__getitem__)
         order = RandomSampler(indices, generator=torch.Generator().manual_seed(self.seed)) if shuffled else None
-        batch_size = batch_size or self.batch_size
-        return DataLoader(Subset(texts, indices), batch_size, sampler=order, collate_fn=self.collate)
+        return DataLoader(Subset(texts, indices), batch_size or self.batch_size, sampler=order, collate_fn=self.collate)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The texts of every step from the trainer's step on."""

@@ -1,7 +1,6 @@
 """Which texts share a mask, and the train, validation and test splits."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -114,44 +113,46 @@ class Groups:
             return splits
         most, result = max(1, max_test // len(self.names)), dict(splits)
         for name in ("validation", "test"):
-            by_group: dict[int, list[int]] = {}
-            for index in splits[name]:
-                by_group.setdefault(self.of_text[index], []).append(index)
             if len(splits[name]) > max_test:
+                by_group = self._by_group(splits[name])
                 result[name] = sorted(i for members in by_group.values() for i in evenly_spaced(members, most))
         return result
+
+    def _by_group(self, indices: Sequence[int]) -> dict[int, list[int]]:
+        """Some texts by their group, in the order given."""
+        by_group: dict[int, list[int]] = {}
+        for index in indices:
+            by_group.setdefault(self.of_text[index], []).append(index)
+        return by_group
 
     def selection(self, splits: dict[str, list[int]], min_texts: int) -> list[int]:
         """Indices of the texts on which discrete masks are selected, ascending.
 
-        These are the validation split, and training texts of every group that has fewer than `min_texts` there:
-        selection on few texts overfits them.
+        These are the validation split, and training texts of every group that has fewer than `min_texts` there, evenly
+        spread over the group: selection on few texts overfits them.
         """
         if not self.held_out:
             return splits["validation"]
-        count = Counter(self.of_text[i] for i in splits["validation"])
-        added = list[int]()
-        for i in splits["train"]:
-            if count[self.of_text[i]] < min_texts:
-                count[self.of_text[i]] += 1
-                added.append(i)
+        held_out, trained = (self._by_group(splits[name]) for name in ("validation", "train"))
+        added = [
+            index
+            for group, of_group in trained.items()
+            for index in evenly_spaced(of_group, max(0, min_texts - len(held_out.get(group, []))))
+        ]
         return sorted(splits["validation"] + added)
 
-    def require_texts_in_every_split(self, splits: dict[str, list[int]], contents: Sequence[str], source: str) -> None:
-        """Check that every group has a text in every split.
-
-        Raises:
-            UserError: If one has not; names it.
-        """
+    def shortage(self, splits: dict[str, list[int]], contents: Sequence[str], source: str) -> str:
+        """What is missing, and what would do, if a group has no text in one of the splits; else empty."""
         present = [{self.of_text[i] for i in indices} for indices in splits.values()]
         for group, name in enumerate(self.names):
             if all(group in groups for groups in present):
                 continue
             n = len({content for content, other in zip(contents, self.of_text, strict=True) if other == group})
             single = len(self.names) == 1
-            raise UserError(
+            return (
                 f"{source if single else f'group {name!r} of {source}'} holds {n} different texts, but the "
                 f"train, validation and test splits need one each. Give at least {MIN_GROUP_TEXTS}, or learn masks of "
                 "single texts: --model.scope input"
                 + ("" if single or n < MIN_GROUP_TEXTS else ". Other groups have some of its texts, and split them")
             )
+        return ""

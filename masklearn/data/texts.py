@@ -94,7 +94,7 @@ class RowReader:
         """
         columns = self.columns
         group_value = value_at(row, columns.group) if columns.group else ""
-        if not isinstance(group_value, str | int | float | bool):
+        if not isinstance(group_value, str | int | float | bool) or group_value != group_value:  # NaN is no name
             raise self._bad(index, columns.group, group_value, "is not a group name", "group")
         answers, wrong = (self._answers(index, row, kind) for kind in ("answer", "wrong"))
         ids, corrupted_ids = (self._ids(index, row, kind) for kind in ("text", "corrupted"))

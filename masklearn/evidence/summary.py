@@ -32,7 +32,7 @@ def paragraph(tables: Mapping[str, Table], facts: Mapping[str, Any]) -> str:
     lines = [
         f"Masks of {_quoted(facts['model'])} under {facts['ablation']} ablation, tested on {facts['n_texts']} held-out "
         f"texts of {_quoted(facts['texts'])}{against}{again}.",
-        *(["P-values are corrected for the number of sizes (Holm), level 5 %."] if has_tests else []),
+        *(["P-values are corrected for the number of masks (Holm), level 5 %."] if has_tests else []),
     ]
     kl = [(row, _kl(tables, row)) for row in {_name(row): row for row in tables["verdicts"]}.values()]
     if known := [f"{value:.3g} at {_name(row)}" for row, value in kl if value is not None]:
@@ -72,7 +72,10 @@ def _number(tables: Mapping[str, Table], verdict: Mapping[str, Any]) -> str:
         return f" ({row['excess']:+.3g}, 95 % interval {row['low']:.3g} to {row['high']:.3g})"
     if verdict["claim"] == "stable":
         rows = [row for row in _rows(tables["stability"], verdict) if row["source"] == BOOTSTRAP]
-        return f" ({rows[0]['jaccard']:.2f}, by chance {rows[0]['chance']:.2f})" if rows else ""
+        return "".join(
+            f" ({row['jaccard']:.2f}, with the run's mask {row['run_jaccard']:.2f}, by chance {row['chance']:.2f})"
+            for row in rows[:1]
+        )
     return ""
 
 

@@ -75,7 +75,8 @@ def _circuit(mask: Mask, gates: Tensor, group: Any, config: PreTrainedConfig, fo
     if form == "list":
         return [name for name, is_open in zip(mask.graph.names, gates.tolist(), strict=True) if is_open]
     if form == "edge-pruning":
-        return edge_pruning_edges(mask.graph, gates, parallel, text.model_type in LEARNED_POSITIONS)
+        n_kv_heads = getattr(text, "num_key_value_heads", None) or mask.graph.n_heads
+        return edge_pruning_edges(mask.graph, gates, parallel, text.model_type in LEARNED_POSITIONS, n_kv_heads)
     return eap_circuit(mask.graph, gates, _scores(mask, int(gates.sum()), group), text.hidden_size, parallel)
 
 

@@ -44,8 +44,8 @@ def mib_files(
     """The files of one task and model, by name.
 
     If smaller masks lie inside larger ones, it is one file of importances: the number of sizes that keep a node, so
-    that MIB's cuts fall between sizes. Otherwise it is a circuit for each of MIB's sizes, or for each size if the
-    bank's are others.
+    that MIB's cuts fall between sizes, and less than one more by the order of the scores, for cuts at other sizes.
+    Otherwise it is a circuit for each of MIB's sizes, or for each size if the bank's are others.
 
     Args:
         mask: The bank.
@@ -62,6 +62,7 @@ def mib_files(
     graph = mask.graph
     if all(not (small & ~large).any() for small, large in pairwise(masks.values())):
         kept_by = torch.stack([gates.float() for gates in masks.values()]).sum(0)
+        kept_by += scores[max(scores)].argsort(stable=True).argsort() / graph.n_nodes
         input_score = len(masks) + 1.0 if with_input else None
         return {"importances": eap_importances(graph, kept_by, width, parallel, input_score)}
     counts = mib_counts(graph.n_nodes, with_input)[:-1]  # the evaluator adds the whole model

@@ -18,7 +18,7 @@ pipeline_tag: text-generation
 
 # {n_open} of {n_nodes} nodes of {model}
 
-A subgraph that masklearn selected: {heads} of {n_heads} attention heads and {mlps} of {n_mlps} MLPs.
+A subgraph: {heads} of {n_heads} attention heads and {mlps} of {n_mlps} MLPs.
 {closed}{quality}
 
 When this folder was written, its logits were compared with those of the masked model in float32, on whole texts and

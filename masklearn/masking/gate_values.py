@@ -1,6 +1,6 @@
 """The gates that a caller gives (tensor, array, list or node names) as a tensor with one gate for each node."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ def _as_tensor(graph: NodeGraph, gates: Any) -> Tensor:
         return gates
     if hasattr(gates, "select") and hasattr(gates, "groups"):
         raise UserError("a bank holds several masks. Select one: gated(lm, bank.select(s=...))")
+    if isinstance(gates, Mapping):
+        raise UserError("gates by name are not read. Give one for each node, or the names of those to keep")
     names = [gates] if isinstance(gates, str) else gates
     if isinstance(names, Iterable) and all(isinstance(name, str) for name in names):
         return _indicator(graph, names)

@@ -14,8 +14,8 @@ SECTIONS = {
     "tests": (
         "Hypothesis tests",
         "Random subgraphs have as many heads and MLPs as the mask and are drawn from the whole model. p-values are "
-        "corrected for the number of sizes (Holm). Equivalence, independence and minimality are passed by default: "
-        "what is not rejected is not shown.",
+        "corrected for the number of masks, of all groups and sizes (Holm). Equivalence, independence and minimality "
+        "are passed by default: what is not rejected is not shown.",
     ),
     "controls": (
         "Controls",

@@ -93,17 +93,17 @@ def masks_scored(n_samples: int, restarts: int, n_sizes: int) -> int:
     return n_sizes * (len(STAGES) - 2 + n_samples + (restarts if restarts > 1 else 0))
 
 
-def repolish(found: DiscretizedMasks, scorer: MaskScorer, polish: Polish) -> DiscretizedMasks:
-    """Polish masks again, after what closed nodes emit has changed.
+def repolish(found: DiscretizedMasks, scorer: MaskScorer, polish: Polish | None) -> DiscretizedMasks:
+    """Score masks again and polish them, after what closed nodes emit has changed.
 
     Args:
         found: Masks of all of the scorer's groups. Their scores, and the KL of the stages before polish, stay.
         scorer: Scores the masks under the new ablation, on text that no result is reported on.
-        polish: Improves the masks.
+        polish: Improves the masks; None for no polish.
     """
     n_sizes = found.mask.shape[1]
     masks, scores = (t.transpose(0, 1).to(scorer.device) for t in (found.mask, found.scores.expand(-1, n_sizes, -1)))
-    masks, kl = polish(scorer, masks, scores)
+    masks, kl = polish(scorer, masks, scores) if polish else (masks, scorer(masks))
     stages = torch.cat([found.kl[..., :-1], kl.T[..., None].to(found.kl.device)], -1)
     return replace(found, mask=masks.transpose(0, 1).to(found.mask.device), kl=stages)
 

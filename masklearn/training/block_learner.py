@@ -23,14 +23,14 @@ from masklearn.training.block_store import BlockStore
 from masklearn.training.blocks import BlockFinisher, choose_step_shape, require_fit
 from masklearn.training.budget import Lagrangian, Projected
 from masklearn.training.cost import PhaseClock
-from masklearn.training.dealing import deal, learned_before, resumed
+from masklearn.training.dealing import deal, learned_before, resumed, step_shape_of
 from masklearn.training.full_targets import FullTargets, index_in_block
 from masklearn.training.learned_ablation import LearnedConstants, begin_ablation
 from masklearn.training.settings import LearnerSettings
 from masklearn.training.staying import StaysOnDevice
 from masklearn.training.step_guard import StepGuard
 from masklearn.training.step_log import StepLog
-from masklearn.training.trainer import require_one_device
+from masklearn.training.trainer import require_plain_trainer
 
 
 class BlockLearner(StaysOnDevice):
@@ -61,6 +61,7 @@ class BlockLearner(StaysOnDevice):
         """For every size the KL at each of the `STAGES`: in nats, mean over groups, on the texts that select masks."""
         self.measures_gates = True  # otherwise the KL of gates that are not yet discrete is NaN in `stages`
         self._loaded = False
+        self._bank: Mask | None = None  # once the gates are discrete
         self._plan: BlockPlan | None = None
         self._prepared_block: int | None = None
         self._full_targets: FullTargets | None = None  # of the prepared block, if they are kept
@@ -73,7 +74,7 @@ class BlockLearner(StaysOnDevice):
 
     def setup(self, stage: str) -> None:
         """Prepare for the texts of the trainer's data module."""
-        require_one_device(self.trainer)
+        require_plain_trainer(self.trainer)
         if not self._loaded:
             self.load()
             self.masked_lm.move(self.trainer.strategy.root_device)  # blocks are planned for the memory there
@@ -89,6 +90,7 @@ class BlockLearner(StaysOnDevice):
             self.load()
         if self._plan is None or data.plan is not self._plan:
             self.plan_blocks(data)
+            self.store.forget()  # masks of other texts that this learner was fitted to
         self.constants = begin_ablation(self.settings.ablation, self.masked_lm, data, self.bar, self.settings.gate_kind)
 
     def load(self) -> None:
@@ -183,6 +185,7 @@ class BlockLearner(StaysOnDevice):
 
     def on_fit_start(self) -> None:
         """Start from the constants that a checkpoint may have restored, and compile steps if that pays."""
+        self._bank = None
         self._detach_ablation()
         self.masked_lm.ablation = self.masked_lm.ablation.to(self.masked_lm.device)  # Lightning has moved the model
         rows = self.plan.groups_per_block * self._data.texts_per_group * self.settings.rows_per_text
@@ -198,8 +201,8 @@ class BlockLearner(StaysOnDevice):
             self._reset()
         if block != self._prepared_block:  # a new block, or a run that resumes within one
             groups = self.plan.blocks[block]
-            batches = self.bar(self._data.loader("train", groups), "Full targets", brief=True)
-            self._full_targets = FullTargets.of_texts(self.masked_lm, batches) if self.settings.by_kl else None
+            how = self.masked_lm, self._data, groups, self.plan.steps, self.bar
+            self._full_targets = FullTargets.of_block(*how) if self.settings.by_kl else None
             self._index_in_block = index_in_block(groups, self.plan.n_groups).to(self.device)
             self._prepared_block = block
 
@@ -262,13 +265,8 @@ class BlockLearner(StaysOnDevice):
         Raises:
             UserError: If another version wrote the checkpoint, or a finished block is missing or damaged.
         """
-        if "step_shape" not in checkpoint:
-            raise UserError(
-                "an earlier version of masklearn wrote the checkpoint, and this one cannot resume it. Finish the run "
-                "with that version, or start it again in another folder: --run.dir"
-            )
-        if checkpoint["step_shape"] != self.plan.step_shape:
-            self.plan_blocks(self._data, checkpoint["step_shape"])
+        if (step_shape := step_shape_of(checkpoint)) != self.plan.step_shape:
+            self.plan_blocks(self._data, step_shape)
         self._use_plan(resumed(self.plan, checkpoint.get("blocks")), self._data)
         self.store.require(learned_before(self.plan, self.store, checkpoint["global_step"]))
 
@@ -281,19 +279,22 @@ class BlockLearner(StaysOnDevice):
         ranks.gathered(None)
 
     def discretize(self) -> Mask:
-        """The learned masks, with exactly `s` nodes each; also sets `stages`.
+        """The learned masks, with exactly `s` nodes each; also sets `stages`. They are made once.
 
         Learned constants are trained further for these masks, and the masks polished once more under the new constants.
 
         Raises:
             UserError: If the masks of a block are missing or damaged.
         """
+        if self._bank is not None:
+            return self._bank
         self.finish_blocks()
         found = self.finisher.gather()
         if self.constants is not None:
             with self.clock.time("polish"):
                 found = self.finisher.refit(found, self.constants, self.bar)
-        self.notices += self.finisher.notices
+        self.notices = self.finisher.notices
         by_size = zip(self.sizes, found.kl.mean(0).tolist(), strict=True)
         self.stages = [{"s": size, **dict(zip(STAGES, kl, strict=True))} for size, kl in by_size]
-        return self.finisher.bank(found, self.sizes)
+        self._bank = self.finisher.bank(found, self.sizes)
+        return self._bank

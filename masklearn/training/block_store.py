@@ -58,6 +58,10 @@ class BlockStore:
                 return n_groups, n_texts
         return None
 
+    def forget(self) -> None:
+        """Forget the blocks in memory; files stay."""
+        self._in_memory.clear()
+
     def put(self, block: int, groups: Sequence[int], tensors: dict[str, Tensor]) -> None:
         """Store the results of a block.
 
@@ -80,11 +84,16 @@ class BlockStore:
             UserError: If its file is missing or damaged.
         """
         file = self._file(block)
+        if not file and block not in self._in_memory:
+            raise UserError(
+                "training ended before its last step, so some masks are not learned. Let the trainer make all steps: "
+                "leave out its limits of steps and of time"
+            )
         try:
             return read_checked(file) if file else self._in_memory[block]
         except READ_ERRORS as error:
             raise UserError(
-                f"a finished block of the run, {file or block}, cannot be read: {one_line(error)}. Restore it from a "
+                f"a finished block of the run, {file}, cannot be read: {one_line(error)}. Restore it from a "
                 "copy, or start the run again in another folder: --run.dir"
             ) from error
 

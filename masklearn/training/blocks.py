@@ -51,6 +51,7 @@ def choose_step_shape(
     Returns:
         The groups and the texts of each, at most; and a notice for the user if memory limits them.
     """
+    data.use_plan(None)  # that of another learner may have had less memory
     texts = data.texts_per_group
     requested = min(requested_groups or max(1, DEFAULT_TEXTS_PER_STEP // texts), len(data.groups.names))
     groups, fitting_texts, notice = fit_to_memory(masked_lm, data.longest_text, texts, rows_per_text, requested)
@@ -117,7 +118,7 @@ class BlockFinisher:
             UserError: If a block is missing or damaged.
         """
         tensors = self.store.gather(len(self.plan.blocks))
-        self.untried_steps.append(int(tensors.pop(UNTRIED).max()))
+        self.untried_steps[:] = [int(tensors.pop(UNTRIED).max())]
         return DiscretizedMasks(**tensors)
 
     def bank(self, found: DiscretizedMasks, sizes: Sequence[int]) -> Mask:
@@ -141,11 +142,10 @@ class BlockFinisher:
         constants.refit(self.masked_lm, found.mask, train, selection, bar, objective, rows_per_text)
         refitted = ranks.from_first(self.masked_lm.ablation.to(torch.device("cpu")))  # devices round differently
         self.masked_lm.ablation = refitted.to(self.masked_lm.device)
-        if not self.settings.polish:
-            return found
         groups = range(len(found.mask))
         scorer = self._scorer(groups)
-        found = repolish(found, scorer, self._polish("polish-again", groups, bar))
+        polish_masks = self._polish("polish-again", groups, bar) if self.settings.polish else None
+        found = repolish(found, scorer, polish_masks)
         self.untried_steps.append(scorer.tokens.untried_steps)
         return found
 

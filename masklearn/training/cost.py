@@ -1,5 +1,6 @@
 """What a run costs: the tokens that learning and polish score, and the seconds and the memory that phases take."""
 
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -82,7 +83,12 @@ def memory_so_far(device: torch.device) -> int:
     """The peak memory of this process until now in bytes: that allocated on a GPU, or that of the process."""
     if device.type == "cuda":
         return peak_bytes(device)
-    return psutil.Process().memory_info().rss
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # which Windows has not
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def tokens_by_group(data: MaskData, plan: BlockPlan) -> list[float]:

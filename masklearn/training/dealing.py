@@ -1,11 +1,13 @@
 """Dealing: which blocks of a run a process learns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from heapq import heapreplace
+from typing import Any
 
 from masklearn import ranks
 from masklearn.data import BlockPlan, BlockQueue
+from masklearn.errors import UserError
 from masklearn.training.block_store import BlockStore
 
 
@@ -40,6 +42,20 @@ def busy_share(costs: Sequence[float], n_ranks: int) -> float:
     for cost in costs:
         heapreplace(free_at, free_at[0] + cost)
     return sum(costs) / (n_ranks * max(free_at))
+
+
+def step_shape_of(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
+    """Groups of a block, and texts of each in a step, in the run that wrote a checkpoint.
+
+    Raises:
+        UserError: If another version wrote it.
+    """
+    if "step_shape" not in checkpoint:
+        raise UserError(
+            "an earlier version of masklearn wrote the checkpoint, and this one cannot resume it. Finish the run with "
+            "that version, or start it again in another folder: --run.dir"
+        )
+    return checkpoint["step_shape"]
 
 
 def resumed(plan: BlockPlan, blocks: Sequence[int] | None) -> BlockPlan:

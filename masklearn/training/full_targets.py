@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from masklearn.data import Batch
+from masklearn.data import Batch, MaskData
 from masklearn.masking import MaskedLM
+from masklearn.progress import ProgressBar
 
 MAX_TARGET_BYTES = 2**30
 """The full targets of a block are kept if they take no more memory than this."""
@@ -21,6 +22,16 @@ class FullTargets:
     """At all scored positions of all texts, text after text, shape (positions, width)."""
     first: Tensor
     """Where in `hidden` the positions of a text begin, by its index in the split; shape (texts,)."""
+
+    @classmethod
+    def of_block(
+        cls, masked_lm: MaskedLM, data: MaskData, groups: Sequence[int], n_steps: int, bar: ProgressBar
+    ) -> "FullTargets | None":
+        """Run the full model on the training texts of some groups; None if steps are too few to serve them all."""
+        most = max(len(data.train_indices_by_group[group]) for group in groups)
+        if most > n_steps * data.batch_size:
+            return None
+        return cls.of_texts(masked_lm, bar(data.loader("train", groups), "Full targets", brief=True))
 
     @classmethod
     def of_texts(cls, masked_lm: MaskedLM, batches: Iterable[Batch]) -> "FullTargets | None":

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from masklearn.ablation import AblationName
+from masklearn.choices import require_choices
 from masklearn.errors import UserError
 from masklearn.gates import GateName
 from masklearn.masking import CompileMode
@@ -76,14 +77,21 @@ class LearnerSettings:
     quantization: QuantizationName | None = None
 
     def __post_init__(self) -> None:
+        require_choices("model", vars(self), get_type_hints(LearnerSettings))
         self._require_graph()
         for flag in ("steps", "draws", "restarts", "block", "polish", "max_groups", "sampled_kl_draws"):
             value, minimum = getattr(self, flag), 0 if flag == "polish" else 1
-            if value is not None and not minimum <= value <= MAX_COUNT:
-                raise UserError(f"model.{flag} is {value}; it must be at least {minimum} and at most {MAX_COUNT}")
-        for flag, value in {"lr": self.lr, "temperature": min(self.temperature)}.items():
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"model.{flag} is {value}; it must be positive")
+            if value is not None and not (isinstance(value, int) and minimum <= value <= MAX_COUNT):
+                raise UserError(
+                    f"model.{flag} is {value}; it must be at least {minimum} and at most {MAX_COUNT}, a whole number"
+                )
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise UserError(f"model.lr is {self.lr}; it must be positive")
+        if not isinstance(self.temperature, Sequence) or [0 < t < math.inf for t in self.temperature] != [True, True]:
+            raise UserError(
+                f"model.temperature is {self.temperature}; give two positive numbers, that of the first step and that "
+                "of the last"
+            )
         if self.polish_budget is not None and not 0 <= self.polish_budget < math.inf:
             raise UserError(
                 f"model.polish_budget is {self.polish_budget}; give a multiple of what learning costs, 0 or more, for "

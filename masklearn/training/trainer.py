@@ -38,14 +38,20 @@ def trainer_defaults() -> dict[str, Any]:
     }
 
 
-def require_one_device(trainer: Trainer) -> None:
+def require_plain_trainer(trainer: Trainer) -> None:
     """Refuse a trainer with several devices, whose strategy would wrap the learner and average its gradients.
 
-    That of `python train.py` does neither, and leaves the trainer's world size at 1.
+    That of `python train.py` does neither, and leaves the trainer's world size at 1. Accumulated gradients are refused,
+    too: a block would get fewer steps than its plan says.
 
     Raises:
-        UserError: If there are several.
+        UserError: If there are several devices, or a step of several batches.
     """
+    if trainer.accumulate_grad_batches > 1:
+        raise UserError(
+            f"the trainer accumulates gradients of {trainer.accumulate_grad_batches} batches. Choose the texts of a "
+            "step with MaskData(batch_size=...) instead"
+        )
     if trainer.world_size > 1:
         raise UserError(
             f"the trainer has {trainer.world_size} devices, but a MaskLearner uses one: Trainer(devices=1). For "
