@@ -169,22 +169,6 @@ def test_invalid_scopes_are_rejected(tmp_path: Path, scope: str, values: list[ob
         ml.MaskData(path=languages(tmp_path / "texts.jsonl", values), scope=scope).setup("fit")
 
 
-def test_texts_that_are_set_up_already_are_checked_before_they_are_learned_on() -> None:
-    data = ml.MaskData(texts=[*islice(tasks.texts(), 2)])
-    data.setup()
-    with pytest.raises(ml.UserError, match="holds 2 different texts, but the train, validation and test splits"):
-        data.setup("fit")
-
-
-def test_a_plan_of_smaller_steps_ends_with_it() -> None:
-    data = ml.MaskData(task="names", limit=40, batch_size=8)
-    data.setup("fit")
-    data.use_plan(data.block_plan(1, 2, batch_size=3))
-    assert data.texts_per_group == 3
-    data.use_plan(None)
-    assert data.texts_per_group == 8
-
-
 def test_a_column_may_give_a_group_for_every_text_when_allowed(tmp_path: Path) -> None:
     path = languages(tmp_path / "texts.jsonl", list("abcdefghijkl"))
     data = ml.MaskData(path=path, scope="column:lang", max_groups=12)

@@ -225,21 +225,15 @@ def test_the_second_run_is_checked_before_the_first_takes_its_time(
     assert "there is no folder" in one_line(capsys)
 
 
-def test_masks_of_another_objective_have_no_evidence(
+def test_masks_of_another_objective_or_of_every_position_have_no_evidence(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mask = ml.Mask.load(run.folder)
     config = mask.config | {"model": mask.config["model"] | {"objective": "logit-diff"}}
-    replace(mask, config=config).save(tmp_path / "mask.safetensors")
-    assert evaluate(["--mask", str(tmp_path), "--evidence", "true"]) == 2
-    assert "minimise logit-diff" in capsys.readouterr().err
-
-
-def test_masks_of_every_position_have_no_evidence(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Tokens of one text are not independent."""
-    replace(ml.Mask.load(run.folder), positions="each").save(tmp_path / "mask.safetensors")
-    assert evaluate(["--mask", str(tmp_path), "--evidence", "true"]) == 2
-    assert "a text makes several inputs" in one_line(capsys)
+    for reason, change in ("minimise logit-diff", {"config": config}), ("several inputs", {"positions": "each"}):
+        replace(mask, **change).save(tmp_path / "mask.safetensors")
+        assert evaluate(["--mask", str(tmp_path), "--evidence", "true"]) == 2
+        assert reason in one_line(capsys)
 
 
 def test_masks_of_single_texts_have_no_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 import masklearn as ml
 from masklearn.masking import MaskedLM
-from masklearn.progress import no_bar
 from masklearn.selection import polish as polish_module
 from masklearn.selection.scorer import MaskScorer
 from masklearn.training import block_learner, full_targets
@@ -292,48 +291,3 @@ def test_the_user_hears_of_a_spent_budget_and_of_half_precision(tmp_path: Path) 
     other = replace(learner.finisher, untried_steps=[])  # of a process that polished nothing, such as a merge of shards
     other.gather()
     assert other.notices[0] == spent
-
-
-def test_a_learner_is_fitted_again_to_other_texts(tmp_path: Path) -> None:
-    """Masks of the first texts, which it holds in memory, are not those of the second."""
-    settings: dict[str, Any] = {"steps": 8, "sizes": [3], "polish": 0}
-    learner = learn(tmp_path, {"task": "names"}, **settings)
-    first = learner.discretize()
-    assert learner.discretize() is first
-    texts = ml.MaskData(task="agreement", limit=40)
-    trainer(8, tmp_path).fit(learner, datamodule=texts)
-    fresh = learn(tmp_path, {"task": "agreement"}, **settings)
-    second, expected = learner.discretize(), fresh.discretize()
-    assert torch.equal(second.scores, expected.scores) and not torch.equal(second.scores, first.scores)
-    assert learner.stages == fresh.stages
-
-
-def test_a_fit_that_ends_early_has_no_masks(tmp_path: Path) -> None:
-    learner = ml.MaskLearner(steps=4, sizes=[3])
-    trainer(2, tmp_path).fit(learner, datamodule=ml.MaskData(task="names", limit=20))
-    with pytest.raises(ml.UserError, match="training ended before its last step"):
-        learner.discretize()
-
-
-def test_accumulated_gradients_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ml.UserError, match="accumulates gradients of 2 batches"):
-        trainer(2, tmp_path, accumulate_grad_batches=2).fit(
-            ml.MaskLearner(steps=2), datamodule=ml.MaskData(task="names", limit=20)
-        )
-
-
-@pytest.mark.parametrize(("steps", "kept"), [(1, False), (8, True)])
-def test_the_full_model_runs_ahead_only_on_texts_that_steps_use(steps: int, kept: bool) -> None:
-    """80 % of 40 texts, 4 in a step; other targets are computed in their step."""
-    masked_lm, data = MaskedLM(ml.load_lm()), ml.MaskData(task="names", limit=40, batch_size=4)
-    data.setup("fit")
-    targets = full_targets.FullTargets.of_block(masked_lm, data, [0], steps, no_bar)
-    assert (targets is not None) == kept
-
-
-def test_masks_without_polish_have_the_kl_of_the_constants_that_are_saved(tmp_path: Path) -> None:
-    learner = learn(tmp_path, steps=4, sizes=[5], polish=0, ablation="learned")
-    bank = learner.discretize()
-    (stage,) = learner.stages
-    scorer = MaskScorer(MaskedLM(ml.load_lm(), bank.ablation), learner.finisher.data.loader("selection"))
-    assert stage["polished"] == pytest.approx(scorer(bank.mask[0][:, None]).item(), rel=1e-4)
