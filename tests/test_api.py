@@ -81,12 +81,12 @@ def test_texts_of_every_kind_are_the_same_texts(tmp_path: Path) -> None:
     rows = [{"text": text, "kind": "a"} for text in TEXTS[:3]]
     file = tmp_path / "texts.txt"
     file.write_text("\n".join(TEXTS[:3]), encoding="utf-8")
-    given: list[Any] = [
+    in_memory: list[Any] = [
         TEXTS[:3], tuple(TEXTS[:3]), iter(TEXTS[:3]), rows, pd.DataFrame(rows), pd.Series(TEXTS[:3]),
-        datasets.Dataset.from_list(rows), str(file), file,
+        datasets.Dataset.from_list(rows),
     ]  # fmt: skip
-    read = [[text.text for text in as_data(texts, "embedded", None, {}).source.read()[0]] for texts in given]
-    assert read == [TEXTS[:3]] * len(given)
+    data = [as_data(file, "embedded", None, {}), *(ml.MaskData(texts=texts) for texts in in_memory)]
+    assert [[text.text for text in texts.source.read()[0]] for texts in data] == [TEXTS[:3]] * 8
     assert len(as_data(TEXTS, "embedded", None, {"limit": 2}).source.read()) == 2
 
 
@@ -97,6 +97,7 @@ def test_texts_of_every_kind_are_the_same_texts(tmp_path: Path) -> None:
         ({"texts": 3}, "type int"),
         ({"texts": [1, 2]}, "text 1"),
         ({"texts": []}, "no text"),
+        ({"texts": {"text": TEXTS}}, "a mapping"),
         ({"texts": datasets.DatasetDict({"a": datasets.Dataset.from_dict({"text": TEXTS})})}, "texts['a']"),
         ({"texts": TEXTS, "path": "a.txt"}, "Remove one"),
         ({"lm": torch.nn.Linear(1, 1)}, "Linear"),

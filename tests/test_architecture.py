@@ -59,7 +59,7 @@ ALLOWED_IN = {
     "matplotlib": {"report"},
     "jinja2": {"report"},
     "scipy": {"density", "evaluation", "evidence"},
-    "pandas": {"api", "density", "report", "tracking"},
+    "pandas": {"api", "data", "density", "report", "tracking"},
     "jsonargparse": {"cli", "tiny"},
     "transformers": {"api", "models", "masking", "edges", "data", "cli", "tiny", "export"},
 }

@@ -1,18 +1,15 @@
 """What a caller gives as texts, and settings by name, as a data module."""
 
-from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pandas as pd
-
 from masklearn.data import MaskData
 from masklearn.data.columns import has_column
+from masklearn.data.rows_given import as_sequence
 from masklearn.data.source_settings import COLUMN_KEYS, MODEL_KEYS, without_model, without_source
 from masklearn.errors import UserError, nearest
-from masklearn.models import EMBEDDED, TokenizerOrName
+from masklearn.models import TokenizerOrName
 from masklearn.training.learner import MaskLearner
 
 LEARNER_SETTINGS = {*signature(MaskLearner).parameters} - {"lm"}
@@ -70,7 +67,7 @@ def as_data(texts: Any, lm: str, tokenizer: TokenizerOrName | None, settings: di
     if isinstance(texts, str | Path):
         settings = settings | {"path": str(texts)}
         return MaskData(**settings, lm=lm, tokenizer=tokenizer)
-    return MaskData(**settings, lm=lm, tokenizer=tokenizer, texts=_rows(texts))
+    return MaskData(**settings, lm=lm, tokenizer=tokenizer, texts=texts)
 
 
 def as_other_data(
@@ -92,8 +89,8 @@ def as_other_data(
     """
     if isinstance(texts, MaskData):
         return as_data(texts, lm, tokenizer, settings)
-    if not isinstance(texts, str | Path):
-        texts = _rows(texts)
+    if not isinstance(texts, str | Path | None):
+        texts = as_sequence(texts)  # which is read twice
     kept = without_source(of_run)
     tokenizer_of_run = kept.pop("tokenizer", None)
     tokenizer = tokenizer_of_run if tokenizer is None else tokenizer
@@ -110,21 +107,3 @@ def as_other_data(
 def settings_of(data: MaskData) -> dict[str, Any]:
     """The settings of some texts that results depend on, without those that are taken from the model's."""
     return {key: value for key, value in without_model(data.hparams).items() if key != "workers"}
-
-
-def _rows(texts: Any) -> Any:
-    """The texts as a sequence of strings or rows; None as None."""
-    if isinstance(texts, datasets.DatasetDict):
-        raise UserError(f"the texts are a dataset of splits. Choose one: texts[{next(iter(texts))!r}]")
-    if isinstance(texts, pd.DataFrame):
-        return texts.to_dict("records")
-    if isinstance(texts, pd.Series):
-        return texts.tolist()
-    if texts is None or isinstance(texts, Sequence | datasets.Dataset):
-        return texts
-    if hasattr(texts, "__iter__"):
-        return list(texts)
-    raise UserError(
-        f"the texts are of type {type(texts).__name__}. Give a list of strings or of rows, a datasets.Dataset, a "
-        f"table of pandas, a file, or a MaskData; none for the model {EMBEDDED!r} and its own texts"
-    )

@@ -21,7 +21,8 @@ from masklearn.data.encoding import Encoding
 from masklearn.data.positions import Positions, expand_positions
 from masklearn.data.preview import preview
 from masklearn.data.resampling import add_resample_texts
-from masklearn.data.sources import RowsOrTexts, Source, TaskName, chosen_task
+from masklearn.data.rows_given import RowsOrTexts, as_sequence
+from masklearn.data.sources import Source, TaskName, chosen_task
 from masklearn.data.splits import DATASET, INPUT, Groups, group_column
 from masklearn.data.text_tokenizer import BosRule
 from masklearn.data.tokenization import Truncation
@@ -75,7 +76,7 @@ class MaskData(LightningDataModule):
         max_groups: Most groups that a column may make: see the model's max_groups.
         trust_remote_code: Run the code that comes with the tokenizer: see the model's trust_remote_code.
         workers: Processes that prepare batches ahead of time; their number changes the time and nothing else.
-        texts: The texts themselves, in place of a file: strings, or rows with the columns of a file.
+        texts: The texts themselves, in place of a file: strings, rows with the columns of a file, or a table of pandas.
         tokenizer: Hub id or folder of a tokenizer, for a model that comes without one; by default the model's own. From
             Python also a tokenizer that is loaded already.
     """
@@ -93,7 +94,7 @@ class MaskData(LightningDataModule):
         texts: RowsOrTexts | None = None, tokenizer: TokenizerOrName | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        path = None if path is None else str(path)
+        path, texts = None if path is None else str(path), None if texts is None else as_sequence(texts)
         in_memory = ["texts"] if isinstance(tokenizer, str | None) else ["texts", "tokenizer"]
         self.save_hyperparameters(ignore=in_memory, logger=False)
         require_choices("data", self.hparams, get_type_hints(MaskData.__init__))
@@ -101,8 +102,7 @@ class MaskData(LightningDataModule):
         self.positions: Positions = positions
         self.batch_size, self.max_test, self.seed, self.workers = batch_size, max_test, seed, workers
         self.lm, self.revision, self.trust_remote_code = lm, revision, trust_remote_code
-        self.tokenizer = tokenizer
-        self.scope, self.max_groups = scope, max_groups
+        self.tokenizer, self.scope, self.max_groups = tokenizer, scope, max_groups
         if pack and scope == INPUT:
             raise UserError(
                 "data.pack joins the texts and splits them into chunks, so with --model.scope input no given text has "

@@ -1,17 +1,44 @@
 """Texts that are given as Python objects: lists of strings or of rows, and datasets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
+
+import datasets
+import pandas as pd
 
 from masklearn.data.readers import Row
 from masklearn.errors import UserError
 
-RowsOrTexts = Sequence[str] | Sequence[dict[str, Any]]
+RowsOrTexts = Iterable[str | dict[str, Any]] | pd.DataFrame
 """Strings, or rows: mappings from the names of columns to values. A `datasets.Dataset` is a sequence of rows."""
+RowSequence = Sequence[str | dict[str, Any]]
+"""The same as a sequence."""
 
 
-def rows_given(texts: RowsOrTexts, limit: int | None) -> tuple[list[str], list[Row]]:
+def as_sequence(texts: RowsOrTexts) -> RowSequence:
+    """Texts as a sequence of strings or of rows: a table of pandas, or anything to iterate over, becomes a list.
+
+    Raises:
+        UserError: If they are the splits of a dataset, or nothing to iterate over.
+    """
+    if isinstance(texts, datasets.DatasetDict):
+        raise UserError(f"the texts are a dataset of splits. Choose one: texts[{next(iter(texts))!r}]")
+    if isinstance(texts, pd.DataFrame):
+        return texts.to_dict("records")
+    if isinstance(texts, Sequence | datasets.Dataset):
+        return texts
+    if isinstance(texts, Mapping):
+        raise UserError("the texts are a mapping. Give a list of rows: [{...}, {...}]")
+    if isinstance(texts, Iterable):
+        return list(texts)
+    raise UserError(
+        f"the texts are of type {type(texts).__name__}. Give a list of strings or of rows, a datasets.Dataset, a "
+        "table of pandas, or a file; none for the embedded model and its own texts"
+    )
+
+
+def rows_given(texts: RowSequence, limit: int | None) -> tuple[list[str], list[Row]]:
     """The names of all columns, and the rows; strings are rows of the column `text`.
 
     Raises:

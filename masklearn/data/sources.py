@@ -15,7 +15,7 @@ from masklearn.data.columns import WITHOUT_WORDS, Columns, RequestedColumns
 from masklearn.data.mib import MIB_COLUMNS, mib_task, mib_texts
 from masklearn.data.opening import existing_path
 from masklearn.data.readers import Row, read_file
-from masklearn.data.rows_given import RowsOrTexts, rows_given
+from masklearn.data.rows_given import RowSequence, rows_given
 from masklearn.data.texts import RowReader, Text
 from masklearn.errors import UserError, one_line
 from masklearn.models import EMBEDDED, why_hub_unreachable
@@ -32,7 +32,7 @@ DEFAULT_TASK_TEXTS = 1000
 
 
 def chosen_task(
-    path: str | None, dataset: str | None, task: TaskName | None, texts: RowsOrTexts | None, lm: str
+    path: str | None, dataset: str | None, task: TaskName | None, texts: RowSequence | None, lm: str
 ) -> TaskName | None:
     """The task of the embedded generator: the one given, or mixed if no source of texts is given.
 
@@ -71,7 +71,7 @@ class Source:
     """Seed of the embedded generator."""
     ids_are_known: bool = False
     """Whether token ids among the answers are meant as they are, even if the texts are of a known task."""
-    given: RowsOrTexts | None = None
+    given: RowSequence | None = None
     """The texts themselves."""
     chat: bool = False
     """Whether the texts become messages, so that answers begin a message and get no space before them."""
