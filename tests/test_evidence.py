@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from conftest import by_hand, texts, tiny_llama
+from conftest import by_hand, refused, texts, tiny_llama
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -25,6 +25,7 @@ from masklearn.evidence.hypotheses import (
     independence_p,
 )
 from masklearn.evidence.intervals import mean_interval
+from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.resampled_texts import bootstrapped, half, shuffled
 from masklearn.evidence.stability import chance_jaccard, near_optimal, overlap
 from masklearn.evidence.text_scores import TextScores, kl_between, score_texts
@@ -240,3 +241,7 @@ def test_texts_are_resampled_within_the_splits_they_are_learned_on() -> None:
         held_in = {*content(changed, "train"), *content(changed, "validation")}
         assert {*content(changed, "selection")} <= held_in
     assert len(resampled.parts["selection"]) == len(data.parts["selection"])
+
+
+def test_a_plan_refuses_counts_below_their_minimum() -> None:
+    assert "plan.draws is 0" in refused(lambda: EvidencePlan(draws=0))

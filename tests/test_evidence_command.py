@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run, one_line, refused, tiny_llama
+from conftest import Run, one_line, tiny_llama
 from torch import Tensor
 
 import masklearn as ml
@@ -18,7 +18,6 @@ from masklearn.cli import evaluate, evidence_command, train
 from masklearn.cli.evidence_command import MATRIX_PAGE, run_names
 from masklearn.data import MaskData
 from masklearn.evidence import bench, completeness, transfer
-from masklearn.evidence.plan import EvidencePlan
 from masklearn.evidence.rediscovery import Rediscoverer
 from masklearn.evidence.text_scores import score_texts
 from masklearn.evidence.transfer import transfer_matrix
@@ -295,7 +294,3 @@ def test_what_evidence_cannot_use_is_told_in_one_line(
 def test_flags_of_a_plan_need_evidence(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(["--mask", str(run.folder / "mask.safetensors"), "--plan.seeds", "2"]) == 2
     assert "--evidence true" in capsys.readouterr().err
-
-
-def test_a_plan_refuses_counts_below_their_minimum() -> None:
-    assert "plan.draws is 0" in refused(lambda: EvidencePlan(draws=0))
