@@ -55,6 +55,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
         patch.setattr(sys, "argv", ["train.py"])
         resample_little(patch)
         patch.setitem(RC_PARAMS, "pdf.fonttype", 3)  # TrueType takes a third of the time
+        patch.setattr("masklearn.cli.drawing.can_draw", lambda: False)  # the two runs draw nothing
         masks = [
             learn(folder / "one", "--data.positions", "random", "--data.limit", "8"),
             learn(folder / "words", "--data.positions", "each", "--data.limit", "1"),
