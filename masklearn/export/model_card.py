@@ -105,7 +105,10 @@ def _quality(mask: Mask, n_open: int) -> str:
     row = next((row for row in mask.metrics if row.get("s") == n_open and row.get("kl") is not None), None)
     if row is None:
         return ""
-    texts = "the texts of the masks" if mask.config.get("model", {}).get("scope") == "input" else "held-out texts"
+    is_per_input = mask.config.get("model", {}).get("scope") == "input"
+    texts = (
+        "the texts of the masks" if is_per_input else "the texts of the last evaluation (after a run, held-out ones)"
+    )
     n_groups = len(mask.groups)
     of = "this model" if n_groups == 1 else f"subgraph), mean over the subgraphs of this size of {n_groups} groups"
     return f"\nKL(whole model || {of}{')' * (n_groups == 1)} on {texts}: {row['kl']:.4g} nats a token."
