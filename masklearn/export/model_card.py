@@ -101,17 +101,15 @@ def _closed(export: HFExport, ablation: Ablation) -> str:
 
 
 def _quality(mask: Mask, n_open: int) -> str:
-    """The KL of the masks of this size in their run, if it was measured."""
+    """The KL of the masks of this size, if it was measured."""
     row = next((row for row in mask.metrics if row.get("s") == n_open and row.get("kl") is not None), None)
     if row is None:
         return ""
     is_per_input = mask.config.get("model", {}).get("scope") == "input"
-    texts = (
-        "the texts of the masks" if is_per_input else "the texts of the last evaluation (after a run, held-out ones)"
-    )
+    texts = "texts of the masks" if is_per_input else "texts of the last evaluation (after a run, held-out ones)"
     n_groups = len(mask.groups)
     of = "this model" if n_groups == 1 else f"subgraph), mean over the subgraphs of this size of {n_groups} groups"
-    return f"\nKL(whole model || {of}{')' * (n_groups == 1)} on {texts}: {row['kl']:.4g} nats a token."
+    return f"\nKL(whole model || {of}{')' * (n_groups == 1)} on the {texts}: {row['kl']:.4g} nats a token."
 
 
 def cost_table(before: Cost, after: Cost) -> str:
