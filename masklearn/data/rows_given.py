@@ -20,7 +20,7 @@ def as_sequence(texts: RowsOrTexts) -> RowSequence:
     """Texts as a sequence of strings or of rows: a table of pandas, or anything to iterate over, becomes a list.
 
     Raises:
-        UserError: If they are the splits of a dataset, or nothing to iterate over.
+        UserError: If they are the splits of a dataset, a mapping, or nothing to iterate over.
     """
     if isinstance(texts, datasets.DatasetDict):
         raise UserError(f"the texts are a dataset of splits. Choose one: texts[{next(iter(texts))!r}]")
