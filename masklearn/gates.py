@@ -61,7 +61,7 @@ class GateBank(nn.Module):
 
     def __init__(self, n_groups: int, n_sizes: int, n_nodes: int) -> None:
         super().__init__()
-        self.log_odds = nn.Parameter(torch.full((n_groups, n_sizes, n_nodes), INITIAL_LOG_ODDS))
+        self.log_odds = nn.Parameter(torch.full((n_groups, n_sizes, n_nodes), INITIAL_LOG_ODDS, dtype=torch.float32))
 
     @torch.no_grad()
     def reset(self) -> None:

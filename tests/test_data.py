@@ -292,7 +292,7 @@ def test_held_out_texts_are_capped_and_the_cap_is_said(tmp_path: Path) -> None:
         assert {*map(tuple, capped.parts[name].ids)} <= {*map(tuple, whole.parts[name].ids)}
     assert not whole.notices
     n = len(whole.parts["validation"]) + len(whole.parts["test"])
-    assert capped.notices[-1].startswith(f"{n - 20} of {n} held-out texts are not used")
+    assert capped.notices[-1].startswith(f"{n - 20} of {n} held-out inputs are not used")
     alone = ml.MaskData(path=path, scope="input", max_test=10)
     alone.setup()
     assert len(alone.parts["test"]) == 300

@@ -1,5 +1,7 @@
 """Generating under gates: right with a cache where it can be, refused where it would silently go wrong."""
 
+from inspect import signature
+
 import pytest
 import torch
 from conftest import refused
@@ -62,7 +64,10 @@ def test_padding_on_the_left_is_refused_where_the_position_counts(lm: PreTrained
     mask = torch.ones_like(tokens)
     mask[0, 0] = 0
     with ml.gated(lm, half(lm), positional(lm, tokens)):
-        assert "padding on the left" in refused(lambda: lm(tokens, attention_mask=mask))
+        for call in (lm, MaskedLM(lm).layout.body):
+            gap = [None] * ([*signature(call.forward).parameters].index("attention_mask") - 1)
+            assert "padding on the left" in refused(lambda call=call, gap=gap: call(tokens, *gap, mask))
+            assert "padding on the left" in refused(lambda call=call: call(tokens, attention_mask=mask))
         lm(tokens, attention_mask=mask.flip(1))
 
 

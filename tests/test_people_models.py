@@ -39,6 +39,7 @@ def test_arrays_lists_and_names_are_gates(tokens: Tensor) -> None:
     kept = torch.zeros(15)
     kept[[1, 14]] = 1  # a0.h1 and m2, of three layers of four heads
     assert_close(gated_logits(lm, tokens, ["a0.h1", "m2"]), gated_logits(lm, tokens, kept))
+    assert_close(gated_logits(lm, tokens, map(str, ["a0.h1", "m2"])), gated_logits(lm, tokens, kept))
     with ml.gated(lm, without=["a0.h1", "m2"]):
         without = lm(input_ids=tokens).logits
     assert_close(without, gated_logits(lm, tokens, 1 - kept))
@@ -75,6 +76,25 @@ def test_a_compiled_model_is_gated(tokens: Tensor, in_place: bool) -> None:
     assert_close(compiled(input_ids=tokens).logits, full)  # compiles
     assert_close(gated_logits(compiled, tokens), expected)
     assert_close(compiled(input_ids=tokens).logits, full)
+
+
+@pytest.mark.parametrize("part", ["forward", "layers", "body"])
+def test_compiled_parts_of_a_model_do_not_hide_its_nodes(tokens: Tensor, part: str) -> None:
+    lm: Any = tiny_llama()
+    expected, full = gated_logits(lm, tokens), lm(input_ids=tokens).logits
+    if part == "forward":
+        lm.forward = torch.compile(lm.forward, backend="eager")
+    for module in lm.model.layers if part == "layers" else [lm.model] if part == "body" else []:
+        module.compile(backend="eager")
+    assert_close(lm(input_ids=tokens).logits, full)  # compiles
+    assert_close(gated_logits(lm, tokens), expected)
+    assert_close(lm(input_ids=tokens).logits, full)
+
+
+def test_compiled_code_may_gate(tokens: Tensor) -> None:
+    lm = tiny_llama()
+    expected = gated_logits(lm, tokens)
+    assert_close(torch.compile(gated_logits, backend="eager")(lm, tokens), expected)
 
 
 def test_a_parallel_model_is_unwrapped_and_other_objects_are_refused() -> None:
@@ -122,6 +142,22 @@ def test_adapters_are_in_effect_under_gates(make: Any, dora: bool, tokens: Tenso
     merged = copy.deepcopy(model).merge_and_unload().eval()
     assert_close(gated_logits(model, tokens), gated_logits(merged, tokens), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(gated_logits(model, tokens), gated_logits(make(), tokens), atol=0.1)
+
+
+@pytest.mark.parametrize("gates", [HALF, torch.tensor([0.0, 0, 0, 0, 1] * 3)])
+def test_an_adapter_that_comes_after_the_first_gates_is_gated(tokens: Tensor, gates: Tensor) -> None:
+    """It wraps the modules whose outputs were gated; its own branch must not read heads without gates."""
+    lm = tiny_llama()
+    gated_logits(lm, tokens)
+    model = adapted(lm)
+    merged = copy.deepcopy(model).merge_and_unload().eval()
+    expected = gated_logits(merged, tokens, gates)
+    assert_close(gated_logits(model, tokens, gates), expected, atol=1e-4, rtol=1e-4)
+    unused = adapted(tiny_llama())
+    with unused.disable_adapter():
+        gated_logits(unused, tokens)
+    expected = gated_logits(copy.deepcopy(unused).merge_and_unload().eval(), tokens, gates)
+    assert_close(gated_logits(unused, tokens, gates), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_adapters_that_are_no_part_of_the_weights_are_refused_by_name(tokens: Tensor) -> None:

@@ -30,6 +30,8 @@ def circuit(lm: ModelOrName, *circuits: Collection[str], ablation: Ablation = Ab
         raise UserError(f"ablation {ablation!r} has no values. Take that of a bank: ablation=Mask.load(FILE).ablation")
     lm = load_lm(lm) if isinstance(lm, str) else lm
     graph = NodeGraph.of(lm)
+    if any(isinstance(names, str) for names in circuits):
+        raise UserError("a circuit is a list of names, such as circuit(lm, ['a0.h1', 'm0']), and one given is a string")
     if not circuits or not all(circuits):
         raise UserError("a circuit has no nodes; name at least one, such as circuit(lm, ['a0.h1', 'm0'])")
     if unknown := [name for names in circuits for name in names if name not in graph.names]:

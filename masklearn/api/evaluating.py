@@ -11,7 +11,14 @@ import pandas as pd
 from masklearn import evaluation
 from masklearn.api.bank import LearnedBank
 from masklearn.api.texts import as_other_data, settings_of, text_settings
-from masklearn.data import MaskData, SplitName, leave_out_learned, leave_out_other_groups, require_readable
+from masklearn.data import (
+    MaskData,
+    SplitName,
+    leave_out_learned,
+    leave_out_other_groups,
+    n_not_learned,
+    require_readable,
+)
 from masklearn.data.source_settings import names_source, without_model
 from masklearn.data.splits import UNLIMITED
 from masklearn.errors import UserError
@@ -187,11 +194,12 @@ def _other_texts(
 ) -> MaskData:
     """Texts given to evaluate masks on, set up."""
     scope = mask.config.get("model", {}).get("scope", "dataset")
+    refusal = UserError(
+        "these are masks of single texts, which do not apply to other texts. To try one on a text, pass it to gated: "
+        "gated(lm, bank.select(s, group))"
+    )
     if scope == "input" and not isinstance(texts, MaskData):
-        raise UserError(
-            "these are masks of single texts, which do not apply to other texts. To try one on a text, pass it to "
-            "gated: gated(lm, bank.select(s, group))"
-        )
+        raise refusal
     lm = name_of(masked_lm.lm)
     of_run = {"positions": mask.positions} | without_model(mask.config.get("data", {}))
     of_run |= {"scope": scope, "max_groups": UNLIMITED}
@@ -202,6 +210,8 @@ def _other_texts(
     data = as_other_data(texts, lm, tokenizer, settings, of_run)
     data.prepare_data()
     data.setup()
+    if scope == "input" and n_not_learned(data, mask.learned_texts.tolist()):
+        raise refusal
     require_readable(data, masked_lm.layout)
     data = copy(data)
     data.parts = dict(data.parts)  # a `MaskData` that was given stays whole when texts are left out

@@ -90,7 +90,7 @@ def as_other_data(
     if isinstance(texts, MaskData):
         return as_data(texts, lm, tokenizer, settings)
     if not isinstance(texts, str | Path | None):
-        texts = as_sequence(texts)  # which is read twice
+        texts = as_sequence(texts, settings.get("limit"))  # which is read twice
     kept = without_source(of_run)
     tokenizer_of_run = kept.pop("tokenizer", None)
     tokenizer = tokenizer_of_run if tokenizer is None else tokenizer

@@ -244,7 +244,7 @@ def _training_data(
 
 def _baseline_scorer(masked_lm: MaskedLM, mask: Mask, learned_on: MaskData, flags: EvaluateFlags) -> MaskScorer | None:
     """The scorer by which baselines choose their subgraphs, on training texts of the mask's run; see `bank_scorer`."""
-    names = ", ".join(flags.baselines)
+    names = ", ".join(name for name in flags.baselines if name not in UNGUIDED)
     print(f"Computing the baselines' subgraphs on up to {flags.baseline_texts} training texts of each group: {names}")
     return bank_scorer(masked_lm, mask, learned_on, flags.baseline_texts)
 

@@ -15,7 +15,7 @@ from masklearn.cli.evaluate_bank import evaluate_bank
 from masklearn.cli.evaluate_devices import on_ranks, require_divisible
 from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluate_text_bank import evaluate_text_bank, require_own_texts
-from masklearn.cli.evidence_command import run_evidence
+from masklearn.cli.evidence_command import EVIDENCE_FILE, run_evidence
 from masklearn.cli.parsing import as_user_errors
 from masklearn.cli.run_folder import CONFIG_FILE, METRICS_FILE, RunFolder
 from masklearn.cli.study_banks import Evaluated
@@ -127,6 +127,8 @@ def locked_output(out: str | None) -> Iterator[Path | None]:
     def require_free() -> None:
         if file.exists():
             raise UserError(f"{file} already exists and is kept. Choose another --out")
+        if (folder / EVIDENCE_FILE).is_file():
+            raise UserError(f"{out} holds evidence, whose report would be replaced. Choose another --out")
         if (folder / CONFIG_FILE).is_file():  # the results would mark its run as finished
             raise UserError(f"{out} holds a run that is not finished. Choose another --out")
 
@@ -179,6 +181,7 @@ def _ablation_table(results: list[dict[str, Any]], learned_under: dict[str, str]
     lines = [["mask", "learned under", "s", *names]]
     for path, column, s in dict.fromkeys(key[:3] for key in kl):
         of = f", column {column}" if column else ""
-        found = (kl[path, column, s, name] for name in names)
-        lines.append([path + of, learned_under[path], str(s), *(f"{value:.3f}" for value in found)])
+        values = (kl[path, column, s, name] for name in names)
+        found = ("-" if value is None else f"{value:.3f}" for value in values)
+        lines.append([path + of, learned_under[path], str(s), *found])
     return evaluation.aligned(lines)

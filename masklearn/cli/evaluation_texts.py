@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 from masklearn import ranks
 from masklearn.cli.parsing import as_user_errors
-from masklearn.data import MaskData, SplitName, keep_groups, leave_out_other_groups, require_readable
+from masklearn.data import MaskData, SplitName, keep_groups, leave_out_other_groups, n_not_learned, require_readable
 from masklearn.data.source_settings import (
     COLUMN_KEYS,
     MODEL_KEYS,
@@ -199,11 +199,10 @@ def compared_with_learned(texts: EvaluationTexts, data: MaskData, learned: Seque
     Raises:
         UserError: If nothing explains it, so that the file must have changed.
     """
-    known, encoded = frozenset(learned), data.parts["all"].encoded
-    others = sum(known.isdisjoint(text.hashes) for text in encoded) if known else 0
+    others = n_not_learned(data, learned)
     if not others:
         return []
-    found = f"{others} of {len(encoded)} texts of {data.source} are not those that the masks were learned on"
+    found = f"{others} of {len(data.parts['all'])} texts of {data.source} are not those that the masks were learned on"
     if texts.has_other_settings:
         return [found]
     raise UserError(f"{found}: they have changed since. Give the file as it was then: --data.path FILE")

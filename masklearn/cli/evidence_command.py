@@ -22,7 +22,7 @@ from masklearn.cli.evaluate_flags import EvaluateFlags
 from masklearn.cli.evaluation_texts import evaluation_texts, load_texts, settings_learned_on
 from masklearn.cli.evidence_sources import OtherRun, evidence_sources
 from masklearn.cli.rank_watch import GO_ON
-from masklearn.cli.run_folder import CONFIG_FILE, MASK_FILE, TABLES_FOLDER, RunFolder
+from masklearn.cli.run_folder import CONFIG_FILE, MASK_FILE, METRICS_FILE, TABLES_FOLDER, RunFolder
 from masklearn.cli.run_parts import require_shared
 from masklearn.cli.stopping import StopBetweenSteps
 from masklearn.data import leave_out_if_changed
@@ -140,10 +140,11 @@ def run_names(paths: Sequence[str]) -> list[str]:
 
 def _folder(path: str, name: str, flags: EvaluateFlags) -> Path:
     """Where the evidence on a mask file goes; not where the report of a run is."""
-    if flags.out and (Path(flags.out) / CONFIG_FILE).is_file():
-        raise UserError(
-            f"{flags.out} holds a run, whose report would be replaced. Choose another --out, or leave it out"
-        )
+    for file, what in ((CONFIG_FILE, "a run"), (METRICS_FILE, "an evaluation")):
+        if flags.out and (Path(flags.out) / file).is_file():
+            raise UserError(
+                f"{flags.out} holds {what}, whose report would be replaced. Choose another --out, or leave it out"
+            )
     if flags.out is None:
         own = "" if Path(path).name == MASK_FILE else f"-{Path(path).stem}"
         return Path(path).parent / f"{EVIDENCE_FOLDER}{own}"
@@ -187,7 +188,10 @@ def _load_one(
             f"--evidence learns the masks of {path} again, for which their texts must be where they were: {error}"
         ) from error
     changes = leave_out_if_changed(data, bank.learned_texts.tolist(), "evaluate.py --part all")
-    for line in (*data.notices, *changes):
+    n_equal = len(data.parts["test"]) - len(distinct := data.parts["test"].distinct())
+    equal = [f"{n_equal} held-out texts are equal to others, which are tested instead of them"] if n_equal else []
+    data.parts["test"] = distinct
+    for line in (*data.notices, *changes, *equal):
         print(line)
     mask = bank.of(data.groups.names)
     kept = KeptParts(folder / PARTS_FOLDER, inputs_of(masked_lm, mask, data, plan))

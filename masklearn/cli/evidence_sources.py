@@ -110,7 +110,8 @@ def masks_of_runs(bank: Mask, runs: Sequence[OtherRun], settings: dict[str, Any]
     for run in runs:
         other = run.bank
         same_model = other.model.fingerprint == bank.model.fingerprint and other.graph == bank.graph
-        if not same_model or run.settings == settings:
+        same_texts = set(other.learned_texts.tolist()) == set(bank.learned_texts.tolist()) != set()
+        if not same_model or same_texts or run.settings == settings:
             continue
         for group, masks in zip(other.groups, other.mask, strict=True):
             by_size = {s: mask[None] for s, mask in zip(other.sizes.tolist(), masks, strict=True) if s in sizes}
@@ -136,7 +137,8 @@ def _of_plan(
             if name.startswith((COLUMN, TEXT_COLUMN)):
                 yield from _of_column(bench, name, load, settings)
             else:
-                data = load(_elsewhere(settings) | _source(name) | {"limit": bench.plan.texts}, scope=DATASET)
+                limit = bench.plan.texts + len(bench.mask.learned_texts)  # known texts are left out
+                data = load(_elsewhere(settings) | _source(name) | {"limit": limit}, scope=DATASET)
                 yield from _unlearned(bench, TEXTS, name, data, "all")
 
 
@@ -188,7 +190,7 @@ def _of_column(bench: Bench, name: str, load: LoadTexts, settings: dict[str, Any
 def _unlearned(bench: Bench, what: str, name: str, data: MaskData, split: SplitName) -> Iterator[OtherTexts | str]:
     """The texts of each group that the masks were not learned on, or a sentence if there are none."""
     groups, known = data.groups.names, frozenset(bench.mask.learned_texts.tolist())
-    data.parts[split] = data.parts[split].without(known)
+    data.parts[split] = data.parts[split].without(known).distinct()
     for index, group in enumerate(groups):
         of_group = run_texts(name, group, groups)
         if index in data.parts[split].groups:

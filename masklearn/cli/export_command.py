@@ -18,6 +18,8 @@ from masklearn.models.adapters import base_of_adapter
 
 EXAMPLE = "--mask runs/my-run/mask.safetensors --size 0.5 smaller"
 """Flags that write a smaller model."""
+OF_PATCHING = "EAP-IG and MIB patch from corrupted texts, as --model.ablation resample does"
+"""What circuits in their formats mean."""
 
 
 def run_export(args: list[str] | None) -> None:
@@ -35,6 +37,8 @@ def run_export(args: list[str] | None) -> None:
         cell = (flags.cell or cell_of(bank)) if flags.to == "mib" else None
         out = flags.out / cell if cell else flags.out
         config = _config(bank, flags)
+        if flags.to in ("eap", "mib") and bank.ablation.name != "resample":
+            print(f"{OF_PATCHING}; these masks were learned under {bank.ablation.name} ablation")
         for file in to_circuits(bank, config, out, flags.to, flags.size, flags.group, flags.with_input):
             print(f"Written: {file}")
         return

@@ -60,6 +60,11 @@ class ExportFlags:
         self.dtype: DTypeName | None = dtype
         self.tokenizer, self.cell, self.with_input = tokenizer, cell, with_input
         self.trusted: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+        of_format = {"tokenizer": ("hf", tokenizer), "dtype": ("hf", dtype), "stock": ("hf", stock or None)}
+        of_format |= {"cell": ("mib", cell), "with_input": ("mib", with_input)}
+        for flag, (its_format, value) in of_format.items():
+            if value is not None and to != its_format:
+                raise UserError(f"--{flag} is for --to {its_format}, and this is --to {to}. Leave it out")
         if to == "hf" and size is None:
             raise UserError("--to hf writes one mask. Say which with --size, for example --size 0.5")
         if cell is not None and not re.fullmatch(r"[\w.-]+_[\w.-]+", cell):

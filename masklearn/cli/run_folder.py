@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from masklearn.cli.checkpoints import CHECKPOINT_FOLDER
 from masklearn.data import MaskData
 from masklearn.data.digests import texts_digest
-from masklearn.density.study_folder import FIGURES_FOLDER, TABLES_FOLDER
+from masklearn.density.study_folder import FIGURES_FOLDER, REPORT_FILE, TABLES_FOLDER
 from masklearn.errors import UserError, one_line
 from masklearn.files import TEMP_PATTERN, atomic_write
 from masklearn.mask_file import MASK_FILE
@@ -146,7 +146,8 @@ class RunFolder:
             raise UserError(f"cannot write {self.path}: {one_line(error)}. Choose another --run.dir") from error
 
     def _require_free(self) -> None:
-        present = [name for name in (CONFIG_FILE, MASK_FILE, METRICS_FILE, CHECKPOINT_FOLDER) if (self / name).exists()]
+        written = (CONFIG_FILE, MASK_FILE, METRICS_FILE, CHECKPOINT_FOLDER, REPORT_FILE, FIGURES_FOLDER)
+        present = [name for name in written if (self / name).exists()]
         if CONFIG_FILE in present:
             raise UserError(
                 f"{self.path} already holds a run. Choose another --run.dir, or resume it: {self.resume_command}"

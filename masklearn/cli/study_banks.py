@@ -91,6 +91,7 @@ def measurements(name: str, bank: Evaluated) -> MaskMeasurements:
         is_answer=[text.position >= text.prompt_length for text in texts.encoded]
         if all(text.position and text.prompt_length for text in texts.encoded)
         else [],
+        text_names=texts.text_names,
         conditions=_conditions(bank),
         corpus=Corpus(data.token_counts.total(), len(data.token_counts)),
     )

@@ -154,9 +154,25 @@ class SplitDataset(Dataset[Item]):
         """Name of every input in its source."""
         return [text.name for text in self.encoded]
 
+    @property
+    def text_names(self) -> list[str]:
+        """Name of the text of every input; of equal texts that of the first."""
+        first: dict[tuple[int, ...], int] = {}
+        return [f"{first.setdefault(text.hashes or (text.row,), text.row)}" for text in self.encoded]
+
     def without(self, hashes: frozenset[int]) -> "SplitDataset":
         """The texts that have none of these hashes."""
-        kept = [i for i, text in enumerate(self.encoded) if hashes.isdisjoint(text.hashes)]
+        return self._some(i for i, text in enumerate(self.encoded) if hashes.isdisjoint(text.hashes))
+
+    def distinct(self) -> "SplitDataset":
+        """The first of equal texts of a group."""
+        first: dict[tuple[int, str], int] = {}
+        for i, of in enumerate(zip(self.groups, self.text_names, strict=True)):
+            first.setdefault(of, i)
+        return self._some(first.values())
+
+    def _some(self, indices: Iterable[int]) -> "SplitDataset":
+        kept = list(indices)
         return SplitDataset([self.encoded[i] for i in kept], [self.groups[i] for i in kept])
 
     def of_groups(self, number: Mapping[int, int]) -> "SplitDataset":

@@ -83,7 +83,8 @@ class Columns:
     def of(cls, source: str, names: Sequence[str], requested: RequestedColumns) -> "Columns":
         """The requested columns, and the recognised ones where nothing was requested.
 
-        Answer columns are recognised only next to corrupted texts, since many datasets have labels of another kind.
+        Answer columns are recognised only next to corrupted texts, since many datasets have labels of another kind,
+        and completions only next to prompts. Where the corrupted texts are the texts, the clean ones are their pairs.
 
         Args:
             source: The source in words, for messages.
@@ -102,15 +103,19 @@ class Columns:
                 raise _missing(source, name, names, column)
             return name
 
-        completion = find("completion", (COMPLETION,))
-        text = find("text", (*TEXT, PROMPT) if completion else TEXT)
+        follows = requested.text == PROMPT or (requested.text is None and PROMPT in names)
+        completion = find("completion", (COMPLETION,) if follows else ())
+        text = find("text", (PROMPT, *TEXT) if completion else TEXT)
         if text is None:
             raise _missing(source, TEXT[0], names, "text")
         corrupted = find("corrupted", CORRUPTED)
-        answer = find("answer", [pair[0] for pair in ANSWER_AND_WRONG] if corrupted else ())
+        if is_swapped := corrupted == text:  # the pair the other way round; the answers are those of the other text
+            corrupted = next((name for name in TEXT if name in names and name != text), None)
+        has_answers = bool(corrupted) and not is_swapped
+        answer = find("answer", [pair[0] for pair in ANSWER_AND_WRONG] if has_answers else ())
         twins = [wrong for right, wrong in ANSWER_AND_WRONG if right == answer]
         others = [wrong for _, wrong in ANSWER_AND_WRONG[:4]]
-        wrong = find("wrong", [*twins, *others] if corrupted else ())
+        wrong = find("wrong", [*twins, *others] if has_answers else ())
         known = {right for right, _ in ANSWER_AND_WRONG} | set(WITHOUT_WORDS) if answer is None else set[str]()
         known -= set() if corrupted else {YEAR_COLUMN}
         unused = tuple(name for name in names if name in known)
@@ -153,6 +158,5 @@ def flag_of(column: str) -> str:
 
 
 def _missing(source: str, name: str, names: Sequence[str], column: str) -> UserError:
-    return UserError(
-        f"{source} has no column {name!r}; it has {', '.join(names) or 'none'}. Name one with {flag_of(column)}"
-    )
+    columns = ", ".join(map(str, names)) or "none"
+    return UserError(f"{source} has no column {name!r}; it has {columns}. Name one with {flag_of(column)}")

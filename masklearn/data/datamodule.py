@@ -67,7 +67,7 @@ class MaskData(LightningDataModule):
             completion (every token of the answer to a prompt, and none of the prompt).
         batch_size: Texts of each group in a step; every text is run under several masks.
         limit: Use only this many texts, from the start; by default all of a file, and 1000 of the embedded generator.
-        max_test: Texts of the validation split, and of the test split, at most; the rest of these is not used.
+        max_test: Texts of the validation split, and of the test split, at most, and one of each group at least.
         skip_short: Leave out texts of fewer than two tokens, instead of stopping at the first.
         seed: Seed of the embedded generator, of random positions and of the order of the training texts.
         lm: Model whose tokenizer is used.
@@ -94,7 +94,7 @@ class MaskData(LightningDataModule):
         texts: RowsOrTexts | None = None, tokenizer: TokenizerOrName | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        path, texts = None if path is None else str(path), None if texts is None else as_sequence(texts)
+        path, texts = None if path is None else str(path), None if texts is None else as_sequence(texts, limit)
         in_memory = ["texts"] if isinstance(tokenizer, str | None) else ["texts", "tokenizer"]
         self.save_hyperparameters(ignore=in_memory, logger=False)
         require_choices("data", self.hparams, get_type_hints(MaskData.__init__))
@@ -164,7 +164,7 @@ class MaskData(LightningDataModule):
         indices = self.groups.capped(indices, self.max_test)
         if n_left_out := n_held_out - len(indices["validation"]) - len(indices["test"]):
             self.notices.append(
-                f"{n_left_out} of {n_held_out} held-out texts are not used, so that evaluation takes no longer than "
+                f"{n_left_out} of {n_held_out} held-out inputs are not used, so that evaluation takes no longer than "
                 f"learning: --data.max_test {self.max_test}"
             )
         texts = add_resample_texts(texts, indices["train"] or everything, self.seed)

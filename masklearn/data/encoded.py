@@ -24,7 +24,7 @@ class Encoded:
     prompt_length: int = 0
     """Tokens before the completion, where one is scored or every position is an input of its own; 0 otherwise."""
     hashes: tuple[int, ...] = ()
-    """Hash of the text; of all texts in it if it is packed."""
+    """Hash of the text, and of prompt and completion joined; of all texts in it if it is packed."""
 
     @property
     def name(self) -> str:

@@ -55,6 +55,12 @@ def leave_out_if_changed(data: MaskData, learned: Collection[int], keep_flag: st
     return leave_out_learned(data, "test", learned, False, keep_flag)
 
 
+def n_not_learned(data: MaskData, learned: Collection[int]) -> int:
+    """How many of all texts are not among those that masks were learned on; 0 if the mask file does not know these."""
+    known = frozenset(learned)
+    return sum(known.isdisjoint(text.hashes) for text in data.parts["all"].encoded) if known else 0
+
+
 def leave_out_other_groups(data: MaskData, names: Sequence[str]) -> list[str]:
     """Leave out the texts of groups that have no masks, where groups are values of a column.
 

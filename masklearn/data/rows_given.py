@@ -16,14 +16,18 @@ RowSequence = Sequence[str | dict[str, Any]]
 """The same as a sequence."""
 
 
-def as_sequence(texts: RowsOrTexts) -> RowSequence:
+def as_sequence(texts: RowsOrTexts, limit: int | None = None) -> RowSequence:
     """Texts as a sequence of strings or of rows: a table of pandas, or anything to iterate over, becomes a list.
+
+    Args:
+        texts: The texts.
+        limit: How many are read of what can only be iterated over, which may have no end.
 
     Raises:
         UserError: If they are the splits of a dataset, a mapping, or nothing to iterate over.
     """
     if isinstance(texts, datasets.DatasetDict):
-        raise UserError(f"the texts are a dataset of splits. Choose one: texts[{next(iter(texts))!r}]")
+        raise UserError(f"the texts are a dataset of splits. Choose one: texts[{next(iter(texts), 'train')!r}]")
     if isinstance(texts, pd.DataFrame):
         return texts.to_dict("records")
     if isinstance(texts, Sequence | datasets.Dataset):
@@ -31,7 +35,7 @@ def as_sequence(texts: RowsOrTexts) -> RowSequence:
     if isinstance(texts, Mapping):
         raise UserError("the texts are a mapping. Give a list of rows: [{...}, {...}]")
     if isinstance(texts, Iterable):
-        return list(texts)
+        return list(islice(texts, limit))
     raise UserError(
         f"the texts are of type {type(texts).__name__}. Give a list of strings or of rows, a datasets.Dataset, a "
         "table of pandas, or a file; none for the embedded model and its own texts"

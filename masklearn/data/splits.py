@@ -106,8 +106,8 @@ class Groups:
     def capped(self, splits: dict[str, list[int]], max_test: int) -> dict[str, list[int]]:
         """The splits with at most `max_test` validation texts, and as many test texts, of all groups together.
 
-        Those kept are evenly spread over each group. The rest is left out, also of training. If nothing is held out,
-        nothing is left out.
+        Those kept are evenly spread over each group, of which one stays at least. The rest is left out, also of
+        training. If nothing is held out, nothing is left out.
         """
         if not self.held_out:
             return splits

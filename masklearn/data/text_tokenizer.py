@@ -182,7 +182,9 @@ class TextTokenizer:
                 f"{self.source}: the tokenizer of {self.lm} cannot write these messages ({one_line(error)}). "
                 "Give the tokenizer of a chat model with --data.tokenizer"
             ) from error
-        return text.removeprefix(str(self.tokenizer.bos_token or "")) if self.bos == "never" else text
+        begin = str(self.tokenizer.bos_token or "")
+        opens_turns = text.count(begin) > 1  # as in ChatML, where it belongs to the message
+        return text.removeprefix(begin) if self.bos == "never" and not opens_turns else text
 
     def _raw(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         if not texts:

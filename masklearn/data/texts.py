@@ -79,6 +79,12 @@ class Text(NamedTuple):
         parts = (self.text, self.completion or "", " ".join(map(str, self.ids or ())))
         return "\n".join(part if isinstance(part, str) else "\n".join(map("\n".join, part)) for part in parts).strip()
 
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """Its `content`, and what a file says that does not split it into prompt and completion, if that differs."""
+        is_split = isinstance(self.text, str) and isinstance(self.completion, str)
+        return (self.content, f"{self.text}{self.completion}".strip()) if is_split else (self.content,)
+
 
 @dataclass(frozen=True)
 class RowReader:

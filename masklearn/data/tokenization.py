@@ -56,6 +56,12 @@ class Encoder:
         if completions:
             encoded = self._with_completions(encoded, prompts, completions, {t.row: i for i, t in enumerate(texts)})
         self._require_ends(encoded)
+        if self.truncation == "right" and (n_long := sum(len(text.ids) > self.max_length for text in encoded)):
+            longest = max(len(text.ids) for text in encoded)
+            notices.append(
+                f"{n_long} of {len(encoded)} texts end after {self.max_length} of up to {longest} tokens: "
+                "--data.max_length"
+            )
         return [self._cut(text) for text in encoded], notices
 
     def packed(self, texts: Sequence[Text]) -> list[Encoded]:
@@ -70,20 +76,20 @@ class Encoder:
             raise UserError(
                 f"{self.tokenizer.source} holds pairs or answers, which cannot be packed. Leave out --data.pack"
             )
-        streams: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        streams: dict[str, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
         end = self.tokenizer.tokenizer.eos_token_id
         tokens_of = self._ids(texts, [text.ids for text in texts], self._prompts(texts)[0])
         for text, ids in zip(texts, tokens_of, strict=True):
             separator = [end] if isinstance(end, int) and not self.tokenizer.begin else []
-            (hashed,) = _hashes(text)
-            streams[text.group_value] += [(token, hashed) for token in ids + separator]
+            hashes = _hashes(text)
+            streams[text.group_value] += [(token, hashes) for token in ids + separator]
         chunks = [
             (group_value, tokens[begin : begin + self.max_length])
             for group_value, tokens in streams.items()
             for begin in range(0, len(tokens), self.max_length)
         ]
         return [
-            Encoded(index, group_value, [token for token, _ in chunk], hashes=tuple({hashed for _, hashed in chunk}))
+            Encoded(index, group_value, [token for token, _ in chunk], hashes=tuple({h for _, of in chunk for h in of}))
             for index, (group_value, chunk) in enumerate(chunk for chunk in chunks if len(chunk[1]) > 1)
         ]
 
@@ -209,5 +215,5 @@ class Encoder:
         ]
 
 
-def _hashes(text: Text) -> tuple[int]:
-    return (text_hash(text.content),)
+def _hashes(text: Text) -> tuple[int, ...]:
+    return tuple(map(text_hash, text.contents))

@@ -101,10 +101,11 @@ def _quartiles(values: np.ndarray) -> dict[str, float]:
 
 
 def nuclei(measured: MaskMeasurements) -> pd.DataFrame:
-    """Return quartiles over inputs of the relative size at which each ordered nucleus is recovered."""
+    """Return quartiles over inputs, and draws, of the relative size at which each ordered nucleus is recovered."""
     rows = []
     for kind in measured.sized_kinds:
-        recovered = measured.recovered(kind)
+        draws = measured.recovered(kind)
+        recovered = draws.swapaxes(0, 1).reshape(len(measured.sizes), -1, draws.shape[-1])
         for i, percent in enumerate(REPORTED_NUCLEI):
             columns = {"bank": measured.name, "kind": kind, "p": percent}
             columns |= _quartiles(first_fraction(recovered[..., i], measured.fractions))

@@ -91,11 +91,13 @@ class MaskMeasurements:
     """Size of the corpus of the unigram distribution."""
     is_answer: Sequence[bool] = ()
     """Whether every input's scored token is one of an answer, where the texts have prompts and answers."""
+    text_names: Sequence[str] = ()
+    """For every input the name of its text, the first of equal ones; by default each name of an input has its own."""
 
     @cached_property
     def texts(self) -> np.ndarray:
         """For every input the name of its text, shape (inputs,): inputs of one text are named `<text>:<position>`."""
-        return np.array([name.split(":")[0] for name in self.names])
+        return np.array(self.text_names or [name.split(":")[0] for name in self.names])
 
     @cached_property
     def texts_of_groups(self) -> np.ndarray:
@@ -187,9 +189,9 @@ class MaskMeasurements:
         """Return whether half or more of an input's positions recover a nucleus.
 
         Returns:
-            Boolean, shape (sizes, inputs, nuclei), with the nuclei of `REPORTED_NUCLEI`.
+            Boolean, shape (draws, sizes, inputs, nuclei), with the nuclei of `REPORTED_NUCLEI`.
         """
-        share = self.results[kind].texts["recovered"].mean(0).numpy()
+        share = self.results[kind].texts["recovered"].numpy()
         return share[..., [NUCLEI.index(p) for p in REPORTED_NUCLEI]] >= 0.5
 
     def nearer_to_unigram(self, kind: str) -> np.ndarray:
@@ -235,7 +237,10 @@ class MaskMeasurements:
         }
 
     def inputs_by_size(self) -> pd.DataFrame:
-        """Return `BY_SUBGRAPH` (in nats, except TVs) and recovered nuclei: a row per kind, size and input."""
+        """Return `BY_SUBGRAPH` (in nats, except TVs) and recovered nuclei: a row per kind, size and input.
+
+        Of a random kind these are means over draws, and shares of the draws that recover a nucleus.
+        """
         n_sizes, n_inputs = len(self.sizes), len(self.names)
         frames = []
         for kind in self.kinds:
@@ -248,7 +253,7 @@ class MaskMeasurements:
                 **{metric: self.values(kind, metric).reshape(-1) for metric in BY_SUBGRAPH},
             }
             for i, percent in enumerate(REPORTED_NUCLEI):
-                columns[f"nucleus_{percent}"] = self.recovered(kind)[..., i].reshape(-1)
+                columns[f"nucleus_{percent}"] = self.recovered(kind)[..., i].mean(0).reshape(-1)
             frames.append(pd.DataFrame(columns))
         return pd.concat(frames, ignore_index=True)
 

@@ -142,7 +142,7 @@ def _control_bend(measured: MaskMeasurements) -> float | None:
 
 def _head_in_place(measured: MaskMeasurements, seed: int | None) -> tuple[dict[str, Any], np.ndarray]:
     """Return the row of the phase, and its size in every resample; without a seed there are none."""
-    top_token = measured.recovered(measured.own_kind)[..., 0].astype(float)
+    top_token = measured.recovered(measured.own_kind)[..., 0].mean(0)
     sizes = np.append(measured.sizes, measured.full_size)
 
     def head_sizes(means: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ def table(rows: list[Row]) -> list[list[str]]:
     """The rows of `evaluate` as the cells of a table, the titles of the columns first."""
     columns: dict[str, Callable[[Row], str]] = {
         "s": lambda r: f"{r['s']}",
-        "of all": lambda r: f"{r['fraction']:.0%}",
+        "of all": lambda r: f"{r['fraction']:.0%}" if r["fraction"] >= 0.01 else f"{r['fraction']:.1%}",
         "heads": lambda r: f"{r['heads']:.3g}",
         "mlps": lambda r: f"{r['mlps']:.3g}",
         "KL": partial(_metric, "kl"),

@@ -1,6 +1,6 @@
 """The gates that a caller gives (tensor, array, list or node names) as a tensor with one gate for each node."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ def _as_tensor(graph: NodeGraph, gates: Any) -> Tensor:
         raise UserError("a bank holds several masks. Select one: gated(lm, bank.select(s=...))")
     if isinstance(gates, Mapping):
         raise UserError("gates by name are not read. Give one for each node, or the names of those to keep")
+    gates = list(gates) if isinstance(gates, Iterator) else gates
     names = [gates] if isinstance(gates, str) else gates
     if isinstance(names, Iterable) and all(isinstance(name, str) for name in names):
         return _indicator(graph, names)

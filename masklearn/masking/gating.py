@@ -32,14 +32,14 @@ def gated(
     """Gate the nodes of a model while the context is open.
 
     Args:
-        lm: The model. If it is compiled, it runs without its compiled code while it is gated; adapters of PEFT stay in
+        lm: The model. Compiled code, of it or of its layers, does not run while it is gated; adapters of PEFT stay in
             effect.
         gates: 1 keeps a node, 0 ablates it. A tensor, array or list of shape (nodes,) for all rows alike, or
             (rows, nodes), or (rows, tokens, nodes) for every token by itself, which needs whole texts and no cache; or
             the names of the nodes to keep, such as `["a0.h1", "m3"]`.
         ablation: What closed nodes emit. If that depends on the position, run the model on whole texts, padded on the
             right, without a cache.
-        layout: The model's verified layout; found and verified here if it is not given.
+        layout: The model's verified layout; found and verified here if it is not given, or out of date.
         without: Names of nodes to ablate; if no gates are given, all other nodes are kept.
 
     Raises:
@@ -48,7 +48,7 @@ def gated(
     """
     if _drops_out(unwrapped(lm)):
         raise UserError("the model is in training mode, in which dropout acts at random. Call lm.eval() first")
-    layout = layout or verified_layout(lm)
+    layout = layout if layout and layout.current else verified_layout(lm)
     gates = gate_values(layout.graph, gates, without)
     if ablation.name != "zero" and not ablation.known:
         raise UserError(
@@ -56,9 +56,10 @@ def gated(
             "Give MaskedLM(lm).resampled(input_ids), or run the model as a MaskedLM"
         )
     with ExitStack() as stack:
-        stack.enter_context(running_eagerly(lm))
+        stack.enter_context(running_eagerly())
         if ablation.positional:
             stack.enter_context(checked_calls(layout.lm, _require_whole_texts))
+            stack.enter_context(checked_calls(layout.body, lambda given: _require_whole_texts(given, of_body=True)))
         stack.enter_context(GateEdits.of(layout, torch.atleast_2d(gates), ablation).applied())
         yield lm
 
@@ -204,11 +205,14 @@ def _drops_out(lm: nn.Module) -> bool:
     return any(module.training for module in calls)
 
 
-def _require_whole_texts(arguments: dict[str, Any]) -> None:
-    """Refuse a call that begins behind the first token: what closed nodes emit depends on the position in the text."""
+def _require_whole_texts(arguments: dict[str, Any], of_body: bool = False) -> None:
+    """Refuse a call that begins behind the first token: what closed nodes emit depends on the position in the text.
+
+    Whether to write a cache is asked of the whole model only; its body may be told so by default.
+    """
     past: Any = arguments.get("past_key_values")
     is_cached = past is not None and (not hasattr(past, "get_seq_length") or past.get_seq_length() > 0)
-    if is_cached or arguments.get("use_cache") or arguments.get("cache_params") is not None:
+    if is_cached or (arguments.get("use_cache") and not of_body) or arguments.get("cache_params") is not None:
         raise UserError(
             "this ablation depends on the position in the text, which a cache leaves out. Run whole texts, for example "
             "lm.generate(..., use_cache=False)"

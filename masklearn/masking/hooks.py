@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,10 +37,11 @@ def edit_output(module: nn.Module, edit: ActivationEdit) -> RemovableHandle:
 
 @contextmanager
 def checked_calls(module: nn.Module, check: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Call `check` with the keyword arguments of every call of a module while the context is open."""
+    """Call `check` with the arguments of every call of a module, by name, while the context is open."""
+    parameters = signature(module.forward)
 
     def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        check(kwargs)
+        check(dict(parameters.bind_partial(*args).arguments) | kwargs)
 
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:

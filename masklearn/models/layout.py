@@ -28,6 +28,8 @@ class Layout:
     """One for each layer."""
     body: nn.Module
     """The module that puts out the last hidden states; the model's head turns them into logits."""
+    module_ids: tuple[int, ...]
+    """Identities of all modules of the model."""
 
     @classmethod
     def of(cls, lm: PreTrainedModel) -> "Layout":
@@ -51,7 +53,7 @@ class Layout:
         if body is None:
             raise unsupported_model(lm, "no body apart from its output head", "one")
         sites = tuple(SiteFinder(lm, graph, trace, i, layer).find() for i, layer in enumerate(layers))
-        return cls(lm, graph, sites, body)
+        return cls(lm, graph, sites, body, tuple(map(id, lm.modules())))
 
     @property
     def fingerprint(self) -> str:
@@ -70,9 +72,8 @@ class Layout:
 
     @property
     def current(self) -> bool:
-        """Whether the sites are still modules of the model; False once some of them were replaced."""
-        modules = set(self.lm.modules())
-        return all({site.layer, site.output_projection, site.mlp} <= modules for site in self.sites)
+        """Whether the model has the modules that it had; False once some were replaced, or wrapped by an adapter."""
+        return self.module_ids == tuple(map(id, self.lm.modules()))
 
     def move(self, device: torch.device) -> None:
         """Move the model to a device and run it there once.

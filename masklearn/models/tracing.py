@@ -79,13 +79,17 @@ class Trace:
         return chain
 
     def output_submodule(self, module: nn.Module) -> nn.Module | None:
-        """Return the innermost submodule whose output is the module's own output; None if there is none."""
+        """Return the innermost submodule whose output is the module's own output; None if there is none.
+
+        Of those that have one input, too, it is the outermost: the others are inside of a wrapper, as of an adapter.
+        """
         outer = self.single_call(module)
         found = None
         for submodule in module.modules():  # from the outside in
             call = self.single_call(submodule)
             if outer and call and submodule is not module and call.output is outer.output and not call.is_identity:
-                found = submodule
+                before = self.single_call(found) if found else None
+                found = found if before and before.input is call.input else submodule
         return found
 
 

@@ -1,7 +1,7 @@
 """The transformers model inside of what people wrap around it: compiled, parallel and adapter models."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -54,22 +54,16 @@ def _without_peft(lm: Any) -> nn.Module:
 
 
 @contextmanager
-def running_eagerly(lm: Any) -> Iterator[None]:
-    """Run a compiled model without its compiled code, which would ignore gates; other models are unaffected."""
-    if not _is_compiled(lm):
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+def running_eagerly() -> Iterator[None]:
+    """Run without compiled code, which would ignore gates: that of a model, of its layers, or of `generate`.
 
-
-def _is_compiled(lm: Any) -> bool:
-    """Whether a model, or the one that it wraps, is compiled as a whole."""
-    modules = [lm, *(getattr(lm, name, None) for name in ("module", "base_model"))]
-    return any(
-        isinstance(module, nn.Module) and ("_orig_mod" in module._modules or module._compiled_call_impl is not None)
-        for module in modules
-    )
+    Compiled code that enters the context itself goes on, as it was compiled with the gates.
+    """
+    with ExitStack() as stack:
+        with suppress(RuntimeError):  # raised inside of compiled code that runs
+            if not torch.compiler.is_compiling():
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 def name_of(lm: Any) -> str:

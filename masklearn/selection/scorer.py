@@ -127,10 +127,9 @@ class MaskScorer:
         self.batches = batches
         self.own_batches = [scored.own() for scored in batches] if self.shared else batches
         """The texts that this rank scores."""
-        self.n_losses = torch.zeros(self.n_groups, device=self.device)
+        self.n_losses = torch.zeros(self.n_groups, dtype=torch.float32, device=self.device)
         for scored in batches:
-            n_losses = losses_per_input(self.objective, scored.batch)
-            self.n_losses.index_add_(0, scored.group_index, n_losses.float())
+            self.n_losses.index_add_(0, scored.group_index, losses_per_input(self.objective, scored.batch).float())
         self.lacks_losses = bool((self.n_losses == 0).any())
         self.n_losses.clamp_(min=1)  # without answers to score by, all masks score 0 and none is better
 
@@ -182,7 +181,7 @@ class MaskScorer:
     def _mean_kl(self, masks: Tensor, groups: Tensor | None = None) -> Tensor:
         """The KL of masks that are not known yet; see `__call__`."""
         masks, groups = masks.float(), self._all_groups if groups is None else groups
-        total = torch.zeros(masks.shape[:-1], device=masks.device)
+        total = torch.zeros(masks.shape[:-1], dtype=torch.float32, device=masks.device)
         for scored in self._batches_of(groups):
             total += self._kl_of_all(scored, masks)
         return (self.of_all_ranks(total) / self.n_losses[groups]).nan_to_num(torch.inf, torch.inf)
@@ -205,7 +204,7 @@ class MaskScorer:
 
     def _mean_gradient(self, masks: Tensor, groups: Tensor | None, inverse_temperature: float) -> Tensor:
         """A gradient that is not known yet; see `gradient`."""
-        gates, groups = masks.float().requires_grad_(), self._all_groups if groups is None else groups
+        gates, groups = masks.detach().float().clone().requires_grad_(), self._all_groups if groups is None else groups
         gradient = torch.zeros_like(gates)
         for scored in self._batches_of(groups):
             self.tokens.charge(3 * scored.n_tokens)  # once, even if it takes another try
@@ -220,6 +219,7 @@ class MaskScorer:
         """The smallest value of all ranks, if they share the texts: all must then spend the same tokens."""
         return ranks.smallest(value) if self.shared else value
 
+    @torch.enable_grad()
     def _gradient(self, scored: ScoredBatch, gates: Tensor, inverse_temperature: float) -> Tensor:
         """The gradient of the KL, summed over positions, with respect to gates (groups, nodes)."""
         kl = self._kl(scored, self._hidden(scored, gates[None]), len(gates), inverse_temperature)
@@ -296,5 +296,5 @@ class MaskScorer:
     def _kl(self, scored: ScoredBatch, masked: Tensor, n_groups: int, inverse_temperature: float = 1.0) -> Tensor:
         """KL of last hidden states (K, positions, width), summed over the positions of every group: (K, groups)."""
         values, inputs = losses(self.objective, self.masked_lm, scored.batch, scored.full, masked, inverse_temperature)
-        values, total = scored.weight * values, torch.zeros(len(values), n_groups, device=values.device)
+        values, total = scored.weight * values, values.new_zeros(len(values), n_groups)
         return total.index_add(1, scored.group_index[inputs], values)

@@ -185,7 +185,7 @@ class BlockLearner(StaysOnDevice):
 
     def on_fit_start(self) -> None:
         """Start from the constants that a checkpoint may have restored, and compile steps if that pays."""
-        self._bank = None
+        self._bank, self.guard = None, StepGuard().to(self.device)
         self._detach_ablation()
         self.masked_lm.ablation = self.masked_lm.ablation.to(self.masked_lm.device)  # Lightning has moved the model
         rows = self.plan.groups_per_block * self._data.texts_per_group * self.settings.rows_per_text

@@ -86,8 +86,9 @@ class BlockStore:
         file = self._file(block)
         if not file and block not in self._in_memory:
             raise UserError(
-                "training ended before its last step, so some masks are not learned. Let the trainer make all steps: "
-                "leave out its limits of steps and of time"
+                "training ended before its last step, or began in another process that kept finished blocks in memory, "
+                "so some masks are not learned. Let the trainer make all steps: leave out its limits of steps and of "
+                "time. To resume, set learner.store = BlockStore(folder) in both processes, or use train.py"
             )
         try:
             return read_checked(file) if file else self._in_memory[block]

@@ -128,6 +128,7 @@ class LearnedConstants(nn.Module):
             optimizer.step()
             schedule.step()
 
+    @torch.enable_grad()
     def _backward(
         self, masked_lm: MaskedLM, gates: Tensor, batch: Batch, mask_ids: Tensor, objective: ObjectiveName
     ) -> None:

@@ -1,5 +1,6 @@
 """Learn which units of one text to keep, edges or positions, by gradient descent on gates that start from an order."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class SubgraphSearch(ABC):
     def replace_if_better(self, sizes: Sequence[int], candidates: list[Tensor]) -> None:
         """Take the candidates for some sizes, given by their indices, that have a lower KL."""
         for i, candidate, kl in zip(sizes, candidates, self.kl_of(candidates), strict=True):
-            if kl < self.best[i]:
+            if kl < self.best[i] or math.isnan(self.best[i]):
                 self.kept[i], self.best[i] = candidate, kl
 
     def by_size(self, metric: str, values: Sequence[float]) -> dict[str, float]:

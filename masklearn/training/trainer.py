@@ -42,11 +42,16 @@ def require_plain_trainer(trainer: Trainer) -> None:
     """Refuse a trainer with several devices, whose strategy would wrap the learner and average its gradients.
 
     That of `python train.py` does neither, and leaves the trainer's world size at 1. Accumulated gradients are refused,
-    too: a block would get fewer steps than its plan says.
+    too: a block would get fewer steps than its plan says. So is a precision, which would convert the gates.
 
     Raises:
-        UserError: If there are several devices, or a step of several batches.
+        UserError: If there are several devices, a step of several batches, or a precision of the trainer's own.
     """
+    if trainer.precision != "32-true":
+        raise UserError(
+            f"the trainer has precision {trainer.precision!r}. Choose that of the frozen model with "
+            "MaskLearner(dtype=...); gates stay float32"
+        )
     if trainer.accumulate_grad_batches > 1:
         raise UserError(
             f"the trainer accumulates gradients of {trainer.accumulate_grad_batches} batches. Choose the texts of a "
