@@ -19,6 +19,7 @@ from torch.testing import assert_close
 import masklearn as ml
 from masklearn.ablation import at_positions
 from masklearn.cli import evaluate
+from masklearn.cli.evaluate_command import _ablation_table
 from masklearn.masking import ActivationStats, MaskedLM, ablation_from_means
 from masklearn.selection.scorer import MaskScorer
 
@@ -203,6 +204,13 @@ def test_a_mask_can_be_evaluated_under_several_ablations(
     masked_lm.ablation = masked_lm.mean_ablation((b.input_ids, b.real) for b in data.loader("train"))
     mean_kl = MaskScorer(masked_lm, data.loader("test"))(ml.Mask.load(mask).mask.transpose(0, 1))[:, 0]
     assert_close(kl[1], mean_kl, atol=1e-4, rtol=1e-4)
+
+
+def test_a_kl_that_is_not_finite_is_a_dash_in_the_table_of_ablations() -> None:
+    kls = {"zero": None, "mean": 1.5}
+    results = [{"mask": "m", "ablation": name, "sizes": [{"s": 4, "kl": kl}]} for name, kl in kls.items()]
+    (_, row) = _ablation_table(results, {"m": "zero"}).splitlines()
+    assert row.split()[-2:] == ["-", "1.500"]
 
 
 def test_ablation_values_that_cannot_be_computed_are_a_user_error(

@@ -1,5 +1,6 @@
 """`learn` from Python; a plain trainer; and machines of other kinds."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -88,6 +89,8 @@ def test_texts_of_every_kind_are_the_same_texts(tmp_path: Path) -> None:
     data = [as_data(file, "embedded", None, {}), *(ml.MaskData(texts=texts) for texts in in_memory)]
     assert [[text.text for text in texts.source.read()[0]] for texts in data] == [TEXTS[:3]] * 8
     assert len(as_data(TEXTS, "embedded", None, {"limit": 2}).source.read()) == 2
+    endless = ml.MaskData(texts=itertools.cycle(TEXTS[:3]), limit=4)
+    assert [text.text for text in endless.source.read()[0]] == [*TEXTS[:3], TEXTS[0]]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +102,8 @@ def test_texts_of_every_kind_are_the_same_texts(tmp_path: Path) -> None:
         ({"texts": []}, "no text"),
         ({"texts": {"text": TEXTS}}, "a mapping"),
         ({"texts": datasets.DatasetDict({"a": datasets.Dataset.from_dict({"text": TEXTS})})}, "texts['a']"),
+        ({"texts": datasets.DatasetDict()}, "texts['train']"),
+        ({"texts": pd.DataFrame(TEXTS)}, "no column 'text'; it has 0"),
         ({"texts": TEXTS, "path": "a.txt"}, "Remove one"),
         ({"lm": torch.nn.Linear(1, 1)}, "Linear"),
         ({"texts": TEXTS, "sizes": 4}, 'for example "[4]"'),

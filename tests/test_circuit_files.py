@@ -140,9 +140,12 @@ def test_a_score_that_is_not_finite_is_refused(score: float, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("form", ["eap", "mib", "edge-pruning", "list"])
-def test_the_command_writes_every_format(run: Run, form: str, tmp_path: Path) -> None:
+def test_the_command_writes_every_format(
+    run: Run, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     args = ["--mask", str(run.folder / "mask.safetensors"), "--to", form]
     assert export([*args, str(tmp_path / "out")]) == 0
+    assert ("these masks were learned under zero ablation" in capsys.readouterr().out) == (form in ("eap", "mib"))
     written = sorted((tmp_path / "out").iterdir())
     assert len(written) in ((1, 3) if form == "mib" else (3,))
     if form == "list":

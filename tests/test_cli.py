@@ -258,6 +258,15 @@ def test_existing_files_in_a_folder_are_kept(run: Run, tmp_path: Path, capsys: p
     assert train([*SMALL, "--run.dir", "mine"]) == 2
     assert "mine already holds mask.safetensors, which is kept" in one_line(capsys)
     assert contents(tmp_path / "mine") == {"mask.safetensors": b"precious"}
+    for name in ("report.html", "evidence.json", "metrics.json"):
+        (tmp_path / name.replace(".", "-")).mkdir()
+        (tmp_path / name.replace(".", "-") / name).write_text("precious")
+    assert train([*SMALL, "--run.dir", "report-html"]) == 2
+    assert "already holds report.html, which is kept" in one_line(capsys)
+    assert evaluate(["--mask", str(run.folder), "--out", "evidence-json"]) == 2
+    assert "evidence-json holds evidence, whose report would be replaced" in one_line(capsys)
+    assert evaluate(["--mask", str(run.folder), "--evidence", "true", "--out", "metrics-json"]) == 2
+    assert "metrics-json holds an evaluation, whose report would be replaced" in one_line(capsys)
     before = contents(run.folder)
     assert evaluate(["--mask", str(run.folder / "mask.safetensors"), "--out", str(run.folder)]) == 2
     assert "metrics.json already exists and is kept" in one_line(capsys)

@@ -172,8 +172,9 @@ def test_masks_of_another_run_on_the_same_model_and_other_texts_are_controls() -
     runs = [
         OtherRun("b", other, {"path": "b"}), OtherRun("seed", other, {"path": "a"}),
         OtherRun("c", grouped, {"path": "c"}), OtherRun("model", elsewhere_learned, {"path": "b"}),
+        OtherRun("same texts", replace(other, learned_texts=torch.tensor([2, 1])), {"path": "a", "batch_size": 8}),
     ]  # fmt: skip
-    found = masks_of_runs(bank, runs, {"path": "a"})
+    found = masks_of_runs(replace(bank, learned_texts=torch.tensor([1, 2])), runs, {"path": "a"})
     assert {name: [*masks] for name, masks in found.items()} == {"b": [4], "c: x": [4], "c: y": [4]}
     assert torch.equal(found["b"][4], plant.roll(1)[None])
     assert torch.equal(found["c: y"][4], plant.roll(1).flip(-1)[None])

@@ -46,6 +46,8 @@ def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path, capsys: pytest.
         (["--size", "18", str(tmp_path)], "already exists"),
         (["--size", "18", "--to", "onnx", str(tmp_path / "out")], "choose from hf, eap"),
         (["--size", "18"], "OUT is missing"),
+        (["--to", "list", "--stock", "true", str(tmp_path / "out")], "--stock is for --to hf, and this is --to list"),
+        (["--to", "eap", "--cell", "ioi_gpt2", str(tmp_path / "out")], "--cell is for --to mib"),
         (["--size", "18", "--lm", str(other), str(tmp_path / "out")], "was learned on"),
     ):
         assert export(["--mask", mask, *args]) == 2

@@ -106,6 +106,18 @@ def test_hashes_do_not_depend_on_how_texts_are_cut(tmp_path: Path) -> None:
     assert all(other == found[0] for other in found)
 
 
+def test_texts_are_known_however_a_file_splits_them_and_equal_ones_have_one_name(tmp_path: Path) -> None:
+    split = [{"prompt": text[:7], "completion": text[7:]} for text in TEXTS]
+    (tmp_path / "split.jsonl").write_text("".join(json.dumps(row) + "\n" for row in split))
+    whole, rows = data_on(write(tmp_path / "whole.jsonl", TEXTS)), data_on(str(tmp_path / "split.jsonl"))
+    for one, other in ((whole, rows), (rows, whole)):
+        known = frozenset(h for text in one.parts["all"].encoded for h in text.hashes)
+        assert len(other.parts["all"].without(known)) == 0
+    twice = data_on(write(tmp_path / "twice.jsonl", [*TEXTS, TEXTS[2]])).parts["all"]
+    assert twice.text_names == [*map(str, range(len(TEXTS))), "2"]
+    assert twice.distinct().names == [*map(str, range(len(TEXTS)))]
+
+
 def test_a_mask_file_keeps_the_hashes_and_old_files_load_without(tmp_path: Path, learned: tuple[str, ml.Mask]) -> None:
     _, mask = learned
     mask.save(tmp_path / "mask.safetensors")

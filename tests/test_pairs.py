@@ -69,6 +69,19 @@ def test_flags_say_which_column_is_which() -> None:
         read_row(row | {"other": 3}, **requested)
 
 
+def test_corrupted_texts_have_the_clean_ones_as_their_pairs_and_none_of_their_answers() -> None:
+    row = {"clean": CLEAN, "corrupted": CORRUPTED, "answer": " runs", "wrong_answer": " run"}
+    assert read_row(row, text="corrupted") == Text(0, CORRUPTED, "", CLEAN)
+    assert read_row({"prompt": CLEAN, "corrupted": CORRUPTED}, text="corrupted") == Text(0, CORRUPTED, "")
+
+
+def test_a_completion_follows_a_prompt_and_nothing_else() -> None:
+    answered = {"prompt": "Q: ", "completion": "yes"}
+    assert read_row(answered | {"text": "Q: yes"}) == read_row(answered) == Text(0, "Q: ", "", completion="yes")
+    assert read_row({"text": "Q: yes", "completion": "yes"}) == Text(0, "Q: yes", "")
+    assert read_row({"text": "Q: ", "completion": "yes"}, completion="completion").completion == "yes"
+
+
 def rows(n: int = 5) -> list[dict[str, Any]]:
     return [
         {

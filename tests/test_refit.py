@@ -8,6 +8,7 @@ import torch
 from lightning import Trainer
 
 import masklearn as ml
+from masklearn.errors import NonFiniteLoss
 from masklearn.masking import MaskedLM
 from masklearn.progress import no_bar
 from masklearn.selection.scorer import MaskScorer
@@ -43,6 +44,27 @@ def test_a_fit_that_ends_early_has_no_masks() -> None:
 def test_accumulated_gradients_are_refused() -> None:
     with pytest.raises(ml.UserError, match="accumulates gradients of 2 batches"):
         fit(ml.MaskLearner(steps=2), "names", steps=2, accumulate_grad_batches=2)
+
+
+def test_a_precision_of_the_trainer_is_refused() -> None:
+    with pytest.raises(ml.UserError, match="precision 'bf16-true'.*MaskLearner"):
+        fit(ml.MaskLearner(steps=2), "names", steps=2, precision="bf16-true")
+
+
+def test_a_fit_that_fails_does_not_spoil_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = ml.MaskLearner(steps=2, sizes=[3], polish=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("masklearn.training.learner.LOG_KL_EPS", float("nan"))
+        with pytest.raises(NonFiniteLoss, match="at step 0"):
+            fit(learner, "names", steps=2)
+    assert fit(learner, "names", steps=2).discretize().mask.sum() == 3
+
+
+@pytest.mark.parametrize("ablation", ["zero", "learned"])
+def test_masks_are_finished_where_gradients_are_off(ablation: Any) -> None:
+    learner = fit(ml.MaskLearner(steps=2, sizes=[3], polish_budget=0.1, ablation=ablation), "names", steps=2)
+    with torch.no_grad():
+        assert learner.discretize().mask.sum() == 3
 
 
 @pytest.mark.parametrize(("steps", "kept"), [(1, False), (8, True)])

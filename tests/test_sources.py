@@ -189,3 +189,13 @@ def test_paths_may_be_path_objects_and_begin_at_home(tmp_path: Path, monkeypatch
     assert (flags.mask, flags.out) == ([str(tmp_path / "mask.safetensors")], str(tmp_path / "results"))
     bank().save("~/mask.safetensors")
     assert torch.equal(ml.Mask.load(Path("~/mask.safetensors")).mask, bank().mask)
+
+
+def test_texts_that_are_cut_are_counted(tmp_path: Path) -> None:
+    data = ml.MaskData(texts=[TEXTS[0], " ".join(TEXTS), *TEXTS[1:3]], max_length=8)
+    data.setup()
+    (notice,) = [line for line in data.notices if "--data.max_length" in line]
+    assert notice.startswith("1 of 4 texts end after 8 of up to ")
+    data = ml.MaskData(texts=TEXTS, truncation="left", max_length=3)
+    data.setup()
+    assert not data.notices

@@ -222,10 +222,11 @@ def test_pairs_of_tokens_are_used_as_they_are(tmp_path: Path) -> None:
 
 def test_a_completion_of_tokens_is_refused(tmp_path: Path) -> None:
     rows = [{"tokens": [5, 1, 4], "prompt": "a", "completion": "b"}]
-    message = refused(lambda: data_of(tmp_path, rows, byte_tokenizer()))
+    tokens = {"text_column": "tokens", "completion_column": "completion"}
+    message = refused(lambda: data_of(tmp_path, rows, byte_tokenizer(), **tokens))
     assert "'tokens' holds token ids, which the completion in 'completion' cannot follow" in message
     assert "--data.text_column" in message
-    data = data_of(tmp_path, rows, byte_tokenizer(), text_column="prompt")
+    data = data_of(tmp_path, rows, byte_tokenizer())
     assert shown(byte_tokenizer(), data.parts["all"].ids[0]) == "ab"
 
 
