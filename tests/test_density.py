@@ -100,9 +100,9 @@ def test_nucleus_sizes_match_values_worked_out_by_hand() -> None:
 def test_every_draw_recovers_a_nucleus_by_itself() -> None:
     """The top token: one draw of the only input recovers it at five nodes, the other at one node, but not at two."""
     one, tv = measured([[1.0] * 4]), torch.tensor([[[1.0, 1.0, 0.5, 0.5]], [[0.5, 1.0, 1.0, 0.5]]]).mT.double()
-    drawn = replace(one, results={"random": studies.results(one.mask.mask[None], tv, studies.full_model(1, {}))})
-    assert curves.nuclei(drawn)["median"][0] == (1 / 20 + 5 / 20) / 2
-    assert drawn.inputs_by_size()["nucleus_1"].tolist() == [0.5, 0, 0.5, 1]
+    sampled = replace(one, results={"random": studies.results(one.mask.mask[None], tv, studies.full_model(1, {}))})
+    assert curves.nuclei(sampled)["median"][0] == (1 / 20 + 5 / 20) / 2
+    assert sampled.inputs_by_size()["nucleus_1"].tolist() == [0.5, 0, 0.5, 1]
 
 
 def test_the_unigram_crossover_matches_values_worked_out_by_hand() -> None:

@@ -121,13 +121,15 @@ def test_a_completion_is_one_input_with_all_of_its_tokens(
 
 
 def test_masks_of_clean_texts_are_measured_on_corrupted_ones(tmp_path: Path, studies: list[Study]) -> None:
-    """The TV of the altered bank is that of the clean masks on the corrupted texts, recomputed."""
+    """The TV of the altered bank is that of the clean masks on the corrupted texts, recomputed. Two texts are equal."""
     prompts = [prompt for prompt, _ in zip(tasks.prompts("names", 1), range(3), strict=False)]
     pairs = [{"clean": prompt.text, "corrupted": prompt.corrupted} for prompt in prompts]
+    pairs += pairs[:1]
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     study = study_of(file, tmp_path, studies, "last", "--altered_column", "corrupted")
     clean, altered = study.measurements
+    assert clean.resampled == "text" and clean.texts.tolist() == altered.texts.tolist() == ["0", "1", "2", "0"]
     assert altered.name == f"{clean.name} on corrupted"
     mask, lm, tokenizer = ml.Mask.load(tmp_path / "run"), ml.load_lm(), ml.load_tokenizer()
     for i, pair in enumerate(pairs):

@@ -29,6 +29,11 @@ from masklearn.progress import ProgressBar, no_bar
 from masklearn.selection.baselines import CONTROLS, UNGUIDED, Baseline, bank_scorer, known_baselines
 from masklearn.training.progress import phase_bars
 
+OF_SINGLE_TEXTS = (
+    "these are masks of single texts, which do not apply to other texts. To try one on a text, pass it to gated: "
+    "gated(lm, bank.select(s, group))"
+)
+"""Why masks are not evaluated on other texts."""
 MAX_BASELINE_TEXTS = 64
 """Training texts of a group on which baselines choose their subgraphs, at most."""
 
@@ -194,12 +199,8 @@ def _other_texts(
 ) -> MaskData:
     """Texts given to evaluate masks on, set up."""
     scope = mask.config.get("model", {}).get("scope", "dataset")
-    refusal = UserError(
-        "these are masks of single texts, which do not apply to other texts. To try one on a text, pass it to gated: "
-        "gated(lm, bank.select(s, group))"
-    )
     if scope == "input" and not isinstance(texts, MaskData):
-        raise refusal
+        raise UserError(OF_SINGLE_TEXTS)
     lm = name_of(masked_lm.lm)
     of_run = {"positions": mask.positions} | without_model(mask.config.get("data", {}))
     of_run |= {"scope": scope, "max_groups": UNLIMITED}
@@ -211,7 +212,7 @@ def _other_texts(
     data.prepare_data()
     data.setup()
     if scope == "input" and n_not_learned(data, mask.learned_texts.tolist()):
-        raise refusal
+        raise UserError(OF_SINGLE_TEXTS)
     require_readable(data, masked_lm.layout)
     data = copy(data)
     data.parts = dict(data.parts)  # a `MaskData` that was given stays whole when texts are left out
