@@ -27,6 +27,12 @@ def gated_logits(lm: Any, ids: Tensor, gates: Any = HALF) -> Tensor:
         return lm(input_ids=ids).logits
 
 
+def full_logits(lm: Any, ids: Tensor) -> Tensor:
+    """Without gradients, as gated ones: compiled code is compiled again where gradients are on."""
+    with torch.no_grad():
+        return lm(input_ids=ids).logits
+
+
 # --- gates ------------------------------------------------------------------------------------------------------------
 
 
@@ -70,31 +76,35 @@ def test_other_gates_are_refused_in_one_line(gates: object, words: str) -> None:
 def test_a_compiled_model_is_gated(tokens: Tensor, in_place: bool) -> None:
     """Compiled code does not see hooks that come later: the model would silently run without gates."""
     lm = tiny_llama()
-    expected, full = gated_logits(lm, tokens), lm(input_ids=tokens).logits
+    expected, full = gated_logits(lm, tokens), full_logits(lm, tokens)
     lm.compile(backend="eager")
     compiled = lm if in_place else torch.compile(tiny_llama(), backend="eager")
-    assert_close(compiled(input_ids=tokens).logits, full)  # compiles
+    assert_close(full_logits(compiled, tokens), full)  # compiles
     assert_close(gated_logits(compiled, tokens), expected)
-    assert_close(compiled(input_ids=tokens).logits, full)
+    assert_close(full_logits(compiled, tokens), full)
 
 
 @pytest.mark.parametrize("part", ["forward", "layers", "body"])
 def test_compiled_parts_of_a_model_do_not_hide_its_nodes(tokens: Tensor, part: str) -> None:
     lm: Any = tiny_llama()
-    expected, full = gated_logits(lm, tokens), lm(input_ids=tokens).logits
+    expected, full = gated_logits(lm, tokens), full_logits(lm, tokens)
     if part == "forward":
         lm.forward = torch.compile(lm.forward, backend="eager")
     for module in lm.model.layers if part == "layers" else [lm.model] if part == "body" else []:
         module.compile(backend="eager")
-    assert_close(lm(input_ids=tokens).logits, full)  # compiles
+    assert_close(full_logits(lm, tokens), full)  # compiles
     assert_close(gated_logits(lm, tokens), expected)
-    assert_close(lm(input_ids=tokens).logits, full)
+    assert_close(full_logits(lm, tokens), full)
 
 
-def test_compiled_code_may_gate(tokens: Tensor) -> None:
+def test_compiled_code_is_gated_from_outside_and_not_inside(tokens: Tensor) -> None:
+    """Inside, the model's own code may have been compiled before, without gates."""
     lm = tiny_llama()
-    expected = gated_logits(lm, tokens)
-    assert_close(torch.compile(gated_logits, backend="eager")(lm, tokens), expected)
+    expected, compiled = gated_logits(lm, tokens), torch.compile(full_logits, backend="eager")
+    assert_close(compiled(lm, tokens), full_logits(lm, tokens))
+    with ml.gated(lm, HALF):
+        assert_close(compiled(lm, tokens), expected)
+    assert "inside of compiled code" in refused(lambda: torch.compile(gated_logits, backend="eager")(lm, tokens))
 
 
 def test_a_parallel_model_is_unwrapped_and_other_objects_are_refused() -> None:

@@ -1,7 +1,7 @@
 """The transformers model inside of what people wrap around it: compiled, parallel and adapter models."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -57,12 +57,21 @@ def _without_peft(lm: Any) -> nn.Module:
 def running_eagerly() -> Iterator[None]:
     """Run without compiled code, which would ignore gates: that of a model, of its layers, or of `generate`.
 
-    Compiled code that enters the context itself goes on, as it was compiled with the gates.
+    Raises:
+        UserError: Inside of compiled code that cannot be compiled together with the gates: it may run what was
+            compiled without them.
     """
+    if torch.compiler.is_compiling():  # together with the gates
+        yield
+        return
     with ExitStack() as stack:
-        with suppress(RuntimeError):  # raised inside of compiled code that runs
-            if not torch.compiler.is_compiling():
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        except RuntimeError as error:
+            raise UserError(
+                "gates do not hold inside of compiled code, which may run what was compiled without them. Enter gated "
+                "outside: with gated(...): compiled_function(...)"
+            ) from error
         yield
 
 
