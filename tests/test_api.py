@@ -74,7 +74,9 @@ def test_masks_of_single_texts(tmp_path: Path) -> None:
     bank = ml.learn("embedded", texts, scope="input", positions="last", **FAST)
     assert len(bank.groups) == 3 and len(bank.by_group) == 6
     assert bank.plot() is not None
-    assert "single texts" in refused(lambda: ml.evaluate(bank, TEXTS))
+    others = ml.MaskData(texts=TEXTS[3:6], scope="input", positions="last")
+    for texts in (TEXTS, others):
+        assert "single texts" in refused(lambda texts=texts: ml.evaluate(bank, texts))
     assert "no group" in refused(lambda: bank.select(4, 9))
 
 
@@ -102,7 +104,8 @@ def test_texts_of_every_kind_are_the_same_texts(tmp_path: Path) -> None:
         ({"texts": []}, "no text"),
         ({"texts": {"text": TEXTS}}, "a mapping"),
         ({"texts": datasets.DatasetDict({"a": datasets.Dataset.from_dict({"text": TEXTS})})}, "texts['a']"),
-        ({"texts": datasets.DatasetDict()}, "texts['train']"),
+        ({"texts": datasets.DatasetDict()}, "it has none"),
+        ({"texts": iter(TEXTS), "limit": -1}, "limit is -1"),
         ({"texts": pd.DataFrame(TEXTS)}, "no column 'text'; it has 0"),
         ({"texts": TEXTS, "path": "a.txt"}, "Remove one"),
         ({"lm": torch.nn.Linear(1, 1)}, "Linear"),

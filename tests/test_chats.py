@@ -83,3 +83,12 @@ def test_nothing_is_scored_behind_the_end_of_turn(answer: str, end: str, before:
     data = data_of(tmp_path, rows, tokenizer, positions="completion")
     scored = BEFORE_ANSWER[before] + answer + ENDS_OF_TURN[end].split("\n")[0]
     assert shown(tokenizer, scored_targets(data)) == scored
+
+
+def test_without_a_begin_token_a_template_that_opens_turns_with_it_stays_whole(tmp_path: Path) -> None:
+    """In ChatML the first token of a turn may be the tokenizer's begin token."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<s>{{ m.content }}{% endfor %}"
+    first, second = ({"role": role, "content": content} for role, content in (("system", "Hi"), ("user", "Yes")))
+    whole = data_of(tmp_path, [{"messages": [first, second]}, {"messages": [second]}], tokenizer, bos="never")
+    assert [shown(tokenizer, ids) for ids in whole.parts["all"].ids] == ["<s>Hi<s>Yes", "Yes"]

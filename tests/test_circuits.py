@@ -29,6 +29,7 @@ def test_a_circuit_keeps_the_nodes_named(embedded: PreTrainedModel) -> None:
 def test_a_circuit_is_of_a_model_by_name_and_has_the_values_of_its_ablation() -> None:
     bank = ml.circuit("embedded", SMALL)
     assert bank.sizes.tolist() == [2] and bank.ablation.name == "zero"
+    assert "a list of names" in refused(lambda: ml.circuit("embedded", "a0.h1"))
     message = refused(lambda: ml.circuit("embedded", SMALL, ablation="mean"))  # pyright: ignore[reportArgumentType]
     assert message == "ablation 'mean' has no values. Take that of a bank: ablation=Mask.load(FILE).ablation"
 

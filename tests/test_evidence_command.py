@@ -246,14 +246,14 @@ def test_evidence_of_one_size_and_of_a_run_whose_texts_are_gone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, folder = tmp_path / "texts.jsonl", tmp_path / "run"
-    source.write_text("\n".join(json.dumps({"text": text}) for text in islice(tasks.texts(), 8)))
+    source.write_text("\n".join(json.dumps({"text": text}) for text in [*islice(tasks.texts(), 8)] * 2))
     flags = ["--data.path", str(source), "--model.sizes", "[36]", "--model.steps", "2", "--model.polish", "0"]
     assert train([*flags, "--trainer.logger", "false", "--run.dir", str(folder)]) == 0
     command = ["--mask", str(folder / "mask.safetensors"), "--evidence", "true", *QUICK, "--plan.seeds", "1"]
     assert evaluate([*command, "--plan.bootstraps", "0"]) == 0
-    assert (
-        f"{folder / 'evidence' / 'report.html'}, {folder / 'evidence' / 'evidence.json'}, " in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert f"{folder / 'evidence' / 'report.html'}, {folder / 'evidence' / 'evidence.json'}, " in printed
+    assert "1 of 2 held-out texts are equal to others, and left out" in printed
     found = json.loads((folder / "evidence" / "evidence.json").read_text())
     assert {row["verdict"] for row in found["tables"]["tests"]} == {"not tested"}
     source.unlink()

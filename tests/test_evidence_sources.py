@@ -57,6 +57,9 @@ def test_texts_of_a_column_are_the_held_out_rows(tmp_path: Path) -> None:
     assert sorted(found["column:kind: 0"] + found["column:kind: 1"]) == sorted(found[str(path)]) == held_out
     in_other = {text.row: tuple(text.ids) for text in other.parts["all"].encoded}
     assert sorted(found["text_column:other"]) == sorted(in_other[text.row] for text in data.parts["test"].encoded)
+    few = EvidencePlan(transfer=[str(path)], texts=3)  # the file begins with texts that are known
+    of_few = evidence_sources(replace(of_bench, plan=few), few, load, {"path": str(path)}, EvaluateFlags(mask=[]))
+    assert sum(len(batch.input_ids) for batch in of_few.other_texts[0].batches) == 3
     reworded = EvidencePlan(paraphrase_column="other")
     packed = {"path": str(path), "pack": True}
     message = refused(lambda: evidence_sources(of_bench, reworded, load, packed, EvaluateFlags(mask=[])))

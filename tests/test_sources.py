@@ -191,7 +191,7 @@ def test_paths_may_be_path_objects_and_begin_at_home(tmp_path: Path, monkeypatch
     assert torch.equal(ml.Mask.load(Path("~/mask.safetensors")).mask, bank().mask)
 
 
-def test_texts_that_are_cut_are_counted(tmp_path: Path) -> None:
+def test_texts_that_are_cut_are_counted() -> None:
     data = ml.MaskData(texts=[TEXTS[0], " ".join(TEXTS), *TEXTS[1:3]], max_length=8)
     data.setup()
     (notice,) = [line for line in data.notices if "--data.max_length" in line]

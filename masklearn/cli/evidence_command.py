@@ -188,9 +188,9 @@ def _load_one(
             f"--evidence learns the masks of {path} again, for which their texts must be where they were: {error}"
         ) from error
     changes = leave_out_if_changed(data, bank.learned_texts.tolist(), "evaluate.py --part all")
-    n_equal = len(data.parts["test"]) - len(distinct := data.parts["test"].distinct())
-    equal = [f"{n_equal} held-out texts are equal to others, which are tested instead of them"] if n_equal else []
-    data.parts["test"] = distinct
+    n_held_out, data.parts["test"] = len(data.parts["test"]), data.parts["test"].distinct()
+    n_equal = n_held_out - len(data.parts["test"])
+    equal = [f"{n_equal} of {n_held_out} held-out texts are equal to others, and left out"] if n_equal else []
     for line in (*data.notices, *changes, *equal):
         print(line)
     mask = bank.of(data.groups.names)

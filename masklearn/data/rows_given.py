@@ -27,7 +27,8 @@ def as_sequence(texts: RowsOrTexts, limit: int | None = None) -> RowSequence:
         UserError: If they are the splits of a dataset, a mapping, or nothing to iterate over.
     """
     if isinstance(texts, datasets.DatasetDict):
-        raise UserError(f"the texts are a dataset of splits. Choose one: texts[{next(iter(texts), 'train')!r}]")
+        splits = [f"texts[{name!r}]" for name in texts]
+        raise UserError(f"the texts are a dataset of splits. Choose one: {', '.join(splits) or 'it has none'}")
     if isinstance(texts, pd.DataFrame):
         return texts.to_dict("records")
     if isinstance(texts, Sequence | datasets.Dataset):
@@ -35,7 +36,7 @@ def as_sequence(texts: RowsOrTexts, limit: int | None = None) -> RowSequence:
     if isinstance(texts, Mapping):
         raise UserError("the texts are a mapping. Give a list of rows: [{...}, {...}]")
     if isinstance(texts, Iterable):
-        return list(islice(texts, limit))
+        return list(islice(texts, None if limit is None else max(limit, 0)))
     raise UserError(
         f"the texts are of type {type(texts).__name__}. Give a list of strings or of rows, a datasets.Dataset, a "
         "table of pandas, or a file; none for the embedded model and its own texts"

@@ -81,7 +81,7 @@ class Text(NamedTuple):
 
     @property
     def contents(self) -> tuple[str, ...]:
-        """Its `content`, and what a file says that does not split it into prompt and completion, if that differs."""
+        """Its `content`; and prompt and completion joined, as in a file that does not split the text."""
         is_split = isinstance(self.text, str) and isinstance(self.completion, str)
         return (self.content, f"{self.text}{self.completion}".strip()) if is_split else (self.content,)
 
