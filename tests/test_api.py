@@ -71,7 +71,9 @@ def test_what_a_notebook_shows(bank: ml.LearnedBank, tmp_path: Path) -> None:
 
 def test_masks_of_single_texts(tmp_path: Path) -> None:
     texts = datasets.Dataset.from_dict({"text": TEXTS[:3]})
-    bank = ml.learn("embedded", texts, scope="input", positions="last", **FAST)
+    with torch.no_grad():
+        bank = ml.learn("embedded", texts, scope="input", positions="last", **FAST)
+        assert not torch.is_grad_enabled()  # as the caller has set it
     assert len(bank.groups) == 3 and len(bank.by_group) == 6
     assert bank.plot() is not None
     others = ml.MaskData(texts=TEXTS[3:6], scope="input", positions="last")

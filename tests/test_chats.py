@@ -21,9 +21,9 @@ def test_a_rendered_chat_has_the_tokens_of_the_chat_template(begin: bool, tmp_pa
 
 def test_a_chat_has_no_begin_token_where_the_rule_asks_for_none(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(begin=True)
-    for settings in ({}, {"positions": "completion"}):
+    for settings, end in (({}, ""), ({"positions": "completion"}, "</s>")):
         data = data_of(tmp_path, [{"messages": CHAT}], tokenizer, bos="never", **settings)
-        assert shown(tokenizer, data.parts["all"].ids[0]).startswith("<user>Hi</s>\n<assistant>Yes</s>")
+        assert shown(tokenizer, data.parts["all"].ids[0]) == "<user>Hi</s>\n<assistant>Yes" + end
 
 
 CHATS: dict[str, dict[str, Any]] = {
@@ -40,8 +40,9 @@ def test_a_chat_goes_through_the_template_up_to_its_end_of_turn(name: str, tmp_p
     data = data_of(tmp_path, [CHATS[name]], tokenizer, positions="completion")
     assert shown(tokenizer, data.parts["all"].ids[0]) == "<s><user>Hi</s>\n<assistant>Yes</s>"
     assert shown(tokenizer, scored_targets(data)) == "Yes</s>"
-    whole = data_of(tmp_path, [CHATS[name]], tokenizer)
-    assert shown(tokenizer, whole.parts["all"].ids[0]) == "<s><user>Hi</s>\n<assistant>Yes</s>\n"
+    for positions in ("all", "last"):  # nothing follows the end of the last turn, so nothing is predicted there
+        whole = data_of(tmp_path, [CHATS[name]], tokenizer, positions=positions)
+        assert shown(tokenizer, whole.parts["all"].ids[0]) == "<s><user>Hi</s>\n<assistant>Yes"
 
 
 def test_plain_texts_become_a_chat_on_request_and_a_question_is_left_open(tmp_path: Path) -> None:

@@ -146,6 +146,9 @@ def test_an_impossible_baseline_is_refused(run: Run, capsys: pytest.CaptureFixtu
     assert "seed is -1; it must be at least 0" in one_line(capsys)
     assert evaluate(["--mask", mask, "--baseline_texts", "0"]) == 2
     assert "baseline_texts is 0; it must be at least 1" in one_line(capsys)
+    for flags in (["--seed", "3"], ["--track", "true"], ["--baseline_texts", "3"]):  # nothing would follow them
+        assert evaluate(["--mask", mask, *flags]) == 2
+        assert f"leave out {flags[0]}" in one_line(capsys)
     assert evaluate(["--mask", mask, "--baselines", "[exhaustive]"]) == 2
     assert "all subgraphs of up to 20 nodes, and the model has 36" in one_line(capsys)
 

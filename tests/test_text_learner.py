@@ -7,6 +7,7 @@ import torch
 from edge_reference import text
 from torch import Tensor
 
+from masklearn.errors import NonFiniteLoss
 from masklearn.edges import EdgeLM, importance, with_streams
 from masklearn.training.edge_learner import EdgeSearch
 from masklearn.training.text_learner import SubgraphSearch, TextLearnerConfig, learn
@@ -57,6 +58,20 @@ def test_every_size_takes_its_subgraph_from_its_own_scores() -> None:
     assert search.n_open.tolist() == [1, 3]
     search.consider(search.target.flip(0))  # worse subgraphs change nothing
     assert units(search.kept) == [[7], [2, 4, 9]]
+
+
+class NotFinite(KnownOptima):
+    """The KL's gradient is NaN, as of a model whose numbers overflow on the way back."""
+
+    def kl(self, gates: Tensor) -> Tensor:
+        kl = super().kl(gates)
+        return kl * torch.nan if gates.requires_grad else kl
+
+
+def test_a_gradient_that_is_not_finite_is_named() -> None:
+    search = NotFinite()
+    with pytest.raises(NonFiniteLoss, match="not finite at step 10 or shortly before"):
+        learn(search, TextLearnerConfig(steps=20))
 
 
 class WithCompanions(KnownOptima):

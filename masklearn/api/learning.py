@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from lightning import Callback, Trainer
 
 from masklearn import evaluation
@@ -71,8 +72,9 @@ def learn(
     return LearnedBank(mask, learner.masked_lm, data, results, texts_in_words, learned_on=data)
 
 
+@torch.enable_grad()
 def _fit(learner: MaskLearner, data: MaskData, progress: bool) -> Mask:
-    """Learn masks and make them discrete."""
+    """Learn masks and make them discrete; gradients are as the caller has set them again when it is done."""
     trainer = _trainer(learner, progress)
     data.prepare_data()
     data.setup("fit")

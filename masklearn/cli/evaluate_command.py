@@ -53,7 +53,7 @@ def run_evaluation(args: list[str] | None) -> None:
             run_evidence(flags, plan, of_nodes, requested)
         return
     flags.require_banks(masks, given)
-    flags.fill_defaults(masks)
+    flags.fill_defaults(masks, given)
     with on_ranks(flags, is_command=args is None), locked_output(flags.out) as file:
         _evaluate_all(flags, masks, requested, file)
 

@@ -11,7 +11,7 @@ from masklearn.errors import UserError
 from masklearn.evaluation import EdgeMode
 from masklearn.mask_file import Mask, mask_path
 from masklearn.models import DTypeName
-from masklearn.selection.baselines import CONTROLS, Baseline
+from masklearn.selection.baselines import CONTROLS, UNGUIDED, Baseline
 from masklearn.text_bank import EdgeBank, TextBank
 
 NODE_FLAGS = ("baselines", "baseline_texts", "part")
@@ -140,14 +140,25 @@ class EvaluateFlags:
                 f"and texts of their own. Leave out --{unused[0]}"
             )
 
-    def fill_defaults(self, masks: Sequence[Mask | TextBank]) -> None:
+    def fill_defaults(self, masks: Sequence[Mask | TextBank], given: Collection[str]) -> None:
         """Decide whether there is a study, and if so, which baselines it needs and which folder it goes to.
 
         Args:
             masks: The masks to evaluate.
+            given: Names of the flags that were given.
+
+        Raises:
+            UserError: If a flag is given that only a study follows, or only other baselines.
         """
         if self.study is None:
             self.study = all(mask.config.get("model", {}).get("scope") == "input" for mask in masks)
         if self.study:
             self.baselines = list(dict.fromkeys([*self.baselines, *STUDY_BASELINES]))
             self.out = self.out or str(Path("runs") / f"study-{time.strftime('%Y%m%d-%H%M%S')}")
+        elif unused := [flag for flag in ("seed", "track") if flag in given and getattr(self, flag)]:
+            raise UserError(f"{unused[0]} is for a study or for evidence. Add --study true, or leave out --{unused[0]}")
+        if "baseline_texts" in given and set(self.baselines) <= set(UNGUIDED):
+            raise UserError(
+                f"baseline_texts is for baselines that choose by texts, unlike {', '.join(UNGUIDED)}. Name one with "
+                "--baselines, such as norm, or leave out --baseline_texts"
+            )

@@ -121,20 +121,24 @@ class TextTokenizer:
         return kept, [notice] if n else []
 
     def prompt(self, content: Content) -> str:
-        """A text, or a chat with everything that its template puts before the next answer."""
+        """A text, or a chat: with all that its template puts before the next answer, or up to the last of its last."""
         if isinstance(content, str):
             return self._render((Message("user", content),), answer_next=True) if self.chat else content
-        return self._render(content, answer_next=content[-1].role != "assistant")
+        if content[-1].role != "assistant":
+            return self._render(content, answer_next=True)
+        chat = self._render(content, answer_next=False)
+        end = self._end_of_turn(chat, content[-1].content.strip())
+        return chat[: end.start()] if end else chat
 
-    def prompt_and_completion(self, text: Text, whole: bool = False) -> tuple[str, str] | None:
+    def prompt_and_completion(self, text: Text, closed: bool = True) -> tuple[str, str] | None:
         """A text's prompt, and the completion whose tokens are scored; None if it has none.
 
-        The completion is that of its column, the last answer of a chat, or the first right answer. It ends with the
-        first special token that the chat template writes behind the answer.
+        The completion is that of its column, the last answer of a chat, or the first right answer.
 
         Args:
             text: The text.
-            whole: Keep what the template writes behind that token.
+            closed: End a chat's completion with the end of its turn, the first special token behind the answer;
+                otherwise before it, since no text follows that the model would predict.
         """
         messages, completion = text.text, text.completion
         if completion is None and not isinstance(messages, str) and messages[-1].role == "assistant":
@@ -152,7 +156,8 @@ class TextTokenizer:
             begin = chat.rfind(completion[0].content.strip())
             prompt = chat[: max(begin, 0)]
         rendered = chat[len(prompt) :]
-        return prompt, rendered if whole else self._up_to_end_of_turn(rendered, completion[-1].content.strip())
+        end = self._end_of_turn(rendered, completion[-1].content.strip())
+        return prompt, rendered[: end.end() if closed else end.start()] if end else rendered
 
     @cached_property
     def _special_tokens(self) -> re.Pattern[str]:
@@ -164,12 +169,11 @@ class TextTokenizer:
         tokens = sorted(names, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
-    def _up_to_end_of_turn(self, rendered: str, answer: str) -> str:
-        """A rendered answer up to the first special token behind it; as it is if there is none."""
+    def _end_of_turn(self, rendered: str, answer: str) -> re.Match[str] | None:
+        """The first special token behind a rendered answer."""
         without_names = self._special_tokens.sub(lambda found: "\0" * len(found[0]), rendered)
         begin = without_names.rfind(answer)
-        end = self._special_tokens.search(rendered, begin + len(answer)) if begin >= 0 else None
-        return rendered[: end.end()] if end else rendered
+        return self._special_tokens.search(rendered, begin + len(answer)) if begin >= 0 else None
 
     def _render(self, messages: Sequence[Message], answer_next: bool) -> str:
         chat: list[dict[str, Any]] = [message._asdict() for message in messages]

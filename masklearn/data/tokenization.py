@@ -113,7 +113,7 @@ class Encoder:
         return [prompt for prompt, _ in found], [completion for _, completion in found]
 
     def _whole(self, text: Text) -> str:
-        pair = self.tokenizer.prompt_and_completion(text, whole=True) if text.completion is not None else None
+        pair = self.tokenizer.prompt_and_completion(text, closed=False) if text.completion is not None else None
         return "".join(pair) if pair else self.tokenizer.prompt(text.text)
 
     def _ids(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from masklearn.errors import NonFiniteLoss
 from masklearn.gates import open_probability
 from masklearn.shares import share_counts
 from masklearn.training.budget import Projected
@@ -133,6 +134,9 @@ def learn(search: SubgraphSearch, config: TextLearnerConfig, log: LogStep | None
 
     Returns:
         The numbers of the units kept, ascending, for every size.
+
+    Raises:
+        NonFiniteLoss: If a gradient is not finite.
     """
     if not search.learned:
         return search.kept
@@ -153,6 +157,11 @@ def learn(search: SubgraphSearch, config: TextLearnerConfig, log: LogStep | None
         scores.grad = gradient.sum(0).repeat(len(gradient), 1) if is_shared else gradient
         optimizer.step()
         if step % CHECK_EVERY == 0 or step == config.steps:
+            if not scores.isfinite().all():
+                raise NonFiniteLoss(
+                    f"the gradient of a text's gates is not finite at step {step} or shortly before. "
+                    "Try --model.dtype float32, or leave out the texts on which the model itself is not finite"
+                )
             search.consider(scores.detach())
         if log:
             log({"temperature": temperature} | search.by_size("kl", kl.tolist()))
