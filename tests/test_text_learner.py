@@ -7,8 +7,8 @@ import torch
 from edge_reference import text
 from torch import Tensor
 
-from masklearn.errors import NonFiniteLoss
 from masklearn.edges import EdgeLM, importance, with_streams
+from masklearn.errors import NonFiniteLoss
 from masklearn.training.edge_learner import EdgeSearch
 from masklearn.training.text_learner import SubgraphSearch, TextLearnerConfig, learn
 
