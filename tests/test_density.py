@@ -3,6 +3,7 @@
 # pyright: reportGeneralTypeIssues=false
 # (pandas annotates comparisons as anything)
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -200,13 +201,20 @@ def test_overlap_is_one_for_equal_masks_and_zero_for_disjoint_ones() -> None:
     one = torch.stack([kept("m0"), kept("m0", "m1")])[None].expand(4, -1, -1)
     other = torch.stack([kept("m2"), kept("m2", "m1")])[None].expand(4, -1, -1)
     banks = [measured([[0.5, 0.4]] * 4, name, (1, 2), masks) for name, masks in (("a", one), ("b", one), ("c", other))]
-    table = comparison.mask_overlaps(banks, 0).set_index(["one", "other", "s"])
+    table = comparison.mask_overlaps(banks).set_index(["one", "other", "s"])
     assert table.loc[("a", "b", 2), "overlap"] == 1
     assert table.loc[("a", "c", 1), "overlap"] == 0
     assert table.loc[("a", "c", 2), "overlap"] == 0.5
-    assert table.loc[("a", "c", 2), "by_chance"] == pytest.approx(2 / 20, abs=0.02)
+    assert table.loc[("a", "c", 2), "by_chance"] == pytest.approx(2 / 20)
     banks[2] = measured([[0.5, 0.4]] * 4, "c", (1, 2), other, fingerprint="beef")
-    assert set(comparison.mask_overlaps(banks, 0)["other"]) == {"b"}
+    assert set(comparison.mask_overlaps(banks)["other"]) == {"b"}
+
+
+@given(st.lists(st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 1.0])] * 2), min_size=1, max_size=5))
+def test_the_overlap_by_chance_is_that_of_all_orders(pairs: list[tuple[float, float]]) -> None:
+    one, other = map(np.array, zip(*pairs, strict=True))
+    every = [np.minimum(one, order).sum() for order in itertools.permutations(other)]
+    assert comparison._shuffled_overlap(one, other) == pytest.approx(np.mean(every))
 
 
 def test_values_of_a_column_have_overlaps_of_their_own() -> None:
@@ -217,7 +225,7 @@ def test_values_of_a_column_have_overlaps_of_their_own() -> None:
     norm = replace(one.results["norm"], masks=kept("m0", "m3").expand(1, 1, 2, -1))
     mask = replace(one.mask, config=config, groups=("de", "fr"))
     one = replace(one, mask=mask, results={**one.results, "norm": norm})
-    table = comparison.mask_overlaps([one], 0).set_index(["one", "other"])
+    table = comparison.mask_overlaps([one]).set_index(["one", "other"])
     pair = table.loc[("langs: de", "langs: fr")]
     assert (pair["overlap"], pair["by_norm"]) == (0.5, 1)
     assert table.loc[("langs", "langs: de"), "overlap"] == pytest.approx(0.75)  # uses 1 and 1/2, each with 1

@@ -19,7 +19,7 @@ from masklearn.mask_file import ModelId
 from masklearn.report.comparison import mask_overlaps
 from masklearn.report.page import page
 from masklearn.report.study import draw
-from masklearn.report.style import count_nodes, drawable, lay_out_once, single_axes
+from masklearn.report.style import count_nodes, drawable, drawable_names, lay_out_once, single_axes
 
 
 def test_overlaps_of_many_masks_become_one_matrix_per_model() -> None:
@@ -27,7 +27,7 @@ def test_overlaps_of_many_masks_become_one_matrix_per_model() -> None:
     banks = [measured(falling(3), f"run {i}", kept=masks(3, seed=i)) for i in range(4)]
     banks += [measured(falling(3), f"other {i}", fingerprint="beef") for i in range(2)]
     banks[4:] = [replace(one, mask=replace(one.mask, model=ModelId("another", None, "beef"))) for one in banks[4:]]
-    table = comparison.mask_overlaps(banks, 0)
+    table = comparison.mask_overlaps(banks)
     study_figures = {one.name: one for one in mask_overlaps({"overlap": table})}
     assert set(study_figures) == {"overlap-matrix-1"} and study_figures["overlap-matrix-1"].wide
     first, *_ = study_figures["overlap-matrix-1"].figure.axes
@@ -36,6 +36,37 @@ def test_overlaps_of_many_masks_become_one_matrix_per_model() -> None:
     assert shown == {f"{value:.2f}" for value in smallest["overlap"]} and len(smallest) == 6
     few = table[table["one"].isin(["run 0"])]
     assert [one.name for one in mask_overlaps({"overlap": few})] == ["overlap"]
+
+
+def test_masks_of_runs_with_names_by_default_are_told_apart() -> None:
+    """They differ in the last digits of a long name, and in the group behind it."""
+    names = [f"stories-20261129-16421{i}: {group}" for i in (3, 4) for group in ("a group", "another")]
+    for length in (18, 20, 22):
+        labels = drawable_names([*names, *names], length)
+        assert [*labels] == names and len(set(labels.values())) == 4
+        assert all(len(label) <= length + 3 for label in labels.values())
+    assert drawable_names(["short", "x" * 30], 20) == {"short": "short", "x" * 30: "x" * 6 + "…" + "x" * 13}
+
+
+def test_numbers_stand_in_cells_that_they_fit_into() -> None:
+    """Six masks at three sizes have room for numbers, seven have none; of very many, no names are legible either."""
+    for n, has_numbers, has_names in ((6, True, True), (7, False, True), (31, False, False)):
+        banks = [measured(falling(2), f"run {i}", kept=masks(2, seed=i)) for i in range(n)]
+        figures = {one.name: one.figure for one in mask_overlaps({"overlap": comparison.mask_overlaps(banks)})}
+        axes = figures["overlap-matrix"].axes[0]
+        assert bool(axes.texts) == has_numbers
+        assert any(label.get_text() for label in axes.get_yticklabels()) == has_names
+
+
+def test_the_share_of_the_whole_model_is_told_from_kinds_of_subgraphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random-matched subgraphs have the shares of heads and MLPs of the learned ones: their lines would hide there."""
+    resample_little(monkeypatch)
+    drawn = {one.name: one for one in draw(density.study([measured(falling(5))])) if one.name.startswith("composition")}
+    for name, kinds in (("composition-kinds", {"norm"}), ("composition-depth", {"norm", "random-matched"})):
+        lines = {str(line.get_label()): line for line in drawn[name].figure.axes[0].lines}
+        assert {"norm", "random-matched"} & lines.keys() == kinds
+        whole = lines.pop("the whole model")
+        assert all(line.get_color() != whole.get_color() for line in lines.values())
 
 
 def test_characters_that_the_font_lacks_become_boxes() -> None:

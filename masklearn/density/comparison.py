@@ -24,10 +24,6 @@ from masklearn.density.statistics import (
 from masklearn.evaluation.bootstrap import interval
 from masklearn.evaluation.text_report import STRACE_KIND
 
-N_SHUFFLES = 1000
-"""Node shuffles of a mean mask that estimate the overlap expected by chance."""
-
-
 AGREEMENT_GIVEN = ("entropy", "next_rarity", "last_rarity")
 """Metrics of both full models that are partialled out of the agreement of their inputs' densities."""
 _OWN, _CONTROL = "own", "control"
@@ -178,25 +174,33 @@ def mean_masks(measurements: Sequence[MaskMeasurements]) -> list[MeanMasks]:
     return found
 
 
-def mask_overlaps(measurements: Sequence[MaskMeasurements], seed: int) -> pd.DataFrame:
+def mask_overlaps(measurements: Sequence[MaskMeasurements]) -> pd.DataFrame:
     """Return the overlap of every two mean masks of one model, at each size that both have.
 
     The overlap is the sum over nodes of the smaller use, divided by the size: 1 if both use every node equally often.
-    `by_chance` is the mean overlap when the nodes of one mask are shuffled; `by_norm` is the overlap of the subgraphs
+    `by_chance` is the expected overlap if the nodes of one mask are shuffled; `by_norm` is the overlap of the subgraphs
     of the kind `norm`. Pairs of different models are left out, because their nodes do not correspond,
     and so are banks of edges or positions, whose texts have graphs of their own.
     """
     rows: list[dict[str, Any]] = []
-    rng = np.random.default_rng(seed)
     for one, other in combinations(mean_masks(measurements), 2):
         pair = (one.measured, other.measured)
         if len({bank.mask.model.fingerprint for bank in pair}) > 1 or any(bank.unit != "nodes" for bank in pair):
             continue
         for s in sorted(set(one.measured.sizes) & set(other.measured.sizes)):
-            shuffled = rng.permuted(np.tile(other.at(LEARNED_KIND, s), (N_SHUFFLES, 1)), axis=1)
             columns = {"model": one.measured.mask.model.lm, "one": one.name, "other": other.name, "s": s}
             columns |= {"fraction": s / one.measured.full_size, "overlap": one.overlap(other, LEARNED_KIND, s)}
             columns |= {"by_norm": one.overlap(other, NORM_KIND, s)}
-            columns |= {"by_chance": np.minimum(one.at(LEARNED_KIND, s), shuffled).sum(1).mean() / s}
+            columns |= {"by_chance": _shuffled_overlap(one.at(LEARNED_KIND, s), other.at(LEARNED_KIND, s)) / s}
             rows.append(columns)
     return pd.DataFrame(rows, columns=["model", "one", "other", "s", "fraction", "overlap", "by_norm", "by_chance"])
+
+
+def _shuffled_overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the sum over nodes of the smaller use, expected over all orders of the nodes of one of two masks.
+
+    Every node then meets every one of the other mask equally often: the mean over all pairs, times the nodes.
+    """
+    ascending = np.sort(other)
+    sums, n_smaller = np.concatenate([[0.0], ascending.cumsum()]), np.searchsorted(ascending, one)
+    return float((sums[n_smaller] + one * (len(other) - n_smaller)).sum() / len(other))

@@ -66,7 +66,7 @@ def study(
         "unigram": concat_tables([curves.unigrams(measured, seed) for measured in measurements]),
         "leaving": curves.unigram_crossover(measurements),
         "across": comparison.density_agreement(measurements, seed),
-        "overlap": comparison.mask_overlaps(measurements, seed),
+        "overlap": comparison.mask_overlaps(measurements),
         "by_token": concat_tables([correlations.token_densities(measured) for measured in measurements]),
         "prompt_answer": concat_tables([answer_densities(measured, seed) for measured in measurements]),
         "thoughts": _top_tokens_table(top_tokens or {}),

@@ -23,7 +23,7 @@ from masklearn.report.style import (
     RED,
     SKY,
     count_nodes,
-    drawable,
+    drawable_names,
     empty_figure,
     legend_below,
     single_axes,
@@ -38,8 +38,10 @@ PAIR_COLORS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
 """Colours of pairs of masks; there are lines for at most as many pairs."""
 CELL_INK = "#1b1b20"
 """Dark text on a light cell; unlike `INK`, the page's theme does not change it."""
-MAX_NUMBERED_MASKS = 9
-"""Masks up to which a matrix shows numbers in its cells."""
+MAX_NUMBERS_IN_ROW = 20
+"""Numbers that stand side by side in the cells of a row of matrices; with more cells there are none."""
+MAX_LABELLED_MASKS = 30
+"""Masks up to which a matrix names them; the table lists those of a larger one in the same order."""
 MAX_MATRICES_IN_ROW = 4
 """Matrices side by side; more would be too narrow for their numbers."""
 MATRIX_FONT = 6.5
@@ -58,12 +60,12 @@ def density_agreement(measurements: Sequence[MaskMeasurements], tables: Tables) 
     grid, unused = every[: len(kinds)], every[len(kinds) :]
     for axes in unused:
         axes.set_axis_off()
-    labels = [drawable(name, 18) for name in names]
+    labels = [*drawable_names(names, 18).values()]
     for axes, kind in zip(grid, kinds, strict=True):
         matrix = _symmetric(select_rows(table, kind=kind), names, "rho")
         has_kind = [not set(kind.split(" / ")).isdisjoint(measured.kinds) for measured in measurements]
         np.fill_diagonal(matrix, np.where(has_kind, 1.0, np.nan))
-        _draw_matrix(axes, matrix, labels, RHO_COLORS, -1)
+        _draw_matrix(axes, matrix, labels, RHO_COLORS, -1, len(grid) // n_rows)
         axes.set_title(kind, fontsize=MATRIX_FONT, pad=3)
     _finish_matrices(figure, grid, labels, ScalarMappable(Normalize(-1, 1), RHO_COLORS), "rank correlation of density")
     yield StudyFigure("across", "across", "all", "Rank correlation of the inputs' densities between banks", figure)
@@ -86,9 +88,10 @@ def mask_overlaps(tables: Tables) -> Iterator[StudyFigure]:
 
 def _overlap_lines(table: pd.DataFrame, pairs: Sequence[dict[Any, Any]]) -> Figure:
     figure, axes = single_axes()
+    names = drawable_names([name for pair in pairs for name in pair.values()], 20)
     for pair, color in zip(pairs, PAIR_COLORS, strict=False):
         rows = select_rows(table, one=pair["one"], other=pair["other"])
-        label = f"{drawable(pair['one'], 20)} / {drawable(pair['other'], 20)}"
+        label = f"{names[pair['one']]} / {names[pair['other']]}"
         axes.plot(rows["fraction"], rows["overlap"], color=color, marker="o", label=label)
         axes.plot(rows["fraction"], rows["by_norm"].astype(float), color=color, linestyle="--", linewidth=0.8)
         axes.plot(rows["fraction"], rows["by_chance"], color=color, linestyle=":", linewidth=0.8)
@@ -96,7 +99,7 @@ def _overlap_lines(table: pd.DataFrame, pairs: Sequence[dict[Any, Any]]) -> Figu
         axes.plot([], [], color=GREY, linestyle=line, linewidth=0.8, label=label)
     size_axis(axes, table["fraction"].to_numpy().min())
     axes.set_ylim(0, 1.02)
-    axes.set_ylabel("overlap of mean masks (1: the same)")
+    axes.set_ylabel("overlap of mean masks")
     legend_below(figure, axes, 1 if len(pairs) < 4 else 2)
     return figure
 
@@ -108,10 +111,11 @@ def _overlap_matrices(table: pd.DataFrame, name: str) -> StudyFigure:
     chosen = [sizes[i] for i in sorted({0, len(sizes) // 3, 2 * len(sizes) // 3})]
     figure = empty_figure(2 * COLUMN, min(0.34 * len(names), 2.0) + 1.4)
     grid = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
-    labels, fontsize = [drawable(name, 22) for name in names], 6 if len(names) <= MAX_NUMBERED_MASKS else 4.5
+    labels, fontsize = [*drawable_names(names, 22).values()], 6 if len(names) < 10 else 4.5
+    labels = labels if len(labels) <= MAX_LABELLED_MASKS else [""] * len(labels)
     for axes, s in zip(grid, chosen, strict=True):
         rows = select_rows(table, s=s)
-        _draw_matrix(axes, _symmetric(rows, names, "overlap"), labels, OVERLAP_COLORS, 0, fontsize)
+        _draw_matrix(axes, _symmetric(rows, names, "overlap"), labels, OVERLAP_COLORS, 0, len(chosen), fontsize)
         axes.set_title(_overlap_title(int(s), rows), fontsize=MATRIX_FONT, pad=3)
     mappable = ScalarMappable(Normalize(0, 1), OVERLAP_COLORS)
     _finish_matrices(figure, grid, labels, mappable, "overlap of mean masks", fontsize)
@@ -137,12 +141,12 @@ def _symmetric(pairs: pd.DataFrame, names: Sequence[str], column: str) -> np.nda
 
 def _draw_matrix(
     axes: Axes, values: np.ndarray, labels: Sequence[str], colors: LinearSegmentedColormap, low: float,
-    fontsize: float = MATRIX_FONT,
+    n_in_row: int, fontsize: float = MATRIX_FONT,
 ) -> None:  # fmt: skip
-    """Draw a square of cells from `low` to 1, with numbers if the cells are large enough; NaN stays empty."""
+    """Draw a square of cells from `low` to 1, with numbers if all in a row of matrices fit; NaN stays empty."""
     axes.pcolormesh(values, cmap=colors, vmin=low, vmax=1, edgecolors="white", linewidth=0.8)
     for (y, x), value in np.ndenumerate(values):
-        if len(labels) <= MAX_NUMBERED_MASKS and not np.isnan(value):
+        if n_in_row * len(labels) <= MAX_NUMBERS_IN_ROW and not np.isnan(value):
             color = "white" if abs(value) > 0.6 else CELL_INK
             axes.text(x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
     ticks = np.arange(len(labels)) + 0.5

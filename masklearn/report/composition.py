@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from masklearn.density.composition import lorenz
-from masklearn.density.measurements import MaskMeasurements
+from masklearn.density.measurements import MATCHED_KIND, MaskMeasurements
 from masklearn.density.tables import Tables, select_rows
 from masklearn.graph import NodeGraph
 from masklearn.report.node_map import draw_node_map, map_height, share_bar
@@ -55,11 +55,12 @@ def composition(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFig
     table = select_rows(tables["composition"], bank=measured.name)
     for name, all_parts in PART_FIGURES.items():
         parts = [part for part in all_parts if part in set(table["part"])]
+        others = _other_kinds(measured, name)
         figure, axes = single_axes()
-        axes.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
+        axes.axhline(1, color=LINE, linewidth=1, label="the whole model")
         for part in parts:
-            _draw_part(axes, measured, select_rows(table, part=part), part)
-        for kind, line in zip(_other_kinds(measured), OTHER_LINES, strict=False):
+            _draw_part(axes, measured.own_kind, others, select_rows(table, part=part), part)
+        for kind, line in others.items():
             axes.plot([], [], color=GREY, linewidth=0.8, linestyle=line, label=kind)
         size_axis(axes, measured.fractions[0], measured.unit)
         axes.set_ylim(bottom=0)
@@ -67,21 +68,23 @@ def composition(measured: MaskMeasurements, tables: Tables) -> Iterator[StudyFig
         legend_below(figure, axes, 2)
         alt = (
             f"Relative shares of {', '.join(parts)} in {measured.own_kind} subgraphs of {measured.name} against size "
-            f"in {measured.unit}, with those of {', '.join(_other_kinds(measured))}; 1 is the share in the whole model"
+            f"in {measured.unit}, with those of {', '.join(others)}; 1 is the share in the whole model"
         )
         yield StudyFigure(f"composition-{name}", "composition", measured.name, alt, figure)
 
 
-def _other_kinds(measured: MaskMeasurements) -> list[str]:
-    return [kind for kind in measured.compared_kinds if kind != measured.own_kind]
+def _other_kinds(measured: MaskMeasurements, figure: str) -> dict[str, str]:
+    """Return the line of each kind of subgraph to compare with, but those that have the same shares by construction."""
+    alike = {measured.own_kind, MATCHED_KIND if (figure, measured.unit) == ("kinds", "nodes") else None}
+    return dict(zip((kind for kind in measured.compared_kinds if kind not in alike), OTHER_LINES, strict=False))
 
 
-def _draw_part(axes: Axes, measured: MaskMeasurements, table: pd.DataFrame, part: str) -> None:
+def _draw_part(axes: Axes, own_kind: str, others: dict[str, str], table: pd.DataFrame, part: str) -> None:
     color, marker = PART_STYLES[part]
-    rows = select_rows(table, kind=measured.own_kind)
+    rows = select_rows(table, kind=own_kind)
     axes.plot(rows["fraction"], rows["relative"], color=color, marker=marker, label=part)
     axes.fill_between(rows["fraction"], rows["low"], rows["high"], color=color, alpha=0.2, linewidth=0)
-    for kind, line in zip(_other_kinds(measured), OTHER_LINES, strict=False):
+    for kind, line in others.items():
         rows = select_rows(table, kind=kind)
         axes.plot(rows["fraction"], rows["relative"], color=color, linestyle=line, linewidth=0.8)
 

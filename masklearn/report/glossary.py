@@ -161,7 +161,7 @@ PAGE_SECTIONS = (
             "correlation given both models' entropy and token rarities; `excess` is that of the banks' own "
             "subgraphs minus that of random ones, with a paired bootstrap interval.",
             "overlap": "The sum over nodes of the smaller use of two mean masks, divided by the size: 1 if both use "
-            "every node equally often. `by_chance` is the mean over 1,000 shuffles of the nodes of one mask; `by_norm` "
+            "every node equally often. `by_chance` is expected if the nodes of one mask are shuffled; `by_norm` "
             "is the overlap of the subgraphs of the kind norm. Only banks of the same model are compared.",
         },
         "No figure: a comparison needs two banks. Pass --mask twice.",

@@ -1,7 +1,7 @@
 """One style for every figure: legible at the width of a journal column, in colours that the colour-blind tell apart."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
@@ -180,6 +180,20 @@ def drawable(text: str, max_length: int = 40) -> str:
     shown = "".join(c if ord(c) in _glyphs() and c.isprintable() else "\N{WHITE SQUARE}" for c in visible(text))
     shown = shown if len(shown) <= max_length else shown[: max_length - 1] + "…"
     return f"\N{ZERO WIDTH SPACE}{shown}" if shown.startswith("_") else shown
+
+
+def drawable_names(names: Sequence[str], max_length: int) -> dict[str, str]:
+    """Return a label of each name, shortened in the middle, and numbered if two would look alike."""
+    labels = {name: drawable(_shortened(name, max_length)) for name in names}
+    if len(set(labels.values())) == len(labels):
+        return labels
+    return {name: f"{i}: {label}" for i, (name, label) in enumerate(labels.items(), start=1)}
+
+
+def _shortened(name: str, max_length: int) -> str:
+    """Return a name without its middle: runs differ in the date at their end, and groups follow the run's name."""
+    n_first = max_length // 3
+    return name if len(name) <= max_length else f"{name[:n_first]}…{name[n_first + 1 - max_length :]}"
 
 
 def visible(text: str) -> str:
