@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import masklearn as ml
+from masklearn import evaluation
 from masklearn.ablation import at_positions
 from masklearn.cli import evaluate
 from masklearn.cli.evaluate_command import _ablation_table
@@ -204,6 +205,19 @@ def test_a_mask_can_be_evaluated_under_several_ablations(
     masked_lm.ablation = masked_lm.mean_ablation((b.input_ids, b.real) for b in data.loader("train"))
     mean_kl = MaskScorer(masked_lm, data.loader("test"))(ml.Mask.load(mask).mask.transpose(0, 1))[:, 0]
     assert_close(kl[1], mean_kl, atol=1e-4, rtol=1e-4)
+
+
+def test_baselines_under_several_ablations_are_shown_or_not_computed(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One table has the masks alone; those with baselines are printed if any are asked for."""
+    named, measure = list[list[str]](), evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", lambda *a, **how: (named.append(list(a[3])), measure(*a, **how))[1])
+    command = ["--mask", str(run.folder), "--ablation", "[zero, mean]"]
+    for flags in ([], ["--baselines", "[inverse]"]):
+        code, printed, _ = run_evaluate(*command, *flags, capsys=capsys)
+        assert code == 0 and printed.count("inverse KL") == len(flags)
+    assert named == [[], [], ["inverse"], ["inverse"]]
 
 
 def test_a_kl_that_is_not_finite_is_a_dash_in_the_table_of_ablations() -> None:

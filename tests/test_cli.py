@@ -16,6 +16,7 @@ import yaml
 from conftest import ROOT, SMALL, Run, contents, one_line
 
 import masklearn as ml
+from masklearn import evaluation
 from masklearn.cli import evaluate, evaluate_bank, train
 from masklearn.data.digests import texts_digest
 from masklearn.training import learner
@@ -136,6 +137,12 @@ def test_constants_and_baselines_come_from_the_training_texts_whatever_is_evalua
     for others in ([], ["--part", "all", "--data.limit", "12"], ["--part", "train", "--data.seed", "5"]):
         assert evaluate([*flags, *others]) == 0
     assert len(used) == 6 and len(set(used)) == 1
+
+
+def test_a_table_counts_more_than_a_thousand_heads(run: Run) -> None:
+    for heads, shown in ((2560.4, "2560"), (99.96, "100"), (4.25, "4.25")):
+        titles, cells = evaluation.table([run.metrics["sizes"][0] | {"heads": heads}])
+        assert dict(zip(titles, cells, strict=True))["heads"] == shown
 
 
 def test_an_impossible_baseline_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,6 +117,15 @@ def test_a_table_of_ablations_names_the_altered_texts(
         ]
         assert f"{result['sizes'][0]['kl']:.3f}" in line.split()
     assert len(found) == 4 and not found[0]["sizes"][0]["controls"]
+    assert found[0]["text"].startswith("4 texts of ") and "each under its own masks, zero" in found[0]["text"]
+    assert evaluate(["--mask", str(run), "--study", "false", "--altered_column", "corruptd"]) == 2
+    assert "Name one with --altered_column" in capsys.readouterr().err
+
+
+def test_a_run_without_polish_reports_none(learned: Callable[..., Learned]) -> None:
+    run, _ = learned(*NODES)
+    page = (run.parent / "report.html" if run.is_file() else run / "report.html").read_text(encoding="utf-8")
+    assert "discretisation" in page and "cut: the top s nodes." in page and "polished" not in page
 
 
 @pytest.mark.parametrize("flags", [NODES, EDGES], ids=["nodes", "edges"])

@@ -67,9 +67,7 @@ def learn(
         batches = data.loader("test", by_length=True)
         rows, by_group = evaluation.evaluate(learner.masked_lm, mask, batches, bar=learner.bar)
     results = evaluation.describe(mask, rows, by_group, mask.config["data"])
-    kind = "held-out texts" if data.groups.held_out else "texts, each under its own masks"
-    texts_in_words = f"{len(data.parts['test'])} {kind}"
-    return LearnedBank(mask, learner.masked_lm, data, results, texts_in_words, learned_on=data)
+    return LearnedBank(mask, learner.masked_lm, data, results, evaluation.texts_in_words(data), learned_on=data)
 
 
 @torch.enable_grad()

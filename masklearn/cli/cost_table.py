@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from masklearn.evaluation import aligned
+from masklearn.evaluation import aligned, phase_title
 from masklearn.training.cost import Phase
 
 LEGEND = "Forwards are counted in tokens; a backward counts as two forwards."
@@ -42,10 +42,8 @@ def cost_table(
     lines = [["", "forwards", "time", "memory"]]
     for phase, cost in costs.items():
         at_most = "<= " if phase == "polish" and polishes and not unlimited else ""
-        memory = f"{cost.memory / 2**30:.1f} GiB"
-        lines.append(
-            [_title(phase, polishes), f"{at_most}{_count(cost.tokens)}", f"{at_most}{duration(cost.seconds)}", memory]
-        )
+        title, memory = phase_title(phase, polishes), f"{cost.memory / 2**30:.1f} GiB"
+        lines.append([title, f"{at_most}{_count(cost.tokens)}", f"{at_most}{duration(cost.seconds)}", memory])
     end = time.localtime(time.time() + left)
     clock = time.strftime("%H:%M:%S" if left < DAY else "%Y-%m-%d %H:%M", end)
     head = f"Expected cost, from {source}. {LEGEND}"
@@ -74,15 +72,10 @@ def actual_costs(costs: Mapping[Phase, PhaseCost], seconds: Mapping[Phase, float
 def compared_costs(described: Mapping[str, Mapping[str, Any]], polishes: bool = True) -> str:
     """One line: what every phase took, and what was expected; `polishes` says whether there was polish at all."""
     parts = [
-        f"{_title(phase, polishes)} {duration(cost['seconds'])} ({duration(cost['estimated_seconds'])} expected)"
+        f"{phase_title(phase, polishes)} {duration(cost['seconds'])} ({duration(cost['estimated_seconds'])} expected)"
         for phase, cost in described.items()
     ]
     return f"Time: {', '.join(parts)}"
-
-
-def _title(phase: str, polishes: bool) -> str:
-    """Name of a phase: discretisation is part of polish, and all of it without rounds of swaps."""
-    return "discretisation" if phase == "polish" and not polishes else phase
 
 
 def duration(seconds: float) -> str:

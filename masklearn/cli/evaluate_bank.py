@@ -259,6 +259,5 @@ def _ablation(name: AblationName, bank: Mask, masked_lm: MaskedLM, learned_on: M
 
 def _describe_texts(data: MaskData, split: SplitName, ablation: str, column: str | None) -> str:
     """Such as `40 test texts of stories.jsonl, zero ablation`."""
-    n_texts = len(data.parts[split])
-    texts = f"all {n_texts} texts" if split == "all" else f"{n_texts} {split} texts"
-    return f"{texts} of {data.source}{f', column {column}' if column else ''}, {ablation} ablation"
+    texts = evaluation.texts_in_words(data, split, split, str(data.source))
+    return f"{texts}{f', column {column}' if column else ''}, {ablation} ablation"

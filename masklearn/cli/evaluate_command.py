@@ -147,7 +147,7 @@ def _evaluate_all(
     """Evaluate mask after mask, print their tables, and write the study and the results."""
     results: list[dict[str, Any]] = []
     banks: list[Evaluated] = []
-    of_ablations = len(flags.ablations or []) > 1  # one table follows for all
+    has_own_tables = not flags.has_ablation_table or (flags.are_baselines_given and bool(flags.baselines))
     for path, mask in zip(flags.mask, masks, strict=True):
         if isinstance(mask, TextBank):
             require_own_texts(path, mask, flags, requested)
@@ -158,9 +158,9 @@ def _evaluate_all(
             descriptions, evaluated = evaluate_bank(path, mask, flags, requested)
         banks += evaluated
         results += [{"mask": path} | description for description in descriptions]
-        for description in () if of_ablations else descriptions:
+        for description in descriptions if has_own_tables else ():
             print(f"{path}: {description['text']}\n\n{evaluation.format_report(description)}\n", flush=True)
-    if of_ablations:
+    if flags.has_ablation_table:
         learned_under = {path: mask.ablation.name for path, mask in zip(flags.mask, masks, strict=True)}
         print(f"KL under each ablation, in nats per scored token:\n\n{_ablation_table(results, learned_under)}\n")
     if flags.study and ranks.rank() == 0:

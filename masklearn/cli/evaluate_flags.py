@@ -93,6 +93,7 @@ class EvaluateFlags:
         self.ablations: list[AblationName] | None = [ablation] if isinstance(ablation, str) else ablation
         self.study, self.evidence, self.seed, self.track = study, evidence, seed, track
         self.baselines: Sequence[Baseline] = CONTROLS if baselines is None else baselines
+        self.are_baselines_given = baselines is not None
         self.baseline_texts, self.keep_residual = baseline_texts, keep_residual
         self.edges: list[EdgeMode] = [edges] if isinstance(edges, str) else edges
         self.altered_column = altered_column
@@ -111,6 +112,11 @@ class EvaluateFlags:
     def n_ranks(self) -> int:
         """Processes that share the work."""
         return self.devices * self.num_nodes
+
+    @property
+    def has_ablation_table(self) -> bool:
+        """Whether one table shows the KL under several ablations."""
+        return len(self.ablations or []) > 1
 
     def map_of(self, bank: Mask) -> str | None:
         """The device map to evaluate a bank with: the one given, or that of its run."""
@@ -157,6 +163,8 @@ class EvaluateFlags:
             self.out = self.out or str(Path("runs") / f"study-{time.strftime('%Y%m%d-%H%M%S')}")
         elif unused := [flag for flag in ("seed", "track") if flag in given and getattr(self, flag)]:
             raise UserError(f"{unused[0]} is for a study or for evidence. Add --study true, or leave out --{unused[0]}")
+        elif self.has_ablation_table and not (self.are_baselines_given or self.out):
+            self.baselines = ()  # nothing would show them
         if "baseline_texts" in given and set(self.baselines) <= set(UNGUIDED):
             raise UserError(
                 f"baseline_texts is for baselines that choose by texts, unlike {', '.join(UNGUIDED)}. Name one with "

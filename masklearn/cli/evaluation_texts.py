@@ -214,7 +214,8 @@ def altered_texts(
     """The altered texts of the same rows by their column, if one is given. Rows without masks are left out.
 
     Raises:
-        UserError: If the masks are shared, or the scored position depends on the text, or if no row has masks.
+        UserError: If the masks are shared, or the scored position depends on the text, or if there is no such column,
+            or no row has masks.
     """
     if column is None:
         return {}
@@ -224,7 +225,10 @@ def altered_texts(
             f"{path}: altered_column is for masks of single texts at fixed positions, and {reason}. Learn them with "
             "--model.scope input --data.positions last"
         )
-    data = load(texts.settings | {"text_column": column})
+    try:
+        data = load(texts.settings | {"text_column": column})
+    except UserError as error:
+        raise UserError(str(error).replace("--data.text_column", "--altered_column")) from error
     without_masks = keep_groups(data, bank.groups)
     if not data.groups.names:
         raise UserError(f"{path} has masks for none of the texts of column {column!r}. Choose another --altered_column")

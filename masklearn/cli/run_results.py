@@ -17,12 +17,6 @@ from masklearn.training.learner import MaskLearner
 if TYPE_CHECKING:
     from masklearn.tracking import Tracker
 
-STAGES_LEGEND = (
-    "soft: gates at their probability of being open; sampled: gates drawn at random; cut: the top s nodes; "
-    "polished: after swaps of nodes."
-)
-"""One line that explains the columns of the table of stages."""
-
 
 def mask_config(requested: dict[str, Any]) -> dict[str, Any]:
     """The settings that masks depend on: without the run's folder and the number of worker processes.
@@ -78,23 +72,14 @@ def print_results(learner: MaskLearner, data: MaskData, description: dict[str, A
     on = "the selection texts" if data.groups.held_out else "the text of each mask"
     objective, by_kl = learner.settings.objective, learner.settings.by_kl
     what, unit = ("KL", "scored token") if by_kl else (f"Loss ({objective})", "answer")
-    stages = evaluation.stages_table(learner.stages, "KL" if by_kl else "loss")
-    print(f"\n{what} at each stage on {on}, in nats per {unit}.\n{STAGES_LEGEND}\n\n{stages}")
+    stages = evaluation.stages(learner.stages, learner.settings.polish > 0)
+    table = evaluation.stages_table(stages, "KL" if by_kl else "loss")
+    legend = evaluation.stages_legend(stages)
+    print(f"\n{what} at each stage on {on}, in nats per {unit}.\n{legend}\n\n{table}")
     report = evaluation.format_report(description)
-    print(f"\nResults on {evaluated_texts(data)}; KL, JS and CE in nats per scored token.\n\n{report}")
+    print(f"\nResults on {evaluation.texts_in_words(data)}; KL, JS and CE in nats per scored token.\n\n{report}")
 
 
 def print_location(folder: RunFolder, tracker: "Tracker | None") -> None:
     """Print where the run is, as the last line: its address if it is online, otherwise its folder."""
     print(f"\nRun: {(tracker.url if tracker else None) or folder.path}", flush=True)
-
-
-def evaluated_texts(data: MaskData) -> str:
-    """What the test split holds, in words: held-out texts, unless every text has masks of its own."""
-    n_inputs, n_texts = len(data.parts["test"]), len({text.row for text in data.parts["test"].encoded})
-    inputs = f"{n_inputs} inputs of " if n_inputs > n_texts else ""  # positions each
-    return (
-        f"{inputs}{n_texts} held-out texts"
-        if data.groups.held_out
-        else f"{inputs}{n_texts} texts, each under its own masks"
-    )

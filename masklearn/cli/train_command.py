@@ -21,7 +21,7 @@ from masklearn.cli.run_parts import (
     require_work,
     throughput,
 )
-from masklearn.cli.run_results import evaluated_texts, mask_config, print_location, print_results, write_results
+from masklearn.cli.run_results import mask_config, print_location, print_results, write_results
 from masklearn.cli.text_run import run_texts
 from masklearn.cli.train_cli import TrainCLI, start_tracking
 from masklearn.cli.trainer_flags import check_validation_interval, flags_without, limiting_flags, name_limits
@@ -219,7 +219,7 @@ def _what_is_discretized(learner: MaskLearner) -> str:
 def _evaluate(cli: TrainCLI, mask: Mask) -> dict[str, Any]:
     """The content of `metrics.json` but for the seconds: the masks' metrics on the test split."""
     learner, data = cli.model, cli.datamodule
-    print(f"Evaluating on {evaluated_texts(data)}", flush=True)
+    print(f"Evaluating on {evaluation.texts_in_words(data)}", flush=True)
     batches = data.loader("test", by_length=True)
     with learner.clock.time("evaluation"):
         rows, by_group = evaluation.evaluate(learner.masked_lm, mask, batches, bar=learner.bar, on_ranks=True)

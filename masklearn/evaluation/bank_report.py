@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from masklearn.data import Batch
+from masklearn.data import Batch, MaskData, SplitName
 from masklearn.evaluation.answer_metrics import faithfulness
 from masklearn.evaluation.measure import Row, measure, nan_to_none
 from masklearn.evaluation.mib import ON_CURVE, answer_areas
@@ -179,3 +179,20 @@ def describe(mask: Mask, rows: list[Row], by_group: Tensor, data: dict[str, Any]
             for name, (kl, tv) in zip(mask.groups, by_group.permute(2, 0, 1).tolist(), strict=True)
         }
     return described
+
+
+def texts_in_words(data: MaskData, split: SplitName = "test", kind: str = "held-out", source: str = "") -> str:
+    """What a split holds, in words: such as `99 held-out texts` or `46 inputs of 11 texts, each under its own masks`.
+
+    Args:
+        data: The texts.
+        split: The split.
+        kind: What its texts are called, unless every text has masks of its own: then no text is held out.
+        source: Where they come from.
+    """
+    n_inputs, n_texts = len(data.parts[split]), len({text.row for text in data.parts[split].encoded})
+    inputs = f"{n_inputs} inputs of " if n_inputs > n_texts else ""  # positions each
+    of = f" of {source}" if source else ""
+    if not data.groups.held_out:
+        return f"{inputs}{n_texts} texts{of}, each under its own masks"
+    return f"{inputs}all {n_texts} texts{of}" if split == "all" else f"{inputs}{n_texts} {kind} texts{of}"

@@ -25,10 +25,22 @@ AREA_RANGES = {
     "sizes": "these sizes, from none to all (MIB's are --model.sizes mib)",
 }
 """The sizes over which areas are taken, in words."""
+STAGES = {
+    "soft": "gates at their probability of being open",
+    "sampled": "gates drawn at random",
+    "cut": "the top s nodes",
+    "polished": "after swaps of nodes",
+}
+"""What a mask is at every stage from gates to masks."""
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _count(name: str, row: Row) -> str:
+    """A mean number of nodes: three digits, or all before the point."""
+    return f"{row[name]:.0f}" if row[name] >= 100 else f"{row[name]:.3g}"
 
 
 def _metric(name: str, row: Row) -> str:
@@ -47,8 +59,7 @@ def table(rows: list[Row]) -> list[list[str]]:
     columns: dict[str, Callable[[Row], str]] = {
         "s": lambda r: f"{r['s']}",
         "of all": lambda r: f"{r['fraction']:.0%}" if r["fraction"] >= 0.01 else f"{r['fraction']:.1%}",
-        "heads": lambda r: f"{r['heads']:.3g}",
-        "mlps": lambda r: f"{r['mlps']:.3g}",
+        **{kind: partial(_count, kind) for kind in ("heads", "mlps")},
         "KL": partial(_metric, "kl"),
         **{f"{name} KL": partial(_control, name) for name in rows[0]["controls"]},
         "TV": partial(_metric, "tv"),
@@ -87,8 +98,7 @@ def text_table(rows: list[Row], unit: str) -> list[list[str]]:
         "top-1": lambda r: f"{r['top1']:.1%}",
         "nucleus": lambda r: f"{r['nucleus_median']:.0f}%",
         **{name.removesuffix("_share"): partial(_share, name) for name in rows[0] if name.endswith("_share")},
-        "heads": lambda r: f"{r['heads']:.3g}",
-        "mlps": lambda r: f"{r['mlps']:.3g}",
+        **{kind: partial(_count, kind) for kind in ("heads", "mlps")},
     }
     return [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]
 
@@ -99,6 +109,21 @@ def _control_tv(name: str, row: Row) -> str:
 
 def _share(name: str, row: Row) -> str:
     return f"{row[name]:.0%}"
+
+
+def stages(rows: list[Row], polishes: bool) -> list[Row]:
+    """A learner's `stages`; without that of polish if there was none, which is that of the cut masks."""
+    return rows if polishes else [{name: v for name, v in row.items() if name != "polished"} for row in rows]
+
+
+def phase_title(phase: str, polishes: bool) -> str:
+    """Name of a run's phase: discretisation is part of polish, and all of it without rounds of swaps."""
+    return "discretisation" if phase == "polish" and not polishes else phase
+
+
+def stages_legend(rows: list[Row]) -> str:
+    """One line that explains the columns of `stages`."""
+    return "; ".join(f"{name}: {what}" for name, what in STAGES.items() if rows and name in rows[0]) + "."
 
 
 def stages_table(rows: list[Row], loss: str = "KL") -> str:

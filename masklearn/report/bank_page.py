@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
+from masklearn import evaluation
 from masklearn.density.study_folder import FIGURES_FOLDER, REPORT_FILE
 from masklearn.files import atomic_write
 from masklearn.mask_file import Mask
@@ -104,7 +105,11 @@ def _tables(bank: Mask | TextBank, described: dict[str, Any]) -> list[tuple[str,
     """Title, explanation and table of every result."""
     objective = bank.config.get("model", {}).get("objective", "kl")
     loss = "KL" if objective == "kl" else f"Loss ({objective})"
-    rows, costs = described["sizes"], [{"phase": phase} | cost for phase, cost in described.get("cost", {}).items()]
+    polishes = bank.config.get("model", {}).get("polish") != 0
+    stages = evaluation.stages(described.get("discretisation", []), polishes)
+    costs = described.get("cost", {})
+    phases = [{"phase": evaluation.phase_title(phase, polishes)} | cost for phase, cost in costs.items()]
+    rows = described["sizes"]
     scalars = [{key: value for key, value in row.items() if not isinstance(value, dict)} for row in rows]
     controls = [
         {"s": row["s"], "control": name, **control} for row in rows for name, control in row["controls"].items()
@@ -125,12 +130,11 @@ def _tables(bank: Mask | TextBank, described: dict[str, Any]) -> list[tuple[str,
         ),
         "stages": (
             "Stages",
-            f"{loss} from gates to masks. soft: gates at their probability of being open; sampled: gates found at "
-            "random; cut: the top s nodes; polished: after swaps of nodes.",
-            described.get("discretisation", []),
+            f"{loss} from gates to masks. {evaluation.stages_legend(stages)}",
+            stages,
         ),
         "groups": ("Groups", "KL and TV of each group's own masks on its texts.", groups),
-        "cost": ("Cost", "Seconds by phase; of masks also scored tokens, and peak memory in bytes.", costs),
+        "cost": ("Cost", "Seconds by phase; of masks also scored tokens, and peak memory in bytes.", phases),
     }
     return [
         (title, explanation, table_view(name, pd.DataFrame(records)))
