@@ -31,14 +31,15 @@ def compare(
     texts: Sequence[str],
     held_out: Sequence[str],
     model: dict[str, Any],
+    tokens: int,
 ) -> Rows:
     """A row for each ablation: held-out KL, that of random masks and of masks of single texts, and agreement."""
     rows: Rows = []
     for name in names:
         start, of_ablation = now(), model | {"ablation": name}
-        shared = learn(setting, texts, of_ablation)
-        halves = [learn(setting, texts[i::2], of_ablation | {"seed": i + 1}) for i in range(2)]
-        single = learn(setting, held_out, of_ablation | {"scope": "input", "steps": None})
+        shared = learn(setting, texts, of_ablation, tokens)
+        halves = [learn(setting, texts[i::2], of_ablation | {"seed": i + 1}, tokens) for i in range(2)]
+        single = learn(setting, held_out, of_ablation | {"scope": "input", "steps": None}, tokens)
         of_shared, of_single = (
             MaskScorer(bank.learner.masked_lm, single.data.loader("all"), range(len(held_out)))
             for bank in (shared, single)
@@ -58,16 +59,16 @@ def on_all(masks: Tensor, texts: Sequence[str]) -> Tensor:
     return masks.expand(*masks.shape[:-2], len(texts), -1)
 
 
-def data_of(setting: Setting, texts: Sequence[str], **settings: Any) -> ml.MaskData:
-    """The data module of some texts, of up to 24 tokens, with every token scored."""
-    data = ml.MaskData(texts=list(texts), lm=setting.lm, max_length=24, batch_size=4, **settings)
+def data_of(setting: Setting, texts: Sequence[str], tokens: int, **settings: Any) -> ml.MaskData:
+    """The data module of some texts, of up to so many tokens, all of which are scored."""
+    data = ml.MaskData(texts=list(texts), lm=setting.lm, max_length=tokens, batch_size=4, **settings)
     data.setup("fit")
     return data
 
 
-def learn(setting: Setting, texts: Sequence[str], model: dict[str, Any]) -> LearnedBank:
+def learn(setting: Setting, texts: Sequence[str], model: dict[str, Any], tokens: int) -> LearnedBank:
     """A bank of these texts."""
-    data, start = data_of(setting, texts, scope=model.get("scope", "dataset")), now()
+    data, start = data_of(setting, texts, tokens, scope=model.get("scope", "dataset")), now()
     learner = ml.MaskLearner(setting.lm, **model)
     quiet_trainer().fit(learner, datamodule=data)
     learning = now() - start
@@ -94,6 +95,7 @@ def main(
     ablations: tuple[AblationName, ...] = ("zero", "mean", "learned"),
     texts: int = 32,
     held_out: int = 4,
+    tokens: int = 24,
     sizes: tuple[float, ...] = (0.03, 0.1, 0.25, 0.5, 0.75),
     steps: int = 100,
     polish_budget: float = 1.0,
@@ -106,6 +108,7 @@ def main(
         ablations: What to compare.
         texts: Texts that share masks.
         held_out: Further texts, on which these masks are evaluated, and which have masks of their own.
+        tokens: Tokens of a text, at most.
         sizes: Sizes of the masks.
         steps: Steps of shared masks; those of single texts take the default.
         polish_budget: Most tokens of polish, as a multiple of those of learning.
@@ -114,7 +117,7 @@ def main(
     print(machine())
     rows = texts_of(setting, texts + held_out)
     model = {"sizes": list(sizes), "steps": steps, "polish_budget": polish_budget}
-    found = compare(setting, ablations, rows[:texts], rows[texts:], model)
+    found = compare(setting, ablations, rows[:texts], rows[texts:], model, tokens)
     write_results({"setting": str(setting), "rows": found}, out)
 
 
