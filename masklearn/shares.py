@@ -42,6 +42,8 @@ def resolve_shares(sizes: Sequence[int | float] | str, unit: TextUnit = "edges")
         steps = int(number) - 1
         ratio = LARGEST_SHARE / SMALLEST_SHARE
         return [float(f"{SMALLEST_SHARE * ratio ** (i / steps):.3g}") for i in range(steps + 1)]
+    if not isinstance(sizes, Sequence):
+        raise UserError(f"model.sizes is {sizes!r}; give a list of shares of the {unit}, {example}")
     outside = [size for size in sizes if not 0 < size <= 1]
     if outside or not sizes:
         found = f"asks for {outside[0]} {unit}" if outside else "is empty"

@@ -18,7 +18,7 @@ from masklearn.files import atomic_write, pack
 from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask, ModelId, mask_path
 from masklearn.progress import ProgressBar, no_bar
-from masklearn.shares import TextUnit, path_edges, share_counts
+from masklearn.shares import TextUnit, path_edges, resolve_shares, share_counts
 from masklearn.version import masklearn_version
 
 FORMAT = 1
@@ -82,7 +82,7 @@ class TextBank:
         cls,
         texts: Sequence[Tensor],
         names: Sequence[str],
-        shares: Sequence[float],
+        shares: Sequence[float] | str,
         graph: NodeGraph,
         model: ModelId,
         choose: ChooseText,
@@ -95,21 +95,39 @@ class TextBank:
         Args:
             texts: Token ids of every text up to the token whose prediction counts, shape (tokens,) each.
             names: Names of the texts.
-            shares: Sizes, ascending.
+            shares: Sizes, see `resolve_shares`.
             graph: The model's layers and heads.
             model: Which model it is.
             choose: Chooses the subgraphs of a text.
             method: Name of that choice.
             positions: Which token is scored, see `data.Positions`.
             bar: Shows progress over the texts.
+
+        Raises:
+            UserError: If there is no text, or not one name for each; if a size is no share; or if what is chosen has
+                not these sizes.
         """
-        title = f"{cls.unit.capitalize()} ({method})"
+        if not texts or len(set(names)) != len(texts):
+            raise UserError(f"{len(texts)} texts and {len(set(names))} names are given. Give one name for each text")
+        title, shares = f"{cls.unit.capitalize()} ({method})", resolve_shares(shares, cls.unit)
         n_units, kept = zip(*(choose(texts[index]) for index in bar(range(len(texts)), title)), strict=True)
+        for name, n, of_text in zip(names, n_units, kept, strict=True):
+            cls._require_sizes(name, of_text, share_counts(shares, n))
         lengths = tuple(map(len, texts))
         return cls(
             tuple(map(tuple, kept)), tuple(shares), lengths, n_units, graph, model, tuple(names), method, positions,
             texts=hash_of(texts),
         )  # fmt: skip
+
+    @classmethod
+    def _require_sizes(cls, name: str, kept: Sequence[Tensor], counts: Sequence[int]) -> None:
+        """Refuse subgraphs of other sizes than the shares of a text's units."""
+        found = [len(ids.unique()) if ids.dtype == torch.int64 else f"{ids.dtype} values" for ids in kept]
+        if found != [*counts]:
+            raise UserError(
+                f"{', '.join(map(str, found))} {cls.unit} were chosen for text {name}, whose shares are "
+                f"{', '.join(map(str, counts))}. Choose the numbers of so many, for each share"
+            )
 
     def of(self, groups: tuple[str, ...]) -> Self:
         """This bank, if its texts have these names.

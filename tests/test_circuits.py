@@ -69,3 +69,10 @@ def test_baselines_that_choose_by_texts_need_those_that_masks_were_learned_on(
 def test_wrong_circuits_are_named(embedded: PreTrainedModel, circuits: list[list[str]], words: str) -> None:
     with pytest.raises(ml.UserError, match=words):
         ml.circuit(embedded, *circuits)
+
+
+def test_a_circuit_of_a_wrapped_model_is_one_of_the_model_inside(embedded: PreTrainedModel) -> None:
+    plain = ml.circuit(embedded, ["m0", "a0.h1"])
+    for lm in (torch.compile(embedded, backend="eager"), torch.nn.DataParallel(embedded)):
+        assert ml.circuit(lm, (name for name in ("m0", "a0.h1"))).model == plain.model
+    assert "has no nodes" in refused(lambda: ml.circuit(embedded, (name for name in ())))

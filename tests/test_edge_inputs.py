@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, refused, tiny_llama
-from edge_reference import text
+from edge_reference import edge_lm, text
 from families import BY_NAME, REFUSED, build
 from torch.testing import assert_close
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 import masklearn as ml
 from masklearn.edges import (
@@ -23,6 +24,7 @@ from masklearn.edges import (
     verified_edge_lm,
 )
 from masklearn.edges import attention as attention_module
+from masklearn.edges.frozen import FrozenText
 from masklearn.mask_file import ModelId
 from masklearn.models import Layout
 
@@ -34,6 +36,67 @@ NOT_SUMS = (
 """Families whose vertices are not plain sums, most of them with attention through the interface."""
 SELECTING = ("deepseek_v32",)
 """Families whose attention selects tokens."""
+
+
+# --- models that are compiled, pruned, trained, or of a class of one's own -------------------------------------------
+
+
+def test_compiled_layers_do_not_run_under_gates_of_edges() -> None:
+    """Before and after the edges are verified: frozen norms and recorded attention would be compiled code's."""
+    lm = tiny_llama(layers=2)
+    ids = torch.arange(5, 14)
+    model = verified_edge_lm(Layout.of(lm))
+    found = importance(model, ids)
+    gates = found.graph.gates(torch.rand(2, found.graph.n_places, generator=torch.Generator().manual_seed(0)))
+    expected = model.hidden(ids, gates), FrozenText.of(model, ids).hidden(gates)
+    for layer in lm.model.layers:
+        layer.compile(backend="eager")
+    lm(ids[None])  # compiled here, without gates
+    again = verified_edge_lm(Layout.of(lm))
+    assert_close(importance(again, ids).weights, found.weights)
+    assert_close((again.hidden(ids, gates), FrozenText.of(again, ids).hidden(gates)), expected)
+
+
+def test_an_attention_that_adds_nothing_has_edges() -> None:
+    lm = tiny_llama(layers=3)
+    lm.get_parameter("model.layers.1.self_attn.o_proj.weight").zero_()
+    assert verified_edge_lm(Layout.of(lm)).n_layers == 3
+
+
+def test_a_model_in_training_mode_is_named_so(llama: EdgeLM) -> None:
+    lm = tiny_llama(layers=2)
+    model = edge_lm(lm)
+    lm.train()
+    for tries in (lambda: Layout.of(lm), lambda: importance(model, torch.arange(5, 14))):
+        assert "Call lm.eval() first" in refused(tries)
+
+
+def test_an_attention_class_of_ones_own_is_that_of_its_family() -> None:
+    class OwnAttention(LlamaAttention):
+        pass
+
+    lm, plain = tiny_llama(layers=2), tiny_llama(layers=2)
+    for layer in lm.model.layers:
+        layer.self_attn.__class__ = OwnAttention
+    ids = torch.arange(5, 14)
+    found, expected = (importance(verified_edge_lm(Layout.of(one)), ids).weights for one in (lm, plain))
+    assert_close(found, expected)
+
+
+def test_a_bank_refuses_subgraphs_of_other_sizes(llama: EdgeLM) -> None:
+    texts, model = [torch.arange(5, 14)], ModelId("a model", None, "f00d")
+    choices = {
+        "3 edges were chosen for text a, whose shares are 10": lambda ids, found: [torch.arange(3)],
+        "torch.bool values edges": lambda ids, found: [torch.ones(10, dtype=torch.bool)],
+    }
+    shares = [10 / importance(llama, texts[0]).graph.n_edges]
+    for words, choose in choices.items():
+        assert words in refused(lambda choose=choose: edge_bank(llama, texts, ["a"], shares, model, choose))
+    assert "1 texts and 2 names" in refused(lambda: edge_bank(llama, texts, ["a", "b"], shares, model))
+    assert "0 texts" in refused(lambda: edge_bank(llama, [], [], shares, model))
+    assert "asks for 3 edges" in refused(lambda: edge_bank(llama, texts, ["a"], [3], model))
+    unsorted = edge_bank(llama, texts, ["a"], [0.5, 0.1], model)
+    assert unsorted.shares == (0.1, 0.5) and len(unsorted.kept[0][0]) < len(unsorted.kept[0][1])
 
 
 # --- bad input and files ----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import refused, tiny_llama
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -24,6 +25,24 @@ def test_a_loaded_model_is_frozen() -> None:
     lm = ml.load_lm()
     assert not lm.training
     assert not any(parameter.requires_grad for parameter in lm.parameters())
+
+
+def test_a_loaded_model_follows_no_settings_of_loading() -> None:
+    lm = ml.load_lm()
+    assert ml.load_lm(lm, dtype=torch.float32) is lm
+    for settings in ({"revision": "main"}, {"quantization": "8bit"}, {"device_map": "auto"}, {"dtype": "bfloat16"}):
+        (name,) = settings
+        assert f"Leave {name} out" in refused(lambda settings=settings: ml.load_lm(lm, **settings))
+    assert "Leave revision out" in refused(lambda: ml.learn(lm, ["mary and john went"], scope="input", revision="main"))
+
+
+def test_a_precision_or_a_device_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    assert ml.load_lm(dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert "dtype is 'bf16'; choose one of float32" in refused(lambda: ml.load_lm(dtype="bf16"))
+    assert "there is no device 'gpu'" in refused(lambda: ml.load_lm(device="gpu"))
+    assert torch.cuda.is_available() or "0" in refused(lambda: ml.load_lm(device=0))
+    tiny_llama().save_pretrained(tmp_path)
+    assert ml.load_lm(tmp_path).name_or_path == str(tmp_path)
 
 
 @pytest.mark.parametrize("lm", ["./nowhere", "nobody/nothing-at-all", "/no/such/folder"])

@@ -115,6 +115,38 @@ def test_closing_a_position_changes_the_output_if_and_only_if_a_path_leads_there
         assert graph.n_positions == PositionGraph.count(graph.nodes, 4)
 
 
+def test_sharp_attention_and_heads_that_add_nothing_hide_no_positions() -> None:
+    """Weights that underflow to 0 have no gradient in the full model, but one as soon as other gates close."""
+    lm = tiny_llama(layers=3)
+    for layer in range(3):
+        lm.get_parameter(f"model.layers.{layer}.self_attn.q_proj.weight").mul_(1e4)
+        lm.get_parameter(f"model.layers.{layer}.self_attn.o_proj.weight")[:, :2] = 0
+    model = position_lm(lm)
+    graph = model.graph(text(7))
+    assert graph.n_positions == PositionGraph.count(graph.nodes, 7)
+    lm.config.sliding_window = 3  # of windows gradients tell, and never more than there are
+    by_gradient = model.graph(text(7)).exists
+    assert not (by_gradient & ~graph.exists).any() and by_gradient.sum() < graph.n_positions
+
+
+def test_closed_positions_emit_zero_alone(llama: PositionLM) -> None:
+    mean = llama.masked_lm.mean_ablation([(text()[None], torch.ones(1, 4, dtype=torch.bool))])
+    assert "under mean ablation" in refused(lambda: PositionLM(MaskedLM(llama.layout.lm, mean)))
+
+
+def test_what_is_no_text_is_refused(llama: PositionLM) -> None:
+    edges = edge_lm(llama.layout.lm)
+    mistakes = {
+        "not shape (1, 4)": text()[None],
+        "not list": text().tolist(),
+        "a text has 0 tokens": text(0),
+        "there is no token 1000000 among": torch.tensor([3, 10**6]),
+    }
+    for words, wrong in mistakes.items():
+        for reads in (llama.full, llama.graph, edges.full, edges.record):
+            assert words in refused(lambda wrong=wrong, reads=reads: reads(wrong))
+
+
 def test_tokens_that_no_window_reaches_have_no_positions() -> None:
     """Two layers, the first with a window of three tokens, the second without: all first-layer positions count."""
     lm = BY_NAME["gemma3_text"].build()

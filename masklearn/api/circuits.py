@@ -1,6 +1,6 @@
 """Circuits that were found elsewhere, as a bank: to evaluate, compare, save and share like learned masks."""
 
-from collections.abc import Collection
+from collections.abc import Iterable
 
 import torch
 
@@ -8,10 +8,10 @@ from masklearn.ablation import Ablation
 from masklearn.errors import UserError
 from masklearn.graph import NodeGraph
 from masklearn.mask_file import Mask, ModelId
-from masklearn.models import ModelOrName, fingerprint, load_lm, name_of
+from masklearn.models import ModelOrName, fingerprint, load_lm, name_of, unwrapped
 
 
-def circuit(lm: ModelOrName, *circuits: Collection[str], ablation: Ablation = Ablation()) -> Mask:
+def circuit(lm: ModelOrName, *circuits: Iterable[str], ablation: Ablation = Ablation()) -> Mask:
     """A bank of circuits that are given by the names of their nodes.
 
     Args:
@@ -28,10 +28,11 @@ def circuit(lm: ModelOrName, *circuits: Collection[str], ablation: Ablation = Ab
     """
     if not isinstance(ablation, Ablation):
         raise UserError(f"ablation {ablation!r} has no values. Take that of a bank: ablation=Mask.load(FILE).ablation")
-    lm = load_lm(lm) if isinstance(lm, str) else lm
+    lm = load_lm(lm) if isinstance(lm, str) else unwrapped(lm)
     graph = NodeGraph.of(lm)
     if any(isinstance(names, str) for names in circuits):
         raise UserError("a circuit is a list of names, such as circuit(lm, ['a0.h1', 'm0']), and one given is a string")
+    circuits = tuple([*names] for names in circuits)
     if not circuits or not all(circuits):
         raise UserError("a circuit has no nodes; name at least one, such as circuit(lm, ['a0.h1', 'm0'])")
     if unknown := [name for names in circuits for name in names if name not in graph.names]:

@@ -183,7 +183,8 @@ def _masked_lm(mask: Mask, lm: ModelOrName | None, trusted: dict[str, bool]) -> 
     placement = {name: of_run.get(name) for name in ("device_map", "quantization")}
     name, revision = (mask.model.lm, mask.model.revision) if lm is None else (lm, None)
     device = best_device() if isinstance(name, str) and not placement["device_map"] else None
-    loaded = load_lm(name, revision, of_run.get("dtype", "float32"), device, **trusted, **placement)
+    of_name = of_run.get("dtype", "float32"), device
+    loaded = load_lm(name, revision, *of_name, **trusted, **placement) if isinstance(name, str) else load_lm(name)
     masked_lm = MaskedLM(loaded, mask.ablation.to(input_device(loaded)))
     mask.require(ModelId(name_of(loaded), None, masked_lm.layout.fingerprint))
     return masked_lm

@@ -7,7 +7,7 @@ know. Every layer must read its gates exactly once in a forward.
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 
 from masklearn.errors import UserError, one_line
+from masklearn.models import require_evaluation_mode, running_eagerly
 
 NAME = "masklearn_edges"
 """Name of the attention function in transformers' registry."""
@@ -67,8 +68,7 @@ def gated_attention(
     """
     reads, layer = _reads.get(), int(module.layer_idx)  # pyright: ignore[reportArgumentType]
     reads.is_sparse |= any(kwargs.get(name) is not None for name in SELECTED_TOKENS)
-    eager = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
-    output, pattern = eager(module, query, key, value, attention_mask, **kwargs)
+    output, pattern = _eager_function(module)(module, query, key, value, attention_mask, **kwargs)
     reads.counts[layer] += 1
     values = value.repeat_interleave(pattern.shape[1] // value.shape[1], dim=1)
     if reads.records is not None:
@@ -78,6 +78,17 @@ def gated_attention(
         gated = pattern * reads.gates[:, layer].to(pattern.dtype)
         output = (gated @ values).transpose(1, 2).contiguous()
     return output, pattern
+
+
+def _eager_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The eager function of an attention's family: that of its class, or of the one it is derived from."""
+    for kind in type(module).__mro__:
+        if function := vars(sys.modules[kind.__module__]).get("eager_attention_forward"):
+            return function
+    raise UserError(
+        f"model.graph edges: {type(module).__name__} and the classes it is derived from have no eager attention "
+        f"function, into whose weights gates go. {OTHER_GRAPH}"
+    )
 
 
 def _allowed(mask: Tensor | None, pattern: Tensor) -> Tensor:
@@ -95,7 +106,7 @@ def attention_gates(
     record: bool,
     patterns: dict[int, Tensor] | None = None,
 ) -> Iterator[AttentionReads]:
-    """Let a model's attention read gates while the context is open; one forward is expected within it.
+    """Let a model's attention read gates while the context is open, without compiled code; one forward is expected.
 
     Args:
         lm: The model; its attention function is restored at the end.
@@ -105,14 +116,16 @@ def attention_gates(
         patterns: Weights to gate in place of the forward's own, by layer.
 
     Raises:
-        UserError: If the model's attention does not go through transformers' interface, or is sparse.
+        UserError: If the model's attention does not go through transformers' interface, or is sparse; or if the model
+            is in training mode.
     """
+    require_evaluation_mode(lm)
     AttentionInterface.register(NAME, gated_attention)
     AttentionMaskInterface.register(NAME, eager_mask)
     reads = AttentionReads(gates, records={} if record else None, patterns=patterns)
     token = _reads.set(reads)
     try:
-        with attention_function(lm, NAME):
+        with running_eagerly(), attention_function(lm, NAME):
             yield reads
     finally:
         _reads.reset(token)
@@ -133,7 +146,9 @@ def attention_function(lm: PreTrainedModel, name: str) -> Iterator[None]:
     Raises:
         UserError: If the model does not support it.
     """
-    before = lm.config._attn_implementation or "eager"
+    parts = {name: getattr(lm.config, name, None) for name in lm.config.sub_configs}
+    before = {name: part._attn_implementation for name, part in parts.items() if part is not None}
+    before |= {"": lm.config._attn_implementation or "eager"}
     try:
         lm.set_attn_implementation(name)
     except (ValueError, KeyError, NotImplementedError) as error:

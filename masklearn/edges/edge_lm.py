@@ -72,7 +72,12 @@ class EdgeLM:
 
     @torch.no_grad()
     def full(self, input_ids: Tensor) -> Tensor:
-        """Return the last hidden state of the untouched model after one text: (tokens,) to (width,)."""
+        """Return the last hidden state of the untouched model after one text: (tokens,) to (width,).
+
+        Raises:
+            UserError: If these are not the tokens of one text.
+        """
+        self.layout.require_text(input_ids)
         return self.layout.hidden(input_ids[None])[0, -1]
 
     def hidden(self, input_ids: Tensor, gates: EdgeGates, patterns: dict[int, Tensor] | None = None) -> Tensor:
@@ -96,8 +101,9 @@ class EdgeLM:
         """Run one text, shape (tokens,), without gates, and keep what edge importances are made of.
 
         Raises:
-            UserError: If the model gives numbers that are not finite.
+            UserError: If the model gives numbers that are not finite, or if these are not the tokens of one text.
         """
+        self.layout.require_text(input_ids)
         streams: list[StreamRecord] = []
         with (
             attention_gates(self.layout.lm, self.n_layers, None, record=True) as reads,

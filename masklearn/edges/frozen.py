@@ -36,7 +36,12 @@ class FrozenText:
     @classmethod
     @torch.no_grad()
     def of(cls, edge_lm: EdgeLM, input_ids: Tensor) -> "FrozenText":
-        """Run the full model on a text, shape (tokens,), and keep its patterns and the scales of its norms."""
+        """Run the full model on a text, shape (tokens,), and keep its patterns and the scales of its norms.
+
+        Raises:
+            UserError: If these are not the tokens of one text.
+        """
+        edge_lm.layout.require_text(input_ids)
         lm, inputs = edge_lm.layout.lm, dict[nn.Module, Tensor]()
 
         def keep(norm: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ from masklearn.edges.refill import refilled
 from masklearn.edges.strace import grow
 from masklearn.mask_file import ModelId
 from masklearn.progress import ProgressBar, no_bar
-from masklearn.shares import share_counts
+from masklearn.shares import resolve_shares, share_counts
 from masklearn.text_bank import EdgeBank
 
 Choose = Callable[[Tensor, Importance], Sequence[Tensor]]
@@ -32,7 +32,7 @@ def edge_bank(
     edge_lm: EdgeLM,
     texts: Sequence[Tensor],
     names: Sequence[str],
-    shares: Sequence[float],
+    shares: Sequence[float] | str,
     model: ModelId,
     choose: Choose | None = None,
     method: str = "s-trace",
@@ -45,14 +45,18 @@ def edge_bank(
         edge_lm: The model.
         texts: Token ids of every text up to the token whose prediction counts, shape (tokens,) each.
         names: Names of the texts.
-        shares: Sizes as shares of the edges, ascending.
+        shares: Sizes as shares of the edges, see `resolve_shares`.
         model: Which model it is.
         choose: Chooses the edges of a text; s-Trace by default.
         method: Name of that choice.
         positions: Which position is scored, see `data.Positions`.
         bar: Shows progress over the texts.
+
+    Raises:
+        UserError: If there is no text, or not one name for each; if a size is no share; or if `choose` gives subgraphs
+            of other sizes.
     """
-    choose = choose or by_strace(shares)
+    choose = choose or by_strace(resolve_shares(shares))
 
     def of_text(input_ids: Tensor) -> tuple[int, Sequence[Tensor]]:
         input_ids = input_ids.to(edge_lm.device)

@@ -17,7 +17,7 @@ from masklearn.edges.edge_lm import EdgeLM, EdgeRecord
 from masklearn.edges.graph import EdgeGates, EdgeGraph
 from masklearn.edges.importance import LayerContributions, importance_of, layers_contributions
 from masklearn.edges.sites import no_edges
-from masklearn.models import Layout, require_plain
+from masklearn.models import Layout, require_plain, running_eagerly
 from masklearn.models.diagnostics import dummy_input_ids
 
 MAX_ERROR = 1e-5
@@ -72,13 +72,13 @@ def _differ(lm: PreTrainedModel, found: Tensor, expected: Tensor) -> float | Non
     """The relative error of a tensor; None if it is within rounding."""
     eps = torch.finfo(lm.dtype).eps
     allowed = MAX_ERROR if eps < 1e-6 else MAX_ERROR_EPSILONS * eps
-    error = ((found - expected).float().norm() / expected.float().norm()).item()
-    return None if error <= allowed else error
+    gap, norm = (found - expected).float().norm().item(), expected.float().norm().item()
+    return None if gap <= allowed * norm else gap / max(norm, torch.finfo(torch.float32).tiny)
 
 
 def _require_open_gates_change_nothing(edge_lm: EdgeLM, record: EdgeRecord, input_ids: Tensor) -> None:
     layout = edge_lm.layout
-    with attention_function(layout.lm, "eager"):
+    with running_eagerly(), attention_function(layout.lm, "eager"):
         untouched = layout.hidden(input_ids[None])[0, -1]
     gates = record.graph.gates(record.graph.exists[None].float().to(input_ids.device))
     error = _differ(layout.lm, edge_lm.hidden(input_ids, gates)[0], untouched)

@@ -7,14 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from masklearn.ablation import Ablation, at_positions
 from masklearn.errors import UserError
 from masklearn.masking.gate_values import gate_values
 from masklearn.masking.hooks import ActivationEdit, checked_calls, edited_activations
-from masklearn.models import Layout, running_eagerly, unwrapped, verify_gates
+from masklearn.models import Layout, require_evaluation_mode, running_eagerly, unwrapped, verify_gates
 
 _CACHED_LAYOUT = "_masklearn_layout"
 """Attribute of a model that holds its verified layout and the dtype in which it was verified."""
@@ -46,8 +46,7 @@ def gated(
         UserError: If there is not one gate for each node, if the values that closed nodes emit are not known, if the
             model is in training mode, or when it is called with a cache that these values do not allow.
     """
-    if _drops_out(unwrapped(lm)):
-        raise UserError("the model is in training mode, in which dropout acts at random. Call lm.eval() first")
+    require_evaluation_mode(unwrapped(lm))
     layout = layout if layout and layout.current else verified_layout(lm)
     gates = gate_values(layout.graph, gates, without)
     if ablation.name != "zero" and not ablation.known:
@@ -195,14 +194,6 @@ def _apply_attention_gate(output: Tensor, gate: Tensor) -> Tensor:
     is_closed = (gate == 0).to(gate)
     # where the gate is 0 the difference is zero, but its gradient is that of the output
     return _apply_gates(output, gate + is_closed, None) - _apply_gates(output.detach(), is_closed, None)
-
-
-def _drops_out(lm: nn.Module) -> bool:
-    """Whether a module that may drop out is in training mode: dropout itself, or a module that calls its function."""
-    calls = (
-        module for module in lm.modules() if isinstance(module, nn.Dropout) or any(True for _ in module.children())
-    )
-    return any(module.training for module in calls)
 
 
 def _require_whole_texts(arguments: dict[str, Any], of_body: bool = False) -> None:

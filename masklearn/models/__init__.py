@@ -3,7 +3,7 @@
 from masklearn.models.diagnostics import dtype_name, text_config
 from masklearn.models.discovery import LayerSites, has_weight_matrix
 from masklearn.models.forward_override import Forward, first_output, override_forward, with_first_output
-from masklearn.models.layout import Layout
+from masklearn.models.layout import Layout, require_evaluation_mode
 from masklearn.models.loading import (
     DTypeName,
     ModelOrName,
@@ -60,6 +60,7 @@ __all__ = [
     "override_forward",
     "prefix_of",
     "recording",
+    "require_evaluation_mode",
     "require_finite_outputs",
     "require_plain",
     "running_eagerly",

@@ -1,9 +1,10 @@
 """Load models and tokenizers from a folder or the hub, freeze models, and tell models apart by a fingerprint."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from huggingface_hub import constants
@@ -19,6 +20,7 @@ from transformers import (
 
 from masklearn.errors import UserError, one_line
 from masklearn.models.adapters import base_of_adapter, merge_adapter
+from masklearn.models.diagnostics import dtype_name
 from masklearn.models.placement import (
     DeviceMap,
     QuantizationName,
@@ -76,10 +78,10 @@ def _load_error(lm: str, error: Exception, flag: str = MODEL_FLAG, what: str = "
 
 
 def load_lm(
-    lm: ModelOrName = EMBEDDED,
+    lm: ModelOrName | os.PathLike[str] = EMBEDDED,
     revision: str | None = None,
-    dtype: DTypeName = "float32",
-    device: str | None = None,
+    dtype: DTypeName | torch.dtype = "float32",
+    device: str | int | torch.device | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     device_map: DeviceMap = None,
@@ -100,16 +102,39 @@ def load_lm(
         quantization: Quantises the weights through bitsandbytes while they are loaded: `8bit` or `4bit`.
 
     Raises:
-        UserError: If the model cannot be found or loaded, or lacks weights.
+        UserError: If the model cannot be found or loaded, or lacks weights; if there is no such precision or device; or
+            if a loaded model is given with settings of its loading.
     """
-    if isinstance(lm, str):
-        model = _load(lm, revision, dtype, allow_pickle, trust_remote_code, device_map, quantization)
+    dtype = _known_dtype(dtype)
+    if isinstance(lm, str | os.PathLike):
+        model = _load(os.fspath(lm), revision, dtype, allow_pickle, trust_remote_code, device_map, quantization)
     else:
         model = unwrapped(lm)
+        _refuse_settings(model, {"revision": revision, "device_map": device_map, "quantization": quantization}, dtype)
     model = model.eval().requires_grad_(False)
-    if device:
-        move_model(model, torch.device(device))
+    if device is not None:
+        try:
+            place = torch.device(device)
+        except RuntimeError as error:
+            raise UserError(f"there is no device {device!r}. Give cpu, cuda, or one of them: cuda:1") from error
+        move_model(model, place)
     return model
+
+
+def _known_dtype(dtype: str | torch.dtype) -> DTypeName:
+    name = str(dtype).removeprefix("torch.")
+    if name not in get_args(DTypeName):
+        raise UserError(f"dtype is {dtype!r}; choose one of {', '.join(get_args(DTypeName))}")
+    return cast(DTypeName, name)
+
+
+def _refuse_settings(model: PreTrainedModel, settings: dict[str, Any], dtype: DTypeName) -> None:
+    """Refuse settings that a loaded model cannot follow."""
+    given = next((name for name, value in settings.items() if value is not None), None)
+    if given is not None:
+        raise UserError(f"{given} is for a model that is loaded by its name, and this one is loaded. Leave {given} out")
+    if dtype not in ("float32", dtype_name(model)):
+        raise UserError(f"dtype is {dtype}, and the loaded model is in {dtype_name(model)}. Leave dtype out")
 
 
 def _load(

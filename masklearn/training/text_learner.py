@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from masklearn.errors import NonFiniteLoss
+from masklearn.errors import NonFiniteLoss, UserError
 from masklearn.gates import open_probability
 from masklearn.shares import share_counts
 from masklearn.training.budget import Projected
@@ -38,6 +38,14 @@ class TextLearnerConfig:
     """Learning rate of the scores, which begin as minus the log of the rank in the first order."""
     temperature: tuple[float, float] = TEXT_TEMPERATURE
     """Softness of the gates at the first and at the last step: at the end they are almost discrete."""
+
+    def __post_init__(self) -> None:
+        soft = self.temperature
+        if self.steps < 0 or self.lr <= 0 or not (isinstance(soft, tuple) and len(soft) == 2 and min(soft) > 0):
+            raise UserError(
+                f"steps {self.steps}, lr {self.lr} and temperature {soft} do not fit. Give steps of at least 0, a "
+                "positive lr, and two positive temperatures, of the first and of the last step"
+            )
 
 
 class SubgraphSearch(ABC):
