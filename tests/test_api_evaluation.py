@@ -150,7 +150,7 @@ def test_a_model_that_is_loaded_by_its_name_goes_to_the_best_device(
     monkeypatch.setattr(evaluating, "best_device", lambda: "meta")
     devices: list[str | None] = []
 
-    def load(lm: Any, revision: str | None, dtype: Any, device: str | None, **others: Any) -> PreTrainedModel:
+    def load(lm: Any, revision: Any = None, dtype: Any = "float32", device: Any = None, **_: Any) -> PreTrainedModel:
         devices.append(device)
         return ml.load_lm(lm, revision, dtype)
 

@@ -1,4 +1,4 @@
-"""Long runs are told what bfloat16 gains on their processor."""
+"""Long runs are told which precision is faster on their processor."""
 
 import sys
 from pathlib import Path
@@ -21,16 +21,18 @@ OF_EDGES = [
 def test_an_estimate_tells_a_long_run_of_a_faster_precision(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once, where it is long, wide and in float32, and products in bfloat16 take two thirds of the time or less."""
+    """Once, where it is long and wide, and products in the other precision take two thirds of the time or less."""
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.chdir(tmp_path)
 
     def times_told(flags: list[str], worth_seconds: float, factor: float, dtype: str, min_width: int = 1) -> int:
         monkeypatch.setattr(half_precision, "MIN_WIDTH", min_width)
         monkeypatch.setattr(half_precision, "WORTH_SECONDS", worth_seconds)
-        monkeypatch.setattr(half_precision, "bfloat16_speed_up", lambda width: factor)
+        monkeypatch.setattr(half_precision, "speed_up", lambda width, dtype=None: factor)
         assert train([*flags, "--run.estimate", "true", "--model.dtype", dtype]) == 0
-        return capsys.readouterr().out.count(f"{factor} times as fast in bfloat16. --model.dtype bfloat16")
+        printed = capsys.readouterr().out
+        slower = "4.0 times as fast in float32 as in bfloat16. --model.dtype float32"
+        return printed.count(f"{factor} times as fast in bfloat16. --model.dtype bfloat16") + printed.count(slower)
 
     assert times_told(OF_NODES, 1e9, 2.2, "float32") == 0
     assert times_told(OF_NODES, 0, 1.4, "float32") == 0
@@ -38,6 +40,8 @@ def test_an_estimate_tells_a_long_run_of_a_faster_precision(
     assert times_told(OF_NODES, 0, 2.2, "float32", min_width=512) == 0
     assert times_told(OF_NODES, 0, 2.2, "float32") == 1
     assert times_told(OF_EDGES, 0, 2.2, "float32") == 1
+    assert times_told(OF_NODES, 0, 0.25, "float32") == 0
+    assert times_told(OF_NODES, 0, 0.25, "bfloat16") == 1
 
 
 def test_the_speed_of_products_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,4 +53,4 @@ def test_the_speed_of_products_is_measured(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(torch, "mm", product)
     monkeypatch.setattr(half_precision, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    assert half_precision.bfloat16_speed_up(8) == 2
+    assert half_precision.speed_up(8) == 2

@@ -147,7 +147,7 @@ def attention_function(lm: PreTrainedModel, name: str) -> Iterator[None]:
         UserError: If the model does not support it.
     """
     parts = {name: getattr(lm.config, name, None) for name in lm.config.sub_configs}
-    before = {name: part._attn_implementation for name, part in parts.items() if part is not None}
+    before = {name: used for name, part in parts.items() if (used := getattr(part, "_attn_implementation", None))}
     before |= {"": lm.config._attn_implementation or "eager"}
     try:
         lm.set_attn_implementation(name)
