@@ -61,9 +61,11 @@ def test_numbers_stand_in_cells_that_they_fit_into() -> None:
 def test_the_share_of_the_whole_model_is_told_from_kinds_of_subgraphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random-matched subgraphs have the shares of heads and MLPs of the learned ones: their lines would hide there."""
     resample_little(monkeypatch)
-    drawn = {one.name: one for one in draw(density.study([measured(falling(5))])) if one.name.startswith("composition")}
+    figures = {
+        one.name: one for one in draw(density.study([measured(falling(5))])) if one.name.startswith("composition")
+    }
     for name, kinds in (("composition-kinds", {"norm"}), ("composition-depth", {"norm", "random-matched"})):
-        lines = {str(line.get_label()): line for line in drawn[name].figure.axes[0].lines}
+        lines = {str(line.get_label()): line for line in figures[name].figure.axes[0].lines}
         assert {"norm", "random-matched"} & lines.keys() == kinds
         whole = lines.pop("the whole model")
         assert all(line.get_color() != whole.get_color() for line in lines.values())

@@ -114,10 +114,10 @@ def load_lm(
     model = model.eval().requires_grad_(False)
     if device is not None:
         try:
-            place = torch.device(device)
+            location = torch.device(device)
         except RuntimeError as error:
             raise UserError(f"there is no device {device!r}. Give cpu, cuda, or one of them: cuda:1") from error
-        move_model(model, place)
+        move_model(model, location)
     return model
 
 

@@ -65,5 +65,5 @@ def _draw_tokens(axes: Axes, columns: Sequence[Sequence[tuple[str, float]]], exp
                 continue
             color = BLUE if token in expected else GREY
             axes.barh(y, 0.94 * p, left=x + 0.03, height=0.86, color=color, alpha=0.35)
-            axes.text(x + 0.06, y, drawable(token, 9), va="center", fontsize=SMALL_FONT, clip_on=True)
+            axes.text(x + 0.06, y, drawable(token, 7), va="center", fontsize=SMALL_FONT, clip_on=True)
             axes.text(x + 0.95, y, f"{p:.2f}", va="center", ha="right", fontsize=SMALL_FONT)
