@@ -21,6 +21,7 @@ import torch
 from faults.processes import run_to_end
 from filelock import FileLock
 from forked import PER_INPUT, SHARED_MASK
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -31,6 +32,9 @@ from masklearn.masking import MaskedLM
 from masklearn.models import Layout
 from masklearn.objective import kl_divergence
 
+settings.register_profile("slow machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+if "CI" not in os.environ:  # there Hypothesis has such a profile of its own
+    settings.load_profile("slow machine")
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 SMALL = [
