@@ -18,6 +18,7 @@ from torch import Tensor
 
 import masklearn as ml
 from masklearn.ablation import AblationName
+from masklearn.data.positions import Positions
 from masklearn.data.readers import read_file
 from masklearn.evidence.stability import overlap
 from masklearn.selection.baselines import subgraphs
@@ -31,15 +32,15 @@ def compare(
     texts: Sequence[str],
     held_out: Sequence[str],
     model: dict[str, Any],
-    tokens: int,
+    data: dict[str, Any],
 ) -> Rows:
     """A row for each ablation: held-out KL, that of random masks and of masks of single texts, and agreement."""
     rows: Rows = []
     for name in names:
         start, of_ablation = now(), model | {"ablation": name}
-        shared = learn(setting, texts, of_ablation, tokens)
-        halves = [learn(setting, texts[i::2], of_ablation | {"seed": i + 1}, tokens) for i in range(2)]
-        single = learn(setting, held_out, of_ablation | {"scope": "input", "steps": None}, tokens)
+        shared = learn(setting, texts, of_ablation, data)
+        halves = [learn(setting, texts[i::2], of_ablation | {"seed": i + 1}, data) for i in range(2)]
+        single = learn(setting, held_out, of_ablation | {"scope": "input", "steps": None}, data)
         of_shared, of_single = (
             MaskScorer(bank.learner.masked_lm, single.data.loader("all"), range(len(held_out)))
             for bank in (shared, single)
@@ -59,20 +60,20 @@ def on_all(masks: Tensor, texts: Sequence[str]) -> Tensor:
     return masks.expand(*masks.shape[:-2], len(texts), -1)
 
 
-def data_of(setting: Setting, texts: Sequence[str], tokens: int, **settings: Any) -> ml.MaskData:
-    """The data module of some texts, of up to so many tokens, all of which are scored."""
-    data = ml.MaskData(texts=list(texts), lm=setting.lm, max_length=tokens, batch_size=4, **settings)
+def data_of(setting: Setting, texts: Sequence[str], **settings: Any) -> ml.MaskData:
+    """The data module of some texts."""
+    data = ml.MaskData(texts=list(texts), lm=setting.lm, batch_size=4, **settings)
     data.setup("fit")
     return data
 
 
-def learn(setting: Setting, texts: Sequence[str], model: dict[str, Any], tokens: int) -> LearnedBank:
+def learn(setting: Setting, texts: Sequence[str], model: dict[str, Any], data: dict[str, Any]) -> LearnedBank:
     """A bank of these texts."""
-    data, start = data_of(setting, texts, tokens, scope=model.get("scope", "dataset")), now()
+    module, start = data_of(setting, texts, scope=model.get("scope", "dataset"), **data), now()
     learner = ml.MaskLearner(setting.lm, **model)
-    quiet_trainer().fit(learner, datamodule=data)
+    quiet_trainer().fit(learner, datamodule=module)
     learning = now() - start
-    return LearnedBank(data, learner, learner.discretize(), learning, now() - start)
+    return LearnedBank(module, learner, learner.discretize(), learning, now() - start)
 
 
 def agreement(banks: Sequence[LearnedBank]) -> dict[str, Any]:
@@ -96,6 +97,7 @@ def main(
     texts: int = 32,
     held_out: int = 4,
     tokens: int = 24,
+    positions: Positions = "all",
     sizes: tuple[float, ...] = (0.03, 0.1, 0.25, 0.5, 0.75),
     steps: int = 100,
     polish_budget: float = 1.0,
@@ -108,7 +110,8 @@ def main(
         ablations: What to compare.
         texts: Texts that share masks.
         held_out: Further texts, on which these masks are evaluated, and which have masks of their own.
-        tokens: Tokens of a text, at most.
+        tokens: Tokens of a text, at most; if its last one is scored, the last ones.
+        positions: Which of them are scored.
         sizes: Sizes of the masks.
         steps: Steps of shared masks; those of single texts take the default.
         polish_budget: Most tokens of polish, as a multiple of those of learning.
@@ -117,7 +120,8 @@ def main(
     print(machine())
     rows = texts_of(setting, texts + held_out)
     model = {"sizes": list(sizes), "steps": steps, "polish_budget": polish_budget}
-    found = compare(setting, ablations, rows[:texts], rows[texts:], model, tokens)
+    data = {"max_length": tokens, "positions": positions, "truncation": "left" if positions == "last" else "right"}
+    found = compare(setting, ablations, rows[:texts], rows[texts:], model, data)
     write_results({"setting": str(setting), "rows": found}, out)
 
 
