@@ -103,10 +103,12 @@ def test_altered_texts_have_the_baselines_of_their_own_rows(
     assert altered["sizes"][1]["controls"]["norm"]["kl"] == pytest.approx(kl, rel=1e-4)
 
 
-def test_a_table_of_ablations_names_the_altered_texts(
+def test_a_run_without_polish_reports_none_and_a_table_of_ablations_names_the_altered_texts(
     learned: Callable[..., Learned], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, _ = learned(*NODES)
+    page = (run.parent / "report.html" if run.is_file() else run / "report.html").read_text(encoding="utf-8")
+    assert "discretisation" in page and "cut: the top s nodes." in page and "polished" not in page  # there was none
     capsys.readouterr()
     found = results(run, "--altered_column", "corrupted", "--ablation", "[zero, mean]", "--baselines", "[]")
     table = capsys.readouterr().out
@@ -120,12 +122,6 @@ def test_a_table_of_ablations_names_the_altered_texts(
     assert found[0]["text"].startswith("4 texts of ") and "each under its own masks, zero" in found[0]["text"]
     assert evaluate(["--mask", str(run), "--study", "false", "--altered_column", "corruptd"]) == 2
     assert "Name one with --altered_column" in capsys.readouterr().err
-
-
-def test_a_run_without_polish_reports_none(learned: Callable[..., Learned]) -> None:
-    run, _ = learned(*NODES)
-    page = (run.parent / "report.html" if run.is_file() else run / "report.html").read_text(encoding="utf-8")
-    assert "discretisation" in page and "cut: the top s nodes." in page and "polished" not in page
 
 
 @pytest.mark.parametrize("flags", [NODES, EDGES], ids=["nodes", "edges"])
