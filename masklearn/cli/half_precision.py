@@ -25,8 +25,7 @@ def half_precision_note(lm: PreTrainedModel, seconds: float) -> str:
         lm: The model.
         seconds: How long the run is expected to take.
     """
-    width = text_config(lm).hidden_size
-    if seconds < WORTH_SECONDS or input_device(lm).type != "cpu" or width < MIN_WIDTH:
+    if seconds < WORTH_SECONDS or input_device(lm).type != "cpu" or (width := text_config(lm).hidden_size) < MIN_WIDTH:
         return ""
     is_half = lm.dtype != torch.float32
     if (factor := 1 / speed_up(width, lm.dtype) if is_half else speed_up(width)) < WORTH_FACTOR:

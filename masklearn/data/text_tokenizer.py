@@ -121,7 +121,7 @@ class TextTokenizer:
         return kept, [notice] if n else []
 
     def prompt(self, content: Content) -> str:
-        """A text, or a chat: with all that its template puts before the next answer, or up to the last of its last."""
+        """A text, or a chat: up to its last answer if it ends with one, or to where its template asks for one."""
         if isinstance(content, str):
             return self._render((Message("user", content),), answer_next=True) if self.chat else content
         if content[-1].role != "assistant":
